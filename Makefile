@@ -1,0 +1,89 @@
+# Everything here is also a plain command: `make -n serve` prints it, and each command has --help.
+#
+# WEIGHTS  state dict of DenseNet-121 (.pth or .safetensors); without it torchvision's own, cached or downloaded
+# PHOTOS   folder of photographs for the parity check and the tests
+# HOST, PORT   where `make serve` listens; by default 127.0.0.1 and 5000
+# PYTHON   a Python 3.11 or newer
+# TORCH_INDEX  package index with CPU builds of torch (0.2 GB in place of 5 GB on Linux)
+
+WEIGHTS ?=
+PHOTOS ?=
+# Not taken from the environment, where compilers' activation scripts leave a HOST that is no address.
+HOST =
+PORT ?=
+PYTHON ?= python3
+TORCH_INDEX ?=
+
+export ORT_DISABLE_TELEMETRY = 1
+export WEIGHTS PHOTOS
+
+model := models/densenet121.onnx
+runtime := .venv/runtime/bin/python
+exporter := .venv/export/bin/python
+install := $(PYTHON) requirements/install.py
+install_runtime = $(install) .venv/runtime requirements/runtime.txt
+install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)') \
+	requirements/export.txt requirements/test.txt requirements/dev.txt
+run_export = $(exporter) export/export_onnx.py --output $(model) \
+	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
+
+.DEFAULT_GOAL := help
+.PHONY: help serve export test test-serve test-export check format lock clean FORCE
+.DELETE_ON_ERROR:
+
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@sed -n '/^# WEIGHTS/,/^$$/s/^# /  /p' $(MAKEFILE_LIST)
+
+serve: $(model) ## export the model if need be, then serve it; Ctrl-C ends it
+	@$(install_runtime)
+	@exec $(runtime) -m serve --model $(model) $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
+
+export: ## export DenseNet-121 to models/, checked against PyTorch
+	@$(install_export)
+	$(run_export)
+
+# A model that is there is served as it is, unless WEIGHTS asks for one from other weights.
+$(model): $(if $(WEIGHTS),models/.weights)
+	@$(install_export)
+	$(run_export)
+
+models/.weights: FORCE
+	@test -f '$(WEIGHTS)' || { echo "WEIGHTS=$(WEIGHTS): no such file" >&2; exit 2; }
+	@mkdir -p models
+	@cksum < '$(WEIGHTS)' | cmp -s - $@ || cksum < '$(WEIGHTS)' > $@
+
+test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
+
+test-serve: ## run the tests of the server alone, which need no torch
+	@$(install_runtime) requirements/test.txt
+	$(runtime) -m pytest tests/serve
+
+test-export: ## run the tests that need torch
+	@$(install_runtime)
+	@$(install_export)
+	$(exporter) -m pytest tests/export
+
+check: ## lint, format and types, as CI checks them
+	@$(install_export)
+	.venv/export/bin/ruff check .
+	.venv/export/bin/ruff format --check .
+	.venv/export/bin/mypy
+
+format: ## format the code
+	@$(install_export)
+	.venv/export/bin/ruff format .
+	.venv/export/bin/ruff check --fix .
+
+lock := .venv/export/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate --no-header
+
+lock: ## resolve pyproject.toml anew into requirements/*.txt
+	@$(install_export)
+	$(lock) pyproject.toml -o requirements/runtime.txt
+	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
+	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
+	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt
+
+clean: ## remove the environments and the exported model
+	rm -rf .venv $(model) models/.weights

@@ -1,0 +1,17 @@
+"""Why an export stops; each message is the whole sentence the user reads."""
+
+
+class ExportError(Exception):
+    """Base of all errors an export ends with on purpose; no model file is written."""
+
+
+class WeightsError(ExportError):
+    """The weights cannot be had, read, or fitted to the network."""
+
+
+class PhotographError(ExportError):
+    """A photograph for the parity check cannot be read."""
+
+
+class ParityError(ExportError):
+    """The exported model, or the server's preprocessing, does not give PyTorch's answers."""

@@ -1,0 +1,64 @@
+"""PyTorch network → ONNX graph with a dynamic batch axis, and nothing in it of the machine that made it."""
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import Final
+
+import onnx
+import torch
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from torch import nn
+
+from export.errors import ExportError
+
+OPSETS: Final = range(18, 24)
+DEFAULT_OPSET: Final = 20
+_BATCH: Final = torch.export.Dim("batch", min=1, max=64)  # a bound the exporter wants; the graph has none
+_MACHINE_FIELDS: Final = ("metadata_props", "doc_string")  # the exporter writes stack traces with paths into them
+
+
+def export_graph(network: nn.Module, input_side: int, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
+    """Export with input `input` FP32 `[N, 3, input_side, input_side]` and output `logits` FP32 `[N, classes]`.
+
+    The network must be in inference mode and call its input `x`, as torchvision's do. Raises `ExportError`.
+    """
+    example = torch.zeros(2, 3, input_side, input_side)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    # The exporter reports its stages on standard output; ours has a line of its own for them.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            dynamic_shapes={"x": {0: _BATCH}},
+            input_names=["input"],
+            output_names=["logits"],
+            opset_version=opset,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ExportError("torch.onnx.export gave no model")
+    model = program.model_proto
+    made_opset = next(entry.version for entry in model.opset_import if entry.domain == "")
+    if made_opset != opset:
+        raise ExportError(f"torch.onnx.export gave opset {made_opset}, not {opset}; choose another with --opset")
+    strip(model)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def strip(message: Message) -> None:
+    """Remove, all the way down, what an exporter noted about itself: names of files, stack traces, source lines."""
+    names = message.DESCRIPTOR.fields_by_name
+    for field in _MACHINE_FIELDS:
+        if field in names:
+            message.ClearField(field)
+    for descriptor, value in message.ListFields():
+        if descriptor.type != descriptor.TYPE_MESSAGE:
+            continue
+        for child in value if descriptor.is_repeated else (value,):
+            strip(child)

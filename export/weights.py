@@ -1,0 +1,165 @@
+"""Weights → a network that is ready to export: found, read safely, renamed where old, and checked key by key.
+
+Errors that leave here: `WeightsError`, naming the file, the key or the address.
+"""
+
+import hashlib
+import re
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.error import HTTPError, URLError
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from export.errors import WeightsError
+from export.models import KNOWN_WEIGHTS, Architecture
+
+_CONNECT_SECONDS: Final = 10.0
+_SHOWN_KEYS: Final = 5
+# DenseNet checkpoints of 2017 call a dense layer's parts norm.1, conv.1, norm.2, conv.2.
+_OLD_DENSE_LAYER_KEY: Final = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
+_BATCHES_TRACKED: Final = "num_batches_tracked"  # a counter that old checkpoints lack and inference never reads
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A state dict and where it came from; no path of this machine is in it.
+
+    sha256: of the file, None for an untrained network. licence: where it is known.
+    """
+
+    state: dict[str, Tensor]
+    source: str
+    sha256: str | None
+    licence: str | None
+    trained: bool = True
+
+
+def read_weights(path: Path) -> Weights:
+    """Read a state dict from a `.safetensors` file or one of `torch.save`'s, which is never allowed to run code."""
+    if not path.is_file():
+        raise WeightsError(f"weights {path}: no such file")
+    sha256 = _sha256(path)
+    source, licence = KNOWN_WEIGHTS.get(sha256, (path.name, None))
+    return Weights(_read_state(path), source, sha256, licence)
+
+
+def default_weights(architecture: Architecture) -> Weights:
+    """torchvision's own weights: from torch's hub cache, else downloaded with a progress bar; their hash is checked."""
+    enum = architecture.default_weights
+    url = enum.url
+    file_name = url.rsplit("/", 1)[-1]
+    prefix = file_name.rsplit("-", 1)[-1].split(".")[
+        0
+    ]  # torchvision's file names end in the first 8 digits of the sha256
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
+    if not cached.is_file():
+        _download(url, cached, prefix)
+    sha256 = _sha256(cached)
+    if not sha256.startswith(prefix):
+        raise WeightsError(f"weights {cached}: their sha256 is {sha256}, not {prefix}…; delete the file and try again")
+    return Weights(_read_state(cached), f"torchvision {enum}", sha256, "BSD-3-Clause")
+
+
+def untrained_weights(architecture: Architecture, seed: int) -> Weights:
+    """Random weights from a seed, with BatchNorm's statistics run in on noise so that activations are sane."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = architecture.build()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # the plain average over all batches
+        network.train()
+        with torch.no_grad():
+            for _ in range(2):
+                network(torch.randn(8, 3, architecture.preprocessing.crop, architecture.preprocessing.crop))
+    return Weights(dict(network.state_dict()), f"untrained, seed {seed}", None, None, trained=False)
+
+
+def build_network(architecture: Architecture, weights: Weights) -> nn.Module:
+    """The network with these weights, in inference mode; raises `WeightsError` naming every key that does not fit."""
+    network = architecture.build()
+    state = modern_keys(weights.state)
+    expected = network.state_dict()
+    _require_fit(architecture.name, weights.source, state, expected)
+    network.load_state_dict(state, strict=False)  # all that may be missing by now are BatchNorm's batch counters
+    return network.eval()
+
+
+def modern_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the keys of DataParallel (`module.` in front) and of old DenseNet checkpoints (`norm.1`) to today's."""
+    return {_OLD_DENSE_LAYER_KEY.sub(r"\1\2", key.removeprefix("module.")): value for key, value in state.items()}
+
+
+def _require_fit(name: str, source: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    faults = []
+    missing = [key for key in expected if key not in state and not key.endswith(_BATCHES_TRACKED)]
+    if missing:
+        faults.append(f"missing {_listed(missing)}")
+    surplus = [key for key in state if key not in expected]
+    if surplus:
+        faults.append(f"surplus {_listed(surplus)}")
+    shapes = [
+        f"{key} is {list(state[key].shape)} where {name} has {list(value.shape)}"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    if shapes:
+        faults.append(f"wrong shape: {_listed(shapes)}")
+    not_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if not_finite:
+        faults.append(f"not finite: {_listed(not_finite)}")
+    if faults:
+        raise WeightsError(f"weights {source} do not fit {name}: {'; '.join(faults)}")
+
+
+def _listed(items: Iterable[str]) -> str:
+    every = list(items)
+    shown = ", ".join(every[:_SHOWN_KEYS])
+    return shown if len(every) <= _SHOWN_KEYS else f"{shown} and {len(every) - _SHOWN_KEYS} more"
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on rubbish, torch's unpickler lets out whatever its stack machine stumbles over
+        raise WeightsError(
+            f"weights {path.name} cannot be read as a state dict: the file is corrupt or holds code"
+        ) from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]  # training scripts save it beside the optimiser's state
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"weights {path.name} hold a {type(content).__name__}, not a state dict")
+    strangers = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise WeightsError(f"weights {path.name} hold more than tensors: {_listed(strangers)}")
+    return dict(content)
+
+
+def _download(url: str, target: Path, hash_prefix: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_CONNECT_SECONDS)  # torch.hub sets none and would wait for ever behind a silent firewall
+    try:
+        torch.hub.download_url_to_file(url, str(target), hash_prefix, progress=True)
+    except (HTTPError, URLError, OSError, RuntimeError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise WeightsError(
+            f"no weights: {target} is not there and {url} could not be downloaded ({reason}). "
+            "Give a state dict of your own: make serve WEIGHTS=PATH, or --weights PATH"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,150 @@
+"""Flags and environment → one frozen `Config`, parsed once. Errors that leave here: `ConfigError`.
+
+Each field is one setting: `--max-files` on the command line, `SERVE_MAX_FILES` in the environment; the flag wins.
+"""
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from serve.errors import ConfigError
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+Parser = Callable[[str], Any]
+
+
+def _whole(low: int, high: int) -> Parser:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d+", text, re.ASCII) or not low <= int(text) <= high:
+            raise ValueError(f"not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _one_of(*allowed: str) -> Parser:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"not one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _switch(text: str) -> bool:
+    return bool(_one_of("on", "off")(text) == "on")
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise ValueError("empty")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_text(text))
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(part for part in re.split(r"[,\s]+", text) if part)
+    for origin in origins:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError(f"{origin!r} is no origin such as https://example.org")
+    return origins
+
+
+def _setting(default: Any, parse: Parser, help_text: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help_text})
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a server. Sizes are in bytes, pixels and counts as their names say."""
+
+    host: str = _setting("127.0.0.1", _text, "address to listen on; 0.0.0.0 for every interface")
+    port: int = _setting(5000, _whole(0, 65535), "TCP port to listen on; 0 takes a free one and the log says which")
+    model: Path = _setting(ROOT / "models" / "densenet121.onnx", _path, "model file, made by export/export_onnx.py")
+    class_index: Path = _setting(
+        ROOT / "imagenet_class_index.json", _path, "JSON file with the id and name of each class"
+    )
+    intra_op_threads: int = _setting(0, _whole(0, 1024), "threads that share one inference; 0: one for each usable CPU")
+    max_request_bytes: int = _setting(20 * 2**20, _whole(1, 2**40), "bytes a request's body may have")
+    max_pixels: int = _setting(50_000_000, _whole(1, 2**40), "pixels an image may have, by its header")
+    max_files: int = _setting(32, _whole(1, 10_000), "files a request may have")
+    exif_orientation: bool = _setting(True, _switch, "turn pictures upright as their EXIF says: on or off")
+    cors_origins: tuple[str, ...] = _setting(
+        (), _origins, "origins whose pages may use the server from a browser, separated by commas"
+    )
+    log_format: str = _setting("auto", _one_of("auto", "text", "json"), "text, json, or auto: text on a terminal")
+    log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
+
+    @property
+    def threads(self) -> int:
+        """Intra-op threads an inference gets, at least 1."""
+        return self.intra_op_threads or usable_cpus()
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on, which inside a container or under `taskset` can be fewer than the host has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """Settings from flags, else from `SERVE_*` variables, else the defaults; raises `ConfigError` naming key and value.
+
+    `--help` and an unknown flag end the process from within, as argparse does.
+    """
+    flags = vars(_argument_parser().parse_args(arguments))
+    values = {}
+    for setting in fields(Config):
+        flag, variable = _names(setting.name)
+        if flags[setting.name] is not None:
+            source, text = flag, flags[setting.name]
+        elif variable in environment:
+            source, text = variable, environment[variable]
+        else:
+            continue
+        try:
+            values[setting.name] = setting.metadata["parse"](text)
+        except ValueError as error:
+            raise ConfigError(f"{source}={text!r}: {error}") from error
+    return Config(**values)
+
+
+def _names(setting: str) -> tuple[str, str]:
+    return f"--{setting.replace('_', '-')}", f"SERVE_{setting.upper()}"
+
+
+def _argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m serve",
+        description="Classify pictures over HTTP: curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload",
+        epilog="Each flag is also an environment variable, named after it in brackets; the flag wins. "
+        "Ctrl-C or SIGTERM ends the server with status 0; a setting it cannot start with ends it with status 2.",
+        allow_abbrev=False,
+    )
+    for setting in fields(Config):
+        flag, variable = _names(setting.name)
+        parser.add_argument(
+            flag, metavar="VALUE", help=f"{setting.metadata['help']} [{variable}, default: {_shown(setting.default)}]"
+        )
+    return parser
+
+
+def _shown(default: Any) -> str:
+    match default:
+        case True:
+            return "on"
+        case Path():
+            return str(default.relative_to(ROOT))
+        case ():
+            return "none"
+        case _:
+            return str(default)

@@ -1,0 +1,154 @@
+"""What every request passes through: request id, access log, unforeseen errors, clean endings.
+
+Plain ASGI, so that nothing here depends on the web framework. No error leaves this module while an answer can still be
+given: a defect becomes a 500 that carries the request id under which it was logged.
+"""
+
+import asyncio
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from serve.problems import MEDIA_TYPE, problem
+
+Message = MutableMapping[str, Any]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+access_log = logging.getLogger("serve.access")
+error_log = logging.getLogger("serve.error")
+
+# Ids are logged and sent back, so only what is harmless in both places is taken from a client.
+_SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+# After an early refusal, what the client is still sending is read and dropped for a moment, because closing on unread
+# bytes resets the connection and the client may lose the answer (RFC 9112, section 9.6).
+_LINGER_SECONDS: Final = 2.0
+_LINGER_BYTES: Final = 64 * 2**20
+
+
+class RequestLog:
+    """Give each request an id and a line in the access log, and turn a defect into a 500 problem."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        record = {"status": 0, "bytes_in": 0, "bytes_out": 0}
+
+        async def counting_receive() -> Message:
+            message = await receive()
+            record["bytes_in"] += len(message.get("body", b""))
+            return message
+
+        async def stamping_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record["status"] = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode("ascii"))]}
+            record["bytes_out"] += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, counting_receive, stamping_send)
+        except Exception:
+            error_log.exception("unforeseen error", extra={"fields": {"request_id": request_id}})
+            if record["status"]:
+                raise  # half an answer is out: only closing the connection tells the client
+            await _send_defect(stamping_send, request_id)
+        finally:
+            _log_access(scope, request_id, record, time.perf_counter() - started)
+
+
+class LingeringClose:
+    """Where an answer went out before the request's body was read to its end, stop reading soon and close."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(scope):
+            await self.app(scope, receive, send)
+            return
+        unread = True
+
+        async def watching_receive() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = unread and message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def closing_send(message: Message) -> None:
+            if unread and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                if not _waits_for_continue(scope):
+                    await _drop_rest(watching_receive)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await self.app(scope, watching_receive, closing_send)
+
+
+async def _drop_rest(receive: Receive) -> None:
+    dropped = 0
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            while dropped < _LINGER_BYTES:
+                message = await receive()
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+                dropped += len(message["body"])
+    except TimeoutError:
+        pass
+
+
+async def _send_defect(send: Send, request_id: str) -> None:
+    detail = "The server failed on this request, which is a defect; its log has more under this request id."
+    content = {**problem(500, "Internal Server Error", detail), "request_id": request_id}
+    body = json.dumps(content).encode() + b"\n"
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: float) -> None:
+    # raw_path is still percent-encoded, so a path cannot break or forge a line
+    path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
+    client = scope.get("client")
+    fields = {
+        "request_id": request_id,
+        "client": client[0] if client else None,
+        "method": scope["method"],
+        "path": path,
+        **record,
+        "ms": round(seconds * 1000, 2),
+    }
+    access_log.info("%s %s %d", fields["method"], path, record["status"], extra={"fields": fields})
+
+
+def _request_id(scope: Scope) -> str:
+    sent = _header(scope, b"x-request-id").decode("latin-1")
+    return sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _has_body(scope: Scope) -> bool:
+    return _header(scope, b"content-length") not in (b"", b"0") or bool(_header(scope, b"transfer-encoding"))
+
+
+def _waits_for_continue(scope: Scope) -> bool:
+    return _header(scope, b"expect").lower() == b"100-continue"
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")

@@ -1,0 +1,121 @@
+"""One onnxruntime session over one self-describing model file: FP32 `[N, 3, S, S]` in, logits FP32 `[N, classes]` out.
+
+The only module that imports onnxruntime. Errors that leave here: `ModelError`, and only while loading.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.errors import ModelError
+
+# onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime as ort
+
+INPUT_NAME: Final = "input"
+OUTPUT_NAME: Final = "logits"
+# What a file must say of itself to be served; preprocess.py asks for the entries that it needs besides.
+_REQUIRED_ENTRIES: Final = ("name", "variant", "class_count")
+_FATAL: Final = 4  # onnxruntime's log severity: our own errors say what is wrong
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded, warm network.
+
+    card: what the export measured and wrote into the file, with the file's own sha256. input_side: S, pixels.
+    class_count: logits a picture.
+    """
+
+    card: dict[str, Any]
+    input_side: int
+    class_count: int
+    _session: ort.InferenceSession
+
+    @property
+    def name(self) -> str:
+        """The architecture's name, such as `densenet121`."""
+        return str(self.card["name"])
+
+    def logits(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """FP32 `[N, 3, S, S]`, normalised → logits FP32 `[N, classes]`. Safe to call from several threads."""
+        outputs: list[npt.NDArray[np.float32]] = self._session.run([OUTPUT_NAME], {INPUT_NAME: batch})
+        return outputs[0]
+
+
+def load_model(path: Path, intra_op_threads: int) -> Model:
+    """Load `path` and run it once, so that what comes back is ready to use.
+
+    intra_op_threads: threads that share one inference, at least 1. Raises `ModelError` naming the file and what to do.
+    """
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise ModelError(f"model {path} {what}; make it with 'make export', or name another with --model")
+    try:
+        session = ort.InferenceSession(path, _session_options(intra_op_threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise ModelError(
+            f"model {path} is not a model onnxruntime can load; make it anew with 'make export'"
+        ) from error
+    try:
+        card = _read_card(session)
+        side = _input_side(session)
+        class_count = _class_count(session, card)
+    except ModelError as error:
+        raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
+    with path.open("rb") as file:
+        card["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    model = Model(card, side, class_count, session)
+    warm = model.logits(np.zeros((1, 3, side, side), np.float32))
+    if warm.shape != (1, class_count) or not np.isfinite(warm).all():
+        raise ModelError(
+            f"model {path}: its warm-up gave no {class_count} finite logits; make it anew with 'make export'"
+        )
+    return model
+
+
+def _session_options(intra_op_threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _FATAL
+    return options
+
+
+def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
+    """The file's metadata; each entry's value is JSON."""
+    metadata = session.get_modelmeta().custom_metadata_map
+    missing = [key for key in _REQUIRED_ENTRIES if key not in metadata]
+    if missing:
+        raise ModelError(f"its metadata lacks {', '.join(missing)}, so it cannot say what it is")
+    try:
+        return {key: json.loads(value) for key, value in sorted(metadata.items())}
+    except ValueError as error:
+        raise ModelError("its metadata is not JSON") from error
+
+
+def _input_side(session: ort.InferenceSession) -> int:
+    """Side of the square input in pixels."""
+    match [(value.name, value.type, value.shape) for value in session.get_inputs()]:
+        case [(name, "tensor(float)", [_, 3, int(height), int(width)])] if name == INPUT_NAME and height == width:
+            return height
+        case other:
+            raise ModelError(f"its inputs are {other}, not one FP32 '{INPUT_NAME}' [N, 3, side, side]")
+
+
+def _class_count(session: ort.InferenceSession, card: dict[str, Any]) -> int:
+    match [(value.name, value.type, value.shape) for value in session.get_outputs()]:
+        case [(name, "tensor(float)", [_, int(classes)])] if name == OUTPUT_NAME and classes == card["class_count"]:
+            return classes
+        case other:
+            raise ModelError(
+                f"its outputs are {other}, not one FP32 '{OUTPUT_NAME}' [N, {card['class_count']}] as its metadata says"
+            )

@@ -1,0 +1,220 @@
+"""Encoded picture → header check → upright RGB → resize → centre crop → normalised FP32 `[1, 3, S, S]`.
+
+Pure functions on numpy and Pillow, bit-exact with torchvision's `ImageClassification` preset on what its usual loader,
+`Image.open(file).convert("RGB")`, gives. Two stated exceptions: EXIF orientation is applied (unless turned off), and
+16-bit grey is scaled to 8 bits where Pillow would clip it to white.
+
+Errors that leave here: `UnsupportedFormat`, `UndecodableImage`, `TooManyPixels`.
+"""
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+# All the plug-ins that are ever used, imported here so that Pillow never goes looking for its forty others.
+from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  isort: skip
+from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
+
+from serve.errors import ModelError, TooManyPixels, UndecodableImage, UnsupportedFormat
+
+ACCEPTED_FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+
+# How a file of each format begins. BMP's two letters alone would claim plain text, so the size of its second header
+# (the known versions of BITMAPINFOHEADER) is looked at too.
+_SIGNATURES: Final = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
+    "AVIF": re.compile(rb".{4}ftyp(.{4})*?avi[fs]", re.DOTALL),
+}
+_SIGNATURE_BYTES: Final = 64
+
+# Pillow's own bomb guard knows one limit for the whole process; `open_image` applies ours, which is a setting.
+Image.MAX_IMAGE_PIXELS = None
+
+_INTERPOLATIONS: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a model wants to be fed, as its file says.
+
+    resize: shorter side after resizing, pixels. interpolation: a key of `_INTERPOLATIONS`. crop: side of the centre
+    crop, pixels. mean, std: per channel, RGB, on the scale where white is 1.
+    """
+
+    resize: int
+    interpolation: str
+    crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> "Preprocessing":
+        """Read it from a model card; raises `ModelError` naming the entry that is missing or makes no sense."""
+        try:
+            resize, crop, interpolation = card["resize"], card["crop"], card["interpolation"]
+            mean, std = card["mean"], card["std"]
+        except KeyError as missing:
+            raise ModelError(
+                f"its metadata lacks {missing}, so it cannot say how pictures become its input"
+            ) from missing
+        if not (isinstance(crop, int) and isinstance(resize, int) and 1 <= crop <= resize):
+            raise ModelError(
+                f"its metadata has resize={resize!r} and crop={crop!r}, not whole pixels with crop ≤ resize"
+            )
+        if interpolation not in _INTERPOLATIONS:
+            raise ModelError(
+                f"its metadata has interpolation={interpolation!r}, not one of {', '.join(_INTERPOLATIONS)}"
+            )
+        for key, values in (("mean", mean), ("std", std)):
+            numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
+            if not numbers or len(values) != 3 or (key == "std" and not all(v > 0 for v in values)):
+                raise ModelError(f"its metadata has {key}={values!r}, not three {'positive ' * (key == 'std')}numbers")
+        return cls(resize, interpolation, crop, tuple(mean), tuple(std))
+
+    def to_card(self) -> dict[str, Any]:
+        """The entries `from_card` reads."""
+        return {
+            "resize": self.resize,
+            "interpolation": self.interpolation,
+            "crop": self.crop,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def sniff_format(data: bytes) -> str | None:
+    """The accepted format that `data` begins like, a key of `ACCEPTED_FORMATS`, or None."""
+    head = data[:_SIGNATURE_BYTES]
+    return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
+
+
+def open_image(data: bytes, spec: Preprocessing, max_pixels: int) -> Image.Image:
+    """Read a picture's header and nothing more; the pixels stay encoded until `decode`.
+
+    data: the encoded file, recognised by content. max_pixels: limit on width × height, before and after resizing.
+    Raises `UnsupportedFormat`, `UndecodableImage` or `TooManyPixels`.
+    """
+    format_name = sniff_format(data)
+    if format_name is None:
+        raise UnsupportedFormat(
+            f"The file is not a picture in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."
+        )
+    try:
+        image = Image.open(io.BytesIO(data), formats=[format_name])
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's plug-ins let a dozen types of exception out on a corrupt header
+        raise _undecodable(format_name) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise TooManyPixels(f"The picture has {width} × {height} pixels; the limit is {max_pixels} pixels.")
+    resized = resized_size((width, height), spec.resize)
+    if resized[0] * resized[1] > max_pixels:
+        raise TooManyPixels(
+            f"The picture has {width} × {height} pixels, which is {resized[0]} × {resized[1]} once its shorter side is "
+            f"{spec.resize}; the limit is {max_pixels} pixels."
+        )
+    return image
+
+
+def decode(image: Image.Image, apply_orientation: bool = True) -> Image.Image:
+    """Decode what `open_image` opened: the first frame, as upright 8-bit RGB. Raises `UndecodableImage`."""
+    format_name = image.format or "image"
+    try:
+        if image.mode.startswith("I;16"):
+            rgb = _scale_16_bit(image).convert("RGB")
+        elif image.mode in ("I", "F"):
+            raise UndecodableImage(
+                f"The {format_name} picture has 32-bit pixels, which have no agreed range; 8 and 16 bits are accepted."
+            )
+        else:
+            rgb = image.convert("RGB")
+    except (MemoryError, UndecodableImage):
+        raise
+    except Exception as error:  # as in open_image, and zlib's, struct's and the codecs' own
+        raise _undecodable(format_name) from error
+    if apply_orientation:
+        _turn_upright(rgb)
+    return rgb
+
+
+def to_input(rgb: Image.Image, spec: Preprocessing) -> FloatArray:
+    """RGB picture → the model's input, FP32 `[1, 3, crop, crop]`, normalised."""
+    return normalise(center_crop(resize(rgb, spec), spec.crop), spec)
+
+
+def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Width and height once the shorter side is `shorter`; the longer is truncated, as torchvision's `Resize` does."""
+    width, height = size
+    if width <= height:
+        return shorter, int(shorter * height / width)
+    return int(shorter * width / height), shorter
+
+
+def resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    """Scale the shorter side to `spec.resize`, antialiased as Pillow always does."""
+    target = resized_size(image.size, spec.resize)
+    return image if target == image.size else image.resize(target, _INTERPOLATIONS[spec.interpolation])
+
+
+def center_crop(image: Image.Image, side: int) -> Image.Image:
+    """The middle `side` × `side` pixels; an odd remainder is rounded half to even, as by torchvision."""
+    left = round((image.width - side) / 2)
+    top = round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
+
+
+def normalise(image: Image.Image, spec: Preprocessing) -> FloatArray:
+    """8-bit RGB → FP32 `[1, 3, height, width]` with `(value / 255 - mean) / std` in each channel."""
+    pixels = np.asarray(image)
+    planes = np.empty((1, 3, *pixels.shape[:2]), np.float32)
+    for channel, table in enumerate(_normalisation_table(spec)):
+        np.take(table, pixels[..., channel], out=planes[0, channel], mode="clip")
+    return planes
+
+
+@lru_cache(maxsize=8)
+def _normalisation_table(spec: Preprocessing) -> FloatArray:
+    """FP32 `[3, 256]`: what each 8-bit value becomes. Computed in torchvision's order of operations, so bit for bit."""
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean, std = (np.asarray(numbers, np.float32)[:, None] for numbers in (spec.mean, spec.std))
+    table: FloatArray = (values - mean) / std
+    return table
+
+
+def _scale_16_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey → 8-bit grey, 65535 to 255 and rounded to nearest."""
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _turn_upright(rgb: Image.Image) -> None:
+    """Apply EXIF orientation in place. A picture whose EXIF cannot be read is taken as upright."""
+    try:
+        ImageOps.exif_transpose(rgb, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: S110  broken metadata around a sound picture: torchvision's loader would not have looked
+        pass
+
+
+def _undecodable(format_name: str) -> UndecodableImage:
+    return UndecodableImage(f"The {format_name} picture cannot be decoded: it is truncated or corrupt.")

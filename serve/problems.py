@@ -1,0 +1,48 @@
+"""The one table from domain error to HTTP: status, title and retry advice, and the RFC 9457 problem made of them.
+
+Titles are RFC 9110's own reason phrases, because the problems' type is `about:blank` (RFC 9457, section 4.2.1).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from serve import errors
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one class of error looks over HTTP; retry_after in seconds where trying again can help."""
+
+    status: int
+    title: str
+    retry_after: int | None = None
+
+
+RULES: Final[dict[type[errors.RequestError], Rule]] = {
+    errors.BadParameter: Rule(400, "Bad Request"),
+    errors.MalformedUpload: Rule(400, "Bad Request"),
+    errors.MissingFile: Rule(400, "Bad Request"),
+    errors.EmptyFile: Rule(400, "Bad Request"),
+    errors.ForeignOrigin: Rule(403, "Forbidden"),
+    errors.UnboundedBody: Rule(411, "Length Required"),
+    errors.UploadTooLarge: Rule(413, "Content Too Large"),
+    errors.TooManyFiles: Rule(413, "Content Too Large"),
+    errors.TooManyPixels: Rule(413, "Content Too Large"),
+    errors.UnsupportedBody: Rule(415, "Unsupported Media Type"),
+    errors.UnsupportedFormat: Rule(415, "Unsupported Media Type"),
+    errors.UndecodableImage: Rule(422, "Unprocessable Content"),
+    errors.NotReady: Rule(503, "Service Unavailable", retry_after=1),
+}
+
+
+def problem(status: int, title: str, detail: str) -> dict[str, Any]:
+    """A problem object, ready for JSON."""
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail}
+
+
+def problem_of(error: errors.RequestError) -> dict[str, Any]:
+    """The problem object of an error."""
+    rule = RULES[type(error)]
+    return problem(rule.status, rule.title, str(error))

@@ -1,0 +1,39 @@
+"""Settings of the test runs: WEIGHTS, a state dict, and PHOTOS, a folder of photographs named `<wnid>_<label>.JPEG`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before any test imports onnxruntime, whose Linux wheel sends usage statistics otherwise.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# A developer's own settings must not reach the servers under test.
+for name in [name for name in os.environ if name.startswith("SERVE_")]:
+    del os.environ[name]
+
+
+def pytest_report_header() -> list[str]:
+    return [
+        f"WEIGHTS: {os.environ.get('WEIGHTS') or 'not given; the export is tested on DenseNet-121 from a seed'}",
+        f"PHOTOS: {os.environ.get('PHOTOS') or 'not given; the pictures of tests/data stand in, without accuracy'}",
+    ]
+
+
+def _setting(name: str) -> Path | None:
+    value = os.environ.get(name)
+    if not value:
+        return None
+    path = Path(value)
+    if not path.exists():
+        raise pytest.UsageError(f"{name}={value}: no such file or folder")
+    return path.resolve()
+
+
+@pytest.fixture(scope="session")
+def weights_file() -> Path | None:
+    return _setting("WEIGHTS")
+
+
+@pytest.fixture(scope="session")
+def photo_folder() -> Path | None:
+    return _setting("PHOTOS")

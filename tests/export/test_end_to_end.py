@@ -1,0 +1,155 @@
+"""A fresh tree, `make serve`, real HTTP, real photographs: the labels are PyTorch's, and right."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models import DenseNet121_Weights
+
+from serve.config import ROOT
+from serve.postprocess import load_class_index
+from tests.server_process import running_server
+
+RIGHT_AT_LEAST = 0.8
+
+
+def test_uploads_get_pytorchs_labels_and_they_are_right(
+    exported: Path, network: nn.Module, photographs: Path, photo_folder: Path | None, weights_file: Path | None,
+    runtime_python: Path,
+) -> None:  # fmt: skip
+    labels = load_class_index(ROOT / "imagenet_class_index.json", 1000)
+    preset = DenseNet121_Weights.IMAGENET1K_V1.transforms()
+    paths = sorted(photographs.iterdir())
+    right = 0
+    with running_server(runtime_python, "--model", str(exported), "--log-format", "json") as server:
+        for path in paths:
+            answer = httpx2.post(f"{server.url}/upload", files={"file": (path.name, path.read_bytes())})
+            assert answer.status_code == 200, path.name
+            with torch.no_grad():
+                wanted = labels[int(network(preset(Image.open(path).convert("RGB"))[None])[0].argmax())]
+            assert answer.json()["imagenet_id"] == wanted.imagenet_id, path.name
+            assert answer.json()["label"] == wanted.name
+            right += path.name.startswith(f"{wanted.imagenet_id}_")
+        assert server.stop() == 0
+    print(f"\n{right} of {len(paths)} photographs labelled right, all {len(paths)} as by PyTorch")
+    if photo_folder is not None and weights_file is not None:
+        assert len(paths) >= 50
+        assert right >= RIGHT_AT_LEAST * len(paths)
+
+
+@pytest.fixture
+def fresh_tree(tmp_path: Path) -> Path:
+    """The project's own files as a clone has them, with the environments that are already made."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tree = tmp_path / "clone"
+    for name in listed.stdout.splitlines():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, tree / name)
+    (tree / ".venv").symlink_to(ROOT / ".venv")
+    return tree
+
+
+def make(tree: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    # WEIGHTS and PHOTOS of this test run must not reach the make under test, nor its jobserver
+    inherited = {
+        key: value for key, value in os.environ.items() if key not in {"WEIGHTS", "PHOTOS", "MAKEFLAGS", "MFLAGS"}
+    }
+    return subprocess.Popen(
+        ["make", *arguments],
+        cwd=tree,
+        env={**inherited, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a process group of its own, which a test can send Ctrl-C to
+    )
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(process: subprocess.Popen[str], url: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            if httpx2.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_make_serve_exports_once_serves_and_ends_with_its_signal(
+    fresh_tree: Path, exported: Path, weights: Path, photographs: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    arguments = ["serve", f"WEIGHTS={weights}", f"PHOTOS={photographs}", f"PORT={port}"]
+    first = make(fresh_tree, *arguments)
+    wait_until_ready(first, url, 300)
+    assert httpx2.get(f"{url}/").text == "Server is Running\n"
+    os.killpg(first.pid, signal.SIGINT)  # what Ctrl-C does: make and the server both get it
+    output, log = first.communicate(timeout=60)
+    assert "check parity with PyTorch" in output
+    assert "Traceback" not in log
+    model = fresh_tree / "models" / "densenet121.onnx"
+    # The same inputs gave the same bytes, in another folder and by the other command.
+    assert model.read_bytes() == exported.read_bytes()
+
+    second = make(fresh_tree, *arguments)
+    wait_until_ready(second, url, 30)
+    second.terminate()
+    output, log = second.communicate(timeout=60)
+    assert "parity" not in output  # what was exported is served again
+    assert "Traceback" not in log
+    with pytest.raises(httpx2.TransportError):
+        httpx2.get(url)
+
+
+def test_make_serve_without_weights_or_network_says_what_to_do(fresh_tree: Path, tmp_path: Path) -> None:
+    """The hub's cache is empty and the proxy refuses: the one error names what was tried and WEIGHTS=PATH."""
+    nowhere = "http://127.0.0.1:9"
+    process = make(fresh_tree, "serve", TORCH_HOME=str(tmp_path), https_proxy=nowhere, http_proxy=nowhere)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 2
+    said = [line for line in log.splitlines() if line.startswith("export: ")]
+    assert len(said) == 1
+    for words in ("no weights", "densenet121-a639ec97.pth", "could not be downloaded", "WEIGHTS=PATH"):
+        assert words in said[0]
+    assert "Traceback" not in log
+    assert not list((fresh_tree / "models").glob("*.onnx"))
+
+
+def test_make_names_a_weights_file_that_is_not_there(fresh_tree: Path) -> None:
+    process = make(fresh_tree, "serve", "WEIGHTS=none.pth")
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert log.startswith("WEIGHTS=none.pth: no such file\n")
+
+
+def test_make_alone_prints_the_targets(fresh_tree: Path) -> None:
+    process = make(fresh_tree)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    for words in ("make serve", "make test", "make export", "make check", "WEIGHTS", "PHOTOS", "PORT"):
+        assert words in output

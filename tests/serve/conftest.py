@@ -1,0 +1,66 @@
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve.app import create_app
+from serve.classifier import Classifier, load_classifier
+from serve.config import Config
+from tests.references import DATA
+from tests.tiny_model import PATH as TINY_MODEL
+
+PHOTOS = DATA / "photos"
+
+
+@pytest.fixture(scope="session")
+def config() -> Config:
+    return Config(model=TINY_MODEL, intra_op_threads=1)
+
+
+@pytest.fixture(scope="session")
+def classifier(config: Config) -> Classifier:
+    return load_classifier(config)
+
+
+ClientFor = Callable[..., TestClient]
+
+
+@pytest.fixture
+def client_for(config: Config, classifier: Classifier) -> Iterator[ClientFor]:
+    """Start an application with some settings changed; its lifespan ends with the test."""
+    clients: list[TestClient] = []
+
+    def start(**settings: Any) -> TestClient:
+        changed = replace(config, **settings)
+        using = replace(classifier, max_pixels=changed.max_pixels, exif_orientation=changed.exif_orientation)
+        client = TestClient(create_app(changed, using), raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(client_for: ClientFor) -> TestClient:
+    return client_for()
+
+
+@pytest.fixture(scope="session")
+def cat() -> bytes:
+    return (PHOTOS / "cat.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def coffee() -> bytes:
+    return (PHOTOS / "coffee.jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Path:
+    return TINY_MODEL

@@ -1,0 +1,78 @@
+"""Settings: flags over environment over defaults, and errors that name the key and the value."""
+
+import os
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from serve.config import Config, load_config, usable_cpus
+from serve.errors import ConfigError
+
+
+def test_defaults_are_the_contracts() -> None:
+    config = load_config([], {})
+    assert (config.host, config.port) == ("127.0.0.1", 5000)
+    assert config.max_request_bytes == 20 * 1024 * 1024
+    assert config.max_pixels == 50_000_000
+    assert config.max_files == 32
+    assert config.exif_orientation is True
+    assert config.cors_origins == ()
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:
+    environment = {"SERVE_PORT": "6000", "SERVE_MAX_FILES": "3"}
+    config = load_config(["--port", "7000"], environment)
+    assert (config.port, config.max_files, config.host) == (7000, 3, "127.0.0.1")
+
+
+def test_every_setting_is_a_flag_and_a_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as leaving:
+        load_config(["--help"], {})
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    for setting in fields(Config):
+        assert f"--{setting.name.replace('_', '-')}" in text
+        assert f"SERVE_{setting.name.upper()}" in text
+
+
+def test_settings_are_read_in_their_own_types() -> None:
+    environment = {
+        "SERVE_EXIF_ORIENTATION": "off",
+        "SERVE_CORS_ORIGINS": "https://a.example, http://localhost:3000",
+        "SERVE_MODEL": "some/model.onnx",
+    }
+    config = load_config([], environment)
+    assert config.exif_orientation is False
+    assert config.cors_origins == ("https://a.example", "http://localhost:3000")
+    assert config.model == Path("some/model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--port", "70000"], {}, "--port='70000': not a whole number from 0 to 65535"),
+        ([], {"SERVE_PORT": "http"}, "SERVE_PORT='http': not a whole number from 0 to 65535"),
+        ([], {"SERVE_MAX_FILES": "0"}, "SERVE_MAX_FILES='0': not a whole number from 1 to 10000"),
+        ([], {"SERVE_MAX_FILES": "١"}, "not a whole number"),
+        (["--exif-orientation", "yes"], {}, "--exif-orientation='yes': not one of on, off"),
+        (["--log-format", "xml"], {}, "--log-format='xml': not one of auto, text, json"),
+        (["--cors-origins", "*"], {}, "'\\*' is no origin such as https://example.org"),
+        (["--model", ""], {}, "--model='': empty"),
+    ],
+)
+def test_an_error_names_the_key_the_value_and_what_is_allowed(
+    arguments: list[str], environment: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(arguments, environment)
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Config().port = 1  # type: ignore[misc]
+
+
+def test_threads_follow_the_cpus_this_process_may_use() -> None:
+    assert Config().threads == usable_cpus() == len(os.sched_getaffinity(0))
+    assert Config(intra_op_threads=3).threads == 3

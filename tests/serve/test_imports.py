@@ -1,0 +1,92 @@
+"""Who may import whom, read off the source; what the server loads, read off a running interpreter."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions
+
+import pytest
+
+from serve.config import ROOT
+
+SERVE = ROOT / "serve"
+# __main__ → app → classifier → the middle modules → config and errors; each may import what stands to its right.
+MAY_IMPORT = {
+    "__init__": set(),
+    "errors": set(),
+    "log": set(),
+    "config": {"errors"},
+    "preprocess": {"errors"},
+    "postprocess": {"errors"},
+    "model": {"errors"},
+    "upload": {"errors"},
+    "problems": {"errors"},
+    "middleware": {"problems"},
+    "classifier": {"config", "errors", "model", "preprocess", "postprocess"},
+    "app": {"classifier", "config", "errors", "middleware", "postprocess", "problems", "upload"},
+    "__main__": {"app", "classifier", "config", "errors", "log"},
+}
+OWNED = {"starlette": "app", "onnxruntime": "model", "uvicorn": "__main__", "python_multipart": "upload"}
+FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}
+
+
+def imported_by(module: str) -> set[str]:
+    tree = ast.parse((SERVE / f"{module}.py").read_text(encoding="utf-8"))
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import"
+            found |= {f"serve.{alias.name}" for alias in node.names} if node.module == "serve" else {node.module or ""}
+    return found
+
+
+def test_every_module_is_in_the_map() -> None:
+    assert {path.stem for path in SERVE.rglob("*.py")} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_modules_import_only_towards_the_bottom(module: str) -> None:
+    own = {name.split(".")[1] for name in imported_by(module) if name.startswith("serve.")}
+    assert own <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
+def test_each_framework_has_one_owner_and_torch_none(module: str) -> None:
+    roots = {name.split(".")[0] for name in imported_by(module)}
+    assert not roots & FORBIDDEN
+    assert {framework for framework in OWNED if framework in roots} == {
+        framework for framework, owner in OWNED.items() if owner == module
+    }
+
+
+def test_the_server_loads_nothing_but_its_locked_packages() -> None:
+    code = (
+        "import json, sys; before = set(sys.modules); import serve.__main__; "
+        "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
+    )
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    distributions = packages_distributions()
+    loaded = {
+        distribution.lower().replace("_", "-")
+        for root in json.loads(output)
+        for distribution in distributions.get(root, [])
+    }
+    lock = (ROOT / "requirements" / "runtime.txt").read_text()
+    locked = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
+    assert {"onnxruntime", "starlette", "uvicorn", "pillow", "numpy", "python-multipart"} <= locked
+    assert loaded <= locked
+
+
+def test_no_lock_file_names_an_index_or_torch_for_the_runtime() -> None:
+    for path in (ROOT / "requirements").glob("*.txt"):
+        text = path.read_text()
+        assert "://" not in text
+        assert "--index" not in text
+        requirements = re.findall(r"^[a-z0-9-]+==.*(?:\n {4}--hash=sha256:.*)+", text, re.MULTILINE)
+        assert len(requirements) == len(re.findall("==[0-9]", re.sub(r" ;.*", "", text))), f"{path.name} lacks hashes"
+    runtime = (ROOT / "requirements" / "runtime.txt").read_text()
+    assert not re.search(r"^(torch|torchvision|onnx|nvidia)[^a-z]", runtime, re.MULTILINE)

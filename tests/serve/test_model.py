@@ -1,0 +1,80 @@
+"""A model file is served only if it says what it is and is what it says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.classifier import load_classifier
+from serve.config import Config
+from serve.errors import ModelError
+from serve.model import load_model
+
+
+def changed(tiny_model: Path, folder: Path, old: bytes, new: bytes) -> Path:
+    """The tiny model with some of its bytes replaced by as many others."""
+    content = tiny_model.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path = folder / "changed.onnx"
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+def test_a_loaded_model_gives_finite_logits_for_any_batch(tiny_model: Path) -> None:
+    model = load_model(tiny_model, 1)
+    assert (model.name, model.input_side, model.class_count) == ("tiny", 224, 1000)
+    for size in (1, 3):
+        logits = model.logits(np.ones((size, 3, 224, 224), np.float32))
+        assert logits.shape == (size, 1000)
+        assert logits.dtype == np.float32
+        assert np.isfinite(logits).all()
+
+
+def test_threads_are_set_and_inter_op_is_one(tiny_model: Path) -> None:
+    options = load_model(tiny_model, 2)._session.get_session_options()
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 1)
+
+
+@pytest.mark.parametrize("entry", [b"name", b"variant", b"class_count", b"resize", b"mean", b"std"])
+def test_a_file_that_lacks_an_entry_is_refused_by_its_name(tiny_model: Path, tmp_path: Path, entry: bytes) -> None:
+    field = b"\x0a" + bytes([len(entry)]) + entry + b"\x12"  # protobuf: key, then its value
+    path = changed(tiny_model, tmp_path, field, field.replace(entry, b"x" * len(entry)))
+    with pytest.raises(ModelError, match=f"changed.onnx: its metadata lacks '?{entry.decode()}"):
+        load_classifier(Config(model=path))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b'"tiny"', b"'tiny'", "not JSON"),
+        (b"crop\x12\x03224", b"crop\x12\x03192", "crop=192, but its input is 224 pixels wide"),
+        (b"class_count\x12\x041000", b"class_count\x12\x041001", "as its metadata says"),
+    ],
+)
+def test_a_file_that_is_not_what_it_says_is_refused(
+    tiny_model: Path, tmp_path: Path, old: bytes, new: bytes, words: str
+) -> None:
+    with pytest.raises(ModelError, match=words):
+        load_classifier(Config(model=changed(tiny_model, tmp_path, old, new)))
+
+
+def test_a_model_that_gives_no_numbers_is_refused_by_its_warm_up(tiny_model: Path, tmp_path: Path) -> None:
+    content = tiny_model.read_bytes()
+    weights = content.index(b"\x4a\xe0\x5d") + 3  # raw_data, 12,000 bytes
+    path = tmp_path / "nan.onnx"
+    path.write_bytes(content[:weights] + np.full(3000, np.nan, "<f4").tobytes() + content[weights + 12_000 :])
+    with pytest.raises(ModelError, match="no 1000 finite logits"):
+        load_model(path, 1)
+
+
+def test_missing_empty_and_corrupt_files_are_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"none.onnx does not exist; make it with 'make export'"):
+        load_model(tmp_path / "none.onnx", 1)
+    with pytest.raises(ModelError, match="is not a file"):
+        load_model(tmp_path, 1)
+    for content in (b"", b"rubbish", tiny_model.read_bytes()[:5000]):
+        path = tmp_path / "corrupt.onnx"
+        path.write_bytes(content)
+        with pytest.raises(ModelError, match=r"corrupt\.onnx"):
+            load_model(path, 1)

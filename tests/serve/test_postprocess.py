@@ -1,0 +1,59 @@
+"""Softmax, top-k and labels."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.config import ROOT
+from serve.errors import ClassIndexError
+from serve.postprocess import Label, load_class_index, softmax, top_k
+
+LABELS = tuple(Label(f"n{position}", name) for position, name in enumerate("abcd"))
+
+
+def test_probabilities_are_the_softmax_over_all_classes() -> None:
+    logits = np.array([1.0, 2.0, 0.5, -1.0], np.float32)
+    expected = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+    np.testing.assert_allclose(softmax(logits), expected, rtol=1e-12)
+    assert [entry.probability for entry in top_k(logits, LABELS, 2)] == pytest.approx(sorted(expected)[:1:-1])
+
+
+def test_huge_logits_do_not_overflow() -> None:
+    assert softmax(np.array([1e30, 0, -1e30], np.float32)).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_the_top_comes_in_falling_order_and_equals_keep_the_indexs() -> None:
+    logits = np.array([0.0, 3.0, 3.0, 1.0], np.float32)
+    assert [entry.label.name for entry in top_k(logits, LABELS, 4)] == ["b", "c", "d", "a"]
+
+
+def test_the_class_index_has_every_imagenet_class() -> None:
+    labels = load_class_index(ROOT / "imagenet_class_index.json", 1000)
+    assert labels[0] == Label("n01440764", "tench")
+    assert labels[207] == Label("n02099601", "golden_retriever")
+    assert labels[999] == Label("n15075141", "toilet_tissue")
+    assert len({label.imagenet_id for label in labels}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("no json", "not JSON"),
+        ("[]", "no JSON object"),
+        (json.dumps({"0": ["n0", "a"]}), "has 1 entries, but the model has 2 classes"),
+        (json.dumps({"0": ["n0", "a"], "2": ["n2", "c"]}), 'entry "1" is None'),
+        (json.dumps({"0": ["n0", "a"], "1": "b"}), "entry \"1\" is 'b'"),
+    ],
+)
+def test_a_class_index_that_does_not_fit_is_refused(tmp_path: Path, content: str, named: str) -> None:
+    path = tmp_path / "index.json"
+    path.write_text(content)
+    with pytest.raises(ClassIndexError, match=named):
+        load_class_index(path, 2)
+
+
+def test_a_missing_class_index_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClassIndexError, match="No such file"):
+        load_class_index(tmp_path / "none.json", 2)

@@ -1,0 +1,174 @@
+"""The server's input is torchvision's, bit for bit, in every mode, shape and format that it promises to read."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.errors import ModelError, TooManyPixels, UndecodableImage, UnsupportedFormat
+from serve.preprocess import ACCEPTED_FORMATS, Preprocessing, decode, open_image, resized_size, sniff_format, to_input
+from tests.references import ARRAYS, DIGESTS, FULL, PICTURES, SMALL, digest, pictures
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LIMIT = 50_000_000
+
+
+def spec(sizes: tuple[int, int]) -> Preprocessing:
+    return Preprocessing(sizes[0], "bilinear", sizes[1], MEAN, STD)
+
+
+def prepared(data: bytes, sizes: tuple[int, int] = SMALL, apply_orientation: bool = True) -> np.ndarray:
+    return to_input(decode(open_image(data, spec(sizes), LIMIT), apply_orientation), spec(sizes))
+
+
+def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)
+def test_every_picture_becomes_what_torchvision_makes_of_it(path: Path) -> None:
+    data = path.read_bytes()
+    small = prepared(data, SMALL)
+    assert small.dtype == np.float32
+    assert small.shape == (1, 3, 28, 28)
+    np.testing.assert_array_equal(small[0], np.load(ARRAYS)[path.name])
+    assert digest(prepared(data, FULL)[0]) == json.loads(DIGESTS.read_text())[path.name]
+
+
+def test_the_stored_pictures_cover_every_accepted_format() -> None:
+    assert {sniff_format(path.read_bytes()) for path in pictures()} == set(ACCEPTED_FORMATS)
+
+
+def test_every_exif_orientation_shows_the_same_upright_shape() -> None:
+    for orientation, upright_size in zip(range(1, 9), [(97, 61)] * 4 + [(61, 97)] * 4, strict=True):
+        data = (PICTURES / f"orientation_{orientation}.jpg").read_bytes()
+        assert decode(open_image(data, spec(SMALL), LIMIT)).size == upright_size
+
+
+def test_exif_orientation_can_be_turned_off() -> None:
+    turned = (PICTURES / "orientation_6.jpg").read_bytes()
+    upright = (PICTURES / "orientation_1.jpg").read_bytes()
+    assert not np.array_equal(prepared(turned), prepared(upright))
+    np.testing.assert_array_equal(prepared(turned, apply_orientation=False), prepared(upright))
+
+
+def test_broken_exif_leaves_a_picture_upright() -> None:
+    rgb = Image.new("RGB", (40, 30), (200, 100, 50))
+    broken = encoded(rgb, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    np.testing.assert_array_equal(prepared(broken), prepared(encoded(rgb, "JPEG")))
+
+
+def test_16_bit_grey_is_scaled_and_not_clipped_to_white() -> None:
+    ramp = np.linspace(0, 65535, 64 * 64).astype(np.uint16).reshape(64, 64)
+    image = decode(open_image(encoded(Image.fromarray(ramp), "PNG"), spec(SMALL), LIMIT))
+    levels = np.asarray(image)[..., 0]
+    np.testing.assert_array_equal(levels, np.rint(ramp / 257.0).astype(np.uint8))
+    assert levels.min() == 0
+    assert levels.max() == 255
+
+
+def test_16_bit_big_endian_tiff_is_scaled_too() -> None:
+    ramp = np.linspace(0, 65535, 48).astype(">u2").reshape(6, 8)
+    big_endian = Image.frombytes("I;16B", (8, 6), ramp.tobytes())
+    image = decode(open_image(encoded(big_endian, "TIFF"), spec(SMALL), LIMIT))
+    np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rint(ramp / 257.0).astype(np.uint8))
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_32_bit_pixels_are_refused_rather_than_turned_white(mode: str) -> None:
+    image = open_image(encoded(Image.new(mode, (8, 8), 70_000), "TIFF"), spec(SMALL), LIMIT)
+    with pytest.raises(UndecodableImage, match="32-bit pixels"):
+        decode(image)
+
+
+@pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)
+def test_half_a_file_is_undecodable_and_never_a_crash(path: Path) -> None:
+    data = path.read_bytes()
+    if path.name == "one_pixel.png":  # its second half is checksums and the end mark; cut into the pixels
+        data = data[:50] + b"\0" * 19
+    with pytest.raises(UndecodableImage, match=r"^The \w+ picture cannot be decoded: it is truncated or corrupt\.$"):
+        prepared(data[: len(data) // 2] if len(data) > 69 else data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello",
+        b"BMore plain text than a bitmap",
+        b"%PDF-1.7",
+        b"P6 2 2 255 " + b"\0" * 12,
+        b"\0\0\1\0" + b"\0" * 60,
+        b"RIFF",
+    ],
+    ids=["text", "text like BMP", "PDF", "PPM", "ICO", "RIFF"],
+)
+def test_other_content_is_an_unsupported_format(data: bytes) -> None:
+    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF"):
+        open_image(data, spec(SMALL), LIMIT)
+
+
+def test_a_format_is_known_by_its_content_alone() -> None:
+    assert sniff_format((PICTURES / "rgb.webp").read_bytes()) == "WebP"
+    assert sniff_format(b"\x89PNG\r\n\x1a\n") == "PNG"
+    assert sniff_format(b"") is None
+
+
+def test_pixels_are_limited_by_the_header_alone() -> None:
+    huge = bytearray((PICTURES / "rgb.png").read_bytes())
+    huge[16:24] = (50_000).to_bytes(4, "big") * 2
+    import zlib
+
+    huge[29:33] = zlib.crc32(huge[12:29]).to_bytes(4, "big")
+    with pytest.raises(TooManyPixels, match="50000 × 50000 pixels; the limit is 50000000 pixels"):
+        open_image(bytes(huge), spec(FULL), LIMIT)
+
+
+def test_a_picture_at_the_limit_passes_and_one_above_does_not() -> None:
+    data = (PICTURES / "rgb.png").read_bytes()
+    assert open_image(data, spec(SMALL), 97 * 61).size == (97, 61)
+    with pytest.raises(TooManyPixels, match=f"the limit is {97 * 61 - 1} pixels"):
+        open_image(data, spec(SMALL), 97 * 61 - 1)
+
+
+def test_a_thread_of_a_picture_is_refused_before_resizing_makes_it_huge() -> None:
+    thread = encoded(Image.new("L", (4000, 1)), "PNG")
+    with pytest.raises(TooManyPixels, match="1024000 × 256 once its shorter side is 256"):
+        open_image(thread, spec(FULL), LIMIT)
+
+
+def test_resizing_truncates_the_longer_side() -> None:
+    assert resized_size((500, 375), 256) == (341, 256)
+    assert resized_size((375, 500), 256) == (256, 341)
+    assert resized_size((1, 1), 256) == (256, 256)
+
+
+def test_preprocessing_survives_the_model_card() -> None:
+    card = json.loads(json.dumps(spec(FULL).to_card()))
+    assert Preprocessing.from_card(card) == spec(FULL)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"mean": None}, "mean=None"),
+        ({"std": [1, 0, 1]}, "std="),
+        ({"crop": 300}, "crop=300"),
+        ({"interpolation": "cubist"}, "interpolation='cubist'"),
+    ],
+)
+def test_a_card_that_makes_no_sense_is_refused_by_the_entry(change: dict[str, object], named: str) -> None:
+    with pytest.raises(ModelError, match=named):
+        Preprocessing.from_card({**spec(FULL).to_card(), **change})
+
+
+@pytest.mark.parametrize("entry", ["resize", "interpolation", "crop", "mean", "std"])
+def test_a_card_that_lacks_an_entry_is_refused_by_its_name(entry: str) -> None:
+    card = spec(FULL).to_card()
+    del card[entry]
+    with pytest.raises(ModelError, match=f"lacks '{entry}'"):
+        Preprocessing.from_card(card)

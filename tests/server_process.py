@@ -1,0 +1,76 @@
+"""The real server as a process of its own, on a free port of this machine, ended by its own process id."""
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+START_SECONDS = 30.0
+STOP_SECONDS = 40.0
+
+
+class ServerProcess:
+    """A started server: `url` once it is ready, `log` as parsed JSON lines, `stop` for its exit status."""
+
+    def __init__(self, python: str | Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [str(python), "-m", "serve", "--port", "0", *flags],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self.url = ""
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        if not self._ready.wait(START_SECONDS) or not self.url:
+            self.process.kill()
+            self.process.wait()
+            raise RuntimeError("the server did not start: " + "".join(self.lines))
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines]
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        status = self.process.wait(STOP_SECONDS)
+        self._reader.join(STOP_SECONDS)
+        return status
+
+    def _read(self) -> None:
+        if self.process.stderr is None:
+            raise RuntimeError("standard error is not piped")
+        with self.process.stderr as stream:
+            for line in stream:
+                self.lines.append(line)
+                if not self.url and line.startswith("{"):
+                    self.url = json.loads(line).get("url", "")
+                    self._ready.set()
+        self._ready.set()
+
+
+@contextmanager
+def running_server(
+    python: str | Path, *flags: str, environment: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """A server for the length of a `with` block; one that ignores SIGTERM is killed."""
+    server = ServerProcess(python, *flags, environment=environment)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            try:
+                server.stop()
+            except subprocess.TimeoutExpired:
+                server.process.kill()
+                server.process.wait()

@@ -1,0 +1,48 @@
+"""A classifier of 12 KB for tests that need a real model file and no real answers: logits from the mean colour.
+
+python -m tests.tiny_model     writes tests/data/tiny.onnx anew (in the export environment)
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PATH = Path(__file__).parent / "data" / "tiny.onnx"
+CARD: dict[str, Any] = {
+    "name": "tiny",
+    "variant": "fp32",
+    "input_size": [3, 224, 224],
+    "resize": 256,
+    "interpolation": "bilinear",
+    "crop": 224,
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "class_count": 1000,
+}
+
+
+def tiny_model(card: dict[str, Any] = CARD) -> bytes:
+    """The serialised model, the same bytes each time; `card` goes into its metadata as an export would write it."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((3, 1000)).astype(np.float32)
+    graph = helper.make_graph(
+        [
+            helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["colour"]),
+            helper.make_node("MatMul", ["colour", "weight"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 224, 224])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1000])],
+        [numpy_helper.from_array(weight, "weight")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, producer_name="tests")
+    helper.set_model_props(model, {key: json.dumps(value) for key, value in card.items()})
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+if __name__ == "__main__":
+    PATH.write_bytes(tiny_model())
