@@ -3,6 +3,7 @@
 Errors that leave here: `ParityError`, with the figure that broke its bound, and `PhotographError`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,8 @@ class LogitParity:
 
     def to_card(self) -> dict[str, Any]:
         return {
-            "max_abs_logit_difference": _rounded(self.max_abs_difference),
-            "tolerance": _rounded(self.tolerance),
+            "max_abs_logit_difference": _rounded_up(self.max_abs_difference),
+            "tolerance": float(f"{self.tolerance:.1g}"),
             "batch_sizes": list(self.batch_sizes),
             "photographs": self.pictures,
             "top1_agreement": self.top1_agreed / self.pictures if self.pictures else None,
@@ -168,6 +169,9 @@ def find_photographs(places: Iterable[Path]) -> list[Path]:
 _SUFFIXES: Final = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 
-def _rounded(value: float) -> float:
-    """Three significant digits: a figure for people, the same in every run."""
-    return float(f"{value:.3g}")
+def _rounded_up(value: float) -> float:
+    """Up to the next 1, 2 or 5 × 10ⁿ: a bound that holds, and the same whatever order the threads added up in."""
+    if value == 0:
+        return 0.0
+    magnitude = 10.0 ** math.floor(math.log10(value))
+    return float(f"{next(step for step in (1, 2, 5, 10) if value <= step * magnitude * (1 + 1e-9)) * magnitude:.0e}")

@@ -8,9 +8,10 @@ import re
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Final
-from urllib.error import HTTPError, URLError
+from urllib.error import URLError
 
 import torch
 from safetensors.torch import load_file
@@ -145,12 +146,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def _download(url: str, target: Path, hash_prefix: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_CONNECT_SECONDS)  # torch.hub sets none and would wait for ever behind a silent firewall
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), hash_prefix, progress=True)
-    except (HTTPError, URLError, OSError, RuntimeError) as error:
+    except (URLError, HTTPException, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise WeightsError(
             f"no weights: {target} is not there and {url} could not be downloaded ({reason}). "

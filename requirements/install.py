@@ -6,6 +6,8 @@ Standard library only: this runs before anything is installed. A lock file that 
 means a new environment; one that is asked for in addition is installed into it. What is done is recorded by sha256.
 """
 
+from __future__ import annotations  # so that an older Python gets as far as the message it deserves
+
 import argparse
 import hashlib
 import importlib.util

@@ -10,10 +10,6 @@ import socket
 import sys
 from types import FrameType
 
-import uvicorn
-
-from serve.app import create_app
-from serve.classifier import load_classifier
 from serve.config import Config, load_config
 from serve.errors import StartError
 from serve.log import set_up_logging
@@ -27,6 +23,7 @@ log = logging.getLogger("serve")
 
 def main() -> int:
     """Run the command; the process's exit status."""
+    # Before the heavy imports, so that a signal in the first second is a normal end too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:
@@ -42,7 +39,10 @@ def main() -> int:
 
 
 def bind(config: Config) -> socket.socket:
-    """A TCP socket bound to the configured address, not listening yet; raises `StartError`."""
+    """A TCP socket that listens on the configured address; raises `StartError`.
+
+    Who connects while the model is still loading waits for the fraction of a second that takes.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -51,15 +51,21 @@ def bind(config: Config) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter from names that no host can have
+        reason = error.strerror if isinstance(error, OSError) else "no valid host name"
         raise StartError(
-            f"cannot listen on {config.host} port {config.port}: {error.strerror}; choose others with --host and --port"
+            f"cannot listen on {config.host} port {config.port}: {reason}; choose others with --host and --port"
         ) from error
     return listener
 
 
 def serve(config: Config, listener: socket.socket) -> None:
     """Load the model, then answer requests until a signal; raises `StartError`."""
+    import uvicorn
+
+    from serve.app import create_app
+    from serve.classifier import load_classifier
+
     classifier = load_classifier(config)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -26,7 +26,7 @@ class Classifier:
     exif_orientation: bool
 
     def open(self, data: bytes) -> Image.Image:
-        """Check a picture by its header alone, some tens of microseconds; `classify` then decodes what comes back.
+        """Check a picture by its header alone; `classify` then decodes what comes back.
 
         Raises `EmptyFile`, `UnsupportedFormat`, `UndecodableImage` or `TooManyPixels`.
         """

@@ -76,7 +76,9 @@ class Config:
     max_request_bytes: int = _setting(20 * 2**20, _whole(1, 2**40), "bytes a request's body may have")
     max_pixels: int = _setting(50_000_000, _whole(1, 2**40), "pixels an image may have, by its header")
     max_files: int = _setting(32, _whole(1, 10_000), "files a request may have")
-    exif_orientation: bool = _setting(True, _switch, "turn pictures upright as their EXIF says: on or off")
+    exif_orientation: bool = _setting(
+        True, _switch, "turn pictures upright as their EXIF says: on or off (TIFF always turns)"
+    )
     cors_origins: tuple[str, ...] = _setting(
         (), _origins, "origins whose pages may use the server from a browser, separated by commas"
     )
@@ -90,7 +92,7 @@ class Config:
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on, which inside a container or under `taskset` can be fewer than the host has."""
+    """CPUs this process may run on, which under `taskset` or a cpuset can be fewer than the host has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -55,9 +55,11 @@ def load_model(path: Path, intra_op_threads: int) -> Model:
 
     intra_op_threads: threads that share one inference, at least 1. Raises `ModelError` naming the file and what to do.
     """
-    if not path.is_file():
-        what = "is not a file" if path.exists() else "does not exist"
-        raise ModelError(f"model {path} {what}; make it with 'make export', or name another with --model")
+    try:
+        sha256 = _sha256(path)
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        raise ModelError(f"model {path}: {reason}; make it with 'make export', or name another with --model") from error
     try:
         session = ort.InferenceSession(path, _session_options(intra_op_threads), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's own exceptions share no base class
@@ -70,15 +72,26 @@ def load_model(path: Path, intra_op_threads: int) -> Model:
         class_count = _class_count(session, card)
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
-    with path.open("rb") as file:
-        card["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-    model = Model(card, side, class_count, session)
-    warm = model.logits(np.zeros((1, 3, side, side), np.float32))
-    if warm.shape != (1, class_count) or not np.isfinite(warm).all():
+    model = Model({**card, "sha256": sha256}, side, class_count, session)
+    if not _warm_up(model):
         raise ModelError(
             f"model {path}: its warm-up gave no {class_count} finite logits; make it anew with 'make export'"
         )
     return model
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _warm_up(model: Model) -> bool:
+    """Whether a first inference, which also makes onnxruntime allocate what it needs, gives finite logits."""
+    try:
+        logits = model.logits(np.zeros((1, 3, model.input_side, model.input_side), np.float32))
+    except Exception:  # onnxruntime's own exceptions share no base class
+        return False
+    return logits.shape == (1, model.class_count) and bool(np.isfinite(logits).all())
 
 
 def _session_options(intra_op_threads: int) -> ort.SessionOptions:
@@ -105,7 +118,9 @@ def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
 def _input_side(session: ort.InferenceSession) -> int:
     """Side of the square input in pixels."""
     match [(value.name, value.type, value.shape) for value in session.get_inputs()]:
-        case [(name, "tensor(float)", [_, 3, int(height), int(width)])] if name == INPUT_NAME and height == width:
+        case [(name, "tensor(float)", [None | str(), 3, int(height), int(width)])] if (
+            name == INPUT_NAME and height == width
+        ):
             return height
         case other:
             raise ModelError(f"its inputs are {other}, not one FP32 '{INPUT_NAME}' [N, 3, side, side]")
@@ -113,7 +128,9 @@ def _input_side(session: ort.InferenceSession) -> int:
 
 def _class_count(session: ort.InferenceSession, card: dict[str, Any]) -> int:
     match [(value.name, value.type, value.shape) for value in session.get_outputs()]:
-        case [(name, "tensor(float)", [_, int(classes)])] if name == OUTPUT_NAME and classes == card["class_count"]:
+        case [(name, "tensor(float)", [None | str(), int(classes)])] if (
+            name == OUTPUT_NAME and classes == card["class_count"]
+        ):
             return classes
         case other:
             raise ModelError(

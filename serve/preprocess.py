@@ -48,6 +48,8 @@ _INTERPOLATIONS: Final = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+_MAX_SIDE: Final = 4096
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -75,11 +77,11 @@ class Preprocessing:
             raise ModelError(
                 f"its metadata lacks {missing}, so it cannot say how pictures become its input"
             ) from missing
-        if not (isinstance(crop, int) and isinstance(resize, int) and 1 <= crop <= resize):
+        if not (isinstance(crop, int) and isinstance(resize, int) and 1 <= crop <= resize <= _MAX_SIDE):
             raise ModelError(
-                f"its metadata has resize={resize!r} and crop={crop!r}, not whole pixels with crop ≤ resize"
+                f"its metadata has resize={resize!r} and crop={crop!r}, not pixels with crop ≤ resize ≤ {_MAX_SIDE}"
             )
-        if interpolation not in _INTERPOLATIONS:
+        if not isinstance(interpolation, str) or interpolation not in _INTERPOLATIONS:
             raise ModelError(
                 f"its metadata has interpolation={interpolation!r}, not one of {', '.join(_INTERPOLATIONS)}"
             )

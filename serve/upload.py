@@ -26,6 +26,7 @@ FILE_PART: Final = "file"
 # Other form fields are read over and dropped; a page may send a few, an attacker thousands.
 _MAX_OTHER_PARTS: Final = 32
 _SHOWN_NAME_CHARACTERS: Final = 40
+_LONGEST_NAME: Final = 255
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class _PartCollector:
         self._header_name = b""
         self._header_value = b""
         self._filename = ""
+        self._has_filename = False
         self._is_file = False
         self._data = bytearray()
 
@@ -148,6 +150,7 @@ class _PartCollector:
         if b"name" not in options:
             raise MalformedUpload("A part of the multipart body has no name in its Content-Disposition.")
         name = _decoded(options[b"name"])
+        self._has_filename = b"filename" in options
         self._filename = _decoded(options.get(b"filename", b""))
         self._is_file = name == FILE_PART
         if not self._is_file:
@@ -163,8 +166,18 @@ class _PartCollector:
 
     def _end_part(self) -> None:
         if self._is_file:
+            self._refuse_a_mere_name()
             self.files.append(UploadedFile(self._filename, bytes(self._data)))
         self._data = bytearray()
+
+    def _refuse_a_mere_name(self) -> None:
+        """`curl -F file=cat.jpg`, without the @, sends the name in place of the file."""
+        if not self._has_filename and 0 < len(self._data) <= _LONGEST_NAME and self._data.isascii():
+            text = self._data.decode("ascii")
+            if text.isprintable():
+                raise MissingFile(
+                    f"The part '{FILE_PART}' holds the text {text!r} and no file; with curl, write -F 'file=@{text}'."
+                )
 
     def _end(self) -> None:
         self.complete = True

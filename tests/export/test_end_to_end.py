@@ -113,8 +113,13 @@ def test_make_serve_exports_once_serves_and_ends_with_its_signal(
     assert "check parity with PyTorch" in output
     assert "Traceback" not in log
     model = fresh_tree / "models" / "densenet121.onnx"
-    # The same inputs gave the same bytes, in another folder and by the other command.
+    stamp = (fresh_tree / "models" / ".made-from").read_bytes()
+    # The same inputs gave the same bytes, in another folder.
     assert model.read_bytes() == exported.read_bytes()
+
+    (fresh_tree / "models" / ".made-from").write_text("other weights")  # as after an export from others
+    assert "export_onnx" in make(fresh_tree, "--dry-run", *arguments).communicate(timeout=60)[0]
+    (fresh_tree / "models" / ".made-from").write_bytes(stamp)
 
     second = make(fresh_tree, *arguments)
     wait_until_ready(second, url, 30)

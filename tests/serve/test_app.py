@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -168,6 +169,11 @@ def test_a_form_without_the_part_says_what_it_has_instead(client: TestClient, ca
     assert_problem(answer, 400, "'file'", "'image'", "'note'", "With curl: -F 'file=@cat.jpg'")
 
 
+def test_a_name_sent_in_place_of_the_file_is_told_from_a_bad_picture(client: TestClient) -> None:
+    answer = client.post("/upload", files={"file": (None, b"dog.jpg")})
+    assert_problem(answer, 400, "the text 'dog.jpg' and no file", "-F 'file=@dog.jpg'")
+
+
 def test_other_fields_beside_the_file_are_ignored_but_not_without_end(client: TestClient, cat: bytes) -> None:
     assert post_file(client, cat, data={"note": "hi"}).status_code == 200
     many = {f"field{number}": "x" for number in range(33)}
@@ -238,7 +244,7 @@ def test_every_answer_carries_a_request_id(client: TestClient) -> None:
 
 def test_pages_of_other_origins_are_refused_unless_listed(client_for: ClientFor, cat: bytes) -> None:
     client = client_for()
-    for origin in ("https://elsewhere.example", "null", "http://testserver.evil.example"):
+    for origin in ("https://elsewhere.example", "null", "http://[", "testserver", "http://testserver.evil.example"):
         assert_problem(post_file(client, cat, headers={"Origin": origin}), 403, origin)
     assert post_file(client, cat, headers={"Origin": "http://testserver"}).status_code == 200
     listing = client_for(cors_origins=("https://elsewhere.example",))
@@ -247,6 +253,7 @@ def test_pages_of_other_origins_are_refused_unless_listed(client_for: ClientFor,
     assert allowed.headers["access-control-allow-origin"] == "https://elsewhere.example"
     asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
     assert listing.options("/upload", headers=asked).status_code == 200
+    assert_problem(listing.delete("/upload", headers={"Origin": "https://elsewhere.example"}), 405)
     assert_problem(listing.options("/upload", headers={**asked, "Origin": "https://other.example"}), 403)
 
 
@@ -266,19 +273,20 @@ def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
     assert "secret detail" in str(logged[0].exc_info)
 
 
-def test_inference_leaves_the_event_loop_free(client: TestClient, cat: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While one request computes, another is answered; it could not be if the first sat on the event loop."""
-    import threading
-
+@pytest.mark.parametrize("step", ["open", "classify"])
+def test_neither_header_check_nor_inference_holds_up_the_event_loop(
+    step: str, client: TestClient, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While one request is at it, another is answered; it could not be if the first sat on the event loop."""
     computing, may_finish = threading.Event(), threading.Event()
-    classify = Classifier.classify
+    original = getattr(Classifier, step)
 
     def slowly(self: Classifier, *arguments: Any) -> Any:
         computing.set()
         assert may_finish.wait(10)
-        return classify(self, *arguments)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(Classifier, "classify", slowly)
+    monkeypatch.setattr(Classifier, step, slowly)
     with ThreadPoolExecutor(1) as pool:
         upload = pool.submit(post_file, client, cat)
         assert computing.wait(10)

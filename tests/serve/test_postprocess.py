@@ -1,5 +1,6 @@
 """Softmax, top-k and labels."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -35,6 +36,10 @@ def test_the_class_index_has_every_imagenet_class() -> None:
     assert labels[207] == Label("n02099601", "golden_retriever")
     assert labels[999] == Label("n15075141", "toilet_tissue")
     assert len({label.imagenet_id for label in labels}) == 1000
+    content = json.loads((ROOT / "imagenet_class_index.json").read_text())
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+    # of the usual file's content, as every Keras and torchvision tutorial has it
+    assert hashlib.sha256(canonical).hexdigest() == "064f533445b64af28920110f37e5bee0270d41f45c1384c25bd2c533dc9dbdb4"
 
 
 @pytest.mark.parametrize(

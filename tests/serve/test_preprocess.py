@@ -158,7 +158,9 @@ def test_preprocessing_survives_the_model_card() -> None:
         ({"mean": None}, "mean=None"),
         ({"std": [1, 0, 1]}, "std="),
         ({"crop": 300}, "crop=300"),
+        ({"resize": 10**9}, "resize=1000000000"),
         ({"interpolation": "cubist"}, "interpolation='cubist'"),
+        ({"interpolation": ["bilinear"]}, r"interpolation=\['bilinear'\]"),
     ],
 )
 def test_a_card_that_makes_no_sense_is_refused_by_the_entry(change: dict[str, object], named: str) -> None:

@@ -104,11 +104,13 @@ def test_a_port_in_use_is_one_line_and_status_2(server: ServerProcess, tiny_mode
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--model", "none.onnx"], "model none.onnx does not exist; make it with 'make export'"),
+        (["--model", "none.onnx"], "model none.onnx: no such file or directory; make it with 'make export'"),
         (["--model", "README.md"], "model README.md is not a model onnxruntime can load"),
         (["--model", "TINY", "--class-index", "INDEX"], "has 2 entries, but the model has 1000 classes"),
         (["--port", "high"], "--port='high': not a whole number from 0 to 65535"),
+        (["--model", "x" * 5000], "file name too long"),
         (["--model", "TINY", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
+        (["--model", "TINY", "--host", "a..b"], "cannot listen on a..b port 0: no valid host name"),
     ],
 )
 def test_what_stops_a_start_is_one_line_and_status_2(
@@ -220,7 +222,7 @@ def test_usage_statistics_are_off_before_onnxruntime_is_imported() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'onnxruntime': print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
         "sys.meta_path.insert(0, Watching())\n"
-        "import serve.__main__\n"
+        "import serve.model\n"
     )
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
