@@ -3,6 +3,8 @@
 # WEIGHTS  state dict of DenseNet-121 (.pth or .safetensors); without it torchvision's own, cached or downloaded
 # PHOTOS   folder of photographs for the parity check and the tests
 # HOST, PORT   where `make serve` listens; by default 127.0.0.1 and 5000
+# MODEL    densenet121, efficientnet_lite0 or a file; by default the first if it can be had, else the second
+# MODEL_VARIANT  int8 or fp32; by default int8 where its export let it pass
 # PYTHON   a Python 3.11 or newer
 # TORCH_INDEX  package index with CPU builds of torch (0.2 GB in place of 5 GB on Linux)
 
@@ -11,11 +13,14 @@ PHOTOS ?=
 # Not taken from the environment, where compilers' activation scripts leave a HOST that is no address.
 HOST =
 PORT ?=
+MODEL ?=
+MODEL_VARIANT ?=
 PYTHON ?= python3
 TORCH_INDEX ?=
 
 export ORT_DISABLE_TELEMETRY = 1
 export WEIGHTS PHOTOS
+unexport MODEL MODEL_VARIANT PORT
 
 model := models/densenet121.onnx
 runtime := .venv/runtime/bin/python
@@ -27,30 +32,31 @@ install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index '$(TO
 run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
-made_from := models/.made-from
-define do_export
-$(if $(WEIGHTS),test -f '$(WEIGHTS)' || { echo "WEIGHTS=$(WEIGHTS): no such file" >&2; exit 2; };) \
-	$(install_export) && $(run_export) && $(if $(WEIGHTS),cksum < '$(WEIGHTS)',echo default) > $(made_from)
-endef
-
 .DEFAULT_GOAL := help
-.PHONY: help serve export test test-serve test-export check format lock clean FORCE
+.PHONY: help serve export embedded test test-serve test-export check format lock clean
 .DELETE_ON_ERROR:
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@sed -n '/^# WEIGHTS/,/^$$/s/^# /  /p' $(MAKEFILE_LIST)
 
-serve: $(model) ## export the model if need be, then serve it; Ctrl-C ends it
+serve: ## serve; without a DenseNet-121 export it first, or fall back to the embedded model
 	@$(install_runtime)
-	@exec $(runtime) -m serve --model $(model) $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
+	@need=$$($(PYTHON) -m export.prepare $(if $(MODEL),--model '$(MODEL)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')) \
+		|| exit $$?; test "$$need" = serve || { $(install_export) && $(run_export); }
+	@exec $(runtime) -m serve $(if $(MODEL),--model '$(MODEL)') $(if $(MODEL_VARIANT),--model-variant '$(MODEL_VARIANT)') \
+		$(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
 
-export: ## export DenseNet-121 to models/, checked against PyTorch
-	@$(do_export)
+export: ## export DenseNet-121, fp32 and int8, checked against PyTorch, and print what that gained
+	@$(install_export)
+	$(run_export)
 
-# A model that is there is served as it is, unless WEIGHTS asks for one from other weights.
-$(model): $(if $(WEIGHTS),$(if $(shell cat '$(WEIGHTS)' 2>/dev/null | cksum | cmp $(made_from) - 2>&1),FORCE))
-	@$(do_export)
+embedded: ## make models/efficientnet_lite0.onnx anew, the model that comes with the project
+	@$(install_export) requirements/embedded.txt
+	$(exporter) export/export_onnx.py --model efficientnet_lite0 --output build/efficientnet_lite0.onnx \
+		$(if $(PHOTOS),--photos '$(PHOTOS)') $(embedded_flags)
+	mv build/efficientnet_lite0.int8.onnx models/efficientnet_lite0.onnx
+	mv build/efficientnet_lite0.json models/efficientnet_lite0.json
 
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 
@@ -82,7 +88,8 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) pyproject.toml -o requirements/runtime.txt
 	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
+	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt
 
 clean: ## remove the environments and the exported model
-	rm -rf .venv $(model) $(made_from)
+	rm -rf .venv build models/densenet121.*

@@ -15,3 +15,15 @@ class PhotographError(ExportError):
 
 class ParityError(ExportError):
     """The exported model, or the server's preprocessing, does not give PyTorch's answers."""
+
+
+class CalibrationError(ExportError):
+    """The recorded calibration cannot be read, does not fit the network, or cannot be made."""
+
+
+class GateError(ExportError):
+    """The int8 model is less accurate than the bound allows; the fp32 model is written all the same."""
+
+
+class QuantisationError(ExportError):
+    """The network has an operator, or the calibration a gap, for which there is no integer form."""

@@ -1,8 +1,9 @@
-"""DenseNet-121 from PyTorch to a self-describing ONNX file, refused unless it gives PyTorch's answers.
+"""DenseNet-121 from PyTorch to self-describing ONNX files, refused unless they give PyTorch's answers.
 
     python export/export_onnx.py --weights densenet121.pth --photos photographs/
 
-Load → export → parity → write. A failed export leaves no file behind and ends with status 1 and one line.
+Load → export → parity → int8 → gate → write. A failed export leaves no file behind and ends with status 1 and one line;
+an int8 model that fails its gate is not written, and fp32 is.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,14 +25,20 @@ import onnxruntime
 import torch
 import torchvision
 
-from export.errors import ExportError
+from export import calibration as records
+from export.calibration import Calibration
+from export.errors import CalibrationError, ExportError, GateError, QuantisationError
 from export.graph import DEFAULT_OPSET, OPSETS, export_graph
+from export.int8 import RECORDS, calibrate, choose_photographs, make_int8, require_accuracy, require_fit
+from export.measure import Comparison, compare, label_of, logits_of
 from export.models import ARCHITECTURES, Architecture
-from export.parity import LogitCheck, check_photographs, find_photographs
+from export.parity import LogitCheck, check_photographs, find_photographs, read_photograph
+from export.report import Variant, class_numbers, print_table, write_report
 from export.weights import Weights, build_network, default_weights, read_weights, untrained_weights
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _FAILED: Final = 1
+_FIT_PHOTOGRAPHS: Final = ROOT / "tests" / "data" / "photos"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,34 +58,103 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """The export, step by step; raises `ExportError`."""
     architecture = ARCHITECTURES[options.model]
-    spec = architecture.preprocessing
     photographs = find_photographs(options.photos)
     with _stage("load the weights") as note:
         weights = _load_weights(architecture, options)
         network = build_network(architecture, weights)
         note(weights.source)
     with _stage("export to ONNX") as note:
-        model = export_graph(network, spec.crop, options.opset)
+        model = export_graph(network, architecture.preprocessing.crop, options.opset)
         note(f"opset {options.opset}, {len(model.graph.node)} nodes")
     with _stage("check parity with PyTorch") as note:
         check = LogitCheck(network, model, relative=not weights.trained)
-        check.batches(spec.crop, options.seed)
-        worst_pixel = check_photographs(photographs, architecture.preset, spec, check, _show_progress)
+        check.batches(architecture.preprocessing.crop, options.seed)
+        worst_pixel = check_photographs(photographs, architecture, check, _show_progress)
         result = check.result
         note(f"{result.pictures} photographs, max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}")
-    with _stage("write the model") as note:
-        parity = {**result.to_card(), "max_abs_pixel_difference": worst_pixel}
-        describe(model, architecture, weights, options.opset, parity)
-        write(model, options.output)
-        note(f"{options.output}, {options.output.stat().st_size / 1e6:.1f} MB")
+    card = describe(
+        model, architecture, weights, options.opset, {**result.to_card(), "max_abs_pixel_difference": worst_pixel}
+    )
+    outcome = _try_int8(model, architecture, weights, photographs, options)
+    figures = outcome.comparison
+    fp32_accuracy = figures and {"set": options.set_name, **figures.reference_card()}
+    variants = [Variant("fp32", options.output, set_card(model, {**card, "accuracy": fp32_accuracy}))]
+    int8_output = options.output.with_suffix(".int8.onnx")
+    if outcome.model is not None and outcome.calibration is not None:
+        used = {"source": outcome.calibration.source, "photographs": len(outcome.calibration.photographs)}
+        int8_accuracy = figures and {"set": options.set_name, **figures.to_card()}
+        int8_card = {**card, "variant": "int8", "calibration": used, "accuracy": int8_accuracy}
+        variants.append(Variant("int8", int8_output, set_card(outcome.model, int8_card)))
+    with _stage("write the models") as note:
+        int8_output.unlink(missing_ok=True)  # one of an earlier export must not outlive it
+        for variant in variants:
+            write(variant.content, variant.path)
+        if options.calibrate and outcome.calibration:
+            records.save(outcome.calibration, RECORDS / f"{architecture.name}.json")
+        note(", ".join(f"{variant.path.name} {len(variant.content) / 1e6:.1f} MB" for variant in variants))
+    if outcome.refusal:
+        print(f"export: no int8 model, fp32 is served: {outcome.refusal}", file=sys.stderr)
+    print_table(write_report(variants, outcome.comparison, weights.sha256, architecture.preprocessing.crop))
+
+
+@dataclass
+class _Int8:
+    """What became of int8: a model that passed its gate, or why there is none."""
+
+    model: onnx.ModelProto | None = None
+    calibration: Calibration | None = None
+    comparison: Comparison | None = None
+    refusal: str = ""
+
+
+def _try_int8(
+    model: onnx.ModelProto, architecture: Architecture, weights: Weights, photographs: list[Path], options: Any
+) -> _Int8:
+    """Calibrate or read a calibration, quantise, and compare on photographs that were not calibrated on."""
+    outcome = _Int8()
+    spec = architecture.preprocessing
+
+    def batches(paths: Sequence[Path]) -> Iterator[Any]:
+        return (read_photograph(path, spec) for path in paths)
+
+    try:
+        with _stage("calibrate") as note:
+            if options.calibrate:
+                chosen = choose_photographs(find_photographs([options.calibrate]))
+                names = tuple(path.name for path in chosen)
+                outcome.calibration = Calibration(options.set_name, names, weights.sha256)
+                calibrate(model, lambda: batches(chosen), outcome.calibration, _show_progress)
+            else:
+                outcome.calibration = records.load(RECORDS / f"{architecture.name}.json")
+                require_fit(model, batches(find_photographs([_FIT_PHOTOGRAPHS])), outcome.calibration)
+            note(f"{outcome.calibration.source}, {len(outcome.calibration.photographs)} photographs")
+        with _stage("quantise to int8") as note:
+            int8 = make_int8(model, architecture, outcome.calibration)
+            note(f"{len(int8.graph.node)} nodes")
+        with _stage("compare int8 with fp32") as note:
+            held_out = [path for path in photographs if path.name not in outcome.calibration.photographs]
+            numbers = class_numbers()
+            fp32_logits, int8_logits = (
+                logits_of(each.SerializeToString(), batches(held_out), _show_progress, len(held_out))
+                for each in (model, int8)
+            )
+            outcome.comparison = compare(int8_logits, fp32_logits, [label_of(path, numbers) for path in held_out])
+            note(f"{len(held_out)} photographs not calibrated on, {outcome.comparison.agreement:.1%} agree")
+            require_accuracy(outcome.comparison)
+            outcome.model = int8
+    except (CalibrationError, QuantisationError, GateError) as error:
+        if options.calibrate and isinstance(error, CalibrationError):
+            raise  # the user asked for this calibration, so its failure is the export's
+        outcome.refusal = str(error)
+    return outcome
 
 
 def describe(
     model: onnx.ModelProto, architecture: Architecture, weights: Weights, opset: int, parity: dict[str, Any]
-) -> None:
-    """Write the model card into the file's metadata, each entry's value as JSON."""
+) -> dict[str, Any]:
+    """The model card: what the file says of itself."""
     spec = architecture.preprocessing
-    card = {
+    return {
         "name": architecture.name,
         "variant": "fp32",
         "weights": {"source": weights.source, "sha256": weights.sha256, "licence": weights.licence},
@@ -93,15 +170,20 @@ def describe(
         },
         "parity": parity,
     }
+
+
+def set_card(model: onnx.ModelProto, card: dict[str, Any]) -> bytes:
+    """Write the card into the model's metadata, each entry's value as JSON, and serialise it."""
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in sorted(card.items())})
+    return bytes(model.SerializeToString(deterministic=True))
 
 
-def write(model: onnx.ModelProto, output: Path) -> None:
+def write(content: bytes, output: Path) -> None:
     """Write the file whole or not at all: beside its place first, then renamed into it."""
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(model.SerializeToString(deterministic=True))
+        partial.write_bytes(content)
         partial.replace(output)
     except OSError as error:
         raise ExportError(f"cannot write {output}: {error.strerror}") from error
@@ -118,7 +200,8 @@ def _load_weights(architecture: Architecture, options: argparse.Namespace) -> We
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python export/export_onnx.py",
-        description="Export a classifier from PyTorch to ONNX; nothing is written unless it gives PyTorch's answers.",
+        description="Export a classifier from PyTorch to ONNX, fp32 and int8; nothing is written unless it gives "
+        "PyTorch's answers, and no int8 model that is less accurate than its bound.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--model", choices=sorted(ARCHITECTURES), default="densenet121", help="network to export")
@@ -132,7 +215,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     source.add_argument("--untrained", action="store_true", help="random weights from --seed, to try the export itself")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="default: models/MODEL.onnx", default=argparse.SUPPRESS
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="the fp32 model; the int8 one goes beside it as FILE's stem.int8.onnx (default: models/MODEL.onnx)",
+        default=argparse.SUPPRESS,
     )
     parser.add_argument(
         "--opset", type=int, choices=OPSETS, metavar="N", default=DEFAULT_OPSET, help="ONNX opset, 18 to 23"
@@ -142,13 +229,28 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="photographs for the parity check, files or folders",
-        default=[ROOT / "tests" / "data" / "photos"],
+        help="photographs for the parity check and the int8 gate, files or folders; labelled where named <wnid>_…",
+        default=[_FIT_PHOTOGRAPHS],
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="DIR",
+        help="record a new int8 calibration from 100 photographs spread over this folder (default: the recorded one)",
+        default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--set-name",
+        metavar="WORDS",
+        help="what to call the photographs (default: the folder)",
+        default=argparse.SUPPRESS,
     )
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="for the parity check's noise and --untrained")
     options = parser.parse_args(arguments)
     options.weights = getattr(options, "weights", None)
     options.output = getattr(options, "output", ROOT / "models" / f"{options.model}.onnx")
+    options.calibrate = getattr(options, "calibrate", None)
+    options.set_name = getattr(options, "set_name", " ".join(path.resolve().name for path in options.photos))
     return options
 
 

@@ -22,7 +22,7 @@ _MACHINE_FIELDS: Final = ("metadata_props", "doc_string")  # the exporter writes
 def export_graph(network: nn.Module, input_side: int, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
     """Export with input `input` FP32 `[N, 3, input_side, input_side]` and output `logits` FP32 `[N, classes]`.
 
-    The network must be in inference mode and call its input `x`, as torchvision's do. Raises `ExportError`.
+    The network must be in inference mode. Raises `ExportError`.
     """
     example = torch.zeros(2, 3, input_side, input_side)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -33,7 +33,7 @@ def export_graph(network: nn.Module, input_side: int, opset: int = DEFAULT_OPSET
             network,
             (example,),
             dynamo=True,
-            dynamic_shapes={"x": {0: _BATCH}},
+            dynamic_shapes=({0: _BATCH},),
             input_names=["input"],
             output_names=["logits"],
             opset_version=opset,

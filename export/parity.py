@@ -19,6 +19,7 @@ from torch import nn
 from torchvision.transforms._presets import ImageClassification
 
 from export.errors import ParityError, PhotographError
+from export.models import Architecture
 from serve.errors import RequestError
 from serve.preprocess import Preprocessing, decode, open_image, to_input
 
@@ -111,10 +112,11 @@ def compare_logits(wanted: Array, got: Array, tolerance: float, name: str) -> fl
 
 
 def check_photographs(
-    paths: Sequence[Path], preset: ImageClassification, spec: Preprocessing, check: LogitCheck, progress: Progress
+    paths: Sequence[Path], architecture: Architecture, check: LogitCheck, progress: Progress
 ) -> float:
     """Every photograph: the server's preprocessing against torchvision's, then logits. Returns max |Δ pixel|."""
     worst = 0.0
+    preset, spec = architecture.preset, architecture.preprocessing
     for position, path in enumerate(paths, start=1):
         batch, difference = compare_pixels(path, preset, spec)
         worst = max(worst, difference)
@@ -123,12 +125,17 @@ def check_photographs(
     return worst
 
 
-def compare_pixels(path: Path, preset: ImageClassification, spec: Preprocessing) -> tuple[Array, float]:
-    """One photograph both ways: the server's input, FP32 `[1, 3, S, S]`, and max |Δ| in normalised units."""
+def read_photograph(path: Path, spec: Preprocessing) -> Array:
+    """A photograph as the server feeds it to the model, FP32 `[1, 3, S, S]`; raises `PhotographError`."""
     try:
-        got = to_input(decode(open_image(path.read_bytes(), spec, _NO_LIMIT)), spec)
+        return to_input(decode(open_image(path.read_bytes(), spec, _NO_LIMIT)), spec)
     except (OSError, RequestError) as error:
         raise PhotographError(f"photograph {path}: {error}") from error
+
+
+def compare_pixels(path: Path, preset: ImageClassification, spec: Preprocessing) -> tuple[Array, float]:
+    """One photograph both ways: the server's input, FP32 `[1, 3, S, S]`, and max |Δ| in normalised units."""
+    got = read_photograph(path, spec)
     wanted = preset(reference_image(path))[None].numpy()
     if wanted.shape != got.shape:
         raise ParityError(

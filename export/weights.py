@@ -16,6 +16,7 @@ from urllib.error import URLError
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from export.errors import WeightsError
 from export.models import KNOWN_WEIGHTS, Architecture
@@ -51,8 +52,10 @@ def read_weights(path: Path) -> Weights:
 
 
 def default_weights(architecture: Architecture) -> Weights:
-    """torchvision's own weights: from torch's hub cache, else downloaded with a progress bar; their hash is checked."""
+    """The architecture's own: of a package, or torchvision's from torch's cache, else downloaded, hash checked."""
     enum = architecture.default_weights
+    if not isinstance(enum, WeightsEnum):
+        return read_weights(enum())
     url = enum.url
     file_name = url.rsplit("/", 1)[-1]
     prefix = file_name.rsplit("-", 1)[-1].split(".")[

@@ -10,6 +10,7 @@ import socket
 import sys
 from types import FrameType
 
+from serve.catalogue import AUTO, EMBEDDED
 from serve.config import Config, load_config
 from serve.errors import StartError
 from serve.log import set_up_logging
@@ -69,6 +70,11 @@ def serve(config: Config, listener: socket.socket) -> None:
     classifier = load_classifier(config)
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    if config.model == AUTO and classifier.model.name == EMBEDDED:
+        log.warning(
+            "DenseNet-121 is not exported; serving the small embedded model %s. To export: make serve WEIGHTS=PATH",
+            EMBEDDED,
+        )
     log.info(
         "%s (%s) is ready on %s, %d intra-op threads; try: curl -F 'file=@picture.jpg' %s/upload",
         classifier.model.name,

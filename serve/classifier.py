@@ -8,7 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from serve.config import Config
+from serve.catalogue import AUTO, find_model
+from serve.config import MODELS, Config
 from serve.errors import EmptyFile, ModelError
 from serve.model import Model, load_model
 from serve.postprocess import Label, Scored, load_class_index, top_k
@@ -50,14 +51,17 @@ class Classifier:
 
 def load_classifier(config: Config) -> Classifier:
     """Load model and labels as `config` says and check that they fit; raises `StartError`."""
-    model = load_model(config.model, config.threads)
+    path = find_model(config.model, config.model_variant, MODELS)
+    model = load_model(path, config.threads)
     try:
         preprocessing = Preprocessing.from_card(model.card)
         if preprocessing.crop != model.input_side:
             raise ModelError(
                 f"its metadata has crop={preprocessing.crop}, but its input is {model.input_side} pixels wide"
             )
+        if config.model_variant not in (AUTO, model.card["variant"]):
+            raise ModelError(f"it is {model.card['variant']}, not {config.model_variant}")
     except ModelError as error:
-        raise ModelError(f"model {config.model}: {error}; make it anew with 'make export'") from error
+        raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
     labels = load_class_index(config.class_index, model.class_count)
     return Classifier(model, preprocessing, labels, config.max_pixels, config.exif_orientation)

@@ -68,7 +68,12 @@ class Config:
 
     host: str = _setting("127.0.0.1", _text, "address to listen on; 0.0.0.0 for every interface")
     port: int = _setting(5000, _whole(0, 65535), "TCP port to listen on; 0 takes a free one and the log says which")
-    model: Path = _setting(ROOT / "models" / "densenet121.onnx", _path, "model file, made by export/export_onnx.py")
+    model: str = _setting(
+        "auto", _text, "densenet121, efficientnet_lite0, a model file, or auto: densenet121 if exported, else the other"
+    )
+    model_variant: str = _setting(
+        "auto", _one_of("auto", "int8", "fp32"), "int8, fp32, or auto: int8 if its export let it pass"
+    )
     class_index: Path = _setting(
         ROOT / "imagenet_class_index.json", _path, "JSON file with the id and name of each class"
     )
@@ -89,6 +94,9 @@ class Config:
     def threads(self) -> int:
         """Intra-op threads an inference gets, at least 1."""
         return self.intra_op_threads or usable_cpus()
+
+
+MODELS: Final = ROOT / "models"
 
 
 def usable_cpus() -> int:

@@ -30,8 +30,8 @@ _FATAL: Final = 4  # onnxruntime's log severity: our own errors say what is wron
 class Model:
     """A loaded, warm network.
 
-    card: what the export measured and wrote into the file, with the file's own sha256. input_side: S, pixels.
-    class_count: logits a picture.
+    card: what the export measured and wrote into the file and its report, with the file's own sha256.
+    input_side: S, pixels. class_count: logits a picture.
     """
 
     card: dict[str, Any]
@@ -72,7 +72,7 @@ def load_model(path: Path, intra_op_threads: int) -> Model:
         class_count = _class_count(session, card)
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
-    model = Model({**card, "sha256": sha256}, side, class_count, session)
+    model = Model({**card, "sha256": sha256, "measured": _measured(path, sha256)}, side, class_count, session)
     if not _warm_up(model):
         raise ModelError(
             f"model {path}: its warm-up gave no {class_count} finite logits; make it anew with 'make export'"
@@ -83,6 +83,16 @@ def load_model(path: Path, intra_op_threads: int) -> Model:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _measured(path: Path, sha256: str) -> dict[str, Any] | None:
+    """The report that the export wrote beside the file, speed and CPU included; None unless it is of this very file."""
+    try:
+        report = json.loads((path.parent / f"{path.name.split('.')[0]}.json").read_text(encoding="utf-8"))
+        rows = report["table"]
+        return {"cpu": report["cpu"], "table": rows} if any(row["sha256"] == sha256 for row in rows) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _warm_up(model: Model) -> bool:

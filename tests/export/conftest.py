@@ -1,12 +1,20 @@
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
+from torchvision.models import densenet, resnet
 
-from export.models import ARCHITECTURES, Architecture
+from export.graph import export_graph
+from export.models import ARCHITECTURES, Architecture, torchvision_architecture
+from export.onnx_graph import Array
+from export.parity import read_photograph
 from export.weights import build_network, read_weights, untrained_weights
 from serve.config import ROOT
 from tests.references import DATA
@@ -15,17 +23,17 @@ SAMPLE = 60
 
 
 @pytest.fixture(scope="session")
-def densenet() -> Architecture:
+def densenet121() -> Architecture:
     return ARCHITECTURES["densenet121"]
 
 
 @pytest.fixture(scope="session")
-def weights(weights_file: Path | None, densenet: Architecture, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(weights_file: Path | None, densenet121: Architecture, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The WEIGHTS given, else a file of weights from a seed, with BatchNorm's statistics run in."""
     if weights_file is not None:
         return weights_file
     path = tmp_path_factory.mktemp("weights") / "seeded.pth"
-    torch.save(untrained_weights(densenet, seed=0).state, path)
+    torch.save(untrained_weights(densenet121, seed=0).state, path)
     return path
 
 
@@ -41,8 +49,8 @@ def photographs(photo_folder: Path | None, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
-def network(densenet: Architecture, weights: Path) -> nn.Module:
-    return build_network(densenet, read_weights(weights))
+def network(densenet121: Architecture, weights: Path) -> nn.Module:
+    return build_network(densenet121, read_weights(weights))
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +69,69 @@ def exported(weights: Path, photographs: Path, tmp_path_factory: pytest.TempPath
         check=True,
     )
     return output
+
+
+@dataclass(frozen=True)
+class Network:
+    """An exported fp32 model with pictures that it makes sense of."""
+
+    architecture: Architecture
+    model: onnx.ModelProto
+    calibrated_on: Array
+    other_pictures: Array
+
+    def calibration_pictures(self) -> Iterator[Array]:
+        """One after the other, FP32 `[1, 3, S, S]`."""
+        return (picture[None] for picture in self.calibrated_on)
+
+
+def patterns(count: int, side: int, seed: int) -> Array:
+    """Smooth random pictures, whose activations are more like a photograph's than noise's are."""
+    noise = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    smooth: Array = nn.functional.interpolate(noise, size=(side, side), mode="bilinear").numpy()
+    return np.clip(smooth, -2, 2)
+
+
+def untrained(architecture: Architecture, pictures: int = 24) -> Network:
+    """Seeded weights, and BatchNorm statistics run in on the kind of pictures that are used."""
+    side = architecture.preprocessing.crop
+    network = build_network(architecture, untrained_weights(architecture, seed=1))
+    network.train()
+    with torch.no_grad():
+        for seed in range(3):
+            network(torch.from_numpy(patterns(16, side, seed)))
+    model = export_graph(network.eval(), side)
+    return Network(architecture, model, patterns(pictures, side, 10), patterns(8, side, 11))
+
+
+@pytest.fixture(scope="session")
+def small_densenet(densenet121: Architecture) -> Network:
+    spec = replace(densenet121.preprocessing, resize=64, crop=64)
+    return untrained(replace(densenet121, name="small_densenet", build=_small_densenet, preprocessing=spec))
+
+
+def _small_densenet() -> nn.Module:
+    return densenet.DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=10)
+
+
+@pytest.fixture(scope="session")
+def resnet18() -> Network:
+    """A third torchvision classifier is one more record."""
+    return untrained(torchvision_architecture("resnet18", resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1), 8)
+
+
+@pytest.fixture(scope="session")
+def real_densenet(densenet121: Architecture, exported: Path, photographs: Path) -> Network:
+    """DenseNet-121 with the weights of this test run, on photographs."""
+    paths = sorted(photographs.iterdir())
+    pictures = np.concatenate([read_photograph(path, densenet121.preprocessing) for path in paths[:24]])
+    return Network(densenet121, onnx.load(exported), pictures[::2], pictures[1::2])
+
+
+@pytest.fixture(scope="session", params=["small_densenet", "real_densenet"])
+def any_network(request: pytest.FixtureRequest) -> Network:
+    network: Network = request.getfixturevalue(request.param)
+    return network
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from serve.postprocess import load_class_index
 from tests.server_process import running_server
 
 RIGHT_AT_LEAST = 0.8
+NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
 def test_uploads_get_pytorchs_labels_and_they_are_right(
@@ -108,21 +109,23 @@ def test_make_serve_exports_once_serves_and_ends_with_its_signal(
     first = make(fresh_tree, *arguments)
     wait_until_ready(first, url, 300)
     assert httpx2.get(f"{url}/").text == "Server is Running\n"
+    card = httpx2.get(f"{url}/model").json()
     os.killpg(first.pid, signal.SIGINT)  # what Ctrl-C does: make and the server both get it
     output, log = first.communicate(timeout=60)
     assert "check parity with PyTorch" in output
     assert "Traceback" not in log
-    model = fresh_tree / "models" / "densenet121.onnx"
-    stamp = (fresh_tree / "models" / ".made-from").read_bytes()
+    # int8 is served if it passed its gate, and the card has the table that the export printed.
+    int8 = exported.with_suffix(".int8.onnx")
+    assert (card["name"], card["variant"]) == ("densenet121", "int8" if int8.exists() else "fp32")
+    assert ("no int8 model, fp32 is served" in log) is not int8.exists()
+    assert {row["variant"] for row in card["measured"]["table"]} == ({"fp32", "int8"} if int8.exists() else {"fp32"})
     # The same inputs gave the same bytes, in another folder.
-    assert model.read_bytes() == exported.read_bytes()
+    for made in [exported, int8] if int8.exists() else [exported]:
+        assert (fresh_tree / "models" / made.name).read_bytes() == made.read_bytes()
 
-    (fresh_tree / "models" / ".made-from").write_text("other weights")  # as after an export from others
-    assert "export_onnx" in make(fresh_tree, "--dry-run", *arguments).communicate(timeout=60)[0]
-    (fresh_tree / "models" / ".made-from").write_bytes(stamp)
-
-    second = make(fresh_tree, *arguments)
+    second = make(fresh_tree, *arguments, "MODEL_VARIANT=fp32")
     wait_until_ready(second, url, 30)
+    assert httpx2.get(f"{url}/model").json()["variant"] == "fp32"
     second.terminate()
     output, log = second.communicate(timeout=60)
     assert "parity" not in output  # what was exported is served again
@@ -131,10 +134,30 @@ def test_make_serve_exports_once_serves_and_ends_with_its_signal(
         httpx2.get(url)
 
 
-def test_make_serve_without_weights_or_network_says_what_to_do(fresh_tree: Path, tmp_path: Path) -> None:
+def test_make_serve_without_weights_or_network_serves_the_embedded_model_and_says_so(
+    fresh_tree: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = make(
+        fresh_tree, "serve", f"PORT={port}", TORCH_HOME=str(tmp_path), https_proxy=NOWHERE, http_proxy=NOWHERE
+    )
+    wait_until_ready(process, url, 60)
+    picture = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
+    answer = httpx2.post(f"{url}/upload", files={"file": ("cat.jpg", picture)}).json()
+    assert answer["model"] == "efficientnet_lite0"
+    assert "cat" in answer["label"]
+    assert httpx2.get(f"{url}/model").json()["name"] == "efficientnet_lite0"
+    process.terminate()
+    _, log = process.communicate(timeout=60)
+    assert "Serving the small embedded model EfficientNet-Lite0 instead" in log
+    assert "DenseNet-121 is not exported; serving the small embedded model" in log  # the server's own log says it too
+
+
+def test_make_serve_that_insists_on_densenet_says_what_to_do(fresh_tree: Path, tmp_path: Path) -> None:
     """The hub's cache is empty and the proxy refuses: the one error names what was tried and WEIGHTS=PATH."""
-    nowhere = "http://127.0.0.1:9"
-    process = make(fresh_tree, "serve", TORCH_HOME=str(tmp_path), https_proxy=nowhere, http_proxy=nowhere)
+    environment = {"TORCH_HOME": str(tmp_path), "https_proxy": NOWHERE, "http_proxy": NOWHERE}
+    process = make(fresh_tree, "serve", "MODEL=densenet121", **environment)
     _, log = process.communicate(timeout=120)
     assert process.returncode == 2
     said = [line for line in log.splitlines() if line.startswith("export: ")]
@@ -142,7 +165,7 @@ def test_make_serve_without_weights_or_network_says_what_to_do(fresh_tree: Path,
     for words in ("no weights", "densenet121-a639ec97.pth", "could not be downloaded", "WEIGHTS=PATH"):
         assert words in said[0]
     assert "Traceback" not in log
-    assert not list((fresh_tree / "models").glob("*.onnx"))
+    assert not list((fresh_tree / "models").glob("densenet121*"))
 
 
 def test_make_names_a_weights_file_that_is_not_there(fresh_tree: Path) -> None:

@@ -107,7 +107,7 @@ def test_an_untrained_network_is_held_to_its_logits_own_spread(tmp_path: Path) -
     output = tmp_path / "untrained.onnx"
     command = [sys.executable, "-m", "export.export_onnx", "--untrained", "--seed", "3", "--opset", "18"]
     done = subprocess.run([*command, "--output", output], cwd=ROOT, capture_output=True, text=True, check=True)
-    for stage in ("load the weights", "export to ONNX", "check parity with PyTorch", "write the model"):
+    for stage in ("load the weights", "export to ONNX", "check parity with PyTorch", "write the models"):
         assert re.search(rf"^{stage} +[0-9]+\.[0-9] s  .+$", done.stdout, re.MULTILINE)
     metadata = {entry.key: json.loads(entry.value) for entry in onnx.load(output).metadata_props}
     assert metadata["weights"] == {"source": "untrained, seed 3", "sha256": None, "licence": None}
@@ -143,7 +143,7 @@ def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(export_onnx.ExportError, match="No space left"):
-        export_onnx.write(onnx.ModelProto(), tmp_path / "model.onnx")
+        export_onnx.write(b"model", tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,18 +171,18 @@ def test_another_order_is_refused_unless_it_is_a_tie() -> None:
 
 
 def test_preprocessing_is_compared_pixel_by_pixel(
-    densenet: Architecture, photographs: Path, monkeypatch: pytest.MonkeyPatch
+    densenet121: Architecture, photographs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = next(photographs.iterdir())
-    _, difference = compare_pixels(path, densenet.preset, densenet.preprocessing)
+    _, difference = compare_pixels(path, densenet121.preset, densenet121.preprocessing)
     assert difference <= 1e-6
     to_input = parity.to_input
     monkeypatch.setattr(parity, "to_input", lambda *arguments: to_input(*arguments) + np.float32(1e-5))
     with pytest.raises(ParityError, match=rf"preprocessing: {path.name}: max \|Δ\| is 1e-05, more than 1e-06"):
-        compare_pixels(path, densenet.preset, densenet.preprocessing)
+        compare_pixels(path, densenet121.preset, densenet121.preprocessing)
 
 
-def test_photographs_that_cannot_be_read_are_named(densenet: Architecture, tmp_path: Path) -> None:
+def test_photographs_that_cannot_be_read_are_named(densenet121: Architecture, tmp_path: Path) -> None:
     with pytest.raises(PhotographError, match="no pictures in this folder"):
         find_photographs([tmp_path])
     with pytest.raises(PhotographError, match="no such file or folder"):
@@ -191,4 +191,4 @@ def test_photographs_that_cannot_be_read_are_named(densenet: Architecture, tmp_p
     bad.write_bytes(b"no picture")
     assert find_photographs([tmp_path, bad]) == [bad, bad]
     with pytest.raises(PhotographError, match=r"bad\.jpg: The file is not a picture"):
-        compare_pixels(bad, densenet.preset, densenet.preprocessing)
+        compare_pixels(bad, densenet121.preset, densenet121.preprocessing)

@@ -6,13 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.models import Weights as TorchvisionWeights
+from torchvision.models import WeightsEnum
+from torchvision.transforms._presets import ImageClassification
 
 from export import weights as weights_module
 from export.errors import WeightsError
@@ -24,9 +26,9 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def state(densenet: Architecture) -> State:
+def state(densenet121: Architecture) -> State:
     torch.manual_seed(0)
-    return dict(densenet.build().state_dict())
+    return dict(densenet121.build().state_dict())
 
 
 def saved(state: Any, folder: Path) -> Path:
@@ -57,15 +59,15 @@ def old_keys(state: State) -> State:
     ids=["torchvision's", "old keys", "DataParallel", "old DataParallel", "without batch counters", "checkpoint"],
 )
 def test_state_dicts_of_every_vintage_give_the_same_network(
-    rename: Callable[[State], Any], densenet: Architecture, state: State, tmp_path: Path
+    rename: Callable[[State], Any], densenet121: Architecture, state: State, tmp_path: Path
 ) -> None:
-    assert_same_network(densenet, saved(rename(state), tmp_path), state)
+    assert_same_network(densenet121, saved(rename(state), tmp_path), state)
 
 
-def test_safetensors_are_read(densenet: Architecture, state: State, tmp_path: Path) -> None:
+def test_safetensors_are_read(densenet121: Architecture, state: State, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(state, path)
-    assert_same_network(densenet, path, state)
+    assert_same_network(densenet121, path, state)
 
 
 def test_old_keys_are_renamed_and_new_ones_left_alone() -> None:
@@ -93,17 +95,17 @@ def test_old_keys_are_renamed_and_new_ones_left_alone() -> None:
     ids=["missing", "surplus", "14 classes", "NaN"],
 )
 def test_a_state_dict_that_does_not_fit_is_refused_by_the_key(
-    change: Callable[[State], Any], words: str, densenet: Architecture, state: State, tmp_path: Path
+    change: Callable[[State], Any], words: str, densenet121: Architecture, state: State, tmp_path: Path
 ) -> None:
     changed = dict(state)
     change(changed)
     with pytest.raises(WeightsError, match=rf"^weights weights\.pth do not fit densenet121: {words}"):
-        build_network(densenet, read_weights(saved(changed, tmp_path)))
+        build_network(densenet121, read_weights(saved(changed, tmp_path)))
 
 
-def test_many_missing_keys_are_counted(densenet: Architecture) -> None:
+def test_many_missing_keys_are_counted(densenet121: Architecture) -> None:
     with pytest.raises(WeightsError, match=r"missing features\.conv0\.weight.* and 601 more"):
-        build_network(densenet, replace(untrained_weights(densenet, 0), state={}))
+        build_network(densenet121, replace(untrained_weights(densenet121, 0), state={}))
 
 
 class Code:
@@ -141,10 +143,10 @@ def test_other_contents_are_refused_by_what_they_are(tmp_path: Path) -> None:
 
 
 def test_a_seed_gives_the_same_untrained_network_twice_and_leaves_the_random_state_alone(
-    densenet: Architecture,
+    densenet121: Architecture,
 ) -> None:
     before = torch.get_rng_state()
-    first, second = (untrained_weights(densenet, 5).state for _ in range(2))
+    first, second = (untrained_weights(densenet121, 5).state for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["features.norm5.running_var"], torch.ones(1024))  # the statistics were run in
@@ -159,16 +161,15 @@ def weights_host(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         yield url, folder
 
 
-def published(densenet: Architecture, url: str) -> Architecture:
-    class Enum(SimpleNamespace):
-        def __str__(self) -> str:
-            return "DenseNet121_Weights.IMAGENET1K_V1"
+def published(densenet121: Architecture, url: str) -> Architecture:
+    class DenseNet121_Weights(WeightsEnum):  # noqa: N801  torchvision's own name
+        IMAGENET1K_V1 = TorchvisionWeights(url=url, transforms=ImageClassification, meta={})
 
-    return replace(densenet, default_weights=Enum(url=url))  # type: ignore[arg-type]
+    return replace(densenet121, default_weights=DenseNet121_Weights.IMAGENET1K_V1)
 
 
 def test_default_weights_are_downloaded_once_checked_and_cached(
-    densenet: Architecture,
+    densenet121: Architecture,
     state: State,
     weights_host: tuple[str, Path],
     tmp_path: Path,
@@ -180,7 +181,7 @@ def test_default_weights_are_downloaded_once_checked_and_cached(
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     name = f"densenet121-{sha256[:8]}.pth"
     file.rename(folder / name)
-    architecture = published(densenet, f"{url}/{name}")
+    architecture = published(densenet121, f"{url}/{name}")
     loaded = default_weights(architecture)
     assert loaded.sha256 == sha256
     assert loaded.source == "torchvision DenseNet121_Weights.IMAGENET1K_V1"
@@ -192,23 +193,23 @@ def test_default_weights_are_downloaded_once_checked_and_cached(
 
 
 def test_a_download_with_the_wrong_hash_is_refused_and_not_kept(
-    densenet: Architecture, weights_host: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    densenet121: Architecture, weights_host: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     url, folder = weights_host
     (folder / "densenet121-01234567.pth").write_bytes(b"rubbish")
     with pytest.raises(WeightsError, match="invalid hash value"):
-        default_weights(published(densenet, f"{url}/densenet121-01234567.pth"))
+        default_weights(published(densenet121, f"{url}/densenet121-01234567.pth"))
     assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
 
 
 def test_a_host_that_cannot_be_reached_is_one_clear_error(
-    densenet: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    densenet121: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setattr(weights_module, "_CONNECT_SECONDS", 1.0)
     url = "http://127.0.0.1:9/densenet121-01234567.pth"  # the discard port: nobody listens
     with pytest.raises(WeightsError) as refusal:
-        default_weights(published(densenet, url))
+        default_weights(published(densenet121, url))
     for words in (str(tmp_path / "hub"), url, "refused", "WEIGHTS=PATH", "--weights PATH"):
         assert words in str(refusal.value)

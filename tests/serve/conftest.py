@@ -17,7 +17,7 @@ PHOTOS = DATA / "photos"
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    return Config(model=TINY_MODEL, intra_op_threads=1)
+    return Config(model=str(TINY_MODEL), intra_op_threads=1)
 
 
 @pytest.fixture(scope="session")

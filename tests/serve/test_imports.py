@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "upload": {"errors"},
     "problems": {"errors"},
     "middleware": {"problems"},
-    "classifier": {"config", "errors", "model", "preprocess", "postprocess"},
+    "catalogue": {"errors"},
+    "classifier": {"catalogue", "config", "errors", "model", "preprocess", "postprocess"},
     "app": {"classifier", "config", "errors", "middleware", "postprocess", "problems", "upload"},
-    "__main__": {"app", "classifier", "config", "errors", "log"},
+    "__main__": {"app", "catalogue", "classifier", "config", "errors", "log"},
 }
 OWNED = {"starlette": "app", "onnxruntime": "model", "uvicorn": "__main__", "python_multipart": "upload"}
 FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}

@@ -41,7 +41,7 @@ def test_a_file_that_lacks_an_entry_is_refused_by_its_name(tiny_model: Path, tmp
     field = b"\x0a" + bytes([len(entry)]) + entry + b"\x12"  # protobuf: key, then its value
     path = changed(tiny_model, tmp_path, field, field.replace(entry, b"x" * len(entry)))
     with pytest.raises(ModelError, match=f"changed.onnx: its metadata lacks '?{entry.decode()}"):
-        load_classifier(Config(model=path))
+        load_classifier(Config(model=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_a_file_that_is_not_what_it_says_is_refused(
     tiny_model: Path, tmp_path: Path, old: bytes, new: bytes, words: str
 ) -> None:
     with pytest.raises(ModelError, match=words):
-        load_classifier(Config(model=changed(tiny_model, tmp_path, old, new)))
+        load_classifier(Config(model=str(changed(tiny_model, tmp_path, old, new))))
 
 
 def test_a_model_that_gives_no_numbers_is_refused_by_its_warm_up(tiny_model: Path, tmp_path: Path) -> None:

@@ -105,10 +105,11 @@ def test_a_port_in_use_is_one_line_and_status_2(server: ServerProcess, tiny_mode
     ("flags", "words"),
     [
         (["--model", "none.onnx"], "model none.onnx: no such file or directory; make it with 'make export'"),
-        (["--model", "README.md"], "model README.md is not a model onnxruntime can load"),
+        (["--model", "RUBBISH"], "rubbish.onnx is not a model onnxruntime can load"),
+        (["--model", "resnet50"], "no model resnet50 in models/; make one with 'make export'"),
         (["--model", "TINY", "--class-index", "INDEX"], "has 2 entries, but the model has 1000 classes"),
         (["--port", "high"], "--port='high': not a whole number from 0 to 65535"),
-        (["--model", "x" * 5000], "file name too long"),
+        (["--model", "x" * 5000 + ".onnx"], "file name too long"),
         (["--model", "TINY", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
         (["--model", "TINY", "--host", "a..b"], "cannot listen on a..b port 0: no valid host name"),
     ],
@@ -118,7 +119,9 @@ def test_what_stops_a_start_is_one_line_and_status_2(
 ) -> None:
     index = tmp_path / "index.json"
     index.write_text(json.dumps({"0": ["n0", "a"], "1": ["n1", "b"]}))
-    names = {"TINY": str(tiny_model), "INDEX": str(index)}
+    rubbish = tmp_path / "rubbish.onnx"
+    rubbish.write_bytes(b"rubbish")
+    names = {"TINY": str(tiny_model), "INDEX": str(index), "RUBBISH": str(rubbish)}
     status, text, seconds = start_and_fail("--port", "0", *(names.get(flag, flag) for flag in flags))
     assert (status, text.count("\n")) == (2, 1)
     assert words in text

@@ -1,0 +1,1 @@
+"""What the export bought, side by side with where it came from."""

@@ -1,0 +1,133 @@
+"""Accuracy and speed of the exported models on any folder of photographs, with fp32 PyTorch as the reference.
+
+    python benchmarks/accuracy.py --photos DIR --weights densenet121.pth
+
+Photographs are named `<wnid>_<label>.JPEG`, or lie in folders named by wnid; those without either count for agreement
+alone. Those that the int8 model was calibrated on are left out.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+if not __package__:  # run as a file: make the project importable, and this folder's names not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import onnx
+import torch
+
+from export import calibration as records
+from export.errors import ExportError, WeightsError
+from export.int8 import RECORDS
+from export.measure import compare, cpu, label_of, logits_of, milliseconds
+from export.models import ARCHITECTURES
+from export.parity import find_photographs, read_photograph, reference_image
+from export.report import class_numbers
+from export.weights import Weights, build_network, default_weights, read_weights
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+_HEADER: Final = (
+    f"{'model':<24} {'MB':>6} {'ms 1 thr':>9} {'ms 2 thr':>9} {'top-1':>7} {'loss':>6} {'agrees':>7} "
+    f"{'max |Δ|':>8} {'mean |Δ|':>9}"
+)
+
+
+def main() -> int:
+    """Run the command; the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python benchmarks/accuracy.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="labelled photographs")
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="state dict the models were exported from")
+    parser.add_argument(
+        "--models",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="fp32 and int8 model files (default: models/densenet121*.onnx)",
+    )
+    options = parser.parse_args()
+    try:
+        run(options.photos, options.weights, options.models or sorted((ROOT / "models").glob("densenet121*.onnx")))
+    except ExportError as error:
+        print(f"accuracy: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(photos: Path, weights_file: Path | None, models: list[Path]) -> None:
+    """Print the table; raises `ExportError`."""
+    if not models:
+        raise WeightsError("no models to measure; make them with 'make export', or name files with --models")
+    contents = {path.name: path.read_bytes() for path in models}
+    card = {entry.key: json.loads(entry.value) for entry in onnx.load(models[0]).metadata_props}
+    architecture = ARCHITECTURES[card["name"]]
+    weights = read_weights(weights_file) if weights_file else default_weights(architecture)
+    _require_same(weights, card)
+    seen = set(records.load(RECORDS / f"{architecture.name}.json").photographs)
+    found = _find(photos)
+    paths = [path for path in found if path.name not in seen]
+    numbers = class_numbers()
+    labels = [label_of(path, numbers) for path in paths]
+
+    network = build_network(architecture, weights)
+    preset = architecture.preset
+    rows = []
+    with torch.no_grad():
+        for done, path in enumerate(paths, start=1):
+            rows.append(network(preset(reference_image(path))[None]).numpy())
+            _show_progress("PyTorch", done, len(paths))
+    reference = np.concatenate(rows)
+
+    def batches() -> Iterator[Any]:
+        return (read_photograph(path, architecture.preprocessing) for path in paths)
+
+    one, two = (milliseconds(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
+    print(f"{len(paths)} photographs, {sum(label is not None for label in labels)} of them labelled", end="")
+    print(f"; {len(found) - len(paths)} left out that int8 was calibrated on; {cpu()['model']}, {cpu()['features']}\n")
+    print(_HEADER)
+    itself = compare(reference, reference, labels)
+    _print_row("PyTorch fp32 (reference)", None, None, None, itself)
+    for name, content in contents.items():
+        logits = logits_of(
+            content, batches(), lambda done, total: _show_progress("onnxruntime", done, total), len(paths)
+        )
+        _print_row(name, len(content) / 1e6, one[name], two[name], compare(logits, reference, labels))
+
+
+def _require_same(weights: Weights, card: dict[str, Any]) -> None:
+    if weights.sha256 != card["weights"]["sha256"]:
+        raise WeightsError(
+            f"the models were exported from {card['weights']['source']}, not from {weights.source}; name those weights "
+            "with --weights"
+        )
+
+
+def _find(photos: Path) -> list[Path]:
+    """Photographs in a folder, or in the folders of a folder."""
+    inner = sorted(path for path in photos.iterdir() if path.is_dir()) if photos.is_dir() else []
+    return [path for folder in inner for path in find_photographs([folder])] or find_photographs([photos])
+
+
+def _print_row(name: str, megabytes: float | None, one: float | None, two: float | None, figures: Any) -> None:
+    def shown(value: float | None, form: str) -> str:
+        return "–" if value is None else format(value, form)
+
+    print(
+        f"{name:<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
+        f"{shown(figures.top1, '.2%'):>7} {shown(figures.top1_loss, '.2%'):>6} {figures.agreement:>7.2%} "
+        f"{figures.max_abs_difference:>8.2f} {figures.mean_abs_difference:>9.3f}"
+    )
+
+
+def _show_progress(what: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(
+            f"\r{what} {done}/{total}" if done < total else "\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

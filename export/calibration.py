@@ -1,0 +1,150 @@
+"""What calibration knows of a network's activations, and the file it travels in.
+
+Someone who builds the image has no photographs, so what was seen on some is recorded once, as data. Errors that leave
+here: `CalibrationError`, where a record is unreadable or is not for this network.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from export.errors import CalibrationError
+from export.onnx_graph import Array, Graph
+
+Ranges = Mapping[str, tuple[Array, Array]]
+_SIGNIFICANT_DIGITS: Final = 3
+
+
+@dataclass
+class Calibration:
+    """Statistics by tensor name.
+
+    ranges: minimum and maximum in the exported graph, as `observe_ranges` gives them. means, active: of each
+    Conv's input in the rewritten one, its mean and, where it is clipped, the share of values off their threshold.
+    source: the set of photographs, in words. photographs: the names of those looked at, which no accuracy may be
+    measured on. weights_sha256: of the weights they were seen with.
+    """
+
+    source: str
+    photographs: tuple[str, ...]
+    weights_sha256: str | None
+    ranges: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    means: dict[str, Array] = field(default_factory=dict)
+    active: dict[str, Array] = field(default_factory=dict)
+
+
+def observe_ranges(model: onnx.ModelProto, batches: Iterable[Array], progress: Callable[[int], None]) -> Ranges:
+    """Minimum and maximum of every activation that an 8-bit graph stores: `[C]` of what BatchNorms read, else `[1]`."""
+    graph = Graph(model)
+    outputs = [node.output[0] for node in graph.of_type("Conv", "Relu", "Clip", "Add", "MaxPool", "AveragePool")]
+    readers = {name: {node.op_type for node in graph.consumers(name)} for name in outputs}
+    tensors = [name for name in outputs if readers[name] != {"Relu"} and readers[name] != {"Clip"}]
+    by_channel = {name for name in tensors if readers[name] & {"Concat", "BatchNormalization"}}
+    seen: dict[str, tuple[Array, Array]] = {}
+    for values in _run(model, tensors, batches, progress):
+        for name, value in values.items():
+            channels = value.shape[1] if name in by_channel else 1
+            flat = np.moveaxis(value, 1, 0).reshape(channels, -1)
+            low, high = flat.min(1), flat.max(1)
+            if name in seen:
+                low, high = np.minimum(low, seen[name][0]), np.maximum(high, seen[name][1])
+            seen[name] = low, high
+    return seen
+
+
+def observe_means(
+    model: onnx.ModelProto, batches: Iterable[Array], progress: Callable[[int], None]
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Per-channel mean of each Conv's input, and of the clipped ones the share of values off their threshold."""
+    graph = Graph(model)
+    clipped = {node.output[0]: node for node in graph.of_type("Min")}
+    tensors = sorted({node.input[0] for node in graph.of_type("Conv", "ReduceMean")})
+    means: dict[str, Array] = {name: np.zeros(1) for name in tensors}
+    active: dict[str, Array] = {name: np.zeros(1) for name in tensors if name in clipped}
+    count = 0
+    for values in _run(model, tensors, batches, progress):
+        count += 1
+        for name, value in values.items():
+            axes = (0, *range(2, value.ndim))
+            means[name] = means[name] + value.mean(axes, dtype=np.float64)
+            if name in clipped:
+                low, high = (graph.constants[f"{name}.{end}"] for end in ("low", "high"))
+                active[name] = active[name] + ((value > low) & (value < high)).mean(axes)
+    return {k: v / count for k, v in means.items()}, {k: v / count for k, v in active.items()}
+
+
+def rounded(statistics: Mapping[str, Array]) -> dict[str, Array]:
+    """The values that a record keeps of these."""
+    return {name: np.array(_listed(values)) for name, values in statistics.items()}
+
+
+def save(calibration: Calibration, path: Path) -> None:
+    """Write it as JSON, one line a tensor."""
+    content = {
+        "source": calibration.source,
+        "photographs": calibration.photographs,
+        "weights_sha256": calibration.weights_sha256,
+        "ranges": {name: [_listed(low), _listed(high)] for name, (low, high) in calibration.ranges.items()},
+        "means": {name: _listed(values) for name, values in calibration.means.items()},
+        "active": {name: _listed(values) for name, values in calibration.active.items()},
+    }
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict):
+            inner = ",\n".join(
+                f"{json.dumps(name)}:{json.dumps(v, separators=(',', ':'))}" for name, v in value.items()
+            )
+            lines.append(f"{json.dumps(key)}:{{\n{inner}}}")
+        else:
+            lines.append(f"{json.dumps(key)}:{json.dumps(value, ensure_ascii=False)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+
+
+def load(path: Path) -> Calibration:
+    """Read what `save` wrote; raises `CalibrationError`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Calibration(
+            content["source"],
+            tuple(content["photographs"]),
+            content["weights_sha256"],
+            {name: (np.array(low), np.array(high)) for name, (low, high) in content["ranges"].items()},
+            {name: np.array(values) for name, values in content["means"].items()},
+            {name: np.array(values) for name, values in content["active"].items()},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CalibrationError(f"calibration {path} cannot be read; make one with --calibrate DIR") from error
+
+
+def _run(
+    model: onnx.ModelProto, tensors: list[str], batches: Iterable[Array], progress: Callable[[int], None]
+) -> Iterable[dict[str, Any]]:
+    """The values of these tensors for each batch."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    present = {value.name for value in watched.graph.output}
+    watched.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in tensors
+        if name not in present and name != "input"
+    )
+    session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = [name for name in tensors if name != "input"]
+    for done, batch in enumerate(batches, start=1):
+        values = dict(zip(wanted, session.run(wanted, {"input": batch}), strict=True))
+        if "input" in tensors:
+            values["input"] = batch
+        yield values
+        progress(done)
+
+
+def _listed(values: Array) -> list[float]:
+    return [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in values]

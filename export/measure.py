@@ -1,0 +1,142 @@
+"""How good and how fast a model file is: answers on photographs, accuracy where labels are known, interleaved timings.
+
+No error leaves this module.
+"""
+
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime as ort
+
+from export.onnx_graph import Array
+
+Progress = Callable[[int, int], None]
+_WNID: Final = re.compile(r"(n\d{8})[_.]")
+_FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+_ROUNDS: Final = 12
+_UNTIMED: Final = 3  # runs after another session's: cold caches, threads still to be woken
+_TIMED: Final = 8
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A model's answers beside the reference's on the same photographs.
+
+    top1, reference_top1: share labelled right, None where no labels are known. agreement: share with the reference's
+    first class. Differences are in logits.
+    """
+
+    photographs: int
+    top1: float | None
+    reference_top1: float | None
+    agreement: float
+    max_abs_difference: float
+    mean_abs_difference: float
+
+    @property
+    def top1_loss(self) -> float | None:
+        """How much of the reference's accuracy is lost; negative where it was gained."""
+        return None if self.top1 is None or self.reference_top1 is None else self.reference_top1 - self.top1
+
+    def reference_card(self) -> dict[str, Any]:
+        """The reference's accuracy, for its own model card."""
+        return {"photographs": self.photographs, "top1": _rounded(self.reference_top1)}
+
+    def to_card(self) -> dict[str, Any]:
+        """The model's figures, for its model card."""
+        return {
+            "photographs": self.photographs,
+            "top1": _rounded(self.top1),
+            "fp32_top1": _rounded(self.reference_top1),
+            "agreement": round(self.agreement, 4),
+            "max_abs_logit_difference": float(f"{self.max_abs_difference:.2g}"),
+            "mean_abs_logit_difference": float(f"{self.mean_abs_difference:.2g}"),
+        }
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)
+
+
+def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Comparison:
+    """logits, reference: `[N, classes]`. labels: of each photograph, None where unknown."""
+    known = [row for row, label in enumerate(labels) if label is not None]
+    truth = np.array([labels[row] for row in known])
+
+    def top1(rows: Array) -> float | None:
+        return float((rows[known].argmax(1) == truth).mean()) if known else None
+
+    difference = np.abs(logits - reference)
+    return Comparison(
+        len(logits),
+        top1(logits),
+        top1(reference),
+        float((logits.argmax(1) == reference.argmax(1)).mean()),
+        float(difference.max()),
+        float(difference.mean()),
+    )
+
+
+def session_of(model: bytes, threads: int) -> ort.InferenceSession:
+    """A session as the server makes it."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total: int) -> Array:
+    """Logits `[N, classes]` of pictures FP32 `[1, 3, S, S]`, one after the other."""
+    session = session_of(model, 0)
+    rows = []
+    for done, batch in enumerate(batches, start=1):
+        rows.append(session.run(["logits"], {"input": batch})[0])
+        progress(done, total)
+    return np.concatenate(rows)
+
+
+def milliseconds(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
+    """Median time of one picture by each model, interleaved so that a noisy machine is noisy for all of them."""
+    sessions = {name: session_of(model, threads) for name, model in models.items()}
+    picture = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+    times: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(_ROUNDS):
+        for name, session in sessions.items():
+            time.sleep(0.05)  # until the other session's threads have stopped spinning
+            for position in range(_UNTIMED + _TIMED):
+                started = time.perf_counter()
+                session.run(None, {"input": picture})
+                if position >= _UNTIMED:
+                    times[name].append((time.perf_counter() - started) * 1000)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
+    """A photograph's class by its file's name or its folder's, `<wnid>_…`; None where neither tells."""
+    for name in (path.name, f"{path.parent.name}_"):
+        match = _WNID.match(name)
+        if match:
+            return classes.get(match[1])
+    return None
+
+
+def cpu() -> dict[str, Any]:
+    """The CPU and those of its features that decide which integer kernels run."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    return {
+        "model": model[1] if model else platform.machine(),
+        "features": [feature for feature in _FEATURES if feature in present],
+    }

@@ -1,0 +1,104 @@
+"""Before `make serve`: is there a model to serve, or should DenseNet-121 be exported first?
+
+    python -m export.prepare --weights densenet121.pth
+
+Prints `serve` or `export` on standard output and the reason on standard error. Standard library only, so that a first
+try needs no torch; giving up on a network that does not answer takes ten seconds at most.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Final
+
+MODELS: Final = Path(__file__).resolve().parent.parent / "models"
+NAME: Final = "densenet121"
+# torchvision's DenseNet121_Weights.IMAGENET1K_V1; tests/export/test_prepare.py holds it to torchvision's own word.
+WEIGHTS_URL: Final = "https://download.pytorch.org/models/densenet121-a639ec97.pth"
+GIVE_UP_SECONDS: Final = 10.0
+_UNUSABLE: Final = 2
+
+
+def main() -> int:
+    """Run the command; the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m export.prepare", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", default="auto", help="what will be served: auto, a name, or a file (default: auto)")
+    parser.add_argument("--weights", type=Path, help="state dict that DenseNet-121 is to have been exported from")
+    options = parser.parse_args()
+    if options.weights and not options.weights.is_file():
+        print(f"WEIGHTS={options.weights}: no such file", file=sys.stderr)
+        return _UNUSABLE
+    decision, reason = decide(options.model, options.weights, MODELS)
+    if reason:
+        print(reason, file=sys.stderr)
+    print(decision)
+    return 0
+
+
+def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_URL) -> tuple[str, str]:
+    """`serve` or `export`, and why, in words for the user."""
+    if model not in ("auto", NAME):
+        return "serve", ""
+    exported = (folder / f"{NAME}.onnx").is_file()
+    if weights:
+        if exported and _exported_from(folder) == _sha256(weights):
+            return "serve", ""
+        return "export", f"Exporting DenseNet-121 from {weights}"
+    if exported:
+        return "serve", ""
+    if cached_weights(url).is_file():
+        return "export", f"Exporting DenseNet-121 from {cached_weights(url)}"
+    if model == NAME or reachable(url):
+        return "export", "Exporting DenseNet-121 from torchvision's weights"
+    return "serve", (
+        f"DenseNet-121 is not exported, {cached_weights(url)} is not there, and {url} cannot be reached.\n"
+        "Serving the small embedded model EfficientNet-Lite0 instead. For DenseNet-121: make serve WEIGHTS=PATH"
+    )
+
+
+def cached_weights(url: str) -> Path:
+    """Where torch's hub keeps the file, by the rules of `torch.hub.get_dir`."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
+    return home / "hub" / "checkpoints" / url.rsplit("/", 1)[-1]
+
+
+def reachable(url: str, seconds: float = GIVE_UP_SECONDS) -> bool:
+    """Whether the file could be downloaded, found out in `seconds` at most, name resolution included."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):  # noqa: S310
+                answers.append(True)
+        except (urllib.error.URLError, OSError, ValueError):
+            answers.append(False)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(seconds)
+    return answers == [True]
+
+
+def _exported_from(folder: Path) -> str | None:
+    """The sha256 of the weights that the model there was made from, which its report says."""
+    try:
+        report = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
+        return str(report["weights_sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""The table of an export: each variant's size, speed and accuracy, on the terminal and beside the model files.
+
+Timings differ from run to run, so they go into a file of their own and the models' bytes stay the same.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from export.measure import Comparison, cpu, milliseconds
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model file as it was, or will be, written."""
+
+    name: str
+    path: Path
+    content: bytes
+
+
+def class_numbers() -> dict[str, int]:
+    """WordNet id → class number."""
+    entries = json.loads((ROOT / "imagenet_class_index.json").read_text(encoding="utf-8"))
+    return {imagenet_id: int(number) for number, (imagenet_id, _) in entries.items()}
+
+
+def write_report(
+    variants: list[Variant], comparison: Comparison | None, weights_sha256: str | None, side: int
+) -> list[dict[str, Any]]:
+    """Time the variants interleaved and write `NAME.json` beside them, which the server's model card shows."""
+    contents = {variant.name: variant.content for variant in variants}
+    one, two = (milliseconds(contents, side, threads) for threads in (1, 2))
+    table = []
+    for variant in variants:
+        is_int8 = variant.name == "int8"
+        top1 = None if comparison is None else comparison.top1 if is_int8 else comparison.reference_top1
+        table.append(
+            {
+                "variant": variant.name,
+                "sha256": hashlib.sha256(variant.content).hexdigest(),
+                "megabytes": round(len(variant.content) / 1e6, 2),
+                "ms_1_thread": round(one[variant.name], 2),
+                "ms_2_threads": round(two[variant.name], 2),
+                "top1": None if top1 is None else round(top1, 4),
+                "agreement": round(comparison.agreement, 4) if is_int8 and comparison else 1.0,
+                "max_abs_logit_difference": round(comparison.max_abs_difference, 2) if is_int8 and comparison else 0.0,
+            }
+        )
+    report = {"weights_sha256": weights_sha256, "cpu": cpu(), "table": table}
+    path = variants[0].path.with_suffix(".json")
+    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return table
+
+
+def print_table(table: list[dict[str, Any]]) -> None:
+    """For people."""
+    print(
+        f"\n{'variant':<8} {'MB':>6} {'ms 1 thr':>9} {'ms 2 thr':>9} {'top-1':>7} {'agrees':>7} {'max |Δ logit|':>14}"
+    )
+    for row in table:
+        top1 = "–" if row["top1"] is None else f"{row['top1']:.1%}"
+        print(
+            f"{row['variant']:<8} {row['megabytes']:>6.1f} {row['ms_1_thread']:>9.1f} {row['ms_2_threads']:>9.1f} "
+            f"{top1:>7} {row['agreement']:>7.1%} {row['max_abs_logit_difference']:>14.2f}"
+        )

@@ -1,0 +1,189 @@
+"""int8: integer arithmetic that cannot saturate, close to fp32, the same bytes each time, for three architectures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+
+from export import int8
+from export.calibration import Calibration
+from export.errors import CalibrationError, QuantisationError
+from export.int8 import RECORDS, calibrate, make_int8, require_fit
+from export.measure import compare, label_of, logits_of
+from export.models import ARCHITECTURES, Architecture
+from export.onnx_graph import Array
+from export.parity import find_photographs, read_photograph
+from export.quantise import PAIR_LIMIT, Scale, pair_sums, quantise, quantise_weights
+from export.report import class_numbers
+from serve.config import ROOT
+from tests.export.conftest import Network
+
+
+def calibrated(network: Network) -> Calibration:
+    names = tuple(str(number) for number in range(len(network.calibrated_on)))
+    calibration = Calibration("patterns", names, None)
+    calibrate(network.model, network.calibration_pictures, calibration, lambda done, total: None)
+    return calibration
+
+
+def logits(model: onnx.ModelProto, pictures: Array) -> Array:
+    session = ort.InferenceSession(model.SerializeToString())
+    return np.concatenate([session.run(["logits"], {"input": picture[None]})[0] for picture in pictures])
+
+
+def conv_weights(model: onnx.ModelProto) -> list[Array]:
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
+    return [constants[node.input[3]] for node in model.graph.node if node.op_type == "QLinearConv"]
+
+
+def assert_cannot_saturate(model: onnx.ModelProto) -> None:
+    """`vpmaddubsw` adds two products of a byte 0..255 and a weight in 16 bits: no two neighbours may leave them."""
+    weights = conv_weights(model)
+    assert weights
+    for codes in weights:
+        assert codes.dtype == np.int8
+        flat = codes.transpose(0, 2, 3, 1).reshape(codes.shape[0], -1).astype(np.int64)
+        left, right = flat[:, :-1], flat[:, 1:]
+        highest = 255 * (np.maximum(left, 0) + np.maximum(right, 0))
+        lowest = 255 * (np.minimum(left, 0) + np.minimum(right, 0))
+        assert highest.max(initial=0) <= 32_767
+        assert lowest.min(initial=0) >= -32_768
+
+
+@pytest.mark.parametrize("name", ["small_densenet", "resnet18"])
+def test_int8_answers_like_fp32_and_cannot_saturate(name: str, request: pytest.FixtureRequest) -> None:
+    network: Network = request.getfixturevalue(name)
+    model = make_int8(network.model, network.architecture, calibrated(network))
+    assert_cannot_saturate(model)
+    wanted, got = logits(network.model, network.other_pictures), logits(model, network.other_pictures)
+    assert got.shape == wanted.shape
+    spread = float(wanted.std())
+    assert np.abs(got - wanted).mean() <= 0.1 * spread
+    operators = {node.op_type for node in model.graph.node}
+    assert "QLinearConv" in operators
+    assert not operators & {"Conv", "BatchNormalization", "Relu"}
+
+
+def test_the_models_that_are_served_cannot_saturate(exported: Path, weights_file: Path | None) -> None:
+    assert_cannot_saturate(onnx.load(ROOT / "models" / "efficientnet_lite0.onnx"))
+    if weights_file is not None:
+        assert_cannot_saturate(onnx.load(exported.with_suffix(".int8.onnx")))
+
+
+def test_full_range_weights_would_saturate(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check above can fail: it does on weights scaled to the full range, as quantisers usually do."""
+    monkeypatch.setattr("export.quantise.pair_sums", lambda weights: np.zeros(len(weights)))
+    model = make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet))
+    with pytest.raises(AssertionError):
+        assert_cannot_saturate(model)
+
+
+def test_weight_scales_use_as_much_of_8_bits_as_neighbours_allow() -> None:
+    lone = np.array([1.0, 0.0, -0.5, 0.0]).reshape(1, 4, 1, 1)
+    codes, steps = quantise_weights(lone)
+    assert codes.reshape(-1).tolist() == [127, 0, -64, 0]
+    np.testing.assert_allclose(codes.reshape(-1) * steps, lone.reshape(-1), atol=steps[0] / 2)
+    twins = np.array([1.0, 1.0, -1.0, 1.0]).reshape(1, 4, 1, 1)
+    assert np.abs(quantise_weights(twins)[0]).max() == 64
+    assert pair_sums(twins).tolist() == [2.0]
+    opposite = np.array([1.0, -1.0]).reshape(1, 2, 1, 1)
+    assert np.abs(quantise_weights(opposite)[0]).max() == 127
+
+
+def test_no_weights_can_be_made_to_saturate() -> None:
+    random = np.random.default_rng(0)
+    for shape in ((64, 37, 3, 3), (64, 3, 7, 7), (64, 128, 1, 1), (64, 1, 3, 3), (64, 1, 1, 1)):
+        for weights in (random.standard_normal(shape), random.choice([-1.0, 1.0, 0.5], shape), np.zeros(shape)):
+            codes, _ = quantise_weights(weights)
+            assert pair_sums(codes.astype(np.float64)).max() <= PAIR_LIMIT
+
+
+def test_a_scale_has_a_code_for_zero() -> None:
+    for low, high in ((-1.0, 3.0), (0.0, 6.0), (2.0, 5.0), (-3.0, -1.0), (0.0, 0.0)):
+        scale = Scale.of_range(low, high)
+        assert 0 <= scale.zero_point <= 255
+        assert (255 - scale.zero_point) * scale.step >= high - scale.step
+        assert -scale.zero_point * scale.step <= low + scale.step
+
+
+def test_the_same_calibration_gives_the_same_bytes(small_densenet: Network) -> None:
+    models = [
+        make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet)).SerializeToString()
+        for _ in range(2)
+    ]
+    assert models[0] == models[1]
+
+
+def test_an_operator_without_an_integer_form_is_named(small_densenet: Network) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(small_densenet.model)
+    model.graph.node.insert(0, helper.make_node("Sigmoid", ["input"], ["squashed"]))
+    with pytest.raises(QuantisationError, match="Sigmoid 'squashed' has no integer form"):
+        quantise(model, calibrated(small_densenet), (-1, 1))
+
+
+def test_a_calibration_with_a_gap_names_the_tensor(small_densenet: Network) -> None:
+    calibration = calibrated(small_densenet)
+    with pytest.raises(QuantisationError, match="the calibration knows nothing of"):
+        quantise(int8.rewrite(small_densenet.model, calibration.ranges), Calibration("", (), None), (-1, 1))
+    del calibration.ranges[next(iter(calibration.ranges))]
+    with pytest.raises(CalibrationError, match="of another graph"):
+        require_fit(small_densenet.model, small_densenet.calibration_pictures(), calibration)
+
+
+def test_the_recorded_calibration_fits_its_weights_and_no_others(
+    exported: Path, weights_file: Path | None, densenet121: Architecture
+) -> None:
+    calibration = int8.records.load(RECORDS / "densenet121.json")
+    pictures = [
+        read_photograph(path, densenet121.preprocessing)
+        for path in find_photographs([ROOT / "tests" / "data" / "photos"])
+    ]
+    model = onnx.load(exported)
+    card = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    if weights_file is not None and card["weights"]["sha256"] == calibration.weights_sha256:
+        require_fit(model, pictures, calibration)
+    else:
+        with pytest.raises(CalibrationError, match="recorded range"):
+            require_fit(model, pictures, calibration)
+        assert not exported.with_suffix(".int8.onnx").exists()
+
+
+def test_int8_is_as_accurate_as_its_gate_says(
+    exported: Path, weights_file: Path | None, photo_folder: Path | None, densenet121: Architecture
+) -> None:
+    """On every photograph given that calibration did not see; without any, on what the embedded model's card says."""
+    cards = {
+        entry.key: json.loads(entry.value)
+        for entry in onnx.load(ROOT / "models/efficientnet_lite0.onnx").metadata_props
+    }
+    embedded = cards["accuracy"]
+    assert embedded["agreement"] >= int8.MIN_AGREEMENT
+    assert embedded["fp32_top1"] - embedded["top1"] <= int8.MAX_TOP1_LOSS
+    if weights_file is None or photo_folder is None:
+        return
+    seen = int8.records.load(RECORDS / "densenet121.json").photographs
+    paths = [path for path in find_photographs([photo_folder]) if path.name not in seen]
+    numbers = class_numbers()
+    answers = [
+        logits_of(
+            path.read_bytes(),
+            (read_photograph(photograph, densenet121.preprocessing) for photograph in paths),
+            lambda done, total: None,
+            len(paths),
+        )
+        for path in (exported.with_suffix(".int8.onnx"), exported)
+    ]
+    figures = compare(answers[0], answers[1], [label_of(path, numbers) for path in paths])
+    print(f"\n{figures}")
+    assert figures.agreement >= 0.97
+    assert figures.top1_loss is not None
+    assert figures.top1_loss <= 0.005
+
+
+def test_every_record_of_the_project_is_one_of_its_architectures() -> None:
+    assert {path.stem for path in RECORDS.glob("*.json")} == set(ARCHITECTURES)

@@ -1,0 +1,68 @@
+"""Which file is served, by name and variant; and the model that comes with the project."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from serve.catalogue import EMBEDDED, find_model
+from serve.classifier import load_classifier
+from serve.config import MODELS, Config
+from serve.errors import ModelError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("densenet121.onnx", "densenet121.int8.onnx", "efficientnet_lite0.onnx"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("model", "variant", "file"),
+    [
+        ("auto", "auto", "densenet121.int8.onnx"),
+        ("auto", "fp32", "densenet121.onnx"),
+        ("densenet121", "int8", "densenet121.int8.onnx"),
+        ("efficientnet_lite0", "auto", "efficientnet_lite0.onnx"),
+    ],
+)
+def test_a_name_and_a_variant_are_a_file(model: str, variant: str, file: str, folder: Path) -> None:
+    assert find_model(model, variant, folder) == folder / file
+
+
+def test_without_int8_fp32_is_served_and_without_densenet_the_embedded_model(folder: Path) -> None:
+    (folder / "densenet121.int8.onnx").unlink()
+    assert find_model("auto", "auto", folder).name == "densenet121.onnx"
+    (folder / "densenet121.onnx").unlink()
+    assert find_model("auto", "auto", folder).name == f"{EMBEDDED}.onnx"
+
+
+def test_a_path_is_itself() -> None:
+    assert find_model("elsewhere/my.onnx", "auto", MODELS) == Path("elsewhere/my.onnx")
+
+
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no model densenet121 in .*make one with 'make export'"):
+        find_model("densenet121", "auto", tmp_path)
+    with pytest.raises(ModelError, match="no model resnet, fp32, in"):
+        find_model("resnet", "fp32", tmp_path)
+
+
+def test_the_embedded_model_knows_a_cat_and_says_what_it_is(cat: bytes) -> None:
+    classifier = load_classifier(Config(model=EMBEDDED))
+    assert "cat" in classifier.classify(classifier.open(cat), 1)[0].label.name
+    card = classifier.card
+    assert (card["name"], card["variant"]) == (EMBEDDED, "int8")
+    assert card["weights"]["licence"] == "Apache-2.0"
+    assert card["mean"] == pytest.approx([127 / 255] * 3)
+    assert card["accuracy"]["agreement"] >= 0.97
+    assert card["accuracy"]["set"]
+    assert card["measured"]["cpu"]["features"]
+    assert {row["variant"] for row in card["measured"]["table"]} == {"fp32", "int8"}
+    assert (MODELS / f"{EMBEDDED}.onnx").stat().st_size <= 6_000_000
+
+
+def test_a_variant_that_the_file_is_not_is_refused() -> None:
+    with pytest.raises(ModelError, match="it is int8, not fp32"):
+        load_classifier(replace(Config(model=EMBEDDED), model_variant="fp32"))
