@@ -7,6 +7,7 @@ alone. Those that the int8 model was calibrated on are left out.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Iterator
@@ -21,10 +22,10 @@ import onnx
 import torch
 
 from export import calibration as records
-from export.errors import ExportError, WeightsError
+from export.errors import ExportError, PhotographError, WeightsError
 from export.int8 import RECORDS
 from export.measure import compare, cpu, label_of, logits_of, milliseconds
-from export.models import ARCHITECTURES
+from export.models import ARCHITECTURES, Architecture
 from export.parity import find_photographs, read_photograph, reference_image
 from export.report import class_numbers
 from export.weights import Weights, build_network, default_weights, read_weights
@@ -40,7 +41,12 @@ def main() -> int:
     """Run the command; the process's exit status."""
     parser = argparse.ArgumentParser(prog="python benchmarks/accuracy.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="labelled photographs")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="state dict the models were exported from")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="state dict the models were exported from (default: the one that the export was given)",
+    )
     parser.add_argument(
         "--models",
         type=Path,
@@ -61,14 +67,22 @@ def run(photos: Path, weights_file: Path | None, models: list[Path]) -> None:
     """Print the table; raises `ExportError`."""
     if not models:
         raise WeightsError("no models to measure; make them with 'make export', or name files with --models")
+    absent = [str(path) for path in models if not path.is_file()]
+    if absent:
+        raise WeightsError(f"no such model: {', '.join(absent)}")
     contents = {path.name: path.read_bytes() for path in models}
-    card = {entry.key: json.loads(entry.value) for entry in onnx.load(models[0]).metadata_props}
-    architecture = ARCHITECTURES[card["name"]]
-    weights = read_weights(weights_file) if weights_file else default_weights(architecture)
-    _require_same(weights, card)
+    cards = [{entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props} for path in models]
+    if len({(card["name"], card["weights"]["sha256"]) for card in cards}) != 1:
+        raise WeightsError("the models are not of one network and one set of weights; measure them one after the other")
+    architecture = ARCHITECTURES[cards[0]["name"]]
+    given = weights_file or _weights_of_export(models[0])
+    weights = read_weights(given) if given else default_weights(architecture)
+    _require_same(weights, cards[0])
     seen = set(records.load(RECORDS / f"{architecture.name}.json").photographs)
     found = _find(photos)
-    paths = [path for path in found if path.name not in seen]
+    paths = [path for path in found if path.name not in seen and _readable(path, architecture)]
+    if not paths:
+        raise PhotographError(f"photographs {photos}: none that int8 was not calibrated on")
     numbers = class_numbers()
     labels = [label_of(path, numbers) for path in paths]
 
@@ -86,7 +100,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path]) -> None:
 
     one, two = (milliseconds(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
     print(f"{len(paths)} photographs, {sum(label is not None for label in labels)} of them labelled", end="")
-    print(f"; {len(found) - len(paths)} left out that int8 was calibrated on; {cpu()['model']}, {cpu()['features']}\n")
+    print(f"; {len(found) - len(paths)} left out, calibrated on or unreadable; {cpu()['model']}, {cpu()['features']}\n")
     print(_HEADER)
     itself = compare(reference, reference, labels)
     _print_row("PyTorch fp32 (reference)", None, None, None, itself)
@@ -108,7 +122,30 @@ def _require_same(weights: Weights, card: dict[str, Any]) -> None:
 def _find(photos: Path) -> list[Path]:
     """Photographs in a folder, or in the folders of a folder."""
     inner = sorted(path for path in photos.iterdir() if path.is_dir()) if photos.is_dir() else []
-    return [path for folder in inner for path in find_photographs([folder])] or find_photographs([photos])
+    found: list[Path] = []
+    for folder in (photos, *inner):
+        with contextlib.suppress(PhotographError):  # a folder without pictures; all of them without is an error below
+            found += find_photographs([folder])
+    return found or find_photographs([photos])
+
+
+def _readable(path: Path, architecture: Architecture) -> bool:
+    try:
+        read_photograph(path, architecture.preprocessing)
+    except PhotographError as error:
+        print(f"accuracy: left out: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+def _weights_of_export(model: Path) -> Path | None:
+    """The state dict that the model was exported from, if its report names one that is still there."""
+    name = model.name.removesuffix(".onnx").removesuffix(".int8") + ".json"
+    try:
+        path = Path(json.loads(model.with_name(name).read_text(encoding="utf-8"))["weights_file"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return path if path.is_file() else None
 
 
 def _print_row(name: str, megabytes: float | None, one: float | None, two: float | None, figures: Any) -> None:

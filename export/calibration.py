@@ -105,7 +105,9 @@ def save(calibration: Calibration, path: Path) -> None:
         else:
             lines.append(f"{json.dumps(key)}:{json.dumps(value, ensure_ascii=False)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def load(path: Path) -> Calibration:
@@ -120,7 +122,7 @@ def load(path: Path) -> Calibration:
             {name: np.array(values) for name, values in content["means"].items()},
             {name: np.array(values) for name, values in content["active"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"calibration {path} cannot be read; make one with --calibrate DIR") from error
 
 

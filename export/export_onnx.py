@@ -10,9 +10,7 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +31,8 @@ from export.int8 import RECORDS, calibrate, choose_photographs, make_int8, requi
 from export.measure import Comparison, compare, label_of, logits_of
 from export.models import ARCHITECTURES, Architecture
 from export.parity import LogitCheck, check_photographs, find_photographs, read_photograph
-from export.report import Variant, class_numbers, print_table, write_report
+from export.report import Variant, class_numbers, make_report, print_table
+from export.terminal import show_progress, stage
 from export.weights import Weights, build_network, default_weights, read_weights, untrained_weights
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -59,17 +58,17 @@ def run(options: argparse.Namespace) -> None:
     """The export, step by step; raises `ExportError`."""
     architecture = ARCHITECTURES[options.model]
     photographs = find_photographs(options.photos)
-    with _stage("load the weights") as note:
+    with stage("load the weights") as note:
         weights = _load_weights(architecture, options)
         network = build_network(architecture, weights)
         note(weights.source)
-    with _stage("export to ONNX") as note:
+    with stage("export to ONNX") as note:
         model = export_graph(network, architecture.preprocessing.crop, options.opset)
         note(f"opset {options.opset}, {len(model.graph.node)} nodes")
-    with _stage("check parity with PyTorch") as note:
+    with stage("check parity with PyTorch") as note:
         check = LogitCheck(network, model, relative=not weights.trained)
         check.batches(architecture.preprocessing.crop, options.seed)
-        worst_pixel = check_photographs(photographs, architecture, check, _show_progress)
+        worst_pixel = check_photographs(photographs, architecture, check, show_progress)
         result = check.result
         note(f"{result.pictures} photographs, max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}")
     card = describe(
@@ -77,24 +76,33 @@ def run(options: argparse.Namespace) -> None:
     )
     outcome = _try_int8(model, architecture, weights, photographs, options)
     figures = outcome.comparison
-    fp32_accuracy = figures and {"set": options.set_name, **figures.reference_card()}
+    set_name = options.set_name or " ".join(path.resolve().name for path in options.photos)
+    if options.photos == [_FIT_PHOTOGRAPHS]:
+        set_name = "the project's own pictures"
+    fp32_accuracy = figures and {"set": set_name, **figures.reference_card()}
     variants = [Variant("fp32", options.output, set_card(model, {**card, "accuracy": fp32_accuracy}))]
     int8_output = options.output.with_suffix(".int8.onnx")
     if outcome.model is not None and outcome.calibration is not None:
         used = {"source": outcome.calibration.source, "photographs": len(outcome.calibration.photographs)}
-        int8_accuracy = figures and {"set": options.set_name, **figures.to_card()}
+        int8_accuracy = figures and {"set": set_name, **figures.to_card()}
         int8_card = {**card, "variant": "int8", "calibration": used, "accuracy": int8_accuracy}
         variants.append(Variant("int8", int8_output, set_card(outcome.model, int8_card)))
-    with _stage("write the models") as note:
-        int8_output.unlink(missing_ok=True)  # one of an earlier export must not outlive it
+    with stage("time the models"):
+        side = architecture.preprocessing.crop
+        report = make_report(variants, figures, weights.sha256, options.weights, side)
+    with stage("write the models") as note:
+        report_file = options.output.with_suffix(".json")
+        for earlier in (report_file, int8_output):  # none of an earlier export may outlive it
+            earlier.unlink(missing_ok=True)
         for variant in variants:
             write(variant.content, variant.path)
-        if options.calibrate and outcome.calibration:
+        write((json.dumps(report, indent=1) + "\n").encode(), report_file)
+        if options.calibrate and outcome.calibration and outcome.model:
             records.save(outcome.calibration, RECORDS / f"{architecture.name}.json")
         note(", ".join(f"{variant.path.name} {len(variant.content) / 1e6:.1f} MB" for variant in variants))
     if outcome.refusal:
         print(f"export: no int8 model, fp32 is served: {outcome.refusal}", file=sys.stderr)
-    print_table(write_report(variants, outcome.comparison, weights.sha256, architecture.preprocessing.crop))
+    print_table(report["table"])
 
 
 @dataclass
@@ -117,25 +125,31 @@ def _try_int8(
     def batches(paths: Sequence[Path]) -> Iterator[Any]:
         return (read_photograph(path, spec) for path in paths)
 
+    fit_pictures = list(batches(find_photographs([_FIT_PHOTOGRAPHS])))
     try:
-        with _stage("calibrate") as note:
+        with stage("calibrate") as note:
             if options.calibrate:
                 chosen = choose_photographs(find_photographs([options.calibrate]))
                 names = tuple(path.name for path in chosen)
-                outcome.calibration = Calibration(options.set_name, names, weights.sha256)
-                calibrate(model, lambda: batches(chosen), outcome.calibration, _show_progress)
+                source = options.set_name or options.calibrate.resolve().name
+                outcome.calibration = Calibration(source, names, weights.sha256)
+                calibrate(model, lambda: batches(chosen), outcome.calibration, show_progress)
             else:
                 outcome.calibration = records.load(RECORDS / f"{architecture.name}.json")
-                require_fit(model, batches(find_photographs([_FIT_PHOTOGRAPHS])), outcome.calibration)
+                require_fit(model, fit_pictures, outcome.calibration)
             note(f"{outcome.calibration.source}, {len(outcome.calibration.photographs)} photographs")
-        with _stage("quantise to int8") as note:
-            int8 = make_int8(model, architecture, outcome.calibration)
+        with stage("quantise to int8") as note:
+            int8 = make_int8(model, architecture, outcome.calibration, fit_pictures)
             note(f"{len(int8.graph.node)} nodes")
-        with _stage("compare int8 with fp32") as note:
+        with stage("compare int8 with fp32") as note:
             held_out = [path for path in photographs if path.name not in outcome.calibration.photographs]
+            if not held_out:
+                raise GateError(
+                    "no photograph is left to measure on that int8 was not calibrated on; give more of them"
+                )
             numbers = class_numbers()
             fp32_logits, int8_logits = (
-                logits_of(each.SerializeToString(), batches(held_out), _show_progress, len(held_out))
+                logits_of(each.SerializeToString(), batches(held_out), show_progress, len(held_out))
                 for each in (model, int8)
             )
             outcome.comparison = compare(int8_logits, fp32_logits, [label_of(path, numbers) for path in held_out])
@@ -250,29 +264,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.weights = getattr(options, "weights", None)
     options.output = getattr(options, "output", ROOT / "models" / f"{options.model}.onnx")
     options.calibrate = getattr(options, "calibrate", None)
-    options.set_name = getattr(options, "set_name", " ".join(path.resolve().name for path in options.photos))
+    options.set_name = getattr(options, "set_name", None)
     return options
-
-
-@contextmanager
-def _stage(title: str) -> Iterator[Any]:
-    """One line a stage: its title at once, then what came of it and the seconds it took."""
-    print(f"{title:<28}", end="", flush=True)
-    notes: list[str] = []
-    started = time.perf_counter()
-    try:
-        yield notes.append
-    except BaseException:
-        print("failed", flush=True)
-        raise
-    print(f"{time.perf_counter() - started:6.1f} s  {' '.join(notes)}", flush=True)
-
-
-def _show_progress(done: int, total: int) -> None:
-    """How many photographs are done, on a terminal only, and wiped off again when all are."""
-    if sys.stdout.isatty():
-        text = f"{done}/{total}" if done < total else " " * (2 * len(str(total)) + 1)
-        print(text, end="\b" * len(text), flush=True)
 
 
 if __name__ == "__main__":

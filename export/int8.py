@@ -12,8 +12,8 @@ import onnx
 
 from export import calibration as records
 from export.calibration import Calibration, Ranges
-from export.errors import CalibrationError, GateError
-from export.measure import Comparison
+from export.errors import CalibrationError, GateError, QuantisationError
+from export.measure import Comparison, logits_of
 from export.models import Architecture
 from export.onnx_graph import Array
 from export.quantise import quantise
@@ -22,6 +22,7 @@ from serve.preprocess import Preprocessing
 
 RECORDS: Final = Path(__file__).resolve().parent / "calibration_data"
 PHOTOGRAPHS: Final = 100  # a calibration looks at
+MAX_REWRITE_DIFFERENCE: Final = 1e-3  # logits; the float steps are exact but for float's own rounding
 # The gate, on at least this many photographs that calibration did not see:
 ENOUGH: Final = 100
 MAX_TOP1_LOSS: Final = 0.005
@@ -35,17 +36,39 @@ Progress = Callable[[int, int], None]
 
 
 def rewrite(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
-    """The float steps: none of them changes an answer, and after them 8 bits suffice."""
-    model = equalise_channels(model, ranges)
-    model = clip_batchnorms(model)
+    """The float steps: none of them changes an answer, and after them 8 bits suffice.
+
+    Raises `QuantisationError` where channels meet in a Concat and cannot be given one scale.
+    """
+    equalised = equalise_channels(model, ranges)
+    if equalised is model and any(node.op_type == "Concat" for node in model.graph.node):
+        raise QuantisationError("something besides BatchNorms reads what meets in a Concat, so it has no common scale")
+    model = clip_batchnorms(equalised)
     model = merge_average_pools(model)
     return chain_concats(model)
 
 
-def make_int8(model: onnx.ModelProto, architecture: Architecture, calibration: Calibration) -> onnx.ModelProto:
-    """All steps, from the exported fp32 model to the int8 one."""
+def make_int8(
+    model: onnx.ModelProto, architecture: Architecture, calibration: Calibration, pictures: Sequence[Array] = ()
+) -> onnx.ModelProto:
+    """All steps, from the exported fp32 model to the int8 one; on `pictures` the float steps must change no answer."""
     rewritten = rewrite(model, calibration.ranges)
+    if pictures:
+        require_unchanged(model, rewritten, pictures)
     return quantise(rewritten, calibration, input_range(architecture.preprocessing), architecture.small_classifier)
+
+
+def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, pictures: Sequence[Array]) -> None:
+    """Raise `QuantisationError` with the figure unless both models give the same logits."""
+    before, after = (
+        logits_of(each.SerializeToString(), pictures, lambda done, total: None, len(pictures))
+        for each in (model, rewritten)
+    )
+    difference = float(np.abs(after - before).max())
+    if not difference <= MAX_REWRITE_DIFFERENCE:
+        raise QuantisationError(
+            f"the rewritten fp32 network differs: max |Δ logit| is {difference:.2g}, more than {MAX_REWRITE_DIFFERENCE}"
+        )
 
 
 def input_range(spec: Preprocessing) -> tuple[float, float]:

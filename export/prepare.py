@@ -8,11 +8,11 @@ try needs no torch; giving up on a network that does not answer takes ten second
 
 import argparse
 import hashlib
+import http.client
 import json
 import os
 import sys
 import threading
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Final
@@ -37,12 +37,14 @@ def main() -> int:
     decision, reason = decide(options.model, options.weights, MODELS)
     if reason:
         print(reason, file=sys.stderr)
+    if decision == "fail":
+        return _UNUSABLE
     print(decision)
     return 0
 
 
 def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_URL) -> tuple[str, str]:
-    """`serve` or `export`, and why, in words for the user."""
+    """`serve`, `export` or `fail`, and why, in words for the user."""
     if model not in ("auto", NAME):
         return "serve", ""
     exported = (folder / f"{NAME}.onnx").is_file()
@@ -54,12 +56,13 @@ def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_UR
         return "serve", ""
     if cached_weights(url).is_file():
         return "export", f"Exporting DenseNet-121 from {cached_weights(url)}"
-    if model == NAME or reachable(url):
+    if reachable(url):
         return "export", "Exporting DenseNet-121 from torchvision's weights"
-    return "serve", (
-        f"DenseNet-121 is not exported, {cached_weights(url)} is not there, and {url} cannot be reached.\n"
-        "Serving the small embedded model EfficientNet-Lite0 instead. For DenseNet-121: make serve WEIGHTS=PATH"
-    )
+    tried = f"DenseNet-121 is not exported, {cached_weights(url)} is not there, and {url} cannot be reached."
+    if model == NAME:
+        return "fail", f"{tried}\nGive a state dict of your own: make serve WEIGHTS=PATH"
+    instead = "Serving the small embedded model EfficientNet-Lite0 instead. For DenseNet-121: make serve WEIGHTS=PATH"
+    return "serve", f"{tried}\n{instead}"
 
 
 def cached_weights(url: str) -> Path:
@@ -77,7 +80,7 @@ def reachable(url: str, seconds: float = GIVE_UP_SECONDS) -> bool:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):  # noqa: S310
                 answers.append(True)
-        except (urllib.error.URLError, OSError, ValueError):
+        except (OSError, http.client.HTTPException, ValueError):  # URLError is an OSError
             answers.append(False)
 
     asking = threading.Thread(target=ask, daemon=True)
@@ -90,7 +93,8 @@ def _exported_from(folder: Path) -> str | None:
     """The sha256 of the weights that the model there was made from, which its report says."""
     try:
         report = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-        return str(report["weights_sha256"])
+        its_own = any(row["sha256"] == _sha256(folder / f"{NAME}.onnx") for row in report["table"])
+        return str(report["weights_sha256"]) if its_own else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

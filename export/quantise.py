@@ -4,48 +4,23 @@ Activations are unsigned 8-bit with one scale a tensor, weights signed 8-bit wit
 32-bit. What is written is what runs: no pass of the runtime has to find the integer operators in a float graph first,
 which also makes it start faster. Errors that leave here: `QuantisationError`.
 
-No kernel can saturate. CPUs without VNNI multiply unsigned by signed bytes and add neighbours in 16 bits, `vpmaddubsw`,
-where 255·(w₁ + w₂) overflows once two neighbouring weights of one sign sum to more than 128 in magnitude. The scale of
-each output channel is chosen so that none do, in the order in which kernels read them: tap by tap, channels innermost.
-So every CPU computes the same integers, at nearly the full 8 bits; `pair_sums` is what the tests look at.
-
 Every bias is corrected for what rounding does to the layer's expected output (Nagel et al. 2019, section 4.2).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from export.byte_codes import LARGEST_BIAS_CODE, LEVELS, SMALLEST_STEP, Scale, quantise_weights
 from export.calibration import Calibration
 from export.errors import QuantisationError
 from export.onnx_graph import Array, Graph, attribute
 from export.rewrite import HEADROOM
 
-LEVELS: Final = 255
-PAIR_LIMIT: Final = 128  # 255 · 128 = 32,640 ≤ 32,767
-_SCALED_TO: Final = 127  # one less than the limit, for two weights may both be rounded up by a half
-_SMALLEST_STEP: Final = 1e-20  # of a channel whose weights are all zero
-_LARGEST_BIAS_CODE: Final = 2**30  # leaves half of 32 bits for the sum
 _MICROSOFT: Final = "com.microsoft"
-
-
-@dataclass(frozen=True)
-class Scale:
-    """An unsigned 8-bit tensor's meaning: value = (code - zero_point) · step."""
-
-    step: float
-    zero_point: int = 0
-
-    @classmethod
-    def of_range(cls, low: float, high: float) -> "Scale":
-        """The one that covers [low, high] and has a code for 0 exactly, as padding needs."""
-        low, high = min(low, 0.0), max(high, 0.0, 1e-6)
-        step = (high - low) / LEVELS
-        return cls(step, round(-low / step))
 
 
 EQUALISED: Final = Scale(1 / LEVELS)  # what `equalise_channels` made of everything that meets in a Concat
@@ -60,33 +35,6 @@ def quantise(
     weights in 8 bits rather than 16. Raises `QuantisationError` naming the first operator without an integer form.
     """
     return _Quantiser(model, calibration, input_range, small_classifier).run()
-
-
-def quantise_weights(weights: Array, smallest_steps: Array | float = 0.0) -> tuple[Array, Array]:
-    """`[out, in, height, width]` → int8 codes of the same shape, and the step of each output channel `[out]`.
-
-    smallest_steps: finer ones are not used, for the bias has to fit 32 bits on the same scale.
-    """
-    flat = _kernel_order(np.abs(weights))
-    limits = np.maximum(pair_sums(weights), flat.max(1))
-    steps = np.maximum(limits / _SCALED_TO, np.maximum(smallest_steps, _SMALLEST_STEP))
-    codes = np.rint(weights / steps[:, None, None, None])
-    return np.clip(codes, -128, 127).astype(np.int8), steps
-
-
-def pair_sums(weights: Array) -> Array:
-    """`[out, in, height, width]` → per output channel, the largest |w₁ + w₂| of neighbours of one sign `[out]`."""
-    flat = _kernel_order(weights.astype(np.float64))
-    if flat.shape[1] == 1:
-        return np.abs(flat[:, 0])
-    sums = [np.maximum(sign * flat[:, 1:], 0) + np.maximum(sign * flat[:, :-1], 0) for sign in (1, -1)]
-    largest: Array = np.maximum(*sums).max(1)
-    return largest
-
-
-def _kernel_order(weights: Array) -> Array:
-    """`[out, in, height, width]` → `[out, height · width · in]`, the order of a channels-last convolution's sum."""
-    return weights.transpose(0, 2, 3, 1).reshape(weights.shape[0], -1)
 
 
 class _Quantiser:
@@ -145,7 +93,7 @@ class _Quantiser:
         group = attribute(node, "group", 1)
         tensor, scale = self._stored(node)
         step_in = self._scales[source].step
-        codes, steps = quantise_weights(weights, np.abs(bias) / (step_in * _LARGEST_BIAS_CODE))
+        codes, steps = quantise_weights(weights, np.abs(bias) / (step_in * LARGEST_BIAS_CODE))
         real, integer = self._expected_inputs(source, weights.shape[1] * group)
         bias = bias + _summed(weights, real, group) - _summed(codes * steps[:, None, None, None], integer, group)
         name = node.output[0]
@@ -206,6 +154,8 @@ class _Quantiser:
         mean = self._calibration.means.get(tensor)
         if mean is None:
             return np.zeros(channels), np.zeros(channels)
+        if len(mean) != channels:
+            raise QuantisationError(f"the calibration knows {len(mean)} channels of {tensor!r}, not {channels}")
         if tensor not in self._calibration.active:
             return mean, mean
         low, high = (self._graph.value(f"{tensor}.{end}").reshape(-1) for end in ("low", "high"))
@@ -263,7 +213,8 @@ class _Quantiser:
             helper.make_node("DequantizeLinear", [self._name(source), *scale_names], [f"{output}.float"])
         )
         self._nodes.append(helper.make_node("ReduceMean", [f"{output}.float", "spatial_axes"], [output], keepdims=0))
-        real, integer = self._expected_inputs(source, 1)
+        known = self._calibration.means.get(source, np.zeros(1))
+        real, integer = self._expected_inputs(source, len(known))
         if (real != integer).any():
             self._constants[f"{output}.correction"] = (real - integer).astype(np.float32)
             self._nodes[-1].output[0] = f"{output}.raw"
@@ -284,7 +235,7 @@ class _Quantiser:
         stored, wide = f"{output}.weight", f"{output}.weight32"
         self._constants[f"{output}.bias"] = bias.astype(np.float32)
         if self._small_classifier:
-            steps = np.maximum(np.abs(weights).max(1, keepdims=True), _SMALLEST_STEP) / 127
+            steps = np.maximum(np.abs(weights).max(1, keepdims=True), SMALLEST_STEP) / 127
             self._constants[stored] = np.rint(weights / steps).astype(np.int8)
             self._constants[f"{output}.weight_step"] = steps.astype(np.float32)
             self._nodes.append(helper.make_node("Cast", [stored], [f"{output}.codes"], to=TensorProto.FLOAT))

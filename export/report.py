@@ -29,10 +29,17 @@ def class_numbers() -> dict[str, int]:
     return {imagenet_id: int(number) for number, (imagenet_id, _) in entries.items()}
 
 
-def write_report(
-    variants: list[Variant], comparison: Comparison | None, weights_sha256: str | None, side: int
-) -> list[dict[str, Any]]:
-    """Time the variants interleaved and write `NAME.json` beside them, which the server's model card shows."""
+def make_report(
+    variants: list[Variant],
+    comparison: Comparison | None,
+    weights_sha256: str | None,
+    weights_file: Path | None,
+    side: int,
+) -> dict[str, Any]:
+    """Time the variants interleaved; the report goes beside them as `NAME.json`, and the server's model card shows it.
+
+    weights_file: the one the user gave, for the benchmarks to find again. Only the model's user sees this file.
+    """
     contents = {variant.name: variant.content for variant in variants}
     one, two = (milliseconds(contents, side, threads) for threads in (1, 2))
     table = []
@@ -51,10 +58,8 @@ def write_report(
                 "max_abs_logit_difference": round(comparison.max_abs_difference, 2) if is_int8 and comparison else 0.0,
             }
         )
-    report = {"weights_sha256": weights_sha256, "cpu": cpu(), "table": table}
-    path = variants[0].path.with_suffix(".json")
-    path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return table
+    given = {} if weights_file is None else {"weights_file": str(weights_file.resolve())}
+    return {"weights_sha256": weights_sha256, **given, "cpu": cpu(), "table": table}
 
 
 def print_table(table: list[dict[str, Any]]) -> None:

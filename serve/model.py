@@ -88,7 +88,8 @@ def _sha256(path: Path) -> str:
 def _measured(path: Path, sha256: str) -> dict[str, Any] | None:
     """The report that the export wrote beside the file, speed and CPU included; None unless it is of this very file."""
     try:
-        report = json.loads((path.parent / f"{path.name.split('.')[0]}.json").read_text(encoding="utf-8"))
+        name = path.name.removesuffix(".onnx").removesuffix(".int8") + ".json"
+        report = json.loads(path.with_name(name).read_text(encoding="utf-8"))
         rows = report["table"]
         return {"cpu": report["cpu"], "table": rows} if any(row["sha256"] == sha256 for row in rows) else None
     except (OSError, ValueError, KeyError, TypeError):

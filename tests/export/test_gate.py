@@ -71,7 +71,10 @@ def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path
             np.testing.assert_allclose(its[name], mine[name], rtol=5e-3)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"source": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"source": "x", "photographs": [], "weights_sha256": "", "ranges": []}', '{"source": "x"}'],
+)
 def test_a_broken_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(content)
     with pytest.raises(CalibrationError, match=r"record\.json cannot be read; make one with --calibrate DIR"):

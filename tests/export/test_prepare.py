@@ -3,6 +3,7 @@
 import hashlib
 import json
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def models(tmp_path: Path) -> Path:
 def put_model(models: Path, weights: Path | None = None) -> None:
     (models / "densenet121.onnx").touch()
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest() if weights else None
-    (models / "densenet121.json").write_text(json.dumps({"weights_sha256": sha256}))
+    row = {"sha256": hashlib.sha256(b"").hexdigest()}  # of the empty file
+    (models / "densenet121.json").write_text(json.dumps({"weights_sha256": sha256, "table": [row]}))
 
 
 def test_the_address_is_torchvisions() -> None:
@@ -51,6 +53,9 @@ def test_given_weights_are_exported_unless_the_model_is_theirs(models: Path, tmp
     put_model(models, weights)
     assert decide("auto", weights, models, NOWHERE) == ("serve", "")
     weights.write_bytes(b"others")
+    assert decide("auto", weights, models, NOWHERE)[0] == "export"
+    put_model(models, weights)
+    (models / "densenet121.onnx").write_bytes(b"a model that the report is not of")
     assert decide("auto", weights, models, NOWHERE)[0] == "export"
     (models / "densenet121.json").write_text("rubbish")
     assert decide("auto", weights, models, NOWHERE)[0] == "export"
@@ -78,8 +83,24 @@ def test_with_nothing_to_be_had_the_embedded_model_is_served_and_that_is_said(mo
         assert words in reason
 
 
-def test_who_insists_on_densenet_gets_its_export_or_its_error(models: Path) -> None:
-    assert decide("densenet121", None, models, NOWHERE)[0] == "export"
+def test_who_insists_on_densenet_gets_an_error_that_says_what_was_tried(models: Path, empty_cache: Path) -> None:
+    decision, reason = decide("densenet121", None, models, NOWHERE)
+    assert decision == "fail"
+    for words in (str(empty_cache), NOWHERE, "cannot be reached", "make serve WEIGHTS=PATH"):
+        assert words in reason
+
+
+def test_a_host_that_answers_rubbish_is_not_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"rubbish\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        assert not reachable(f"http://127.0.0.1:{listener.getsockname()[1]}/weights.pth", seconds=5)
 
 
 def test_other_models_need_no_preparation(models: Path) -> None:

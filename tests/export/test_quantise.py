@@ -10,14 +10,15 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export import int8
-from export.calibration import Calibration
+from export.byte_codes import PAIR_LIMIT, Scale, pair_sums, quantise_weights
+from export.calibration import Calibration, Ranges
 from export.errors import CalibrationError, QuantisationError
 from export.int8 import RECORDS, calibrate, make_int8, require_fit
 from export.measure import compare, label_of, logits_of
 from export.models import ARCHITECTURES, Architecture
-from export.onnx_graph import Array
+from export.onnx_graph import Array, Graph
 from export.parity import find_photographs, read_photograph
-from export.quantise import PAIR_LIMIT, Scale, pair_sums, quantise, quantise_weights
+from export.quantise import quantise
 from export.report import class_numbers
 from serve.config import ROOT
 from tests.export.conftest import Network
@@ -68,6 +69,26 @@ def test_int8_answers_like_fp32_and_cannot_saturate(name: str, request: pytest.F
     assert not operators & {"Conv", "BatchNormalization", "Relu"}
 
 
+def test_bias_correction_lowers_the_error(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibration = calibrated(small_densenet)
+    wanted = logits(small_densenet.model, small_densenet.other_pictures)
+
+    def error() -> float:
+        model = make_int8(small_densenet.model, small_densenet.architecture, calibration)
+        return float(np.abs(logits(model, small_densenet.other_pictures) - wanted).mean())
+
+    corrected = error()
+    calibration.means, calibration.active = {}, {}
+    assert corrected < 0.9 * error()
+
+
+def test_int8_answers_the_same_alone_and_in_a_batch(small_densenet: Network) -> None:
+    model = make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet))
+    session = ort.InferenceSession(model.SerializeToString())
+    together = session.run(["logits"], {"input": small_densenet.other_pictures})[0]
+    np.testing.assert_allclose(together, logits(model, small_densenet.other_pictures), rtol=0, atol=1e-4)
+
+
 def test_the_models_that_are_served_cannot_saturate(exported: Path, weights_file: Path | None) -> None:
     assert_cannot_saturate(onnx.load(ROOT / "models" / "efficientnet_lite0.onnx"))
     if weights_file is not None:
@@ -76,7 +97,7 @@ def test_the_models_that_are_served_cannot_saturate(exported: Path, weights_file
 
 def test_full_range_weights_would_saturate(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above can fail: it does on weights scaled to the full range, as quantisers usually do."""
-    monkeypatch.setattr("export.quantise.pair_sums", lambda weights: np.zeros(len(weights)))
+    monkeypatch.setattr("export.byte_codes.pair_sums", lambda weights: np.zeros(len(weights)))
     model = make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet))
     with pytest.raises(AssertionError):
         assert_cannot_saturate(model)
@@ -116,6 +137,24 @@ def test_the_same_calibration_gives_the_same_bytes(small_densenet: Network) -> N
         for _ in range(2)
     ]
     assert models[0] == models[1]
+
+
+def test_a_rewrite_that_changes_an_answer_is_refused_with_its_figure(
+    small_densenet: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration, pictures = calibrated(small_densenet), list(small_densenet.calibration_pictures())
+    make_int8(small_densenet.model, small_densenet.architecture, calibration, pictures)
+    rewrite = int8.rewrite
+
+    def broken(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+        graph = Graph(rewrite(model, ranges))
+        gemm = graph.of_type("Gemm")[0]
+        graph.constants[gemm.input[2]] = graph.constants[gemm.input[2]] + np.float32(0.01)
+        return graph.to_model()
+
+    monkeypatch.setattr(int8, "rewrite", broken)
+    with pytest.raises(QuantisationError, match=r"max .Δ logit. is 0\.01, more than 0\.001"):
+        make_int8(small_densenet.model, small_densenet.architecture, calibration, pictures)
 
 
 def test_an_operator_without_an_integer_form_is_named(small_densenet: Network) -> None:
@@ -183,6 +222,15 @@ def test_int8_is_as_accurate_as_its_gate_says(
     assert figures.agreement >= 0.97
     assert figures.top1_loss is not None
     assert figures.top1_loss <= 0.005
+    lite = ARCHITECTURES["efficientnet_lite0"]
+    answers_of_lite = logits_of(
+        (ROOT / "models" / "efficientnet_lite0.onnx").read_bytes(),
+        (read_photograph(photograph, lite.preprocessing) for photograph in paths),
+        lambda done, total: None,
+        len(paths),
+    )
+    measured = compare(answers_of_lite, answers_of_lite, [label_of(path, numbers) for path in paths]).top1
+    assert measured == pytest.approx(embedded["top1"], abs=0.01)
 
 
 def test_every_record_of_the_project_is_one_of_its_architectures() -> None:

@@ -8,6 +8,8 @@ import onnxruntime as ort
 import pytest
 
 from export.calibration import Ranges, observe_ranges
+from export.errors import QuantisationError
+from export.int8 import rewrite
 from export.onnx_graph import Graph, concat_pieces
 from export.rewrite import chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
 from tests.export.conftest import Network
@@ -105,6 +107,8 @@ def test_a_concat_that_something_else_reads_is_left_alone(reader: str, small_den
     graph.nodes.insert(graph.nodes.index(norm), onnx.helper.make_node(reader, inputs, ["aside"]))
     model = graph.to_model()
     assert equalise_channels(model, ranges_of(small_densenet)) is model
+    with pytest.raises(QuantisationError, match="has no common scale"):
+        rewrite(model, ranges_of(small_densenet))
 
 
 def _weight_reading(graph: Graph, tensor: str) -> str:
