@@ -34,7 +34,6 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 
 .DEFAULT_GOAL := help
 .PHONY: help serve export embedded test test-serve test-export check format lock clean
-.DELETE_ON_ERROR:
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

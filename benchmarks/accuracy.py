@@ -29,6 +29,7 @@ from export.models import ARCHITECTURES, Architecture
 from export.parity import find_photographs, read_photograph, reference_image
 from export.report import class_numbers
 from export.weights import Weights, build_network, default_weights, read_weights
+from serve.model import report_file
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _HEADER: Final = (
@@ -140,9 +141,8 @@ def _readable(path: Path, architecture: Architecture) -> bool:
 
 def _weights_of_export(model: Path) -> Path | None:
     """The state dict that the model was exported from, if its report names one that is still there."""
-    name = model.name.removesuffix(".onnx").removesuffix(".int8") + ".json"
     try:
-        path = Path(json.loads(model.with_name(name).read_text(encoding="utf-8"))["weights_file"])
+        path = Path(json.loads(report_file(model).read_text(encoding="utf-8"))["weights_file"])
     except (OSError, ValueError, KeyError):
         return None
     return path if path.is_file() else None

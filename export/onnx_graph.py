@@ -4,8 +4,9 @@ Steps of the pipeline take a model, make a `Graph` of it, change that, and give 
 as it was. No error leaves this module.
 """
 
+import copy
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,6 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
-FLOAT64_FOLDING: Final = np.float64  # constants are combined in double precision and stored in single
 
 
 class Graph:
@@ -21,9 +21,7 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
-        self.nodes = [helper.make_node("Identity", [], []) for _ in model.graph.node]
-        for copy, node in zip(self.nodes, model.graph.node, strict=True):
-            copy.CopyFrom(node)
+        self.nodes = [copy.deepcopy(node) for node in model.graph.node]
         self.constants: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
 
     def producer(self, tensor: str) -> NodeProto | None:
@@ -44,8 +42,8 @@ class Graph:
         return [node for node in self.nodes if node.op_type in op_types]
 
     def value(self, name: str) -> Array:
-        """A constant in double precision."""
-        return self.constants[name].astype(FLOAT64_FOLDING)
+        """A constant in double precision: they are combined in it and stored in single."""
+        return self.constants[name].astype(np.float64)
 
     def bias(self, conv: NodeProto) -> Array:
         """A Conv's bias, zeros where it has none."""

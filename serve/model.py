@@ -85,11 +85,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def report_file(model: Path) -> Path:
+    """Where the export's report on a model file lies: `NAME.json` beside `NAME.onnx` and `NAME.int8.onnx`."""
+    return model.with_name(model.name.removesuffix(".onnx").removesuffix(".int8") + ".json")
+
+
 def _measured(path: Path, sha256: str) -> dict[str, Any] | None:
     """The report that the export wrote beside the file, speed and CPU included; None unless it is of this very file."""
     try:
-        name = path.name.removesuffix(".onnx").removesuffix(".int8") + ".json"
-        report = json.loads(path.with_name(name).read_text(encoding="utf-8"))
+        report = json.loads(report_file(path).read_text(encoding="utf-8"))
         rows = report["table"]
         return {"cpu": report["cpu"], "table": rows} if any(row["sha256"] == sha256 for row in rows) else None
     except (OSError, ValueError, KeyError, TypeError):
