@@ -14,10 +14,9 @@ from serve.catalogue import AUTO, EMBEDDED
 from serve.config import Config, load_config
 from serve.errors import StartError
 from serve.log import set_up_logging
+from serve.memory import settle_allocator, trim
 
 _START_FAILED = 2
-# How long requests in flight may take to finish once the server was told to stop.
-_GRACE_SECONDS = 30
 
 log = logging.getLogger("serve")
 
@@ -27,6 +26,7 @@ def main() -> int:
     # Before the heavy imports, so that a signal in the first second is a normal end too.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
+    settle_allocator()
     try:
         config = load_config(sys.argv[1:], os.environ)
         set_up_logging(config.log_format, config.log_level)
@@ -48,7 +48,8 @@ def bind(config: Config) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
+        # Named by its number, or asyncio takes it for no TCP socket and leaves Nagle's algorithm on: 40 ms an answer.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen()
@@ -62,12 +63,13 @@ def bind(config: Config) -> socket.socket:
 
 def serve(config: Config, listener: socket.socket) -> None:
     """Load the model, then answer requests until a signal; raises `StartError`."""
-    import uvicorn
-
     from serve.app import create_app
     from serve.classifier import load_classifier
+    from serve.http_server import run
+    from serve.lifecycle import Lifecycle
 
     classifier = load_classifier(config)
+    trim()
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     if config.model == AUTO and classifier.model.name == EMBEDDED:
@@ -75,30 +77,24 @@ def serve(config: Config, listener: socket.socket) -> None:
             "DenseNet-121 is not exported; serving the small embedded model %s. To export: make serve WEIGHTS=PATH",
             EMBEDDED,
         )
+    budget = config.thread_plan.budget
     log.info(
-        "%s (%s) is ready on %s, %d intra-op threads; try: curl -F 'file=@picture.jpg' %s/upload",
+        "%s (%s) is ready on %s with %d CPU%s (%s); try: curl -F 'file=@picture.jpg' %s/upload",
         classifier.model.name,
         classifier.card["variant"],
         url,
-        config.threads,
+        budget.count,
+        "s" * (budget.count > 1),
+        budget.reason,
         url,
         extra={"fields": {"url": url}},
     )
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(config, classifier),
-            log_config=None,
-            access_log=False,  # middleware.py writes it, with the request id
-            server_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
-    )
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    server.run(sockets=[listener])
+    lifecycle = Lifecycle(config.grace_seconds)
+    run(create_app(config, classifier, lifecycle), lifecycle, listener)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """uvicorn raises the signal that stopped it once more when all is done; for us that is a normal end."""
+    """A signal before there is anything to drain: a normal end."""
     raise SystemExit(0)
 
 

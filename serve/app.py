@@ -6,32 +6,33 @@ The only module that imports the web framework. Domain errors become problems by
 import asyncio
 import contextlib
 import json
-import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
-from PIL import Image
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, ExceptionHandler, Receive, Scope, Send
+from starlette.types import ExceptionHandler, Receive
 
-from serve.classifier import Classifier
+from serve.answers import prediction, prediction_or_problem, server_timing
+from serve.classifier import Classified, Classifier, Job, Prepared
 from serve.config import Config
-from serve.errors import BadParameter, ForeignOrigin, NotReady, RequestError
-from serve.middleware import LingeringClose, RequestLog
-from serve.postprocess import Scored
-from serve.problems import MEDIA_TYPE, RULES, problem, problem_of
+from serve.errors import RequestError
+from serve.lifecycle import Lifecycle
+from serve.middleware import LingeringClose, OriginGuard, RequestLog
+from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
+from serve.preprocess import is_quick_to_open
+from serve.problems import MEDIA_TYPE, problem, problem_of, retry_after
+from serve.scheduler import Outcome, Scheduler
 from serve.upload import UploadedFile, UploadLimits, read_upload
 
-_DEFAULT_TOP_K = 5
-_SIGNIFICANT_DIGITS = 6
+T = TypeVar("T")
 
 
 class PrettyEnd(JSONResponse):
@@ -42,30 +43,36 @@ class PrettyEnd(JSONResponse):
 
 
 class Server:
-    """The handlers, around one warm classifier.
+    """The handlers, around one warm classifier and the scheduler that shares out its time.
 
-    Inference runs on one thread of its own, with the model's intra-op threads under it, and never on the event loop.
-    So do header checks, on another: they take microseconds, unless a file is made of millions of empty segments.
+    Nothing that computes runs on the event loop. Nor do header checks, unless they are sure to be quick: they take
+    microseconds, but a file can be made of millions of empty segments.
     """
 
-    def __init__(self, config: Config, classifier: Classifier) -> None:
+    def __init__(self, config: Config, classifier: Classifier, lifecycle: Lifecycle) -> None:
         self.config = config
         self.classifier = classifier
+        self.lifecycle = lifecycle
         self.limits = UploadLimits(config.max_request_bytes, config.max_files)
-        self.ready = False
-        self.worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="classify")
-        self.inspector = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspect")
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Ready from start-up to shutdown; requests outside of it are refused."""
-        self.ready = True
+        self.inspector = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspect")
+        self.scheduler: Scheduler[Job, Prepared, Classified] = Scheduler(
+            self.classifier.prepare,
+            self.classifier.compute,
+            streams=self.config.thread_plan.streams,
+            max_queue=self.config.max_queue,
+            item_seconds=self.classifier.model.infer_seconds,
+        )
+        self.lifecycle.start()
         try:
             yield
         finally:
-            self.ready = False
+            self.lifecycle.begin_drain()
             self.inspector.shutdown(cancel_futures=True)
-            self.worker.shutdown(cancel_futures=True)
+            self.scheduler.close()
 
     async def root(self, request: Request) -> Response:
         return PlainTextResponse("Server is Running\n")
@@ -74,89 +81,90 @@ class Server:
         return PlainTextResponse("ok\n")
 
     async def readyz(self, request: Request) -> Response:
-        self._require_ready()
+        self.lifecycle.require_ready()
         return PlainTextResponse("ok\n")
 
     async def model(self, request: Request) -> Response:
-        self._require_ready()
+        self.lifecycle.require_ready()
         return PrettyEnd(self.classifier.card)
 
     async def upload(self, request: Request) -> Response:
-        self._require_ready()
-        top_k = self._top_k(request)
-        files = await read_upload(request.headers, request.stream(), self.limits)
-        if len(files) == 1:
-            return PrettyEnd(await self._predict(await self._open(files[0]), top_k))
-        opened = [await self._open_or_problem(file) for file in files]
-        # One after the other, so that requests of single files get their turn in between.
-        results = [
-            {"filename": file.filename, **await self._predict_or_problem(image, top_k)}
-            for file, image in zip(files, opened, strict=True)
-        ]
-        return PrettyEnd({"results": results})
+        async with self.lifecycle.accept() as visit:
+            started = time.monotonic()
+            top_k = parse_top_k(request.query_params.getlist("top_k"), len(self.classifier.labels))
+            seconds = parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
+            self.scheduler.require_room()  # before an upload that would be refused is read
+            files = await read_upload(request.headers, request.stream(), self.limits)
+            visit.arrived()
+            read = time.monotonic()
+            outcomes = await _while_connected(request.receive, self._classify(files, top_k, read + seconds))
+            timing = {"Server-Timing": server_timing(read - started, outcomes)} if self.config.server_timing else None
+            model_name = self.classifier.model.name
+            if len(files) == 1:
+                return PrettyEnd(prediction(outcomes[0].unwrap(), model_name), headers=timing)
+            results = [
+                {"filename": file.filename, **prediction_or_problem(outcome, model_name)}
+                for file, outcome in zip(files, outcomes, strict=True)
+            ]
+            return PrettyEnd({"results": results}, headers=timing)
 
-    async def _open(self, file: UploadedFile) -> Image.Image:
-        return await asyncio.get_running_loop().run_in_executor(self.inspector, self.classifier.open, file.data)
+    async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
+        """The outcome of each file. Those whose header rules them out are never queued."""
+        opened = [await self._open(file, top_k) for file in files]
+        jobs = [job for job in opened if isinstance(job, Job)]
+        computed = iter(await self.scheduler.run(jobs, deadline) if jobs else [])
+        return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
 
-    async def _open_or_problem(self, file: UploadedFile) -> Image.Image | RequestError:
+    async def _open(self, file: UploadedFile, top_k: int) -> Job | RequestError:
         try:
-            return await self._open(file)
+            if is_quick_to_open(file.data):
+                return Job(self.classifier.open(file.data), top_k)
+            loop = asyncio.get_running_loop()
+            return Job(await loop.run_in_executor(self.inspector, self.classifier.open, file.data), top_k)
         except RequestError as error:
             return error
 
-    async def _predict(self, image: Image.Image, top_k: int) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        scored = await loop.run_in_executor(self.worker, self.classifier.classify, image, top_k)
-        return _prediction(scored, self.classifier.model.name)
 
-    async def _predict_or_problem(self, image: Image.Image | RequestError, top_k: int) -> dict[str, Any]:
-        if isinstance(image, RequestError):
-            return problem_of(image)
-        try:
-            return await self._predict(image, top_k)
-        except RequestError as error:
-            return problem_of(error)
+async def _while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled with `ClientDisconnect` if the client leaves before it is there."""
+    working = asyncio.current_task()
+    watching = asyncio.ensure_future(_disconnected(receive))
+    over = False
 
-    def _top_k(self, request: Request) -> int:
-        given = ",".join(request.query_params.getlist("top_k") or [str(_DEFAULT_TOP_K)])
-        classes = len(self.classifier.labels)
-        if re.fullmatch(r"0*[1-9]\d{0,8}", given, re.ASCII) and int(given) <= classes:
-            return int(given)
-        raise BadParameter(f"top_k={given[:40]!r} is not one whole number from 1 to {classes}.")
+    def leave(_: asyncio.Future[None]) -> None:
+        if working is not None and not over:
+            working.cancel()
 
-    def _require_ready(self) -> None:
-        if not self.ready:
-            raise NotReady("The server is not ready: its model is not loaded yet, or it is shutting down.")
-
-
-class OriginGuard:
-    """Refuse what a browser sends for a page of another origin, unless that origin is listed."""
-
-    def __init__(self, app: ASGIApp, allowed: tuple[str, ...]) -> None:
-        self.app = app
-        self.allowed = allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" else Headers()
-        origin = headers.get("origin")
-        if origin is None or origin in self.allowed or origin.partition("://")[2] == headers.get("host"):
-            await self.app(scope, receive, send)
-            return
-        refused = ForeignOrigin(
-            f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed."
-        )
-        await _answer_request_error(Request(scope), refused)(scope, receive, send)
+    watching.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if working is None or not watching.done():
+            raise  # somebody else's wish
+        working.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        over = True
+        watching.cancel()
 
 
-def create_app(config: Config, classifier: Classifier) -> Starlette:
-    """The ASGI application over a loaded classifier; it answers 503 until its lifespan has started."""
-    server = Server(config, classifier)
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | None = None) -> Starlette:
+    """The ASGI application over a loaded classifier; it answers 503 until its lifespan has started.
+
+    lifecycle: for who wants to drain the application before ending it.
+    """
+    server = Server(config, classifier, lifecycle or Lifecycle(config.grace_seconds))
     cors = Middleware(
         CORSMiddleware,
         allow_origins=config.cors_origins,
         allow_methods=["*"],  # which method fits which route is the router's to say, with a problem
         allow_headers=["*"],
-        expose_headers=["X-Request-ID", "Retry-After"],
+        expose_headers=["X-Request-ID", "Retry-After", "Server-Timing"],
     )
     app = Starlette(
         routes=[
@@ -184,26 +192,14 @@ def create_app(config: Config, classifier: Classifier) -> Starlette:
     return app
 
 
-def _prediction(scored: list[Scored], model_name: str) -> dict[str, Any]:
-    entries = [
-        {
-            "imagenet_id": entry.label.imagenet_id,
-            "label": entry.label.name,
-            "probability": float(f"{entry.probability:.{_SIGNIFICANT_DIGITS}g}"),
-        }
-        for entry in scored
-    ]
-    return {**entries[0], "top_k": entries, "model": model_name}
-
-
 def _problem_response(content: dict[str, Any], headers: dict[str, str]) -> Response:
     body = json.dumps(content, ensure_ascii=False).encode() + b"\n"
     return Response(body, content["status"], headers, MEDIA_TYPE)
 
 
 def _answer_request_error(request: Request, error: RequestError) -> Response:
-    retry_after = RULES[type(error)].retry_after
-    return _problem_response(problem_of(error), {} if retry_after is None else {"Retry-After": str(retry_after)})
+    seconds = retry_after(error)
+    return _problem_response(problem_of(error), {} if seconds is None else {"Retry-After": str(seconds)})
 
 
 def _answer_http_exception(request: Request, error: HTTPException) -> Response:

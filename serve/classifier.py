@@ -3,9 +3,12 @@
 Errors that leave here: `StartError` while loading, `RequestError` for a picture that cannot be classified.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from serve.catalogue import AUTO, find_model
@@ -17,6 +20,31 @@ from serve.preprocess import Preprocessing, decode, open_image, to_input
 
 
 @dataclass(frozen=True)
+class Job:
+    """One picture, checked by its header, and how many classes to name."""
+
+    image: Image.Image
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One picture as the model's input, FP32 `[1, 3, S, S]`, and the seconds that took by stage."""
+
+    batch: npt.NDArray[np.float32]
+    top_k: int
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Classified:
+    """The most probable classes in falling order, and the seconds of `decode`, `preprocess` and `infer`."""
+
+    scored: list[Scored]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Classifier:
     """A warm model with all it takes to feed it and to name its answers. Safe to use from several threads."""
 
@@ -25,6 +53,7 @@ class Classifier:
     labels: tuple[Label, ...]
     max_pixels: int
     exif_orientation: bool
+    exact_decode: bool
 
     def open(self, data: bytes) -> Image.Image:
         """Check a picture by its header alone; `classify` then decodes what comes back.
@@ -35,13 +64,24 @@ class Classifier:
             raise EmptyFile("The file is empty.")
         return open_image(data, self.preprocessing, self.max_pixels)
 
-    def classify(self, image: Image.Image, k: int) -> list[Scored]:
-        """Decode, preprocess and classify; the `k` most probable classes in falling order.
+    def prepare(self, job: Job) -> Prepared:
+        """Decode and preprocess, on the calling thread; CPU-bound for milliseconds. Raises `UndecodableImage`."""
+        started = time.perf_counter()
+        rgb = decode(job.image, self.exif_orientation, None if self.exact_decode else self.preprocessing)
+        decoded = time.perf_counter()
+        batch = to_input(rgb, self.preprocessing)
+        return Prepared(batch, job.top_k, {"decode": decoded - started, "preprocess": time.perf_counter() - decoded})
 
-        CPU-bound for tens of milliseconds: never call it on an event loop. Raises `UndecodableImage`.
-        """
-        batch = to_input(decode(image, self.exif_orientation), self.preprocessing)
-        return top_k(self.model.logits(batch)[0], self.labels, k)
+    def compute(self, prepared: Prepared, wide: bool = False) -> Classified:
+        """Classify what was prepared, on the calling thread or, `wide`, on all of them; CPU-bound for milliseconds."""
+        started = time.perf_counter()
+        logits = self.model.logits(prepared.batch, wide)[0]
+        seconds = {**prepared.seconds, "infer": time.perf_counter() - started}
+        return Classified(top_k(logits, self.labels, prepared.top_k), seconds)
+
+    def classify(self, data: bytes, k: int, wide: bool = False) -> Classified:
+        """The whole path of one encoded picture, for who has no scheduler; raises what `open` and `prepare` raise."""
+        return self.compute(self.prepare(Job(self.open(data), k)), wide)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -52,7 +92,7 @@ class Classifier:
 def load_classifier(config: Config) -> Classifier:
     """Load model and labels as `config` says and check that they fit; raises `StartError`."""
     path = find_model(config.model, config.model_variant, MODELS)
-    model = load_model(path, config.threads)
+    model = load_model(path, config.thread_plan.intra_op_threads)
     try:
         preprocessing = Preprocessing.from_card(model.card)
         if preprocessing.crop != model.input_side:
@@ -64,4 +104,5 @@ def load_classifier(config: Config) -> Classifier:
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
     labels = load_class_index(config.class_index, model.class_count)
-    return Classifier(model, preprocessing, labels, config.max_pixels, config.exif_orientation)
+    exact = config.decode == "exact"
+    return Classifier(model, preprocessing, labels, config.max_pixels, config.exif_orientation, exact)

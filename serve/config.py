@@ -4,13 +4,13 @@ Each field is one setting: `--max-files` on the command line, `SERVE_MAX_FILES` 
 """
 
 import argparse
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from serve.cpus import ThreadPlan, plan_threads
 from serve.errors import ConfigError
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -77,7 +77,25 @@ class Config:
     class_index: Path = _setting(
         ROOT / "imagenet_class_index.json", _path, "JSON file with the id and name of each class"
     )
-    intra_op_threads: int = _setting(0, _whole(0, 1024), "threads that share one inference; 0: one for each usable CPU")
+    threads: int = _setting(
+        0, _whole(0, 1024), "CPUs to compute on at most; 0: all that the process may use, by affinity and cgroup quota"
+    )
+    streams: int = _setting(
+        0, _whole(0, 1024), "pictures worked on side by side under load, each on one CPU; 0: threads"
+    )
+    intra_op_threads: int = _setting(0, _whole(0, 1024), "threads that share a lone picture's inference; 0: threads")
+    decode: str = _setting(
+        "fast", _one_of("fast", "exact"), "fast: large JPEGs are decoded at a reduced scale; exact: at full scale"
+    )
+    max_queue: int = _setting(64, _whole(1, 100_000), "pictures that may wait for a CPU; more are refused")
+    request_timeout_ms: int = _setting(
+        10_000,
+        _whole(1, 86_400_000),
+        "milliseconds from a complete upload to its answer; X-Request-Timeout-Ms asks for less",
+    )
+    grace_seconds: int = _setting(
+        9, _whole(1, 86_400), "seconds that SIGTERM leaves to requests in flight; docker stop kills after 10"
+    )
     max_request_bytes: int = _setting(20 * 2**20, _whole(1, 2**40), "bytes a request's body may have")
     max_pixels: int = _setting(50_000_000, _whole(1, 2**40), "pixels an image may have, by its header")
     max_files: int = _setting(32, _whole(1, 10_000), "files a request may have")
@@ -87,23 +105,17 @@ class Config:
     cors_origins: tuple[str, ...] = _setting(
         (), _origins, "origins whose pages may use the server from a browser, separated by commas"
     )
+    server_timing: bool = _setting(False, _switch, "tell where an answer's time went, in Server-Timing: on or off")
     log_format: str = _setting("auto", _one_of("auto", "text", "json"), "text, json, or auto: text on a terminal")
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
 
     @property
-    def threads(self) -> int:
-        """Intra-op threads an inference gets, at least 1."""
-        return self.intra_op_threads or usable_cpus()
+    def thread_plan(self) -> ThreadPlan:
+        """What these settings come to on the CPUs that are there now."""
+        return plan_threads(self.threads, self.streams, self.intra_op_threads)
 
 
 MODELS: Final = ROOT / "models"
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on, which under `taskset` or a cpuset can be fewer than the host has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def load_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:

@@ -26,7 +26,14 @@ class ClassIndexError(StartError):
 
 
 class RequestError(ServeError):
-    """Base of the errors that end one request."""
+    """Base of the errors that end one request.
+
+    retry_after: seconds after which trying again can help, where this very error knows better than the table.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BadParameter(RequestError):
@@ -75,6 +82,14 @@ class UnsupportedFormat(RequestError):
 
 class UndecodableImage(RequestError):
     """The file is in an accepted format but cannot be decoded."""
+
+
+class QueueFull(RequestError):
+    """More pictures are waiting than may; trying again makes sense once some are done."""
+
+
+class DeadlinePassed(RequestError):
+    """The request's own deadline passed before its answer."""
 
 
 class NotReady(RequestError):

@@ -1,4 +1,4 @@
-"""What every request passes through: request id, access log, unforeseen errors, clean endings.
+"""What every request passes through: request id, access log, origin check, unforeseen errors, clean endings.
 
 Plain ASGI, so that nothing here depends on the web framework. No error leaves this module while an answer can still be
 given: a defect becomes a 500 that carries the request id under which it was logged.
@@ -13,7 +13,8 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from serve.problems import MEDIA_TYPE, problem
+from serve.errors import ForeignOrigin
+from serve.problems import MEDIA_TYPE, problem, problem_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -100,6 +101,25 @@ class LingeringClose:
         await self.app(scope, watching_receive, closing_send)
 
 
+class OriginGuard:
+    """Refuse what a browser sends for a page of another origin, unless that origin is listed."""
+
+    def __init__(self, app: App, allowed: tuple[str, ...]) -> None:
+        self.app = app
+        self.allowed = allowed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        origin = _header(scope, b"origin").decode("latin-1") if scope["type"] == "http" else ""
+        own = origin.partition("://")[2] == _header(scope, b"host").decode("latin-1") if origin else True
+        if own or origin in self.allowed:
+            await self.app(scope, receive, send)
+            return
+        refused = ForeignOrigin(
+            f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed."
+        )
+        await _send_problem(send, problem_of(refused))
+
+
 async def _drop_rest(receive: Receive) -> None:
     dropped = 0
     try:
@@ -115,10 +135,13 @@ async def _drop_rest(receive: Receive) -> None:
 
 async def _send_defect(send: Send, request_id: str) -> None:
     detail = "The server failed on this request, which is a defect; its log has more under this request id."
-    content = {**problem(500, "Internal Server Error", detail), "request_id": request_id}
+    await _send_problem(send, {**problem(500, "Internal Server Error", detail), "request_id": request_id})
+
+
+async def _send_problem(send: Send, content: dict[str, Any]) -> None:
     body = json.dumps(content).encode() + b"\n"
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.start", "status": content["status"], "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -6,6 +6,7 @@ The only module that imports onnxruntime. Errors that leave here: `ModelError`, 
 import hashlib
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,29 +32,34 @@ class Model:
     """A loaded, warm network.
 
     card: what the export measured and wrote into the file and its report, with the file's own sha256.
-    input_side: S, pixels. class_count: logits a picture.
+    input_side: S, pixels. class_count: logits a picture. infer_seconds: what one picture took one thread when warm.
     """
 
     card: dict[str, Any]
     input_side: int
     class_count: int
-    _session: ort.InferenceSession
+    infer_seconds: float
+    _narrow: ort.InferenceSession
+    _wide: ort.InferenceSession
 
     @property
     def name(self) -> str:
         """The architecture's name, such as `densenet121`."""
         return str(self.card["name"])
 
-    def logits(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """FP32 `[N, 3, S, S]`, normalised → logits FP32 `[N, classes]`. Safe to call from several threads."""
-        outputs: list[npt.NDArray[np.float32]] = self._session.run([OUTPUT_NAME], {INPUT_NAME: batch})
-        return outputs[0]
+    def logits(self, batch: npt.NDArray[np.float32], wide: bool = False) -> npt.NDArray[np.float32]:
+        """FP32 `[N, 3, S, S]`, normalised → logits FP32 `[N, classes]`.
+
+        On the calling thread alone, which any number of threads may do at a time; or, `wide`, on all intra-op threads.
+        """
+        return _run(self._wide if wide else self._narrow, batch)
 
 
 def load_model(path: Path, intra_op_threads: int) -> Model:
     """Load `path` and run it once, so that what comes back is ready to use.
 
-    intra_op_threads: threads that share one inference, at least 1. Raises `ModelError` naming the file and what to do.
+    intra_op_threads: threads that share one `wide` inference, at least 1. Raises `ModelError` naming the file and what
+    to do.
     """
     try:
         sha256 = _sha256(path)
@@ -61,23 +67,30 @@ def load_model(path: Path, intra_op_threads: int) -> Model:
         reason = (error.strerror or "unreadable").lower()
         raise ModelError(f"model {path}: {reason}; make it with 'make export', or name another with --model") from error
     try:
-        session = ort.InferenceSession(path, _session_options(intra_op_threads), providers=["CPUExecutionProvider"])
+        # Two sessions, because the threads are the session's: at twice 20 MB they cost less than one that is no good at
+        # either end of the load. onnxruntime's Python API has no way for them to share packed weights.
+        narrow = _session(path, 1)
+        wide = narrow if intra_op_threads == 1 else _session(path, intra_op_threads)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise ModelError(
             f"model {path} is not a model onnxruntime can load; make it anew with 'make export'"
         ) from error
     try:
-        card = _read_card(session)
-        side = _input_side(session)
-        class_count = _class_count(session, card)
+        card = _read_card(narrow)
+        side = _input_side(narrow)
+        class_count = _class_count(narrow, card)
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
-    model = Model({**card, "sha256": sha256, "measured": _measured(path, sha256)}, side, class_count, session)
-    if not _warm_up(model):
-        raise ModelError(
-            f"model {path}: its warm-up gave no {class_count} finite logits; make it anew with 'make export'"
-        )
-    return model
+    infer_seconds = 0.0
+    for session in dict.fromkeys((wide, narrow)):
+        started = time.perf_counter()
+        if not _warm_up(session, side, class_count):
+            raise ModelError(
+                f"model {path}: its warm-up gave no {class_count} finite logits; make it anew with 'make export'"
+            )
+        infer_seconds = time.perf_counter() - started
+    card |= {"sha256": sha256, "measured": _measured(path, sha256)}
+    return Model(card, side, class_count, infer_seconds, narrow, wide)
 
 
 def _sha256(path: Path) -> str:
@@ -100,22 +113,29 @@ def _measured(path: Path, sha256: str) -> dict[str, Any] | None:
         return None
 
 
-def _warm_up(model: Model) -> bool:
+def _warm_up(session: ort.InferenceSession, side: int, class_count: int) -> bool:
     """Whether a first inference, which also makes onnxruntime allocate what it needs, gives finite logits."""
     try:
-        logits = model.logits(np.zeros((1, 3, model.input_side, model.input_side), np.float32))
+        logits = _run(session, np.zeros((1, 3, side, side), np.float32))
     except Exception:  # onnxruntime's own exceptions share no base class
         return False
-    return logits.shape == (1, model.class_count) and bool(np.isfinite(logits).all())
+    return logits.shape == (1, class_count) and bool(np.isfinite(logits).all())
 
 
-def _session_options(intra_op_threads: int) -> ort.SessionOptions:
+def _run(session: ort.InferenceSession, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    outputs: list[npt.NDArray[np.float32]] = session.run([OUTPUT_NAME], {INPUT_NAME: batch})
+    return outputs[0]
+
+
+def _session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _FATAL
-    return options
+    # Within an inference threads wait for each other by spinning, which is fastest; after it they let go of the CPU.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _read_card(session: ort.InferenceSession) -> dict[str, Any]:

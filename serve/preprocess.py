@@ -50,6 +50,14 @@ _INTERPOLATIONS: Final = {
 
 _MAX_SIDE: Final = 4096
 
+# A segment takes Pillow about a microsecond, and ordinary JPEGs of this size have at most as many 0xFF bytes.
+_QUICK_BYTES: Final = 2**20
+_QUICK_MARKERS: Final = 3_000
+
+# A reduced JPEG keeps this many times the side it is then resized to, as Pillow's own `thumbnail` does. With less, what
+# aliases in so small a picture shows in the answers: docs/decoding.md has the figures.
+_REDUCED_TO: Final = 2
+
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -108,6 +116,11 @@ def sniff_format(data: bytes) -> str | None:
     return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
 
 
+def is_quick_to_open(data: bytes) -> bool:
+    """Whether `open_image` is sure to be done within milliseconds: a JPEG of few bytes that could begin a segment."""
+    return len(data) <= _QUICK_BYTES and sniff_format(data) == "JPEG" and data.count(b"\xff") <= _QUICK_MARKERS
+
+
 def open_image(data: bytes, spec: Preprocessing, max_pixels: int) -> Image.Image:
     """Read a picture's header and nothing more; the pixels stay encoded until `decode`.
 
@@ -137,11 +150,18 @@ def open_image(data: bytes, spec: Preprocessing, max_pixels: int) -> Image.Image
     return image
 
 
-def decode(image: Image.Image, apply_orientation: bool = True) -> Image.Image:
-    """Decode what `open_image` opened: the first frame, as upright 8-bit RGB. Raises `UndecodableImage`."""
+def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Preprocessing | None = None) -> Image.Image:
+    """Decode what `open_image` opened: the first frame, as upright 8-bit RGB. Raises `UndecodableImage`.
+
+    reduce_for: a JPEG of at least four times the side that this needs is decoded at 1/2, 1/4 or 1/8 of its scale, to
+    no less than twice that side, and comes back resized already. Its pixels then differ slightly; no others do.
+    """
     format_name = image.format or "image"
     try:
-        if image.mode.startswith("I;16"):
+        reduced = None if reduce_for is None else _decode_reduced(image, reduce_for)
+        if reduced is not None:
+            rgb = reduced
+        elif image.mode.startswith("I;16"):
             rgb = _scale_16_bit(image).convert("RGB")
         elif image.mode in ("I", "F"):
             raise UndecodableImage(
@@ -200,6 +220,25 @@ def _normalisation_table(spec: Preprocessing) -> FloatArray:
     mean, std = (np.asarray(numbers, np.float32)[:, None] for numbers in (spec.mean, spec.std))
     table: FloatArray = (values - mean) / std
     return table
+
+
+def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:
+    """Have a JPEG's blocks decoded to fewer pixels each (libjpeg's scaled DCT), then resize; None if it is too small.
+
+    The size is what `resize` would give at full scale. The box is too, to the fraction of a pixel: the last pixel of a
+    row may stand for fewer full ones than the others.
+    """
+    target = resized_size(image.size, spec.resize)
+    enough = (target[0] * _REDUCED_TO, target[1] * _REDUCED_TO)
+    if (
+        not isinstance(image, JpegImagePlugin.JpegImageFile)
+        or min(image.width // enough[0], image.height // enough[1]) < 2
+    ):
+        return None
+    drafted = image.draft(None, enough)
+    if drafted is None:  # not one plain scan, as in some uncommon JPEGs
+        return None
+    return image.convert("RGB").resize(target, _INTERPOLATIONS[spec.interpolation], box=drafted[1])
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:

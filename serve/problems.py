@@ -3,6 +3,7 @@
 Titles are RFC 9110's own reason phrases, because the problems' type is `about:blank` (RFC 9457, section 4.2.1).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,8 +34,17 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.UnsupportedBody: Rule(415, "Unsupported Media Type"),
     errors.UnsupportedFormat: Rule(415, "Unsupported Media Type"),
     errors.UndecodableImage: Rule(422, "Unprocessable Content"),
+    errors.QueueFull: Rule(429, "Too Many Requests", retry_after=1),
     errors.NotReady: Rule(503, "Service Unavailable", retry_after=1),
+    errors.DeadlinePassed: Rule(504, "Gateway Timeout"),
 }
+_LONGEST_RETRY: Final = 30
+
+
+def retry_after(error: errors.RequestError) -> int | None:
+    """Whole seconds, 1 to 30, after which trying again can help; None where it cannot."""
+    seconds = RULES[type(error)].retry_after if error.retry_after is None else error.retry_after
+    return None if seconds is None else min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
 
 
 def problem(status: int, title: str, detail: str) -> dict[str, Any]:

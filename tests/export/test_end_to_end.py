@@ -30,7 +30,9 @@ def test_uploads_get_pytorchs_labels_and_they_are_right(
     preset = DenseNet121_Weights.IMAGENET1K_V1.transforms()
     paths = sorted(photographs.iterdir())
     right = 0
-    with running_server(runtime_python, "--model", str(exported), "--log-format", "json") as server:
+    with running_server(
+        runtime_python, "--model", str(exported), "--decode", "exact", "--log-format", "json"
+    ) as server:
         for path in paths:
             answer = httpx2.post(f"{server.url}/upload", files={"file": (path.name, path.read_bytes())})
             assert answer.status_code == 200, path.name

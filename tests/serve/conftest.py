@@ -17,7 +17,7 @@ PHOTOS = DATA / "photos"
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    return Config(model=str(TINY_MODEL), intra_op_threads=1)
+    return Config(model=str(TINY_MODEL), decode="exact")
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,12 @@ def client_for(config: Config, classifier: Classifier) -> Iterator[ClientFor]:
 
     def start(**settings: Any) -> TestClient:
         changed = replace(config, **settings)
-        using = replace(classifier, max_pixels=changed.max_pixels, exif_orientation=changed.exif_orientation)
+        using = replace(
+            classifier,
+            max_pixels=changed.max_pixels,
+            exif_orientation=changed.exif_orientation,
+            exact_decode=changed.decode == "exact",
+        )
         client = TestClient(create_app(changed, using), raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)

@@ -1,5 +1,6 @@
 """The HTTP contract, on the application in this process: answers, problems, and who is let in."""
 
+import io
 import json
 import logging
 import re
@@ -10,6 +11,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from starlette.testclient import TestClient
 
 from serve import errors
@@ -17,6 +20,7 @@ from serve.app import create_app
 from serve.classifier import Classifier
 from serve.config import Config
 from serve.problems import RULES
+from serve.scheduler import Scheduler
 from tests.references import PICTURES
 
 ClientFor = Callable[..., TestClient]
@@ -258,13 +262,13 @@ def test_pages_of_other_origins_are_refused_unless_listed(client_for: ClientFor,
 
 
 def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
-    client: TestClient, cat: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("secret detail in /some/path")
 
-    monkeypatch.setattr(Classifier, "classify", fail)
-    answer = post_file(client, cat)
+    monkeypatch.setattr(Classifier, "compute", fail)
+    answer = post_file(client_for(), cat)
     problem = assert_problem(answer, 500, "request id")
     assert "secret" not in answer.text
     assert problem["request_id"] == answer.headers["x-request-id"]
@@ -273,11 +277,12 @@ def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
     assert "secret detail" in str(logged[0].exc_info)
 
 
-@pytest.mark.parametrize("step", ["open", "classify"])
+@pytest.mark.parametrize("step", ["open", "prepare", "compute"])
 def test_neither_header_check_nor_inference_holds_up_the_event_loop(
-    step: str, client: TestClient, cat: bytes, monkeypatch: pytest.MonkeyPatch
+    step: str, client_for: ClientFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While one request is at it, another is answered; it could not be if the first sat on the event loop."""
+    picture = (PICTURES / "rgba.png").read_bytes()
     computing, may_finish = threading.Event(), threading.Event()
     original = getattr(Classifier, step)
 
@@ -287,8 +292,9 @@ def test_neither_header_check_nor_inference_holds_up_the_event_loop(
         return original(self, *arguments)
 
     monkeypatch.setattr(Classifier, step, slowly)
+    client = client_for()
     with ThreadPoolExecutor(1) as pool:
-        upload = pool.submit(post_file, client, cat)
+        upload = pool.submit(post_file, client, picture)
         assert computing.wait(10)
         assert client.get("/livez").status_code == 200
         assert not upload.done()
@@ -312,3 +318,113 @@ def test_each_request_is_one_line_in_the_access_log(
     assert fields["bytes_out"] == len(answer.content)
     assert fields["ms"] > 0
     json.dumps(fields)
+
+
+def test_server_timing_is_told_where_switched_on(client_for: ClientFor, cat: bytes) -> None:
+    assert "server-timing" not in post_file(client_for(), cat).headers
+    timed = client_for(server_timing=True)
+    stages = dict(re.findall(r"(\w+);dur=([0-9.]+)", post_file(timed, cat).headers["server-timing"]))
+    assert list(stages) == ["read", "decode", "preprocess", "queue", "infer"]
+    assert float(stages["decode"]) > 0
+    several = timed.post("/upload", files=[("file", ("a.jpg", cat)), ("file", ("b.jpg", b"no picture"))])
+    assert "infer;dur=" in several.headers["server-timing"]
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "1.5"])
+def test_a_timeout_that_is_not_allowed_is_named(client: TestClient, cat: bytes, value: str) -> None:
+    answer = post_file(client, cat, headers={"X-Request-Timeout-Ms": value})
+    assert_problem(answer, 400, "X-Request-Timeout-Ms", repr(value))
+
+
+class Gate:
+    """Holds up every inference from the moment it is made; counts them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.open = threading.Event(), threading.Event()
+        self.inferences = 0
+        original = Classifier.compute
+
+        def held_up(classifier: Classifier, *arguments: Any) -> Any:
+            self.inferences += 1
+            self.begun.set()
+            assert self.open.wait(30)
+            return original(classifier, *arguments)
+
+        monkeypatch.setattr(Classifier, "compute", held_up)
+
+
+def test_a_deadline_that_passes_is_a_504_whether_the_servers_or_the_clients_own(
+    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    client = client_for(request_timeout_ms=200)
+    assert_problem(post_file(client, cat), 504, "deadline")
+    assert_problem(post_file(client, cat, headers={"X-Request-Timeout-Ms": "50"}), 504, "deadline")
+    gate.open.set()
+    assert post_file(client, cat).status_code == 200
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_come_back(
+    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = Gate(monkeypatch)
+    queued = threading.Event()
+    original = Scheduler.run
+
+    def noting(scheduler: Any, jobs: Any, deadline: float) -> Any:
+        running = original(scheduler, jobs, deadline)
+        if len(jobs) == 2:
+            queued.set()
+        return running
+
+    monkeypatch.setattr(Scheduler, "run", noting)
+    client = client_for(max_queue=2, max_files=2, threads=1)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(post_file, client, cat)
+        assert gate.begun.wait(10)
+        files = [("file", ("a.jpg", cat)), ("file", ("b.jpg", cat))]
+        waiting = pool.submit(client.post, "/upload", files=files)
+        assert queued.wait(10)
+        refused = post_file(client, cat)
+        assert_problem(refused, 429, "2 pictures are waiting and the limit is 2")
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert client.get("/livez").status_code == 200
+        gate.open.set()
+        assert first.result(10).status_code == 200
+        assert [len(result["top_k"]) for result in waiting.result(10).json()["results"]] == [5, 5]
+    assert gate.inferences == 3
+
+
+def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
+    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header rules it out before it is queued."""
+    gate = Gate(monkeypatch)
+    client = client_for(threads=1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post_file, client, cat)
+        assert gate.begun.wait(10)
+        assert_problem(post_file(client, b"no picture"), 415)
+        gate.open.set()
+        assert first.result(10).status_code == 200
+
+
+def test_large_photographs_are_decoded_at_a_reduced_scale_unless_told_otherwise(
+    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    original = JpegImageFile.load
+
+    def noting(image: JpegImageFile) -> Any:
+        sizes.append(image.size)
+        return original(image)
+
+    monkeypatch.setattr(JpegImageFile, "load", noting)
+    large = io.BytesIO()
+    Image.open(io.BytesIO(cat)).resize((2000, 1400)).save(large, "JPEG")
+    sizes.clear()
+    post_file(client_for(decode="exact"), large.getvalue())
+    assert set(sizes) == {(2000, 1400)}
+    sizes.clear()
+    post_file(client_for(decode="fast"), large.getvalue())
+    assert sizes[-1] == (1000, 700)

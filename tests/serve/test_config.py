@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from serve.config import Config, load_config, usable_cpus
+from serve.config import Config, load_config
 from serve.errors import ConfigError
 
 
@@ -72,6 +72,10 @@ def test_a_config_cannot_be_changed() -> None:
         Config().port = 1  # type: ignore[misc]
 
 
-def test_threads_follow_the_cpus_this_process_may_use() -> None:
-    assert Config().threads == usable_cpus() == len(os.sched_getaffinity(0))
-    assert Config(intra_op_threads=3).threads == 3
+def test_streams_and_intra_op_threads_stay_within_the_cpus_that_are_there() -> None:
+    there = len(os.sched_getaffinity(0))
+    for config in (Config(), Config(streams=1000, intra_op_threads=1000, threads=1000)):
+        plan = config.thread_plan
+        assert plan.streams == plan.intra_op_threads == plan.budget.count <= there
+    plan = Config(threads=1, streams=2).thread_plan
+    assert (plan.budget.count, plan.streams, plan.intra_op_threads) == (1, 1, 1)

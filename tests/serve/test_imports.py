@@ -17,19 +17,38 @@ MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
     "log": set(),
-    "config": {"errors"},
+    "cpus": set(),
+    "memory": set(),
+    "config": {"cpus", "errors"},
+    "lifecycle": {"errors"},
+    "scheduler": {"errors"},
+    "parameters": {"errors"},
     "preprocess": {"errors"},
     "postprocess": {"errors"},
     "model": {"errors"},
     "upload": {"errors"},
     "problems": {"errors"},
-    "middleware": {"problems"},
+    "middleware": {"errors", "problems"},
     "catalogue": {"errors"},
     "classifier": {"catalogue", "config", "errors", "model", "preprocess", "postprocess"},
-    "app": {"classifier", "config", "errors", "middleware", "postprocess", "problems", "upload"},
-    "__main__": {"app", "catalogue", "classifier", "config", "errors", "log"},
+    "answers": {"classifier", "errors", "problems", "scheduler"},
+    "app": {
+        "answers",
+        "classifier",
+        "config",
+        "errors",
+        "lifecycle",
+        "middleware",
+        "parameters",
+        "preprocess",
+        "problems",
+        "scheduler",
+        "upload",
+    },
+    "http_server": {"lifecycle", "problems"},
+    "__main__": {"app", "catalogue", "classifier", "config", "errors", "http_server", "lifecycle", "log", "memory"},
 }
-OWNED = {"starlette": "app", "onnxruntime": "model", "uvicorn": "__main__", "python_multipart": "upload"}
+OWNED = {"starlette": "app", "onnxruntime": "model", "uvicorn": "http_server", "python_multipart": "upload"}
 FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}
 
 

@@ -1,0 +1,111 @@
+"""How many CPUs this process may really use: the smallest of its affinity, its cgroup's quota and the setting.
+
+The host's own count is never asked for, because a container is told it whatever its share. No error leaves this module:
+where the system does not say, a limit does not exist.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_ROOT: Final = Path("/")
+
+
+@dataclass(frozen=True)
+class CpuBudget:
+    """CPUs to compute on, at least 1, and in words what set the number."""
+
+    count: int
+    reason: str
+
+
+def cpu_budget(setting: int, root: Path = _ROOT) -> CpuBudget:
+    """The budget for this process. setting: an upper bound, 0 for none. root: where /proc and the cgroups are found.
+
+    A quota that is no whole number of CPUs is rounded down, but to no less than one.
+    """
+    limits = [CpuBudget(_affinity(), "all that this process may run on")]
+    quota = cgroup_quota(root)
+    if quota is not None:
+        limits.append(CpuBudget(max(1, math.floor(quota)), f"the cgroup's quota of {quota:g} CPUs"))
+    if setting:
+        limits.append(CpuBudget(setting, "the setting"))
+    return min(limits, key=lambda limit: limit.count)
+
+
+@dataclass(frozen=True)
+class ThreadPlan:
+    """How the budget is used: `streams` pictures side by side, or `intra_op_threads` on one; neither exceeds it."""
+
+    budget: CpuBudget
+    streams: int
+    intra_op_threads: int
+
+
+def plan_threads(threads: int, streams: int, intra_op_threads: int) -> ThreadPlan:
+    """The plan for these settings, each an upper bound and 0 for none."""
+    budget = cpu_budget(threads)
+    return ThreadPlan(
+        budget, min(streams or budget.count, budget.count), min(intra_op_threads or budget.count, budget.count)
+    )
+
+
+def cgroup_quota(root: Path = _ROOT) -> float | None:
+    """The smallest CPU quota of this process's cgroup and those above it, in CPUs; None where there is none.
+
+    Reads version 1 (`cpu.cfs_quota_us`) and version 2 (`cpu.max`), which a host may mount side by side.
+    """
+    quotas = [
+        quota
+        for top, group in _cpu_groups(root)
+        for folder in (group, *group.parents)
+        if folder.is_relative_to(top) and (quota := _quota(folder)) is not None
+    ]
+    return min(quotas, default=None)
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # no Linux: there are no containers to be wrong about
+
+
+def _cpu_groups(root: Path) -> list[tuple[Path, Path]]:
+    """For each mounted hierarchy that can limit CPUs: its mount point, and this process's group below it."""
+    groups = {}  # controllers → path, as in "4:cpu,cpuacct:/a" (version 1) or "0::/a" (version 2, no controllers)
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        groups.update(dict.fromkeys(controllers.split(","), path))
+    found = []
+    for line in _lines(root / "proc/self/mountinfo"):
+        mount, _, source = line.partition(" - ")
+        shown, point = mount.split()[3:5]
+        kind, _, options = source.split()[:3]
+        controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
+        if controller is None or controller not in groups or (controller and controller not in options.split(",")):
+            continue
+        top = root / point.lstrip("/")
+        # What is mounted may itself be a group further down ("shown"), as in a container without a cgroup namespace.
+        group = Path(groups[controller])
+        below = group.relative_to(shown) if group.is_relative_to(shown) else Path()
+        found.append((top, top / below))
+    return found
+
+
+def _quota(folder: Path) -> float | None:
+    """One group's own quota in CPUs; `max` and negative ones are none."""
+    texts = _lines(folder / "cpu.max") or _lines(folder / "cpu.cfs_quota_us") + _lines(folder / "cpu.cfs_period_us")
+    try:
+        quota, period = map(int, " ".join(texts).split())
+        return quota / period if quota > 0 else None
+    except (ValueError, ZeroDivisionError):
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

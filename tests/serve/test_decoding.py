@@ -1,0 +1,116 @@
+"""Large JPEGs decoded at a reduced scale: close to the full one, much faster, and nothing else is touched."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.errors import UndecodableImage
+from serve.preprocess import Preprocessing, decode, is_quick_to_open, open_image, to_input
+from tests.references import PICTURES
+
+SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+LIMIT = 50_000_000
+ORIENTATION = 0x0112
+
+
+def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Detail at every scale down to single pixels, falling off as it does in photographs (1/f), from a seed.
+
+    As in photographs the colours differ less than the brightness does.
+    """
+    rng = np.random.default_rng(0)
+    frequencies = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None, :])
+    frequencies[0, 0] = 1
+
+    def noise() -> np.ndarray:
+        plane = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((height, width))) / frequencies**1.2, (height, width))
+        return plane / plane.std()
+
+    brightness = 128 + 45 * noise()
+    planes = [np.clip(brightness + 8 * noise(), 0, 255).astype(np.uint8) for _ in range(len(mode))]
+    return Image.merge(mode, [Image.fromarray(plane) for plane in planes])
+
+
+def jpeg(image: Image.Image, orientation: int = 1, quality: int = 85) -> bytes:
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image.save(buffer, "JPEG", quality=quality, exif=exif)
+    return buffer.getvalue()
+
+
+def prepared(data: bytes, reduced: bool) -> np.ndarray:
+    return to_input(decode(open_image(data, SPEC, LIMIT), reduce_for=SPEC if reduced else None), SPEC)
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1031, 1367), (3001, 2251), (5003, 1027)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_reduced_picture_is_nearly_the_full_one(size: tuple[int, int], mode: str) -> None:
+    data = jpeg(photograph(*size, mode))
+    difference = np.abs(prepared(data, reduced=True) - prepared(data, reduced=False))
+    assert 0 < difference.mean() < 0.03
+    assert difference.max() < 0.3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_reduced_picture_is_turned_upright_like_any_other(orientation: int) -> None:
+    data = jpeg(photograph(1367, 1031), orientation)
+    difference = np.abs(prepared(data, reduced=True) - prepared(data, reduced=False))
+    assert difference.mean() < 0.03
+    assert difference.max() < 0.3
+
+
+@pytest.mark.parametrize("size", [(1023, 2000), (640, 427), (256, 256), (100, 3000)])
+def test_a_jpeg_that_is_not_large_enough_is_the_same_bit_for_bit(size: tuple[int, int]) -> None:
+    data = jpeg(photograph(*size))
+    np.testing.assert_array_equal(prepared(data, reduced=True), prepared(data, reduced=False))
+
+
+@pytest.mark.parametrize("path", sorted(PICTURES.iterdir()), ids=lambda path: path.name)
+def test_pictures_of_all_formats_are_the_same_bit_for_bit(path: object) -> None:
+    data = path.read_bytes()  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(prepared(data, reduced=True), prepared(data, reduced=False))
+
+
+def test_a_large_picture_of_another_format_is_the_same_bit_for_bit() -> None:
+    buffer = io.BytesIO()
+    photograph(1400, 1100).save(buffer, "PNG")
+    np.testing.assert_array_equal(prepared(buffer.getvalue(), True), prepared(buffer.getvalue(), False))
+
+
+def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:
+    data = jpeg(photograph(1400, 1100))[:-20_000]
+    for reduced in (True, False):
+        with pytest.raises(UndecodableImage, match=r"JPEG .* truncated or corrupt"):
+            prepared(data, reduced)
+
+
+def test_twelve_megapixels_take_at_most_a_fifth_of_the_time() -> None:
+    """In a file of 1.2 MB: its bytes are read in full at any scale, so that a larger file gains less."""
+    data = jpeg(photograph(4000, 3000), quality=40)
+    assert 1_000_000 < len(data) < 1_400_000
+    times: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(5):
+        for reduced, taken in times.items():
+            started = time.process_time()
+            prepared(data, reduced)
+            taken.append(time.process_time() - started)
+    assert min(times[True]) <= 0.2 * min(times[False])
+
+
+def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:
+    assert is_quick_to_open(jpeg(photograph(640, 427)))
+    segments = b"\xff\xd8" + b"\xff\xe0\x00\x02" * 4000
+    assert not is_quick_to_open(segments)
+    assert not is_quick_to_open(segments + b"\0" * 2**20)
+    assert not is_quick_to_open((PICTURES / "rgb.png").read_bytes())
+    started = time.process_time()
+    for marker in (b"\xff\xe0\x00\x02", b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xe2\x00\x02", b"\xff\xed\x00\x02", b"\xff"):
+        data = b"\xff\xd8" + marker * 2900
+        assert is_quick_to_open(data)
+        with pytest.raises(UndecodableImage):
+            open_image(data, SPEC, LIMIT)
+    assert time.process_time() - started < 0.5

@@ -1,0 +1,26 @@
+"""What a request may ask for besides its files."""
+
+import pytest
+
+from serve.errors import BadParameter
+from serve.parameters import parse_timeout, parse_top_k
+
+
+def test_top_k_is_five_unless_asked_and_never_more_than_there_are_classes() -> None:
+    assert parse_top_k([], 1000) == 5
+    assert parse_top_k([], 2) == 2
+    assert parse_top_k(["007"], 1000) == 7
+    with pytest.raises(BadParameter, match=r"top_k='3' is not one whole number from 1 to 2\."):
+        parse_top_k(["3"], 2)
+
+
+def test_a_client_may_ask_for_less_time_but_not_for_more() -> None:
+    assert parse_timeout([], 10_000) == 10
+    assert parse_timeout(["250"], 10_000) == 0.25
+    assert parse_timeout(["60000"], 10_000) == 10
+
+
+@pytest.mark.parametrize("given", [["0"], ["-5"], ["1.5"], ["soon"], [""], ["1", "2"], ["9" * 5000]])
+def test_a_timeout_that_is_none_is_named(given: list[str]) -> None:
+    with pytest.raises(BadParameter, match=r"X-Request-Timeout-Ms: .* whole number of milliseconds"):
+        parse_timeout(given, 10_000)

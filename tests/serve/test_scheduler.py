@@ -1,0 +1,286 @@
+"""The scheduler, around a fake whose every step the test controls."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from serve.errors import DeadlinePassed, QueueFull
+from serve.scheduler import Outcome, Scheduler
+
+LONG = 30.0  # seconds that only a broken scheduler takes
+
+
+class Work:
+    """Steps that record what they were asked to do; those of items in `gates` wait for them to open."""
+
+    def __init__(self) -> None:
+        self.prepared: list[Any] = []
+        self.computed: list[tuple[Any, bool]] = []
+        self.gates: dict[Any, threading.Event] = {}
+        self.begun: dict[Any, threading.Event] = {}
+        self.at_once = 0
+        self.most_at_once = 0
+        self._lock = threading.Lock()
+
+    def gate(self, *items: Any) -> None:
+        """Make `compute` of these wait."""
+        for item in items:
+            self.gates[item] = threading.Event()
+            self.begun[item] = threading.Event()
+
+    def open(self, *items: Any) -> None:
+        for item in items:
+            self.gates[item].set()
+
+    async def until_begun(self, *items: Any) -> None:
+        for item in items:
+            assert await asyncio.to_thread(self.begun[item].wait, LONG)
+
+    def prepare(self, item: Any) -> Any:
+        with self._lock:
+            self.prepared.append(item)
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        if item == "unreadable":
+            self.at_once -= 1
+            raise ValueError("unreadable")
+        return item
+
+    def compute(self, prepared: Any, wide: bool) -> str:
+        if prepared in self.gates:
+            self.begun[prepared].set()
+            assert self.gates[prepared].wait(LONG)
+        with self._lock:
+            self.computed.append((prepared, wide))
+            self.at_once -= 1
+        return f"{prepared}!"
+
+
+Make = Callable[..., Scheduler[Any, Any, str]]
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def make(work: Work) -> Iterator[Make]:
+    made: list[Scheduler[Any, Any, str]] = []
+
+    def start(streams: int = 2, max_queue: int = 100, item_seconds: float = 0.1) -> Scheduler[Any, Any, str]:
+        made.append(
+            Scheduler(work.prepare, work.compute, streams=streams, max_queue=max_queue, item_seconds=item_seconds)
+        )
+        return made[-1]
+
+    yield start
+    for gate in work.gates.values():
+        gate.set()
+    for scheduler in made:
+        scheduler.close()
+
+
+def soon() -> float:
+    return time.monotonic() + LONG
+
+
+def results(outcomes: list[Outcome[str]]) -> list[str]:
+    return [outcome.unwrap() for outcome in outcomes]
+
+
+def test_results_come_in_the_order_of_their_items_and_an_error_is_its_own_items(make: Make) -> None:
+    outcomes = asyncio.run(make().run(["a", "unreadable", "b"], soon()))
+    assert [outcome.result for outcome in outcomes] == ["a!", None, "b!"]
+    with pytest.raises(ValueError, match="unreadable"):
+        outcomes[1].unwrap()
+    assert all(outcome.queued_seconds >= 0 for outcome in outcomes)
+
+
+def test_a_lone_item_gets_all_cpus(make: Make, work: Work) -> None:
+    async def one_after_the_other(scheduler: Scheduler[Any, Any, str]) -> None:
+        for item in "abc":
+            await scheduler.run([item], soon())
+
+    asyncio.run(one_after_the_other(make()))
+    assert work.computed == [("a", True), ("b", True), ("c", True)]
+
+
+def test_items_side_by_side_get_one_cpu_each(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate(*range(6))
+        running = asyncio.ensure_future(scheduler.run(list(range(6)), soon()))
+        await work.until_begun(0, 1)
+        assert work.prepared in ([0, 1], [1, 0])  # two streams, so the others wait
+        work.open(*range(6))
+        assert results(await running) == [f"{number}!" for number in range(6)]
+
+    asyncio.run(scenario(make(streams=2)))
+    assert work.most_at_once == 2
+    assert not any(wide for _, wide in work.computed[:4])
+
+
+def test_while_one_has_all_cpus_the_next_waits_and_then_gets_its_turn(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("wide")
+        first = asyncio.ensure_future(scheduler.run(["wide"], soon()))
+        await work.until_begun("wide")
+        others = [asyncio.ensure_future(scheduler.run([item], soon())) for item in "ab"]
+        await asyncio.sleep(0.05)
+        assert work.prepared == ["wide"]
+        work.open("wide")
+        assert results(await first) == ["wide!"]
+        assert [results(await other) for other in others] == [["a!"], ["b!"]]
+
+    asyncio.run(scenario(make()))
+    assert work.computed[0] == ("wide", True)
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("first")
+        running = [asyncio.ensure_future(scheduler.run(["first"], soon()))]
+        await work.until_begun("first")
+        # One stream is busy, so all of these wait; the limit is on those that wait.
+        running.append(asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon())))
+        await asyncio.sleep(0)
+        scheduler.require_room(1)
+        with pytest.raises(QueueFull, match="3 pictures are waiting and the limit is 4") as refusal:
+            await scheduler.run(["d", "e", "f", "g"], soon())
+        assert refusal.value.retry_after == 6.0  # three too many, at two seconds each
+        running.append(asyncio.ensure_future(scheduler.run(["d"], soon())))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull):
+            scheduler.require_room()
+        work.open("first")
+        for task in running:
+            await task
+        scheduler.require_room(4)
+
+    asyncio.run(scenario(make(streams=1, max_queue=4, item_seconds=2.0)))
+    assert "e" not in work.prepared
+
+
+def test_the_drain_rate_is_measured(make: Make) -> None:
+    """Begun with a wild guess, the estimate comes down to what items take."""
+    scheduler = make(streams=2, max_queue=200, item_seconds=1000.0)
+
+    async def scenario() -> float:
+        await scheduler.run(list(range(200)), soon())
+        with pytest.raises(QueueFull) as refusal:
+            scheduler.require_room(203)
+        assert refusal.value.retry_after is not None
+        return refusal.value.retry_after
+
+    assert asyncio.run(scenario()) < 1
+
+
+def test_a_deadline_that_passes_in_the_queue_costs_nothing(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("first")
+        first = asyncio.ensure_future(scheduler.run(["first"], soon()))
+        await work.until_begun("first")
+        started = time.monotonic()
+        with pytest.raises(DeadlinePassed, match="deadline"):
+            await scheduler.run(["late", "later"], time.monotonic() + 0.05)
+        assert 0.04 < time.monotonic() - started < 1
+        scheduler.require_room(100)  # its places are free again
+        work.open("first")
+        await first
+        assert results(await scheduler.run(["next"], soon())) == ["next!"]
+
+    asyncio.run(scenario(make(streams=1)))
+    assert work.prepared == ["first", "next"]
+
+
+def test_a_deadline_that_passed_already_is_never_begun(make: Make, work: Work) -> None:
+    with pytest.raises(DeadlinePassed):
+        asyncio.run(make().run(["late"], time.monotonic() - 1))
+    assert work.prepared == []
+
+
+def test_a_deadline_that_passes_while_computing_is_kept_too(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("slow")
+        with pytest.raises(DeadlinePassed):
+            await scheduler.run(["slow", "never"], time.monotonic() + 0.1)
+        work.open("slow")
+        assert results(await scheduler.run(["next"], soon())) == ["next!"]
+
+    asyncio.run(scenario(make(streams=1)))
+    assert work.prepared == ["slow", "next"]
+
+
+def test_who_leaves_is_skipped_and_what_was_being_computed_is_discarded(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("at it")
+        leaving = [asyncio.ensure_future(scheduler.run(["at it", "abandoned"], soon()))]
+        await work.until_begun("at it")
+        leaving += [asyncio.ensure_future(scheduler.run([number], soon())) for number in range(50)]
+        staying = asyncio.ensure_future(scheduler.run(["stays"], soon()))
+        await asyncio.sleep(0)
+        for task in leaving:
+            task.cancel()
+        await asyncio.gather(*leaving, return_exceptions=True)
+        scheduler.require_room(99)
+        work.open("at it")
+        assert results(await staying) == ["stays!"]
+
+    asyncio.run(scenario(make(streams=1)))
+    assert work.prepared == ["at it", "stays"]
+
+
+def test_tasks_take_turns_so_a_long_one_delays_a_short_one_by_little(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate(("batch", 0))
+        batch = [("batch", number) for number in range(32)]
+        long = asyncio.ensure_future(scheduler.run(batch, soon()))
+        await work.until_begun(("batch", 0))
+        short = [asyncio.ensure_future(scheduler.run([name], soon())) for name in "abc"]
+        await asyncio.sleep(0)
+        work.open(("batch", 0))
+        await asyncio.gather(long, *short)
+
+    asyncio.run(scenario(make(streams=1)))
+    assert work.prepared[:6] == [("batch", 0), ("batch", 1), "a", "b", "c", ("batch", 2)]
+
+
+def test_every_waiter_gets_its_own_result_under_load_and_no_cpu_is_oversubscribed(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        async def ask(client: int) -> None:
+            for turn in range(20):
+                items = [(client, turn, number) for number in range(1 + client % 3)]
+                assert results(await scheduler.run(items, soon())) == [f"{item}!" for item in items]
+
+        await asyncio.gather(*(ask(client) for client in range(30)))
+
+    asyncio.run(scenario(make(streams=3, max_queue=1000)))
+    assert work.most_at_once <= 3
+    assert len(work.computed) == len(set(work.prepared)) == len(work.prepared) == 20 * 60
+
+
+def test_closing_ends_the_threads_after_what_they_are_at(make: Make, work: Work) -> None:
+    before = threading.active_count()
+    scheduler = make(streams=3)
+    assert threading.active_count() == before + 3
+    asyncio.run(scheduler.run(["a"], soon()))
+    scheduler.close()
+    assert threading.active_count() == before
+
+
+def test_a_waiter_whose_event_loop_is_gone_harms_nobody(make: Make, work: Work) -> None:
+    scheduler = make(streams=1)
+
+    async def leave() -> None:
+        work.gate("orphan")
+        task = asyncio.ensure_future(scheduler.run(["orphan"], soon()))
+        await work.until_begun("orphan")
+        task.cancel()
+
+    asyncio.run(leave())
+    work.open("orphan")
+    assert results(asyncio.run(scheduler.run(["next"], soon()))) == ["next!"]
