@@ -1,4 +1,4 @@
-"""`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM.
+"""`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM. `python -m serve autotune` measures.
 
 Leaves with status 0 after either signal, and with 2 and one line on standard error where it cannot start.
 """
@@ -28,6 +28,11 @@ def main() -> int:
         signal.signal(number, _leave)
     settle_allocator()
     try:
+        if sys.argv[1:2] == ["autotune"]:
+            from serve import autotune
+
+            autotune.main(sys.argv[2:])
+            return 0
         config = load_config(sys.argv[1:], os.environ)
         set_up_logging(config.log_format, config.log_level)
         # The address first: a taken port is the commonest mistake, and the model need not be loaded to find it.

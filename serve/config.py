@@ -1,10 +1,12 @@
-"""Flags and environment → one frozen `Config`, parsed once. Errors that leave here: `ConfigError`.
+"""Flags, environment and file → one frozen `Config`, parsed once. Errors that leave here: `ConfigError`.
 
-Each field is one setting: `--max-files` on the command line, `SERVE_MAX_FILES` in the environment; the flag wins.
+Each field is one setting: `--max-files` on the command line, else `SERVE_MAX_FILES` in the environment, else
+`max_files` in a TOML file, else its default.
 """
 
 import argparse
 import re
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -116,14 +118,19 @@ class Config:
 
 
 MODELS: Final = ROOT / "models"
+DEFAULT_FILE: Final = "serve.toml"
 
 
-def load_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
-    """Settings from flags, else from `SERVE_*` variables, else the defaults; raises `ConfigError` naming key and value.
+def load_config(
+    arguments: Sequence[str], environment: Mapping[str, str], parser: argparse.ArgumentParser | None = None
+) -> Config:
+    """Settings from all sources; raises `ConfigError` naming key and value.
 
-    `--help` and an unknown flag end the process from within, as argparse does.
+    parser: made by `argument_parser`, for who has added flags of its own. `--help` and an unknown flag end the process
+    from within, as argparse does.
     """
-    flags = vars(_argument_parser().parse_args(arguments))
+    flags = vars((parser or argument_parser()).parse_args(arguments))
+    path, entries = _read_file(flags["config"] or environment.get("SERVE_CONFIG"))
     values = {}
     for setting in fields(Config):
         flag, variable = _names(setting.name)
@@ -131,26 +138,70 @@ def load_config(arguments: Sequence[str], environment: Mapping[str, str]) -> Con
             source, text = flag, flags[setting.name]
         elif variable in environment:
             source, text = variable, environment[variable]
+        elif setting.name in entries:
+            source, text = f"{path}: {setting.name}", entries[setting.name]
         else:
             continue
         try:
             values[setting.name] = setting.metadata["parse"](text)
         except ValueError as error:
             raise ConfigError(f"{source}={text!r}: {error}") from error
-    return Config(**values)
+    config = Config(**values)
+    if config.max_files > config.max_queue:
+        raise ConfigError(
+            f"max_files={config.max_files} is more than max_queue={config.max_queue}: so many could never be let in"
+        )
+    return config
+
+
+def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
+    """The settings file and its entries as they would be written in a flag; no file is no entries, unless named."""
+    path = Path(named or DEFAULT_FILE)
+    if named is None and not path.exists():
+        return path, {}
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"settings file {path}: {(error.strerror or 'unreadable').lower()}") from error
+    except ValueError as error:
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from error
+    unknown = entries.keys() - {setting.name for setting in fields(Config)}
+    if unknown:
+        raise ConfigError(f"settings file {path}: there is no setting {min(unknown)}")
+    return path, {name: _as_text(value) for name, value in entries.items()}
+
+
+def _as_text(value: Any) -> str:
+    match value:
+        case bool():
+            return "on" if value else "off"
+        case list():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
 
 
 def _names(setting: str) -> tuple[str, str]:
     return f"--{setting.replace('_', '-')}", f"SERVE_{setting.upper()}"
 
 
-def _argument_parser() -> argparse.ArgumentParser:
+def argument_parser(
+    prog: str = "python -m serve",
+    description: str = "Classify pictures over HTTP: curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload",
+) -> argparse.ArgumentParser:
+    """A parser with a flag for each setting."""
     parser = argparse.ArgumentParser(
-        prog="python -m serve",
-        description="Classify pictures over HTTP: curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload",
-        epilog="Each flag is also an environment variable, named after it in brackets; the flag wins. "
+        prog=prog,
+        description=description,
+        epilog="Each flag is also an environment variable, named after it in brackets, and an entry of a TOML file; "
+        "the flag wins, then the variable. `python -m serve autotune` measures which threads suit. "
         "Ctrl-C or SIGTERM ends the server with status 0; a setting it cannot start with ends it with status 2.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help=f"TOML file with settings [SERVE_CONFIG, default: {DEFAULT_FILE} if it is there]",
     )
     for setting in fields(Config):
         flag, variable = _names(setting.name)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,43 @@ def test_an_error_names_the_key_the_value_and_what_is_allowed(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config(arguments, environment)
+
+
+def test_a_file_is_read_below_the_environment_and_the_flags(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(
+        "port = 6000\nmax_files = 3\nmax_pixels = 7\nexif_orientation = false\n"
+        'cors_origins = ["https://a.example", "https://b.example"]\n'
+    )
+    config = load_config(["--config", str(path), "--port", "7000"], {"SERVE_MAX_FILES": "4"})
+    assert (config.port, config.max_files, config.max_pixels, config.exif_orientation) == (7000, 4, 7, False)
+    assert config.cors_origins == ("https://a.example", "https://b.example")
+    assert load_config([], {"SERVE_CONFIG": str(path)}).port == 6000
+
+
+def test_the_default_file_is_read_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_config([], {}).port == 5000
+    (tmp_path / "serve.toml").write_text("port = 6000\n")
+    assert load_config([], {}).port == 6000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot = 1", "there is no setting prot"),
+        ("port = high", "is not TOML"),
+        ("port = 70000", "settings.toml: port='70000': not a whole number from 0 to 65535"),
+        ("max_queue = 8", "max_files=32 is more than max_queue=8"),
+    ],
+)
+def test_a_mistake_in_a_file_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(["--config", str(path)], {})
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
+        load_config(["--config", "none.toml"], {})
 
 
 def test_a_config_cannot_be_changed() -> None:

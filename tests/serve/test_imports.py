@@ -46,7 +46,19 @@ MAY_IMPORT = {
         "upload",
     },
     "http_server": {"lifecycle", "problems"},
-    "__main__": {"app", "catalogue", "classifier", "config", "errors", "http_server", "lifecycle", "log", "memory"},
+    "autotune": {"catalogue", "config", "errors", "model"},
+    "__main__": {
+        "app",
+        "autotune",
+        "catalogue",
+        "classifier",
+        "config",
+        "errors",
+        "http_server",
+        "lifecycle",
+        "log",
+        "memory",
+    },
 }
 OWNED = {"starlette": "app", "onnxruntime": "model", "uvicorn": "http_server", "python_multipart": "upload"}
 FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}

@@ -1,0 +1,88 @@
+"""`python -m serve autotune`: what it prints, what it chooses, what it saves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from serve.autotune import Choice, _choose, measure, report, save
+from serve.config import ROOT, load_config
+from serve.errors import ConfigError
+
+
+def autotune(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "serve", "autotune", *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_it_prints_settings_that_the_server_takes_and_saves_them_where_asked(tiny_model: Path, tmp_path: Path) -> None:
+    done = autotune("--model", str(tiny_model), "--write", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "pictures/s" in done.stdout
+    config = load_config(["--config", str(tmp_path / "serve.toml")], {})
+    here = len(os.sched_getaffinity(0))
+    assert 1 <= config.intra_op_threads <= here
+    assert 1 <= config.streams <= here
+    assert f"streams = {config.streams}  #" in done.stdout
+
+
+def test_without_write_nothing_is_saved(tiny_model: Path, tmp_path: Path) -> None:
+    assert autotune("--model", str(tiny_model), "--threads", "1", folder=tmp_path).returncode == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_cannot_do_is_one_line_and_status_2(tmp_path: Path, tiny_model: Path) -> None:
+    done = autotune("--model", "none.onnx", folder=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "none.onnx" in done.stderr
+    done = autotune("--model", str(tiny_model), "--threads", "1", "--write", "--config", "/proc/none", folder=tmp_path)
+    assert done.returncode == 2
+    assert "settings file /proc/none" in done.stderr
+
+
+def test_every_power_of_two_and_all_cpus_are_tried_in_turn(tiny_model: Path) -> None:
+    shares: list[float] = []
+    alone, loaded = measure(tiny_model, 3, shares.append)
+    assert list(alone.figures) == list(loaded.figures) == [1, 2, 3]
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert (alone.setting, loaded.setting) == ("intra_op_threads", "streams")
+
+
+@pytest.mark.parametrize(
+    ("unit", "figures", "chosen"),
+    [
+        ("ms", {1: 20.0, 2: 11.0}, 2),
+        ("ms", {1: 20.0, 2: 11.0, 4: 14.0}, 2),
+        ("ms", {1: 20.0, 2: 11.0, 4: 11.2}, 4),  # within noise of the default
+        ("pictures/s", {1: 50.0, 2: 99.0, 4: 80.0}, 2),
+        ("pictures/s", {1: 50.0, 2: 99.0, 4: 98.0}, 4),
+    ],
+)
+def test_a_setting_leaves_its_default_only_for_a_gain(unit: str, figures: dict[int, float], chosen: int) -> None:
+    choice = _choose("any", unit, figures)
+    assert choice.chosen == chosen
+    assert choice.gain >= 1
+
+
+def test_the_report_says_what_a_choice_gains() -> None:
+    lines = report([Choice("streams", "pictures/s", {1: 50.0, 2: 100.0, 4: 80.0}, 4, 2)])
+    assert lines[-1] == "streams = 2  # 1.25 times the default's pace"
+
+
+def test_saving_changes_its_own_lines_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "serve.toml"
+    path.write_text('# mine\nport = 6000\nstreams = 9\nhost = "0.0.0.0"')
+    save(path, {"streams": 2, "intra_op_threads": 4})
+    assert path.read_text() == '# mine\nport = 6000\nstreams = 2\nhost = "0.0.0.0"\nintra_op_threads = 4\n'
+    with pytest.raises(ConfigError, match="no such file"):
+        save(tmp_path / "none" / "serve.toml", {"streams": 2})
