@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from PIL import Image
 
-from serve.classifier import Classifier, Job, load_classifier
+from serve.classifier import Classifier, load_classifier
 from serve.config import Config
 from serve.memory import settle_allocator
 
@@ -80,7 +80,7 @@ def compare(exact: Classifier, fast: Classifier, pictures: list[tuple[tuple[int,
         batches = {}
         for name, classifier in (("exact", exact), ("fast", fast), ("exact", exact), ("fast", fast)):
             started = time.perf_counter()
-            batches[name] = classifier.prepare(Job(classifier.open(data), 1)).batch
+            batches[name] = classifier.prepare(classifier.open(data, 1)).batch
             seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - started)
         difference = np.abs(batches["exact"] - batches["fast"])
         worst.append(float(difference.max()))

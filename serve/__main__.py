@@ -3,6 +3,7 @@
 Leaves with status 0 after either signal, and with 2 and one line on standard error where it cannot start.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -75,6 +76,7 @@ def serve(config: Config, listener: socket.socket) -> None:
 
     classifier = load_classifier(config)
     trim()
+    gc.freeze()  # what is loaded by now stays, so no collection need look at it again
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     if config.model == AUTO and classifier.model.name == EMBEDDED:

@@ -118,9 +118,9 @@ class Server:
     async def _open(self, file: UploadedFile, top_k: int) -> Job | RequestError:
         try:
             if is_quick_to_open(file.data):
-                return Job(self.classifier.open(file.data), top_k)
+                return self.classifier.open(file.data, top_k)
             loop = asyncio.get_running_loop()
-            return Job(await loop.run_in_executor(self.inspector, self.classifier.open, file.data), top_k)
+            return await loop.run_in_executor(self.inspector, self.classifier.open, file.data, top_k)
         except RequestError as error:
             return error
 

@@ -21,10 +21,11 @@ from serve.preprocess import Preprocessing, decode, open_image, to_input
 
 @dataclass(frozen=True)
 class Job:
-    """One picture, checked by its header, and how many classes to name."""
+    """One picture, checked by its header in so many seconds, and how many classes to name."""
 
     image: Image.Image
     top_k: int
+    open_seconds: float
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,16 @@ class Classifier:
     exif_orientation: bool
     exact_decode: bool
 
-    def open(self, data: bytes) -> Image.Image:
-        """Check a picture by its header alone; `classify` then decodes what comes back.
+    def open(self, data: bytes, k: int) -> Job:
+        """Check a picture by its header alone; `prepare` then decodes it.
 
         Raises `EmptyFile`, `UnsupportedFormat`, `UndecodableImage` or `TooManyPixels`.
         """
         if not data:
             raise EmptyFile("The file is empty.")
-        return open_image(data, self.preprocessing, self.max_pixels)
+        started = time.perf_counter()
+        image = open_image(data, self.preprocessing, self.max_pixels)
+        return Job(image, k, time.perf_counter() - started)
 
     def prepare(self, job: Job) -> Prepared:
         """Decode and preprocess, on the calling thread; CPU-bound for milliseconds. Raises `UndecodableImage`."""
@@ -70,7 +73,11 @@ class Classifier:
         rgb = decode(job.image, self.exif_orientation, None if self.exact_decode else self.preprocessing)
         decoded = time.perf_counter()
         batch = to_input(rgb, self.preprocessing)
-        return Prepared(batch, job.top_k, {"decode": decoded - started, "preprocess": time.perf_counter() - decoded})
+        return Prepared(
+            batch,
+            job.top_k,
+            {"decode": job.open_seconds + decoded - started, "preprocess": time.perf_counter() - decoded},
+        )
 
     def compute(self, prepared: Prepared, wide: bool = False) -> Classified:
         """Classify what was prepared, on the calling thread or, `wide`, on all of them; CPU-bound for milliseconds."""
@@ -81,7 +88,7 @@ class Classifier:
 
     def classify(self, data: bytes, k: int, wide: bool = False) -> Classified:
         """The whole path of one encoded picture, for who has no scheduler; raises what `open` and `prepare` raise."""
-        return self.compute(self.prepare(Job(self.open(data), k)), wide)
+        return self.compute(self.prepare(self.open(data, k)), wide)
 
     @property
     def card(self) -> dict[str, Any]:
