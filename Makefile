@@ -33,7 +33,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,11 +57,16 @@ embedded: ## make models/efficientnet_lite0.onnx anew, the model that comes with
 	mv build/efficientnet_lite0.int8.onnx models/efficientnet_lite0.onnx
 	mv build/efficientnet_lite0.json models/efficientnet_lite0.json
 
+bench: ## measure the engines, and the server beside Flask and PyTorch; benchmarks/README.md has more
+	@$(install_runtime)
+	@$(install_export) requirements/benchmark.txt
+	$(PYTHON) benchmarks/latency.py
+
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 
-test-serve: ## run the tests of the server alone, which need no torch
+test-serve: ## run the tests of the server and the benchmarks, which need no torch
 	@$(install_runtime) requirements/test.txt
-	$(runtime) -m pytest tests/serve
+	$(runtime) -m pytest tests/serve tests/benchmarks
 
 test-export: ## run the tests that need torch
 	@$(install_runtime)
@@ -89,6 +94,8 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt
+	$(lock) requirements/benchmark.in -c requirements/export.txt -o requirements/benchmark.txt
+	for peer in requirements/peers/*.in; do $(lock) $$peer -o $${peer%.in}.txt; done
 
 clean: ## remove the environments and the exported model
 	rm -rf .venv build models/densenet121.*

@@ -1,0 +1,171 @@
+"""How fast is it, on what is installed: engines side by side, and our server against the old way over HTTP.
+
+    python benchmarks/latency.py
+
+Any Python from 3.11; what is measured runs in .venv/runtime and .venv/export. Everything takes turns in one run of less
+than five minutes. A table goes to the terminal, the figures as JSON and charts as SVG to benchmarks/results.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+if not __package__:  # run as a file: make the project importable, and this folder's names not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.comparison import compare
+from benchmarks.engines import Turns, measure_engines
+from benchmarks.installed import look
+from benchmarks.machine import ROOT, RUNTIME, provenance, quiet_environment
+from benchmarks.plots import draw
+from benchmarks.progress import Progress
+from benchmarks.report import tables
+from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_servers
+from benchmarks.targets import judge
+
+_PHOTO: Final = ROOT / "tests/data/photos/rocket.jpg"
+_RESULTS: Final = ROOT / "benchmarks/results"
+# Seconds of each measurement, by clients. 64 clients in front of the old way take it seconds to fill and to empty.
+_STEPS: Final = (Step("photo", 1, 1.5), Step("photo", 4, 2.0), Step("photo", 16, 3.0), Step("photo", 64, 3.0, rounds=2))
+
+
+class CannotMeasure(Exception):
+    """There is nothing to measure with; the message says what to do."""
+
+
+def main() -> int:
+    """Run the command; the process's exit status."""
+    options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended then, too
+    try:
+        olds = [read_result(path) for path in options.compare or []]
+        if len(olds) == 2:
+            print(compare(*olds))
+            return 0
+        result = run(options)
+    except (CannotMeasure, LoadFailed) as error:
+        print(f"latency: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    publish(result, options.output)
+    if olds:
+        print(compare(olds[0], result))
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that is there; raises `CannotMeasure`."""
+    found = look(options.weights, options.photo)
+    for line in found.missing:
+        print(f"Left out: {line}", flush=True)
+    if not RUNTIME.is_file():
+        raise CannotMeasure("nothing to measure without the server's environment; what to install is said above")
+    photos = prepare(options.photo)
+    photo, certain = (Photo(Path(photos[name]["file"]), photos[name]["expect"]) for name in ("photo", "certain"))
+    steps = tuple(Step(step.photo, step.clients, step.seconds * options.scale, step.rounds) for step in _STEPS)
+    plan = Plan(steps, options.rounds, options.starts)
+    turns = Turns(options.rounds, 0.6 * options.scale)
+    progress = Progress(turns.weight(len(found.engines)) + plan.weight(len(found.servers)))
+    engines, left_out = measure_engines(found.engines, certain.file, certain.expect, turns, progress)
+    servers, more = measure_servers(found.servers, found.loop, {"photo": photo}, plan, progress)
+    for line in left_out + more:
+        progress.say(f"Left out: {line}")
+    seconds = progress.end()
+    result = {
+        **provenance("latency"),
+        "seconds": round(seconds, 1),
+        "versions": found.versions,
+        "photos": {"photo": photos["photo"]},
+        "left_out": found.missing + left_out + more,
+        "engines": engines,
+        "servers": servers,
+    }
+    return {**result, "targets": judge(result)}
+
+
+def prepare(photo: Path, folder: Path | None = None) -> dict[str, Any]:
+    """The photograph's size and right answer, by `prepare.py`; with a folder, the large picture's too."""
+    command = [str(RUNTIME), str(Path(__file__).resolve().parent / "prepare.py"), "--photo", str(photo)]
+    command += ["--folder", str(folder)] if folder else []
+    done = subprocess.run(command, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise CannotMeasure(f"the photograph {photo} cannot be prepared:\n{done.stderr.strip()[-800:]}")
+    prepared: dict[str, Any] = json.loads(done.stdout)
+    return prepared
+
+
+def publish(result: dict[str, Any], folder: Path) -> None:
+    """Print the tables; write the JSON and the charts."""
+    print("\n" + tables(result), flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{result['kind']}.json"
+    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    charts = draw(result)
+    for name, svg in charts.items():
+        (folder / name).write_text(svg, encoding="utf-8")
+    print(f"{result['seconds']:.0f} s. Written: {', '.join([file.name, *charts])} in {folder}")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """An earlier result; raises `CannotMeasure` where it is none."""
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if result["schema"] != 1 or "machine" not in result:
+            raise ValueError("not a result of these benchmarks")
+    except OSError as error:
+        raise CannotMeasure(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CannotMeasure(f"{path} is not a result of these benchmarks") from error
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/latency.py",
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_common(parser)
+    parser.set_defaults(rounds=5, starts=3)
+    return parser
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options that both commands have."""
+    parser.add_argument("--photo", type=existing, default=_PHOTO, metavar="FILE", help="JPEG to send")
+    parser.add_argument(
+        "--weights",
+        type=existing,
+        default=os.environ.get("WEIGHTS") or None,
+        metavar="FILE",
+        help="state dict of torchvision's densenet121 for PyTorch; also as WEIGHTS, else from torch's cache",
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="rounds; figures are medians over them")
+    parser.add_argument("--starts", type=int, metavar="N", help="how often each server is started for the time of it")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="length of every measurement, times X")
+    parser.add_argument("--output", type=Path, default=_RESULTS, metavar="DIR", help="for the JSON and the charts")
+    parser.add_argument(
+        "--compare",
+        type=Path,
+        nargs="+",
+        metavar="JSON",
+        help="an earlier result: say what moved; two of them: measure nothing and say what moved between them",
+    )
+
+
+def existing(text: str) -> Path:
+    """An option that names a file."""
+    path = Path(text).resolve()
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"{text}: no such file")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Where the figures come from: CPU, kernel, what is installed in each environment, and the settings children get."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+RUNTIME: Final = ROOT / ".venv/runtime/bin/python"
+EXPORT: Final = ROOT / ".venv/export/bin/python"
+
+# Usage statistics of everything that is started here, off. LitServe, mosec, MLServer and Flask have none (their sources
+# were read); OpenVINO's and nncf's have no variable, they are turned off where those are imported.
+_QUIET: Final = {
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's Linux wheel
+    "BENTOML_DO_NOT_TRACK": "True",
+    "OTEL_SDK_DISABLED": "true",  # OpenTelemetry, which BentoML, LitServe and MLServer bring along
+    "DO_NOT_TRACK": "1",  # the convention, for whatever else looks for it
+}
+# Of our own settings only those given here may count, and of thread counts only what each engine is told.
+_DROPPED: Final = re.compile(r"SERVE_.*|OMP_.*|MKL_.*|OPENBLAS_.*|PYTHONPATH|PYTHONSTARTUP|WERKZEUG_.*|FLASK_.*")
+
+
+def quiet_environment() -> dict[str, str]:
+    """The environment for children: usage statistics off, nobody's leftover settings."""
+    kept = {name: value for name, value in os.environ.items() if not _DROPPED.fullmatch(name)}
+    return {**kept, **_QUIET}
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU and what decides its speed here."""
+    cpuinfo = _read(Path("/proc/cpuinfo"))
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    present = set(flags[1].split()) if flags else set()
+    memory = re.search(r"^MemTotal:\s*(\d+)", _read(Path("/proc/meminfo")), re.MULTILINE)
+    return {
+        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
+        "features": [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp") if name in present],
+        "vnni": bool(present & {"avx512_vnni", "avx_vnni"}),
+        "usable_cpus": usable_cpus(),
+        "memory_gb": round(int(memory[1]) * 1024 / 1e9, 1) if memory else None,
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
+
+
+def describe_cpu(machine: dict[str, Any]) -> str:
+    """One line: `AMD EPYC, 2 CPUs, with VNNI`."""
+    count = machine["usable_cpus"]
+    vnni = "with" if machine["vnni"] else "without"
+    return f"{machine['cpu']}, {count} usable CPU{'s' * (count > 1)}, {vnni} VNNI"
+
+
+def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
+    """Versions of those of `packages` that are installed for `python`, and its own; empty where it is not there."""
+    code = (
+        "import importlib.metadata as m, json, platform, sys\n"
+        "found = {'python': platform.python_version()}\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: found[name] = m.version(name)\n"
+        "    except m.PackageNotFoundError: pass\n"
+        "print(json.dumps(found))"
+    )
+    if not python.is_file():
+        return {}
+    done = subprocess.run([str(python), "-c", code, *packages], capture_output=True, text=True, check=False)
+    found: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
+    return found
+
+
+def revision() -> str:
+    """The commit that was measured, with a `+` where files differ from it; empty outside of a clone."""
+    commands = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, changes = (
+            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + "+" * bool(changes)
+
+
+def provenance(kind: str) -> dict[str, Any]:
+    """What every result begins with."""
+    return {
+        "schema": 1,
+        "kind": kind,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "revision": revision(),
+        "command": " ".join(["python", f"benchmarks/{kind}.py", *sys.argv[1:]]),
+        "machine": describe_machine(),
+    }
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

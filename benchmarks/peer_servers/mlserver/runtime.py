@@ -1,0 +1,28 @@
+"""MLServer, as its documentation writes a custom runtime: base64 in an Open Inference Protocol request, strings back.
+
+Settings, from the environment: PEER_MODEL, PEER_THREADS; ports and workers are MLServer's own variables.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mlserver import MLModel
+from mlserver.codecs import Base64Codec, StringCodec
+from mlserver.types import InferenceRequest, InferenceResponse
+from preprocess import Classifier
+
+
+class DenseNet(MLModel):
+    """With parallel workers, each has a copy of its own in a process of its own."""
+
+    async def load(self) -> bool:
+        self.classifier = Classifier()
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        picture = self.decode(payload.inputs[0], default_codec=Base64Codec)[0]
+        answer = self.classifier.classify(picture)
+        outputs = [StringCodec.encode_output(name, [value]) for name, value in answer.items()]
+        return InferenceResponse(model_name=self.name, outputs=outputs)

@@ -1,0 +1,67 @@
+"""Encoded JPEG → the model's input, and logits → ImageNet id: what every peer's server does around its model.
+
+Pillow and numpy, equal to torchvision's `Resize(256), CenterCrop(224), ToTensor, Normalize`. Nothing of `serve/` is
+used here: a peer's user would not have it, and so it is also an independent check of the server's answers.
+"""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+_RESIZE: Final = 256
+_CROP: Final = 224
+_MEAN: Final = np.array([0.485, 0.456, 0.406], np.float32)
+_STD: Final = np.array([0.229, 0.224, 0.225], np.float32)
+_CLASS_INDEX: Final = Path(__file__).resolve().parent.parent.parent / "imagenet_class_index.json"
+
+Labels = dict[str, list[str]]
+
+
+def load_labels() -> Labels:
+    """`{"0": ["n01440764", "tench"], …}`."""
+    labels: Labels = json.loads(_CLASS_INDEX.read_text(encoding="utf-8"))
+    return labels
+
+
+def preprocess(picture: bytes | bytearray | Image.Image) -> Any:
+    """Encoded picture, or one that a server's own codec has opened → FP32 `[1, 3, 224, 224]`, normalised."""
+    image = (Image.open(io.BytesIO(picture)) if isinstance(picture, bytes | bytearray) else picture).convert("RGB")
+    width, height = image.size
+    shorter = min(width, height)
+    size = (int(_RESIZE * width / shorter), int(_RESIZE * height / shorter))
+    image = image.resize(size, Image.Resampling.BILINEAR)
+    left, top = round((image.width - _CROP) / 2), round((image.height - _CROP) / 2)
+    pixels = np.asarray(image.crop((left, top, left + _CROP, top + _CROP)), np.float32) / 255
+    return np.ascontiguousarray(((pixels - _MEAN) / _STD).transpose(2, 0, 1)[None])
+
+
+class Classifier:
+    """The model that a peer serves. Where it lies and how many threads share one inference, the environment says."""
+
+    def __init__(self) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(os.environ["PEER_THREADS"])
+        options.inter_op_num_threads = 1
+        self.labels = load_labels()
+        self.session = ort.InferenceSession(os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"])
+        self.classify_input(np.zeros((1, 3, _CROP, _CROP), np.float32))  # warm before the first request
+
+    def classify(self, picture: bytes | bytearray | Image.Image) -> dict[str, str]:
+        """All of it in one call, for servers with one stage."""
+        return self.classify_input(preprocess(picture))
+
+    def classify_input(self, batch: Any) -> dict[str, str]:
+        return name_of(self.session.run(["logits"], {"input": batch})[0], self.labels)
+
+
+def name_of(logits: Any, labels: Labels) -> dict[str, str]:
+    """Logits `[1, 1000]` → `imagenet_id` and `label` of the most probable class."""
+    imagenet_id, label = labels[str(int(np.argmax(logits[0])))]
+    return {"imagenet_id": imagenet_id, "label": label}

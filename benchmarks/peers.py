@@ -1,0 +1,178 @@
+"""Our server beside LitServe, BentoML, MLServer and mosec, and OpenVINO beside onnxruntime as an engine.
+
+    python benchmarks/peers.py --photos DIR
+
+Each peer is installed into .venv/peers/NAME from its lock file, serves the same DenseNet-121 with onnxruntime in the
+way its own documentation shows, and is measured in two configurations and with our fp32 and our int8 file. Ours is
+always in its one default configuration. All take turns in one run of about forty minutes; a quick look is
+`--rounds 1 --starts 1 --scale 0.3`.
+"""
+
+import argparse
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+if not __package__:  # run as a file: make the project importable, and this folder's names not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.comparison import compare
+from benchmarks.engines import Engine, Turns, measure_engines
+from benchmarks.installed import Installed, look, our_server
+from benchmarks.latency import CannotMeasure, add_common, prepare, publish, read_result
+from benchmarks.machine import ROOT, RUNTIME, provenance, quiet_environment, versions
+from benchmarks.peer_catalogue import PEERS, environment_of
+from benchmarks.progress import Progress
+from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_servers
+from benchmarks.targets import judge
+
+_BUILD: Final = ROOT / "build/benchmarks"
+_MODEL: Final = ROOT / "models/densenet121.onnx"
+# Seconds of each measurement, by photograph and clients.
+_INT8_STEPS: Final = (
+    Step("photo", 1, 2.0),
+    Step("photo", 4, 2.0, rounds=3),
+    Step("photo", 16, 3.0),
+    Step("photo", 64, 3.0, rounds=3),
+    Step("large", 1, 2.0),
+    Step("large", 16, 4.0),
+)
+_FP32_STEPS: Final = (Step("photo", 1, 2.0), Step("photo", 16, 3.0))
+
+
+def main() -> int:
+    """Run the command; the process's exit status."""
+    options = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended then, too
+    try:
+        olds = [read_result(path) for path in options.compare or []]
+        if len(olds) == 2:
+            print(compare(*olds))
+            return 0
+        result = run(options)
+    except (CannotMeasure, LoadFailed) as error:
+        print(f"peers: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    publish(result, options.output)
+    if olds:
+        print(compare(olds[0], result))
+    return 0
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure everything that is there or can be installed; raises `CannotMeasure`."""
+    found = look(options.weights, options.photo)
+    if not RUNTIME.is_file() or not _MODEL.is_file():
+        raise CannotMeasure("DenseNet-121 has to be exported first: " + "; ".join(found.missing))
+    chosen = [peer for peer in PEERS if peer.name in options.peers and _install(peer.name, options.install, found)]
+    for peer in chosen:
+        found.versions[peer.name] = versions(peer.python, [*peer.parts, "onnxruntime", "numpy", "pillow"])
+    _add_openvino(found, options)
+    for line in found.missing:
+        print(f"Left out: {line}", flush=True)
+
+    prepared = prepare(options.photo, _BUILD)
+    photos = {name: Photo(Path(entry["file"]), entry["expect"]) for name, entry in prepared.items()}
+    certain = photos.pop("certain")
+    int8 = [*found.servers, *(contender for peer in chosen for contender in peer.contenders("int8"))]
+    fp32 = [our_server("fp32"), *(contender for peer in chosen for contender in peer.contenders("fp32"))]
+    int8_plan = Plan(_scaled(_INT8_STEPS, options.scale), options.rounds, options.starts)
+    fp32_plan = Plan(_scaled(_FP32_STEPS, options.scale), options.rounds, starts=1)
+    turns = Turns(options.rounds, 1.0 * options.scale)
+    weight = turns.weight(len(found.engines)) + int8_plan.weight(len(int8)) + fp32_plan.weight(len(fp32))
+    progress = Progress(weight)
+    engines, left_out = measure_engines(found.engines, certain.file, certain.expect, turns, progress)
+    servers, more = measure_servers(int8, found.loop, photos, int8_plan, progress)
+    servers_fp32, still_more = measure_servers(fp32, None, photos, fp32_plan, progress)
+    left_out += more + still_more
+    for line in left_out:
+        progress.say(f"Left out: {line}")
+    seconds = progress.end()
+    result = {
+        **provenance("peers"),
+        "seconds": round(seconds, 1),
+        "versions": found.versions,
+        "photos": {name: prepared[name] for name in photos},
+        "left_out": found.missing + left_out,
+        "engines": engines,
+        "servers": servers | servers_fp32,
+    }
+    return {**result, "targets": judge(result)}
+
+
+def _scaled(steps: tuple[Step, ...], scale: float) -> tuple[Step, ...]:
+    return tuple(Step(step.photo, step.clients, step.seconds * scale, step.rounds) for step in steps)
+
+
+def _install(name: str, allowed: bool, found: Installed) -> bool:
+    """Whether the environment of a peer is there, made from its lock file where it was not."""
+    python, lock = environment_of(name), f"requirements/peers/{name}.txt"
+    command = ["requirements/install.py", str(python.parent.parent.relative_to(ROOT)), lock]
+    if allowed and subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode:
+        found.missing.append(f"{name}: its installation failed; the message is above")
+        return False
+    if not python.is_file():
+        found.missing.append(f"{name}: python3 {' '.join(command)}")
+        return False
+    return True
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _add_openvino(found: Installed, options: argparse.Namespace) -> None:
+    """OpenVINO's engine, with an int8 model made by nncf once for each export."""
+    if "openvino" not in options.peers:
+        return
+    model = _BUILD / f"openvino-{_sha256(_MODEL)[:12]}.xml"
+    if not options.photos and not model.is_file():
+        found.missing.append("OpenVINO: nncf calibrates on photographs; name a folder of them with --photos or PHOTOS")
+        return
+    if not _install("openvino", options.install, found):
+        return
+    python = environment_of("openvino")
+    if not model.is_file():
+        print(f"nncf makes OpenVINO's int8 model from {_MODEL.name}; once, some minutes", flush=True)
+        script = str(Path(__file__).resolve().parent / "openvino_engine.py")
+        command = [str(python), script, "--photos", str(options.photos.resolve()), "--output", str(model)]
+        done = subprocess.run(command, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False)
+        if done.returncode:
+            found.missing.append(f"OpenVINO: nncf failed: {done.stderr.strip()[-500:]}")
+            return
+    found.versions["openvino"] = versions(python, ["openvino", "nncf"])
+    found.engines.append(Engine("OpenVINO int8 (nncf)", python, "openvino", model))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/peers.py",
+        description=(__doc__ or "").split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add_common(parser)
+    names = [*(peer.name for peer in PEERS), "openvino"]
+    parser.add_argument("--peers", nargs="+", choices=names, default=names, help="which of them")
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        default=os.environ.get("PHOTOS") or None,
+        metavar="DIR",
+        help="photographs on which nncf calibrates OpenVINO's int8 model; also as PHOTOS",
+    )
+    parser.add_argument(
+        "--no-install", dest="install", action="store_false", help="take the environments as they are, make none"
+    )
+    parser.set_defaults(rounds=5, starts=5)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+"""The commands as a user starts them, without measuring anything."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.installed import OURS
+from tests.benchmarks.results import result, server
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture
+def bare_clone(tmp_path: Path) -> Path:
+    """The project without environments, models and weights."""
+    for folder in ("benchmarks", "tests/data/photos"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    return tmp_path
+
+
+def run(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HOME": str(clone)}
+    for name in ("WEIGHTS", "PHOTOS", "TORCH_HOME", "XDG_CACHE_HOME"):
+        environment.pop(name, None)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_where_nothing_is_installed_it_says_what_to_install(bare_clone: Path) -> None:
+    done = run(bare_clone, "benchmarks/latency.py")
+    assert done.returncode == 1
+    assert "requirements/install.py .venv/runtime requirements/runtime.txt" in done.stdout
+    assert "requirements/install.py .venv/export requirements/export.txt requirements/benchmark.txt" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_peers_say_that_the_export_comes_first(bare_clone: Path) -> None:
+    done = run(bare_clone, "benchmarks/peers.py", "--peers", "mosec", "--no-install")
+    assert done.returncode == 1
+    assert "DenseNet-121 has to be exported first" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_two_results_are_compared_without_measuring(tmp_path: Path) -> None:
+    files = []
+    for name, one in (("old", 20.0), ("new", 10.0)):
+        files.append(tmp_path / f"{name}.json")
+        files[-1].write_text(json.dumps(result({OURS: server(one, 60)})))
+    done = run(ROOT, "benchmarks/latency.py", "--compare", *map(str, files))
+    assert done.returncode == 0
+    assert "ours, clients: 1, p50_ms" in done.stdout
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    done = run(ROOT, "benchmarks/latency.py", "--compare", str(other), str(other))
+    assert done.returncode == 1
+    assert "other.json is not a result" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["latency.py", "peers.py", "load.py"])
+def test_each_command_has_help(script: str) -> None:
+    done = run(ROOT, f"benchmarks/{script}", "--help")
+    assert done.returncode == 0
+    assert "--photo" in done.stdout
+
+
+def test_weights_that_are_not_there_are_named() -> None:
+    done = run(ROOT, "benchmarks/latency.py", "--weights", "absent.pth")
+    assert done.returncode == 2
+    assert "absent.pth: no such file" in done.stderr
