@@ -1,10 +1,10 @@
-"""What decoding large JPEGs at a reduced scale saves, and what it changes: pixels, logits, labels.
+"""What `SERVE_DECODE=fast` saves, and what it changes: pixels, logits, labels.
 
     .venv/runtime/bin/python benchmarks/decoding.py --photos DIR
 
-Takes every JPEG below DIR that is large enough to be reduced (`SERVE_DECODE=fast`), and as many crops of each as asked
-for, cut at full resolution and saved at quality 92, so that there is real detail to lose. Enlarged pictures would prove
-nothing: they have none.
+Takes every JPEG below DIR: those large enough to be decoded at a reduced scale, and as many crops of each as asked for,
+cut at full resolution and saved at quality 92, so that there is real detail to lose; and apart from them those of which
+only the resizing differs. Enlarged pictures would prove nothing: they have no detail.
 """
 
 import argparse
@@ -44,15 +44,20 @@ def main() -> int:
     options = parser.parse_args()
     settle_allocator()
     exact, fast = (load_classifier(Config(model=options.model, decode=decode)) for decode in ("exact", "fast"))
-    pictures = list(large_jpegs(options.photos, options.crops))
+    pictures = list(jpegs(options.photos, options.crops))
     if not pictures:
-        print(f"{options.photos}: no JPEG whose shorter side has {_LEAST_SIDE} pixels or more", file=sys.stderr)
+        print(f"{options.photos}: no JPEG in it", file=sys.stderr)
         return 2
-    compare(exact, fast, pictures)
+    large = [picture for picture in pictures if min(picture[0]) >= _LEAST_SIDE]
+    small = [picture for picture in pictures if min(picture[0]) < _LEAST_SIDE]
+    for what, some in (("decoded at a reduced scale", large), ("decoded in full", small)):
+        if some:
+            print(f"{exact.model.name} ({exact.model.card['variant']}), {len(some)} pictures {what}")
+            compare(exact, fast, some)
     return 0
 
 
-def large_jpegs(folder: Path, crops: int) -> Iterator[tuple[tuple[int, int], bytes]]:
+def jpegs(folder: Path, crops: int) -> Iterator[tuple[tuple[int, int], bytes]]:
     """Size and bytes of each picture, and of the crops cut from it at places drawn from a seed."""
     draw = random.Random(1)
     for path in sorted(folder.rglob("*")):
@@ -60,10 +65,8 @@ def large_jpegs(folder: Path, crops: int) -> Iterator[tuple[tuple[int, int], byt
             continue
         with Image.open(path) as image:
             width, height = image.size
-            if min(width, height) < _LEAST_SIDE:
-                continue
             yield (width, height), path.read_bytes()
-            for _ in range(crops):
+            for _ in range(crops if min(width, height) >= _LEAST_SIDE else 0):
                 side = draw.randint(_LEAST_SIDE, min(width, height))
                 left, top = draw.randint(0, width - side), draw.randint(0, height - side)
                 buffer = io.BytesIO()
@@ -93,8 +96,6 @@ def compare(exact: Classifier, fast: Classifier, pictures: list[tuple[tuple[int,
             clear.append(data)
             same_clear.append(same[-1])
         ratios.append((width * height / 1e6, len(data) / 1e6, seconds["exact"] * 1000, seconds["fast"] * 1000))
-    card = exact.model.card
-    print(f"{card['name']} ({card['variant']}), {len(pictures)} pictures")
     print(f"pixels, normalised: max |d| {max(worst):.3f}, mean |d| {statistics.mean(means):.4f}")
     print(f"logits: mean |d| {statistics.mean(logits):.3f}")
     print(f"top-1 agrees: {sum(same)} of {len(same)} ({sum(same) / len(same):.1%})")

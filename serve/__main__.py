@@ -84,15 +84,18 @@ def serve(config: Config, listener: socket.socket) -> None:
             "DenseNet-121 is not exported; serving the small embedded model %s. To export: make serve WEIGHTS=PATH",
             EMBEDDED,
         )
-    budget = config.thread_plan.budget
+    plan = config.thread_plan
     log.info(
-        "%s (%s) is ready on %s with %d CPU%s (%s); try: curl -F 'file=@picture.jpg' %s/upload",
+        "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d); "
+        "try: curl -F 'file=@picture.jpg' %s/upload",
         classifier.model.name,
         classifier.card["variant"],
         url,
-        budget.count,
-        "s" * (budget.count > 1),
-        budget.reason,
+        plan.budget.count,
+        "s" * (plan.budget.count > 1),
+        plan.budget.reason,
+        plan.streams,
+        plan.intra_op_threads,
         url,
         extra={"fields": {"url": url}},
     )

@@ -36,10 +36,13 @@ def prediction_or_problem(outcome: Outcome[Classified], model_name: str) -> dict
 
 
 def server_timing(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> str:
-    """The value of `Server-Timing` (W3C), milliseconds; those of several pictures are added up."""
+    """The value of `Server-Timing` (W3C), milliseconds.
+
+    Of several pictures the times are added up, but for `queue`, which is how long the last of them waited.
+    """
     stages = {"read": read_seconds, "decode": 0.0, "preprocess": 0.0, "queue": 0.0, "infer": 0.0}
     for outcome in outcomes:
-        stages["queue"] += outcome.queued_seconds
+        stages["queue"] = max(stages["queue"], outcome.queued_seconds)
         if outcome.result is not None:
             for stage, seconds in outcome.result.seconds.items():
                 stages[stage] += seconds

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -23,8 +23,9 @@ from starlette.types import ExceptionHandler, Receive
 from serve.answers import prediction, prediction_or_problem, server_timing
 from serve.classifier import Classified, Classifier, Job, Prepared
 from serve.config import Config
-from serve.errors import RequestError
+from serve.errors import DeadlinePassed, RequestError
 from serve.lifecycle import Lifecycle
+from serve.memory import trim
 from serve.middleware import LingeringClose, OriginGuard, RequestLog
 from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
 from serve.preprocess import is_quick_to_open
@@ -33,6 +34,8 @@ from serve.scheduler import Outcome, Scheduler
 from serve.upload import UploadedFile, UploadLimits, read_upload
 
 T = TypeVar("T")
+
+_TRIM_SECONDS: Final = 5.0
 
 
 class PrettyEnd(JSONResponse):
@@ -67,11 +70,13 @@ class Server:
             item_seconds=self.classifier.model.infer_seconds,
         )
         self.lifecycle.start()
+        trimming = asyncio.ensure_future(self._give_memory_back())
         try:
             yield
         finally:
+            trimming.cancel()
             self.lifecycle.begin_drain()
-            self.inspector.shutdown(cancel_futures=True)
+            self.inspector.shutdown(wait=False, cancel_futures=True)
             self.scheduler.close()
 
     async def root(self, request: Request) -> Response:
@@ -108,16 +113,29 @@ class Server:
             ]
             return PrettyEnd({"results": results}, headers=timing)
 
+    async def _give_memory_back(self) -> None:
+        """Now and then return what a burst of large pictures has left, which malloc by itself may never do."""
+        done = 0
+        while True:
+            await asyncio.sleep(_TRIM_SECONDS)
+            if self.scheduler.done != done:
+                done = self.scheduler.done
+                await asyncio.get_running_loop().run_in_executor(self.inspector, trim)
+
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
         """The outcome of each file. Those whose header rules them out are never queued."""
-        opened = [await self._open(file, top_k) for file in files]
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                opened = [await self._open(file, top_k, alone=len(files) == 1) for file in files]
+        except TimeoutError:
+            raise DeadlinePassed.before_answer() from None
         jobs = [job for job in opened if isinstance(job, Job)]
         computed = iter(await self.scheduler.run(jobs, deadline) if jobs else [])
         return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
 
-    async def _open(self, file: UploadedFile, top_k: int) -> Job | RequestError:
+    async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Job | RequestError:
         try:
-            if is_quick_to_open(file.data):
+            if alone and is_quick_to_open(file.data):
                 return self.classifier.open(file.data, top_k)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self.inspector, self.classifier.open, file.data, top_k)
@@ -158,7 +176,8 @@ def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | No
 
     lifecycle: for who wants to drain the application before ending it.
     """
-    server = Server(config, classifier, lifecycle or Lifecycle(config.grace_seconds))
+    lifecycle = lifecycle or Lifecycle(config.grace_seconds)
+    server = Server(config, classifier, lifecycle)
     cors = Middleware(
         CORSMiddleware,
         allow_origins=config.cors_origins,
@@ -177,7 +196,7 @@ def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | No
         ],
         middleware=[
             Middleware(RequestLog),
-            Middleware(LingeringClose),
+            Middleware(LingeringClose, leaving=lambda: lifecycle.draining),
             Middleware(OriginGuard, allowed=config.cors_origins),
             *([cors] if config.cors_origins else []),
         ],

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     print("\n".join(report(choices)))
     if flags.write:
         target = Path(flags.config or os.environ.get("SERVE_CONFIG") or DEFAULT_FILE)
-        save(target, {choice.setting: choice.chosen for choice in choices})
+        save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
         print(f"Saved in {target}, which `python -m serve` reads from the folder it is started in.")
 
 
@@ -100,17 +100,20 @@ def report(choices: Sequence[Choice]) -> list[str]:
     return lines
 
 
-def save(path: Path, settings: dict[str, int]) -> None:
-    """Write the settings into a TOML file and leave all else in it as it is; raises `ConfigError`."""
+def save(path: Path, settings: dict[str, int | None]) -> None:
+    """Write the settings into a TOML file and leave all else in it as it is; raises `ConfigError`.
+
+    settings: None takes one out, because its default follows the CPUs that are there.
+    """
+    if path.exists() and not path.is_file():  # a device would be replaced by a file
+        raise ConfigError(f"settings file {path}: not a file")
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        for setting, value in settings.items():
-            line = f"{setting} = {value}"
-            text, found = re.subn(rf"^{setting}\s*=.*$", line, text, flags=re.MULTILINE)
-            if not found:
-                text += "" if text.endswith("\n") or not text else "\n"
-                text += f"{line}\n"
-        path.write_text(text, encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = [line for line in lines if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
+        lines += [f"{setting} = {value}" for setting, value in settings.items() if value is not None]
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        beside.replace(path)
     except OSError as error:
         raise ConfigError(f"settings file {path}: {(error.strerror or 'cannot be written').lower()}") from error
 

@@ -72,7 +72,7 @@ class Classifier:
         started = time.perf_counter()
         rgb = decode(job.image, self.exif_orientation, None if self.exact_decode else self.preprocessing)
         decoded = time.perf_counter()
-        batch = to_input(rgb, self.preprocessing)
+        batch = to_input(rgb, self.preprocessing, self.exact_decode)
         return Prepared(
             batch,
             job.top_k,

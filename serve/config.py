@@ -87,7 +87,9 @@ class Config:
     )
     intra_op_threads: int = _setting(0, _whole(0, 1024), "threads that share a lone picture's inference; 0: threads")
     decode: str = _setting(
-        "fast", _one_of("fast", "exact"), "fast: large JPEGs are decoded at a reduced scale; exact: at full scale"
+        "fast",
+        _one_of("fast", "exact"),
+        "fast: large JPEGs at a reduced scale, and only what is kept is resized; exact: torchvision's pixels",
     )
     max_queue: int = _setting(64, _whole(1, 100_000), "pictures that may wait for a CPU; more are refused")
     request_timeout_ms: int = _setting(
@@ -130,7 +132,7 @@ def load_config(
     from within, as argparse does.
     """
     flags = vars((parser or argument_parser()).parse_args(arguments))
-    path, entries = _read_file(flags["config"] or environment.get("SERVE_CONFIG"))
+    path, entries = _read_file(flags["config"] or environment.get("SERVE_CONFIG") or None)
     values = {}
     for setting in fields(Config):
         flag, variable = _names(setting.name)
@@ -165,18 +167,28 @@ def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
         raise ConfigError(f"settings file {path}: {(error.strerror or 'unreadable').lower()}") from error
     except ValueError as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from error
-    unknown = entries.keys() - {setting.name for setting in fields(Config)}
+    defaults = {setting.name: setting.default for setting in fields(Config)}
+    unknown = entries.keys() - defaults.keys()
     if unknown:
         raise ConfigError(f"settings file {path}: there is no setting {min(unknown)}")
-    return path, {name: _as_text(value) for name, value in entries.items()}
+    texts = {}
+    for name, value in entries.items():
+        text = _as_text(value, defaults[name])
+        if text is None:
+            raise ConfigError(f"settings file {path}: {name} cannot be {value!r}")
+        texts[name] = text
+    return path, texts
 
 
-def _as_text(value: Any) -> str:
-    match value:
-        case bool():
+def _as_text(value: Any, default: Any) -> str | None:
+    """A TOML value as it would be written in a flag; None where it is of a kind that the setting never is."""
+    match value, default:
+        case bool(), bool():
             return "on" if value else "off"
-        case list():
+        case list(), tuple():
             return ",".join(map(str, value))
+        case ((bool() | list() | dict()), _):
+            return None
         case _:
             return str(value)
 

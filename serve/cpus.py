@@ -76,13 +76,16 @@ def _cpu_groups(root: Path) -> list[tuple[Path, Path]]:
     """For each mounted hierarchy that can limit CPUs: its mount point, and this process's group below it."""
     groups = {}  # controllers → path, as in "4:cpu,cpuacct:/a" (version 1) or "0::/a" (version 2, no controllers)
     for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        groups.update(dict.fromkeys(controllers.split(","), path))
+        match line.split(":", 2):
+            case [_, controllers, path]:
+                groups.update(dict.fromkeys(controllers.split(","), path))
     found = []
     for line in _lines(root / "proc/self/mountinfo"):
-        mount, _, source = line.partition(" - ")
-        shown, point = mount.split()[3:5]
-        kind, _, options = source.split()[:3]
+        match (*line.partition(" - ")[0].split(" "), *line.partition(" - ")[2].split(" ")):
+            case [_, _, _, shown, point, *_, kind, _, options]:
+                pass
+            case _:
+                continue
         controller = {"cgroup2": "", "cgroup": "cpu"}.get(kind)
         if controller is None or controller not in groups or (controller and controller not in options.split(",")):
             continue
@@ -106,6 +109,6 @@ def _quota(folder: Path) -> float | None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return []

@@ -91,6 +91,11 @@ class QueueFull(RequestError):
 class DeadlinePassed(RequestError):
     """The request's own deadline passed before its answer."""
 
+    @classmethod
+    def before_answer(cls) -> "DeadlinePassed":
+        """The one sentence there is to say of it."""
+        return cls("The request's deadline passed before its answer was ready.")
+
 
 class NotReady(RequestError):
     """The model is not loaded yet, or the server is shutting down."""

@@ -19,15 +19,19 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serve.lifecycle import Lifecycle
 from serve.problems import MEDIA_TYPE, problem
 
-# How long connections may take to close, once all uploads are answered.
-_CLOSING_SECONDS: Final = 5
+log = logging.getLogger("serve.access")
+
+# How long connections may take to close, once all uploads are answered: within the grace period with what it keeps.
+_CLOSING_SECONDS: Final = 1
+# How long what a refused client still sends is read, because closing on it would cost the client its answer.
+_LINGER_SECONDS: Final = 2.0
 # Bytes a request line and its headers may have together; llhttp itself sets no limit.
 _MAX_HEAD_BYTES: Final = 64 * 1024
 
 
 def run(app: Callable[..., Any], lifecycle: Lifecycle, listener: socket.socket) -> None:
     """Serve `app` on `listener` until SIGINT or SIGTERM and all accepted requests are answered."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of what clients do, and so could they
     settings = uvicorn.Config(
         app,
         http=_HttpProtocol,
@@ -41,42 +45,126 @@ def run(app: Callable[..., Any], lifecycle: Lifecycle, listener: socket.socket) 
     _DrainingServer(settings, lifecycle).run(sockets=[listener])
 
 
-class _HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on llhttp, with bounded headers and the contract's own words for what is no HTTP."""
+class _HeadTooLarge(Exception):
+    """Raised in a parser callback, which ends the parsing."""
 
-    _head_bytes = 0
-    _in_head = True
+
+class _HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol on llhttp, with bounded heads and the contract's own words for what is no HTTP."""
+
+    _head_bytes = 0  # of the request line and headers so far, and of trailers
+    _kept_bytes = 0  # received since the parser last handed something on
+    _in_body = False
+    _too_large = False
+    _refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
 
     def data_received(self, data: bytes) -> None:
-        if self._in_head:
-            self._head_bytes += len(data)
+        if self._refused:
+            return
+        self._kept_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > _MAX_HEAD_BYTES and not self.transport.is_closing():
-            self._refuse(
-                431, "Request Header Fields Too Large", f"The headers exceed the limit of {_MAX_HEAD_BYTES} bytes."
-            )
+        if self._kept_bytes > _MAX_HEAD_BYTES:
+            self._too_large = True
+            self.send_400_response("")
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        self._head_bytes = self._kept_bytes = 0
+        self._in_body = False
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(": \r\n"))
+        if not self._in_body:  # or it is a trailer, which nobody here wants
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._head_bytes = 0
+        self._in_body = True
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._kept_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._kept_bytes = 0
+        super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
+        if self._too_large:
+            detail = f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes."
+            self._refuse(431, "Request Header Fields Too Large", detail)
+        else:
+            self._refuse(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
+
+    def _count(self, length: int) -> None:
+        self._kept_bytes = 0
+        self._head_bytes += length
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._too_large = True
+            raise _HeadTooLarge
 
     def _refuse(self, status: int, title: str, detail: str) -> None:
-        """Answer what never becomes a request, and close."""
+        """Answer what never becomes a request, and close once the client has had the time to read that."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            # An answer is still owed to the request before. Without its body there is none.
+            self.cycle.keep_alive = False
+            if self.cycle.more_body:
+                self.transport.close()
+            return
+        request_id = uuid.uuid4().hex
+        fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
+        log.info("%d %s", status, detail, extra={"fields": fields})
         body = json.dumps(problem(status, title, detail)).encode() + b"\n"
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
-            f"X-Request-ID: {uuid.uuid4().hex}\r\nConnection: close\r\n\r\n"
+            f"X-Request-ID: {request_id}\r\nConnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+
+class _OneWrite:
+    """A transport that sends what is written in one turn of the event loop at once.
+
+    uvicorn writes an answer's head and body apart, which costs a system call, and wakes the client for half an answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._written:
+            self._loop.call_soon(self._send)
+        self._written.append(data)
+
+    def write_eof(self) -> None:
+        self._send()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._written:
+            written, self._written = self._written, []
+            self._transport.write(b"".join(written))
 
 
 class _DrainingServer(uvicorn.Server):
@@ -96,14 +184,14 @@ class _DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain, then stop; a second Ctrl-C stops at once."""
+        """Drain, then stop; a second Ctrl-C waits for nobody."""
         again = not self._lifecycle.begin_drain()
         if self._loop is None:
             self.should_exit = True
         elif not again:
             self._loop.call_soon_threadsafe(self._start_draining)
         elif sig == signal.SIGINT:
-            self.should_exit = self.force_exit = True
+            self._loop.call_soon_threadsafe(self._lifecycle.end_now)
 
     def _start_draining(self) -> None:
         self._draining = asyncio.ensure_future(self._drain())

@@ -10,10 +10,12 @@ from typing import Final
 
 from serve.errors import NotReady
 
-# Of the grace period, how much uploads that are still arriving get; the rest is left to classify them.
+# Of the grace period, how much uploads that are still arriving get; the rest is left to classify them, and never less
+# than is needed to refuse a client that goes on sending.
 _ARRIVING_SHARE: Final = 0.5
+_REFUSING_SECONDS: Final = 3.0
 # Of the grace period, how much is kept for sending the last answers.
-_ANSWERING_SECONDS: Final = 0.5
+_ANSWERING_SECONDS: Final = 1.5
 
 
 class Visit:
@@ -34,8 +36,11 @@ class Visit:
     def end_in_time(self, now: float) -> None:
         """Bound what is left of it: draining began `now`, on the event loop's clock."""
         self._drained_at = now
-        share = self._grace * _ARRIVING_SHARE if self._arriving else self._grace - _ANSWERING_SECONDS
-        self.scope.reschedule(now + max(0.0, share))
+        if self._arriving:
+            seconds = min(self._grace * _ARRIVING_SHARE, self._grace - _REFUSING_SECONDS)
+        else:
+            seconds = self._grace - _ANSWERING_SECONDS
+        self.scope.reschedule(now + max(0.0, seconds))
 
 
 class Lifecycle:
@@ -56,6 +61,11 @@ class Lifecycle:
         """Whether requests are accepted."""
         return self._started and not self._draining
 
+    @property
+    def draining(self) -> bool:
+        """Whether the end has begun."""
+        return self._draining
+
     def start(self) -> None:
         """The model is loaded and warm: accept requests."""
         self._started = True
@@ -72,8 +82,15 @@ class Lifecycle:
         now = asyncio.get_running_loop().time()
         for visit in self._visits:
             visit.end_in_time(now)
+        self._empty.clear()
         if self._visits:
             await self._empty.wait()
+
+    def end_now(self) -> None:
+        """Let go of all requests in flight, which end with `NotReady`."""
+        now = asyncio.get_running_loop().time()
+        for visit in self._visits:
+            visit.scope.reschedule(now)
 
     def require_ready(self) -> None:
         """Raise `NotReady` unless requests are accepted."""

@@ -33,7 +33,7 @@ def settle_allocator() -> None:
 
 
 def trim() -> None:
-    """Give back what loading has left behind."""
+    """Give back what is free, wherever it lies: after loading, and now and then, for what bursts leave."""
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)

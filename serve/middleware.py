@@ -30,6 +30,7 @@ _SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # After an early refusal, what the client is still sending is read and dropped for a moment, because closing on unread
 # bytes resets the connection and the client may lose the answer (RFC 9112, section 9.6).
 _LINGER_SECONDS: Final = 2.0
+_LINGER_SECONDS_WHEN_LEAVING: Final = 0.5
 _LINGER_BYTES: Final = 64 * 2**20
 
 
@@ -71,16 +72,21 @@ class RequestLog:
 
 
 class LingeringClose:
-    """Where an answer went out before the request's body was read to its end, stop reading soon and close."""
+    """Close connections that nothing more is to come from.
 
-    def __init__(self, app: App) -> None:
+    Where an answer goes out before the request's body was read to its end, reading stops soon. leaving: whether the
+    server is about to end, so that clients do not send their next request to it.
+    """
+
+    def __init__(self, app: App, leaving: Callable[[], bool]) -> None:
         self.app = app
+        self.leaving = leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _has_body(scope):
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        unread = True
+        unread = _has_body(scope)
 
         async def watching_receive() -> Message:
             nonlocal unread
@@ -89,12 +95,14 @@ class LingeringClose:
             return message
 
         async def closing_send(message: Message) -> None:
-            if unread and message["type"] == "http.response.start":
+            if (unread or self.leaving()) and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 if not _waits_for_continue(scope):
-                    await _drop_rest(watching_receive)
+                    await _drop_rest(
+                        watching_receive, _LINGER_SECONDS_WHEN_LEAVING if self.leaving() else _LINGER_SECONDS
+                    )
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
@@ -110,8 +118,9 @@ class OriginGuard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         origin = _header(scope, b"origin").decode("latin-1") if scope["type"] == "http" else ""
-        own = origin.partition("://")[2] == _header(scope, b"host").decode("latin-1") if origin else True
-        if own or origin in self.allowed:
+        _, separator, host = origin.partition("://")
+        own = bool(separator and host) and host == _header(scope, b"host").decode("latin-1")
+        if not origin or own or origin in self.allowed:
             await self.app(scope, receive, send)
             return
         refused = ForeignOrigin(
@@ -120,10 +129,10 @@ class OriginGuard:
         await _send_problem(send, problem_of(refused))
 
 
-async def _drop_rest(receive: Receive) -> None:
+async def _drop_rest(receive: Receive, seconds: float) -> None:
     dropped = 0
     try:
-        async with asyncio.timeout(_LINGER_SECONDS):
+        async with asyncio.timeout(seconds):
             while dropped < _LINGER_BYTES:
                 message = await receive()
                 if message["type"] != "http.request" or not message.get("more_body", False):

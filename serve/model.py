@@ -133,7 +133,9 @@ def _session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _FATAL
-    # Within an inference threads wait for each other by spinning, which is fastest; after it they let go of the CPU.
+    # The arena grows to what one picture needs, for each of the calls that are at it together, and then no more: every
+    # input has the same shape. Within an inference threads wait for each other by spinning, which is fastest; after it
+    # they let go of the CPU.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 

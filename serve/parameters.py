@@ -12,6 +12,7 @@ from serve.errors import BadParameter
 TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
 _DEFAULT_TOP_K: Final = 5
 _SHOWN_CHARACTERS: Final = 40
+_MOST_DIGITS: Final = 15
 
 
 def parse_top_k(given: Sequence[str], classes: int) -> int:
@@ -31,10 +32,11 @@ def parse_timeout(given: Sequence[str], longest_ms: int) -> float:
     value = _positive(text)
     if value is None:
         raise BadParameter(
-            f"{TIMEOUT_HEADER}: {text[:_SHOWN_CHARACTERS]!r} is not one whole number of milliseconds, at least 1."
+            f"{TIMEOUT_HEADER}: {text[:_SHOWN_CHARACTERS]!r} is not one whole number of milliseconds, "
+            f"1 to {10**_MOST_DIGITS - 1}."
         )
     return min(value, longest_ms) / 1000
 
 
 def _positive(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"0*[1-9]\d{0,8}", text, re.ASCII) else None
+    return int(text[-_MOST_DIGITS:]) if re.fullmatch(r"0*[1-9]\d{0,14}", text, re.ASCII) else None

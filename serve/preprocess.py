@@ -41,6 +41,8 @@ _SIGNATURE_BYTES: Final = 64
 
 # Pillow's own bomb guard knows one limit for the whole process; `open_image` applies ours, which is a setting.
 Image.MAX_IMAGE_PIXELS = None
+# Decoding belongs to the thread that asks for it; by itself the AV1 decoder would start one for each CPU.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 _INTERPOLATIONS: Final = {
     "nearest": Image.Resampling.NEAREST,
@@ -55,7 +57,7 @@ _QUICK_BYTES: Final = 2**20
 _QUICK_MARKERS: Final = 3_000
 
 # A reduced JPEG keeps this many times the side it is then resized to, as Pillow's own `thumbnail` does. With less, what
-# aliases in so small a picture shows in the answers: docs/decoding.md has the figures.
+# aliases in so small a picture shows in the answers: docs/serving.md has the figures.
 _REDUCED_TO: Final = 2
 
 FloatArray = npt.NDArray[np.float32]
@@ -117,8 +119,13 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def is_quick_to_open(data: bytes) -> bool:
-    """Whether `open_image` is sure to be done within milliseconds: a JPEG of few bytes that could begin a segment."""
-    return len(data) <= _QUICK_BYTES and sniff_format(data) == "JPEG" and data.count(b"\xff") <= _QUICK_MARKERS
+    """Whether `open_image` is sure to be done within milliseconds.
+
+    That is a JPEG of few bytes that could begin a segment, and of one EXIF segment, whose entries are read, at most.
+    """
+    if len(data) > _QUICK_BYTES or sniff_format(data) != "JPEG":
+        return False
+    return data.count(b"\xff") <= _QUICK_MARKERS and data.count(b"Exif\0\0") <= 1
 
 
 def open_image(data: bytes, spec: Preprocessing, max_pixels: int) -> Image.Image:
@@ -178,9 +185,10 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
     return rgb
 
 
-def to_input(rgb: Image.Image, spec: Preprocessing) -> FloatArray:
-    """RGB picture → the model's input, FP32 `[1, 3, crop, crop]`, normalised."""
-    return normalise(center_crop(resize(rgb, spec), spec.crop), spec)
+def to_input(rgb: Image.Image, spec: Preprocessing, exact: bool = True) -> FloatArray:
+    """RGB picture → the model's input, FP32 `[1, 3, crop, crop]`, normalised; not `exact`, see `resize_to_crop`."""
+    cropped = center_crop(resize(rgb, spec), spec.crop) if exact else resize_to_crop(rgb, spec)
+    return normalise(cropped, spec)
 
 
 def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
@@ -197,10 +205,33 @@ def resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
     return image if target == image.size else image.resize(target, _INTERPOLATIONS[spec.interpolation])
 
 
+def resize_to_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
+    """What `resize` and then `center_crop` give, computing no other pixels: in half the time.
+
+    Pillow keeps the box in single precision, so that one value in fifty is off by one level of 255, and none by more.
+    """
+    target = resized_size(image.size, spec.resize)
+    if target == image.size:
+        return center_crop(image, spec.crop)
+    left, top = crop_offset(target, spec.crop)
+    across, down = image.width / target[0], image.height / target[1]
+    box = (
+        left * across,
+        top * down,
+        min((left + spec.crop) * across, image.width),
+        min((top + spec.crop) * down, image.height),
+    )
+    return image.resize((spec.crop, spec.crop), _INTERPOLATIONS[spec.interpolation], box=box)
+
+
+def crop_offset(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Left and top of the centre crop; an odd remainder is rounded half to even, as by torchvision."""
+    return round((size[0] - side) / 2), round((size[1] - side) / 2)
+
+
 def center_crop(image: Image.Image, side: int) -> Image.Image:
-    """The middle `side` × `side` pixels; an odd remainder is rounded half to even, as by torchvision."""
-    left = round((image.width - side) / 2)
-    top = round((image.height - side) / 2)
+    """The middle `side` × `side` pixels."""
+    left, top = crop_offset(image.size, side)
     return image.crop((left, top, left + side, top + side))
 
 

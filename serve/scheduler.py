@@ -8,7 +8,7 @@ more busy threads than CPUs.
 Admission is bounded by items waiting; tasks take turns item by item, so that a long one delays a short one by little;
 a task whose waiter has gone, or whose deadline has passed, is skipped.
 
-Errors that leave here: `QueueFull` and `DeadlinePassed` from `run`, besides what the two steps raise.
+Errors that leave here: `QueueFull`, `DeadlinePassed` and `NotReady` from `run`, besides what the two steps raise.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
 
-from serve.errors import DeadlinePassed, QueueFull
+from serve.errors import DeadlinePassed, NotReady, QueueFull
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -36,7 +36,7 @@ class Outcome(Generic[Result]):
 
     queued_seconds: float
     result: Result | None = None
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def unwrap(self) -> Result:
         """The result; raises the error where there is one."""
@@ -88,6 +88,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._busy = 0
         self._wide = False
         self._closed = False
+        self.done = 0  # items that a thread has been through, for whom it helps to know whether anything happened
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in range(streams)
@@ -114,7 +115,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await task.done
         except TimeoutError:
-            raise DeadlinePassed("The request's deadline passed before its answer was ready.") from None
+            raise DeadlinePassed.before_answer() from None
         finally:
             self._drop(task)
 
@@ -124,20 +125,26 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self._require_room(count)
 
     def close(self) -> None:
-        """End the threads; each finishes the item it is at, and what still waits is left to its deadline."""
+        """End the threads; each finishes the item it is at, and tasks that still wait end with `NotReady`."""
         with self._changed:
             self._closed = True
+            for task in self._tasks:
+                with contextlib.suppress(RuntimeError):  # as in `_finish`
+                    task.loop.call_soon_threadsafe(_give_up, task)
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
 
     def _require_room(self, count: int) -> None:
+        if self._closed:
+            raise NotReady("The server is shutting down.")
         idle = len(self._threads) - self._busy
         if self._waiting + count - idle <= self._max_queue:
             return
         seconds = (self._waiting + count - self._max_queue) * self._item_seconds / len(self._threads)
         raise QueueFull(
-            f"{self._waiting} pictures are waiting and the limit is {self._max_queue}; try again in a moment.",
+            f"There is no room for {count} picture{'s' * (count > 1)}: {self._waiting} are waiting and the limit is "
+            f"{self._max_queue}; try again in a moment.",
             retry_after=seconds,
         )
 
@@ -166,10 +173,10 @@ class Scheduler(Generic[Item, Prepared, Result]):
             prepared = self._prepare(item)
             wide = self._widen()
             outcome = Outcome(queued, self._compute(prepared, wide))
-        except Exception as error:  # whatever it is, it is this item's outcome and nobody else's
+        except BaseException as error:  # whatever it is, it is this item's outcome and nobody else's
             outcome = Outcome(queued, error=error)
-        self._release(None if wide or outcome.error else time.monotonic() - started)
         self._finish(task, position, outcome)
+        self._release(None if wide or outcome.error else time.monotonic() - started)
         return True
 
     def _take(self) -> tuple[_Task, int, Any] | None:
@@ -202,6 +209,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         """Free the calling thread's CPU. seconds: what its item took on one CPU, where it tells."""
         with self._changed:
             self._busy -= 1
+            self.done += 1
             if seconds is not None:
                 self._item_seconds += (seconds - self._item_seconds) * _SMOOTHING
             if self._wide:
@@ -216,6 +224,11 @@ class Scheduler(Generic[Item, Prepared, Result]):
                 return
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the waiter gone with it
             task.loop.call_soon_threadsafe(_resolve, task)
+
+
+def _give_up(task: _Task) -> None:
+    if not task.done.done():
+        task.done.set_exception(NotReady("The server is shutting down and has not begun this request."))
 
 
 def _resolve(task: _Task) -> None:

@@ -1,6 +1,7 @@
 """Settings of the test runs: WEIGHTS, a state dict, and PHOTOS, a folder of photographs named `<wnid>_<label>.JPEG`."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 # A developer's own settings must not reach the servers under test.
 for name in [name for name in os.environ if name.startswith("SERVE_")]:
     del os.environ[name]
+# Nor what autotune has saved for this machine.
+_EMPTY = tempfile.NamedTemporaryFile(suffix=".toml")  # noqa: SIM115  it lasts as long as the tests
+os.environ["SERVE_CONFIG"] = _EMPTY.name
 
 
 def pytest_report_header() -> list[str]:

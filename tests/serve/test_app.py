@@ -1,5 +1,6 @@
 """The HTTP contract, on the application in this process: answers, problems, and who is let in."""
 
+import asyncio
 import io
 import json
 import logging
@@ -19,7 +20,7 @@ from serve import errors
 from serve.app import create_app
 from serve.classifier import Classifier
 from serve.config import Config
-from serve.problems import RULES
+from serve.problems import RULES, retry_after
 from serve.scheduler import Scheduler
 from tests.references import PICTURES
 
@@ -248,7 +249,14 @@ def test_every_answer_carries_a_request_id(client: TestClient) -> None:
 
 def test_pages_of_other_origins_are_refused_unless_listed(client_for: ClientFor, cat: bytes) -> None:
     client = client_for()
-    for origin in ("https://elsewhere.example", "null", "http://[", "testserver", "http://testserver.evil.example"):
+    for origin in (
+        "https://elsewhere.example",
+        "null",
+        "http://[",
+        "testserver",
+        "http://",
+        "http://testserver.evil.example",
+    ):
         assert_problem(post_file(client, cat, headers={"Origin": origin}), 403, origin)
     assert post_file(client, cat, headers={"Origin": "http://testserver"}).status_code == 200
     listing = client_for(cors_origins=("https://elsewhere.example",))
@@ -300,6 +308,13 @@ def test_neither_header_check_nor_inference_holds_up_the_event_loop(
         assert not upload.done()
         may_finish.set()
         assert upload.result(10).status_code == 200
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.01, 1), (2.2, 3), (29.5, 30), (500.0, 30)])
+def test_retry_after_is_whole_seconds_from_1_to_30(seconds: float, told: int) -> None:
+    assert retry_after(errors.QueueFull("full", retry_after=seconds)) == told
+    assert retry_after(errors.NotReady("not ready")) == 1
+    assert retry_after(errors.EmptyFile("empty")) is None
 
 
 def test_the_table_has_a_row_for_every_request_error() -> None:
@@ -371,11 +386,12 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
     queued = threading.Event()
     original = Scheduler.run
 
-    def noting(scheduler: Any, jobs: Any, deadline: float) -> Any:
-        running = original(scheduler, jobs, deadline)
+    async def noting(scheduler: Any, jobs: Any, deadline: float) -> Any:
+        running = asyncio.ensure_future(original(scheduler, jobs, deadline))
+        await asyncio.sleep(0)  # it is in the queue as soon as it has begun
         if len(jobs) == 2:
             queued.set()
-        return running
+        return await running
 
     monkeypatch.setattr(Scheduler, "run", noting)
     client = client_for(max_queue=2, max_files=2, threads=1)
@@ -386,7 +402,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
         waiting = pool.submit(client.post, "/upload", files=files)
         assert queued.wait(10)
         refused = post_file(client, cat)
-        assert_problem(refused, 429, "2 pictures are waiting and the limit is 2")
+        assert_problem(refused, 429, "no room for 1 picture: 2 are waiting and the limit is 2")
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert client.get("/livez").status_code == 200
         gate.open.set()

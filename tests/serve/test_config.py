@@ -83,6 +83,7 @@ def test_a_file_is_read_below_the_environment_and_the_flags(tmp_path: Path) -> N
 def test_the_default_file_is_read_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config([], {}).port == 5000
+    assert load_config([], {"SERVE_CONFIG": ""}).port == 5000
     (tmp_path / "serve.toml").write_text("port = 6000\n")
     assert load_config([], {}).port == 6000
 
@@ -94,6 +95,8 @@ def test_the_default_file_is_read_where_it_is_there(tmp_path: Path, monkeypatch:
         ("port = high", "is not TOML"),
         ("port = 70000", "settings.toml: port='70000': not a whole number from 0 to 65535"),
         ("max_queue = 8", "max_files=32 is more than max_queue=8"),
+        ("port = true", "port cannot be True"),
+        ('model = ["a", "b"]', r"model cannot be \['a', 'b'\]"),
     ],
 )
 def test_a_mistake_in_a_file_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:

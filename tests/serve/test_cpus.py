@@ -74,6 +74,21 @@ def test_no_quota_is_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
     assert cgroup_quota(tmp_path / "no-proc-at-all") is None
 
 
+def test_odd_lines_and_names_are_passed_over(tmp_path: Path) -> None:
+    root = machine(tmp_path, V2.format(shown="/"), "0::/\nrubbish\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"})
+    mounts = root / "proc/self/mountinfo"
+    mounts.write_bytes(
+        b"50 1 0:5 / /mnt rw - tmpfs  rw\n51 1 0:6 / /\xff rw - ext4 /dev/x rw\nshort\n" + mounts.read_bytes()
+    )
+    assert cgroup_quota(root) == 0.5
+
+
+def test_a_group_below_the_one_that_is_mounted_is_found(tmp_path: Path) -> None:
+    files = v1("60000", folder="sys/fs/cgroup/cpu/inner")
+    root = machine(tmp_path, V1.format(shown="/docker/abc"), "4:cpu,cpuacct:/docker/abc/inner\n", files)
+    assert cgroup_quota(root) == 0.6
+
+
 def test_what_decided_is_said(tmp_path: Path) -> None:
     root = machine(tmp_path, V2.format(shown="/"), "0::/\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"})
     assert cpu_budget(0, root).reason == "the cgroup's quota of 0.5 CPUs"

@@ -1,12 +1,16 @@
 """Large JPEGs decoded at a reduced scale: close to the full one, much faster, and nothing else is touched."""
 
 import io
+import os
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from serve.config import ROOT
 from serve.errors import UndecodableImage
 from serve.preprocess import Preprocessing, decode, is_quick_to_open, open_image, to_input
 from tests.references import PICTURES
@@ -81,6 +85,21 @@ def test_a_large_picture_of_another_format_is_the_same_bit_for_bit() -> None:
     np.testing.assert_array_equal(prepared(buffer.getvalue(), True), prepared(buffer.getvalue(), False))
 
 
+@pytest.mark.parametrize("path", sorted(PICTURES.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("sizes", [(256, 224), (32, 28), (224, 224), (237, 224)])
+def test_resizing_only_what_the_crop_keeps_is_off_by_one_level_at_most(path: object, sizes: tuple[int, int]) -> None:
+    spec = Preprocessing(sizes[0], "bilinear", sizes[1], (0, 0, 0), (1, 1, 1))
+    rgb = decode(open_image(path.read_bytes(), spec, LIMIT))  # type: ignore[attr-defined]
+    levels = np.abs(to_input(rgb, spec, exact=False) - to_input(rgb, spec)) * 255
+    assert levels.shape == (1, 3, sizes[1], sizes[1])
+    assert levels.max() <= 1.001
+
+
+def test_resizing_only_what_the_crop_keeps_seldom_shows(cat: bytes) -> None:
+    rgb = decode(open_image(cat, SPEC, LIMIT))
+    assert (to_input(rgb, SPEC, exact=False) != to_input(rgb, SPEC)).mean() < 0.05
+
+
 def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:
     data = jpeg(photograph(1400, 1100))[:-20_000]
     for reduced in (True, False):
@@ -107,10 +126,26 @@ def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:
     assert not is_quick_to_open(segments)
     assert not is_quick_to_open(segments + b"\0" * 2**20)
     assert not is_quick_to_open((PICTURES / "rgb.png").read_bytes())
+    exif = b"\xff\xe1\xff\xffExif\0\0" + b"\0" * 65_527
+    assert not is_quick_to_open(b"\xff\xd8" + exif * 2)
     started = time.process_time()
-    for marker in (b"\xff\xe0\x00\x02", b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xe2\x00\x02", b"\xff\xed\x00\x02", b"\xff"):
+    for marker in (b"\xff\xe0\x00\x02", b"\xff\xfe\x00\x02", b"\xff\xe2\x00\x02", b"\xff\xed\x00\x02", b"\xff"):
         data = b"\xff\xd8" + marker * 2900
         assert is_quick_to_open(data)
         with pytest.raises(UndecodableImage):
             open_image(data, SPEC, LIMIT)
     assert time.process_time() - started < 0.5
+
+
+def test_decoding_avif_takes_no_more_threads_than_the_one_that_asks() -> None:
+    buffer = io.BytesIO()
+    photograph(1600, 1200).save(buffer, "AVIF", speed=10)
+    code = (
+        "import sys, os; from serve.preprocess import *;"
+        "spec = Preprocessing(256, 'bilinear', 224, (0, 0, 0), (1, 1, 1));"
+        "decode(open_image(sys.stdin.buffer.read(), spec, 10**8)); print(len(os.listdir('/proc/self/task')))"
+    )
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's own would be counted
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=environment, input=buffer.getvalue(), capture_output=True, check=True)
+    assert done.stdout == b"1\n"

@@ -38,6 +38,7 @@ MAY_IMPORT = {
         "config",
         "errors",
         "lifecycle",
+        "memory",
         "middleware",
         "parameters",
         "preprocess",

@@ -39,12 +39,14 @@ def test_nobody_is_let_in_before_the_start_nor_while_draining() -> None:
     asyncio.run(scenario())
 
 
-def test_draining_waits_for_those_inside() -> None:
+def test_draining_waits_for_those_inside_also_when_there_were_others_before() -> None:
     async def scenario() -> None:
         lifecycle = started()
+        await visit(lifecycle, 0)
         inside = [asyncio.ensure_future(visit(lifecycle, seconds)) for seconds in (0.1, 0.2)]
         await asyncio.sleep(0)
         await lifecycle.drain()
+        assert all(one.done() for one in inside)
         assert await asyncio.gather(*inside) == ["answered", "answered"]
 
     asyncio.run(scenario())
@@ -58,13 +60,13 @@ def test_an_empty_server_drains_at_once() -> None:
 
 def test_a_stalled_upload_is_let_go_of_in_time_for_the_others() -> None:
     async def scenario() -> None:
-        lifecycle = started(grace_seconds=1.2)
+        lifecycle = started(grace_seconds=4)
         stalled = asyncio.ensure_future(visit(lifecycle, 60, arrived=False))
-        computing = asyncio.ensure_future(visit(lifecycle, 0.65))
+        computing = asyncio.ensure_future(visit(lifecycle, 0.5))
         await asyncio.sleep(0)
         started_at = time.monotonic()
         await lifecycle.drain()
-        assert 0.6 <= time.monotonic() - started_at < 1.2
+        assert 0.9 <= time.monotonic() - started_at < 4
         with pytest.raises(NotReady, match="shutting down"):
             await stalled
         assert await computing == "answered"
@@ -75,13 +77,13 @@ def test_a_stalled_upload_is_let_go_of_in_time_for_the_others() -> None:
 def test_an_upload_that_arrives_while_draining_gets_the_time_to_be_answered() -> None:
     async def late(lifecycle: Lifecycle) -> str:
         async with lifecycle.accept() as one:
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.2)
             one.arrived()
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(1.2)
         return "answered"
 
     async def scenario() -> None:
-        lifecycle = started(grace_seconds=1.6)
+        lifecycle = started(grace_seconds=4)
         inside = asyncio.ensure_future(late(lifecycle))
         await asyncio.sleep(0)
         await lifecycle.drain()
@@ -90,14 +92,30 @@ def test_an_upload_that_arrives_while_draining_gets_the_time_to_be_answered() ->
     asyncio.run(scenario())
 
 
-def test_nothing_outlasts_the_grace_period() -> None:
+@pytest.mark.parametrize("arrived", [True, False])
+def test_nothing_outlasts_the_grace_period(arrived: bool) -> None:
     async def scenario() -> None:
-        lifecycle = started(grace_seconds=0.7)
-        endless = asyncio.ensure_future(visit(lifecycle, 60))
+        lifecycle = started(grace_seconds=1.6)
+        endless = asyncio.ensure_future(visit(lifecycle, 60, arrived))
         await asyncio.sleep(0)
         started_at = time.monotonic()
         await lifecycle.drain()
-        assert time.monotonic() - started_at < 0.7
+        assert time.monotonic() - started_at < 1.6
+        with pytest.raises(NotReady):
+            await endless
+
+    asyncio.run(scenario())
+
+
+def test_a_second_wish_to_end_waits_for_nobody() -> None:
+    async def scenario() -> None:
+        lifecycle = started()
+        endless = asyncio.ensure_future(visit(lifecycle, 60))
+        await asyncio.sleep(0)
+        draining = asyncio.ensure_future(lifecycle.drain())
+        await asyncio.sleep(0)
+        lifecycle.end_now()
+        await asyncio.wait_for(draining, 5)
         with pytest.raises(NotReady):
             await endless
 

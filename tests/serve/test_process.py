@@ -61,6 +61,22 @@ def start_and_fail(*flags: str, environment: dict[str, str] | None = None) -> tu
     return done.returncode, done.stderr, time.perf_counter() - started
 
 
+def test_the_start_up_line_says_which_limit_decided_on_the_cpus(tiny_model: Path) -> None:
+    one = str(min(os.sched_getaffinity(0)))
+    command = ["taskset", "--cpu-list", one, sys.executable]
+    process = subprocess.Popen(
+        [*command, "-m", "serve", "--port", "0", "--model", str(tiny_model), "--log-format", "json"],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    line = json.loads(process.stderr.readline())["message"]
+    process.terminate()
+    process.communicate(timeout=30)
+    assert "with 1 CPU (all that this process may run on; streams 1, intra-op threads 1)" in line
+
+
 def test_curls_own_words_work(server: ServerProcess, cat: bytes) -> None:
     assert httpx2.get(server.url).text == "Server is Running\n"
     prediction = httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}).json()

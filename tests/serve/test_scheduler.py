@@ -149,7 +149,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Mak
         running.append(asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon())))
         await asyncio.sleep(0)
         scheduler.require_room(1)
-        with pytest.raises(QueueFull, match="3 pictures are waiting and the limit is 4") as refusal:
+        with pytest.raises(QueueFull, match=r"no room for 4 pictures: 3 are waiting and the limit is 4") as refusal:
             await scheduler.run(["d", "e", "f", "g"], soon())
         assert refusal.value.retry_after == 6.0  # three too many, at two seconds each
         running.append(asyncio.ensure_future(scheduler.run(["d"], soon())))
