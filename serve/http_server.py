@@ -135,23 +135,26 @@ class _HttpProtocol(HttpToolsProtocol):
 
 
 class _OneWrite:
-    """A transport that sends what is written in one turn of the event loop at once.
+    """A transport that sends an answer's head together with what follows it.
 
-    uvicorn writes an answer's head and body apart, which costs a system call, and wakes the client for half an answer.
+    uvicorn writes them apart, which costs a system call, and wakes the client for half an answer.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
         self._loop = loop
-        self._written: list[bytes] = []
+        self._head = b""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self._written:
-            self._loop.call_soon(self._send)
-        self._written.append(data)
+        if self._head:
+            self._head += data
+            self._send()
+        else:
+            self._head = data
+            self._loop.call_soon(self._send)  # should nothing follow
 
     def write_eof(self) -> None:
         self._send()
@@ -162,9 +165,9 @@ class _OneWrite:
         self._transport.close()
 
     def _send(self) -> None:
-        if self._written:
-            written, self._written = self._written, []
-            self._transport.write(b"".join(written))
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
 
 
 class _DrainingServer(uvicorn.Server):

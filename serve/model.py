@@ -8,6 +8,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,11 +134,24 @@ def _session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _FATAL
-    # The arena grows to what one picture needs, for each of the calls that are at it together, and then no more: every
-    # input has the same shape. Within an inference threads wait for each other by spinning, which is fastest; after it
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Within an inference threads wait for each other by spinning, which is fastest; after it
     # they let go of the CPU.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def _share_arena() -> None:
+    """One arena for all sessions of the process, which grows by what is asked for and not by powers of two.
+
+    Every input has the same shape, so that it holds what the calls at work together need, and then grows no more.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    same_as_requested = 1
+    growth = {"arena_extend_strategy": same_as_requested, "initial_chunk_size_bytes": -1}
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, "max_dead_bytes_per_chunk": -1, **growth}))
 
 
 def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
