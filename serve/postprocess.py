@@ -71,8 +71,5 @@ def top_k(logits: npt.NDArray[np.float32], labels: tuple[Label, ...], k: int) ->
     logits: FP32 `[classes]`. Probabilities are the softmax over all classes, not over the `k`.
     """
     probabilities = softmax(logits)
-    # Only those that can be among them are sorted; the k-th largest may be shared by some that come too late.
-    least = np.partition(logits, -k)[-k]
-    candidates = np.flatnonzero(logits >= least)
-    order = candidates[np.argsort(-logits[candidates], kind="stable")][:k]
+    order = np.argsort(-logits, kind="stable")[:k]
     return [Scored(labels[index], float(probabilities[index])) for index in order]
