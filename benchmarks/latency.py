@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **provenance("latency"),
         "seconds": round(seconds, 1),
         "versions": found.versions,
-        "photos": {"photo": photos["photo"]},
+        "photos": described({"photo": photos["photo"]}),
         "left_out": found.missing + left_out + more,
         "engines": engines,
         "servers": servers,
@@ -98,6 +98,11 @@ def prepare(photo: Path, folder: Path | None = None) -> dict[str, Any]:
         raise CannotMeasure(f"the photograph {photo} cannot be prepared:\n{done.stderr.strip()[-800:]}")
     prepared: dict[str, Any] = json.loads(done.stdout)
     return prepared
+
+
+def described(photos: dict[str, Any]) -> dict[str, Any]:
+    """What a result says of the photographs: their names, but not where they lie on this machine."""
+    return {key: {**entry, "file": Path(entry["file"]).name} for key, entry in photos.items()}
 
 
 def publish(result: dict[str, Any], folder: Path) -> None:

@@ -51,7 +51,7 @@ def describe_machine() -> dict[str, Any]:
         "vnni": bool(present & {"avx512_vnni", "avx_vnni"}),
         "usable_cpus": usable_cpus(),
         "memory_gb": round(int(memory[1]) * 1024 / 1e9, 1) if memory else None,
-        "kernel": platform.release(),
+        "kernel": platform.release().partition("-")[0],
         "python": platform.python_version(),
     }
 
@@ -100,7 +100,14 @@ def provenance(kind: str) -> dict[str, Any]:
         "kind": kind,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "revision": revision(),
-        "command": " ".join(["python", f"benchmarks/{kind}.py", *sys.argv[1:]]),
+        # Where things lie on this machine is nobody's business.
+        "command": " ".join(
+            [
+                "python",
+                f"benchmarks/{kind}.py",
+                *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:]),
+            ]
+        ),
         "machine": describe_machine(),
     }
 

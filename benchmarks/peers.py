@@ -23,7 +23,7 @@ if not __package__:  # run as a file: make the project importable, and this fold
 from benchmarks.comparison import compare
 from benchmarks.engines import Engine, Turns, measure_engines
 from benchmarks.installed import Installed, look, our_server
-from benchmarks.latency import CannotMeasure, add_common, prepare, publish, read_result
+from benchmarks.latency import CannotMeasure, add_common, described, prepare, publish, read_result
 from benchmarks.machine import ROOT, RUNTIME, provenance, quiet_environment, versions
 from benchmarks.peer_catalogue import PEERS, environment_of
 from benchmarks.progress import Progress
@@ -98,7 +98,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         **provenance("peers"),
         "seconds": round(seconds, 1),
         "versions": found.versions,
-        "photos": {name: prepared[name] for name in photos},
+        "photos": described({name: prepared[name] for name in photos}),
         "left_out": found.missing + left_out,
         "engines": engines,
         "servers": servers | servers_fp32,
