@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +41,12 @@ class CannotMeasure(Exception):
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    options = _parser().parse_args()
+    return run_command("latency", _parser(), run)
+
+
+def run_command(name: str, parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
+    """What both commands do around their own `run`: options, an earlier result to compare with, errors in words."""
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended then, too
     try:
         olds = [read_result(path) for path in options.compare or []]
@@ -49,7 +55,7 @@ def main() -> int:
             return 0
         result = run(options)
     except (CannotMeasure, LoadFailed) as error:
-        print(f"latency: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

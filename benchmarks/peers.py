@@ -11,7 +11,6 @@ always in its one default configuration. All take turns in one run of about fort
 import argparse
 import hashlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,14 +19,13 @@ from typing import Any, Final
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.comparison import compare
 from benchmarks.engines import Engine, Turns, measure_engines
 from benchmarks.installed import Installed, look, our_server
-from benchmarks.latency import CannotMeasure, add_common, described, prepare, publish, read_result
+from benchmarks.latency import CannotMeasure, add_common, described, prepare, run_command
 from benchmarks.machine import ROOT, RUNTIME, provenance, quiet_environment, versions
 from benchmarks.peer_catalogue import PEERS, environment_of
 from benchmarks.progress import Progress
-from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_servers
+from benchmarks.rounds import Photo, Plan, Step, measure_servers
 from benchmarks.targets import judge
 
 _BUILD: Final = ROOT / "build/benchmarks"
@@ -46,23 +44,7 @@ _FP32_STEPS: Final = (Step("photo", 1, 2.0), Step("photo", 16, 3.0))
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    options = _parser().parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended then, too
-    try:
-        olds = [read_result(path) for path in options.compare or []]
-        if len(olds) == 2:
-            print(compare(*olds))
-            return 0
-        result = run(options)
-    except (CannotMeasure, LoadFailed) as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    publish(result, options.output)
-    if olds:
-        print(compare(olds[0], result))
-    return 0
+    return run_command("peers", _parser(), run)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
