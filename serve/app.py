@@ -5,7 +5,6 @@ The only module that imports the web framework. Domain errors become problems by
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ from serve.memory import trim
 from serve.middleware import LingeringClose, OriginGuard, RequestLog
 from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
 from serve.preprocess import is_quick_to_open
-from serve.problems import MEDIA_TYPE, problem, problem_of, retry_after
+from serve.problems import MEDIA_TYPE, encode, problem, problem_of, retry_after
 from serve.scheduler import Outcome, Scheduler
 from serve.upload import UploadedFile, UploadLimits, read_upload
 
@@ -212,8 +211,7 @@ def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | No
 
 
 def _problem_response(content: dict[str, Any], headers: dict[str, str]) -> Response:
-    body = json.dumps(content, ensure_ascii=False).encode() + b"\n"
-    return Response(body, content["status"], headers, MEDIA_TYPE)
+    return Response(encode(content), content["status"], headers, MEDIA_TYPE)
 
 
 def _answer_request_error(request: Request, error: RequestError) -> Response:

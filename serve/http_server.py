@@ -4,7 +4,6 @@ No error leaves this module.
 """
 
 import asyncio
-import json
 import logging
 import signal
 import socket
@@ -17,7 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.lifecycle import Lifecycle
-from serve.problems import MEDIA_TYPE, problem
+from serve.problems import MEDIA_TYPE, encode, problem
 
 log = logging.getLogger("serve.access")
 
@@ -124,7 +123,7 @@ class _HttpProtocol(HttpToolsProtocol):
         request_id = uuid.uuid4().hex
         fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
         log.info("%d %s", status, detail, extra={"fields": fields})
-        body = json.dumps(problem(status, title, detail)).encode() + b"\n"
+        body = encode(problem(status, title, detail))
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
             f"X-Request-ID: {request_id}\r\nConnection: close\r\n\r\n"

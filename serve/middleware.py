@@ -5,7 +5,6 @@ given: a defect becomes a 500 that carries the request id under which it was log
 """
 
 import asyncio
-import json
 import logging
 import re
 import time
@@ -14,7 +13,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from serve.errors import ForeignOrigin
-from serve.problems import MEDIA_TYPE, problem, problem_of
+from serve.problems import MEDIA_TYPE, encode, problem, problem_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -148,7 +147,7 @@ async def _send_defect(send: Send, request_id: str) -> None:
 
 
 async def _send_problem(send: Send, content: dict[str, Any]) -> None:
-    body = json.dumps(content).encode() + b"\n"
+    body = encode(content)
     headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": content["status"], "headers": headers})
     await send({"type": "http.response.body", "body": body})

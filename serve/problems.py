@@ -3,6 +3,7 @@
 Titles are RFC 9110's own reason phrases, because the problems' type is `about:blank` (RFC 9457, section 4.2.1).
 """
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,6 +51,11 @@ def retry_after(error: errors.RequestError) -> int | None:
 def problem(status: int, title: str, detail: str) -> dict[str, Any]:
     """A problem object, ready for JSON."""
     return {"type": "about:blank", "title": title, "status": status, "detail": detail}
+
+
+def encode(content: dict[str, Any]) -> bytes:
+    """A problem object as the body of an answer: UTF-8 JSON that ends its line, for who reads it in a terminal."""
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
 
 
 def problem_of(error: errors.RequestError) -> dict[str, Any]:
