@@ -33,7 +33,7 @@ class Model:
     """A loaded, warm network.
 
     card: what the export measured and wrote into the file and its report, with the file's own sha256.
-    input_side: S, pixels. class_count: logits a picture. infer_seconds: what one picture took one thread when warm.
+    input_side: S, pixels. class_count: logits a picture. infer_seconds: what the first picture took one thread.
     """
 
     card: dict[str, Any]
