@@ -1,6 +1,6 @@
-"""`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM. `python -m serve autotune` measures.
+"""`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM.
 
-Leaves with status 0 after either signal, and with 2 and one line on standard error where it cannot start.
+`python -m serve autotune` measures, `python -m serve health` asks whether a server is ready. Leaves with status 0 after either signal, and with 2 and one line on standard error where it cannot start.
 """
 
 import gc
@@ -34,6 +34,10 @@ def main() -> int:
 
             autotune.main(sys.argv[2:])
             return 0
+        if sys.argv[1:2] == ["health"]:
+            from serve import health
+
+            return health.main(sys.argv[2:], os.environ)
         config = load_config(sys.argv[1:], os.environ)
         set_up_logging(config.log_format, config.log_level)
         # The address first: a taken port is the commonest mistake, and the model need not be loaded to find it.

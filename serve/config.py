@@ -206,7 +206,8 @@ def argument_parser(
         prog=prog,
         description=description,
         epilog="Each flag is also an environment variable, named after it in brackets, and an entry of a TOML file; "
-        "the flag wins, then the variable. `python -m serve autotune` measures which threads suit. "
+        "the flag wins, then the variable. `python -m serve autotune` measures which threads suit, "
+        "`python -m serve health` asks whether a server is ready. "
         "Ctrl-C or SIGTERM ends the server with status 0; a setting it cannot start with ends it with status 2.",
         allow_abbrev=False,
     )

@@ -47,6 +47,7 @@ MAY_IMPORT = {
         "upload",
     },
     "http_server": {"lifecycle", "problems"},
+    "health": {"config"},
     "autotune": {"catalogue", "config", "errors", "model"},
     "__main__": {
         "app",
@@ -55,6 +56,7 @@ MAY_IMPORT = {
         "classifier",
         "config",
         "errors",
+        "health",
         "http_server",
         "lifecycle",
         "log",

@@ -1,0 +1,39 @@
+"""`python -m serve health`: is a server with these settings ready? For container health checks.
+
+Standard library only, so that asking costs a tenth of a second. Prints one line.
+"""
+
+import http.client
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from serve.config import argument_parser, load_config
+
+TIMEOUT_SECONDS: Final = 2.0
+# What a server that listens everywhere is asked at.
+_LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Ask `/readyz` on this machine; 0 where it answers 200, else 1. Raises `ConfigError`."""
+    parser = argument_parser("python -m serve health", "Ask a running server on this machine whether it is ready.")
+    config = load_config(arguments, environment, parser)
+    host = _LOOPBACK.get(config.host, config.host)
+    where = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/readyz"
+    connection = http.client.HTTPConnection(host, config.port, timeout=TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", "/readyz")
+        status = connection.getresponse().status
+    except TimeoutError:
+        print(f"not ready: {where} did not answer within {TIMEOUT_SECONDS:g} s")
+        return 1
+    except (OSError, http.client.HTTPException) as error:
+        print(f"not ready: {where}: {getattr(error, 'strerror', None) or type(error).__name__}")
+        return 1
+    finally:
+        connection.close()
+    if status != http.client.OK:
+        print(f"not ready: {where} answered {status}")
+        return 1
+    print(f"ready: {where}")
+    return 0
