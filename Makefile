@@ -6,7 +6,8 @@
 # MODEL    densenet121, efficientnet_lite0 or a file; by default the first if it can be had, else the second
 # MODEL_VARIANT  int8 or fp32; by default int8 where its export let it pass
 # PYTHON   a Python 3.11 or newer
-# TORCH_INDEX  package index with CPU builds of torch (0.2 GB in place of 5 GB on Linux)
+# TORCH_INDEX  package index with CPU builds of torch; on Linux by default PyTorch's own, "none" for 5 GB with CUDA
+# IMAGE    what `make image` calls the container image; by default densenet-server
 
 WEIGHTS ?=
 PHOTOS ?=
@@ -17,9 +18,12 @@ MODEL ?=
 MODEL_VARIANT ?=
 PYTHON ?= python3
 TORCH_INDEX ?=
+IMAGE ?= densenet-server
+DOCKER ?= docker
 
 export ORT_DISABLE_TELEMETRY = 1
 export WEIGHTS PHOTOS
+export DOCKER_BUILDKIT = 1
 unexport MODEL MODEL_VARIANT PORT
 
 model := models/densenet121.onnx
@@ -28,12 +32,12 @@ exporter := .venv/export/bin/python
 install := $(PYTHON) requirements/install.py
 install_runtime = $(install) .venv/runtime requirements/runtime.txt
 install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)') \
-	requirements/export.txt requirements/test.txt requirements/dev.txt
+	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/image.txt
 run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +66,27 @@ bench: ## measure the engines, and the server beside Flask and PyTorch; benchmar
 	@$(install_export) requirements/benchmark.txt
 	$(PYTHON) benchmarks/latency.py
 
+version = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+# The commit, marked where files differ from it.
+revision = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
+source = $(filter https://%,$(shell git config --get remote.origin.url))
+# An engine without a bridge to the outside builds on the host's network.
+build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&1 || echo --network host) \
+	$(if $(MODEL),--build-arg MODEL='$(MODEL)') $(if $(MODEL_VARIANT),--build-arg MODEL_VARIANT='$(MODEL_VARIANT)') \
+	$(if $(WEIGHTS),--build-arg WEIGHTS='$(notdir $(WEIGHTS))') \
+	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX='$(TORCH_INDEX)') \
+	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE='$(source)'
+
+image: ## build the container image; docs/image.md has more
+	@$(DOCKER) info >/dev/null 2>&1 || { echo "make image: no Docker engine answers '$(DOCKER) info'" >&2; exit 1; }
+	@$(if $(WEIGHTS),mkdir -p models/weights; staged='models/weights/$(notdir $(WEIGHTS))'; \
+		test '$(WEIGHTS)' -ef "$$staged" || cp '$(WEIGHTS)' "$$staged")
+	$(build_image) --target runtime -t '$(IMAGE)' .
+
+image-test: image ## run the image as an operator would, test it over HTTP, and print what it weighs
+	@$(install_runtime) requirements/test.txt
+	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' $(runtime) -m pytest tests/image
+
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 
 test-serve: ## run the tests of the server and the benchmarks, which need no torch
@@ -78,6 +103,8 @@ check: ## lint, format and types, as CI checks them
 	.venv/export/bin/ruff check .
 	.venv/export/bin/ruff format --check .
 	.venv/export/bin/mypy
+	@# hadolint is published for Linux only
+	if test -x .venv/export/bin/hadolint; then .venv/export/bin/hadolint Dockerfile; fi
 
 format: ## format the code
 	@$(install_export)
@@ -92,6 +119,7 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) pyproject.toml -o requirements/runtime.txt
 	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
+	$(lock) --group image -c requirements/export.txt -o requirements/image.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt
 	$(lock) requirements/benchmark.in -c requirements/export.txt -o requirements/benchmark.txt

@@ -157,8 +157,8 @@ def _try_int8(
             require_accuracy(outcome.comparison)
             outcome.model = int8
     except (CalibrationError, QuantisationError, GateError) as error:
-        if options.calibrate and isinstance(error, CalibrationError):
-            raise  # the user asked for this calibration, so its failure is the export's
+        if options.require_int8 or (options.calibrate and isinstance(error, CalibrationError)):
+            raise  # the user asked for int8, or for this calibration, so its failure is the export's
         outcome.refusal = str(error)
     return outcome
 
@@ -252,6 +252,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="DIR",
         help="record a new int8 calibration from 100 photographs spread over this folder (default: the recorded one)",
         default=argparse.SUPPRESS,
+    )
+    parser.add_argument(
+        "--require-int8", action="store_true", help="fail where int8 does not pass its gate, rather than do without"
     )
     parser.add_argument(
         "--set-name",

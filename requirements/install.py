@@ -26,6 +26,9 @@ RECORD = "installed-locks.json"
 # What a CPU-only torch replaces or does without.
 CUDA_PACKAGES = re.compile(r"(torch|torchvision|triton|nvidia-.+|cuda-.+)")
 TORCH_PACKAGES = ("torch", "torchvision")
+# PyTorch publishes CPU builds beside its weights: on Linux 0.2 GB in place of the default index's 5 GB with CUDA.
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+NO_INDEX = "none"
 REACH_SECONDS = 10
 
 
@@ -43,8 +46,9 @@ def main() -> int:
     parser.add_argument(
         "--torch-index",
         metavar="URL",
-        help="package index with CPU builds of torch, 0.2 GB in place of 5 GB on Linux; PyTorch publishes one. "
-        "Where it cannot be reached, the default index is used",
+        default=CPU_INDEX if sys.platform == "linux" else NO_INDEX,
+        help="package index with CPU builds of torch (default here: %(default)s). Where it cannot be reached, and with "
+        f"'{NO_INDEX}', torch comes from the default index, on Linux with CUDA",
     )
     options = parser.parse_args()
     try:
@@ -55,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def install(venv: Path, locks: list[Path], torch_index: str | None) -> None:
+def install(venv: Path, locks: list[Path], torch_index: str) -> None:
     """Bring `venv` to what `locks` say; raises `InstallError`."""
     if sys.version_info < OLDEST_PYTHON:
         wanted, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
@@ -90,10 +94,10 @@ def torch_pins(lock_text: str) -> list[str]:
     return [match for name in TORCH_PACKAGES for match in re.findall(rf"^{name}==[^\s;]+", lock_text, re.MULTILINE)]
 
 
-def _install_lock(venv: Path, lock: Path, torch_index: str | None) -> None:
+def _install_lock(venv: Path, lock: Path, torch_index: str) -> None:
     text = lock.read_text(encoding="utf-8")
     pins = torch_pins(text)
-    if not (pins and torch_index and _reachable(torch_index)):
+    if not pins or torch_index == NO_INDEX or not _reachable(torch_index):
         _pip(venv, "--require-hashes", "-r", str(lock))
         return
     # That index's files have hashes of their own, which the lock cannot name: the versions are pinned, the rest is TLS.

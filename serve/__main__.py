@@ -1,6 +1,7 @@
 """`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM.
 
-`python -m serve autotune` measures, `python -m serve health` asks whether a server is ready. Leaves with status 0 after either signal, and with 2 and one line on standard error where it cannot start.
+`python -m serve autotune` measures, `python -m serve health` asks whether a server is ready. Leaves with status 0 after
+either signal, and with 2 and one line on standard error where it cannot start.
 """
 
 import gc

@@ -152,6 +152,16 @@ def test_an_int8_model_below_its_bound_is_not_written_and_an_earlier_one_goes(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["densenet121.json", "densenet121.onnx"]
 
 
+def test_where_int8_is_required_its_refusal_is_the_exports(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
+    assert main(["--weights", str(weights), "--output", str(tmp_path / "densenet121.onnx"), "--require-int8"]) == 1
+    said = capsys.readouterr().err
+    assert re.search(r"^export: (mean .Δ logit. is 0\.\d+ on 3|[0-9.]+% of the channels)", said, re.MULTILINE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")

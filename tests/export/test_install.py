@@ -132,3 +132,10 @@ def test_a_cpu_index_that_cannot_be_reached_falls_back_to_the_default(tmp_path: 
     assert "http://127.0.0.1:9/cpu cannot be reached" in done.stdout
     assert version_of(tmp_path, "torch") == "1.0"
     assert version_of(tmp_path, "nvidia-cublas") == "1.0"
+
+
+def test_without_a_cpu_index_torch_comes_from_the_default_one(tmp_path: Path, torch_lock: Path) -> None:
+    done = install(tmp_path, torch_lock, "--torch-index", "none")
+    assert done.returncode == 0, done.stderr
+    assert "reached" not in done.stdout
+    assert version_of(tmp_path, "torch") == "1.0"

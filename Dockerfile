@@ -1,0 +1,118 @@
+# docker build --target runtime -t densenet-server .
+#
+# Stages: base → export (torch; only for DenseNet-121) → model ─┐
+#              → packages → deps ────────────────────────────── runtime → debug
+#              → app (the project's own code) ─────────────────┘
+# docs/image.md says why it is built this way.
+
+# A digest pins it: --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:…
+ARG PYTHON_IMAGE=python:3.11-slim
+# densenet121, or efficientnet_lite0, the model that comes with the project, for which torch is never installed.
+ARG MODEL=densenet121
+# int8, or fp32 for DenseNet-121.
+ARG MODEL_VARIANT=int8
+
+FROM ${PYTHON_IMAGE} AS base
+ENV PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
+WORKDIR /build
+
+
+FROM base AS export
+# Index with CPU builds of torch in place of PyTorch's own; "none" for the default index's CUDA build.
+ARG TORCH_INDEX
+COPY requirements/install.py requirements/export.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
+COPY export/ export/
+# What the parity check and calibration read pictures with; no other file of the server can set off an export.
+COPY serve/errors.py serve/preprocess.py serve/
+COPY tests/data/photos/ tests/data/photos/
+COPY imagenet_class_index.json ./
+ARG MODEL_VARIANT
+# Name of a state dict in models/weights; by default the only .pth there, and without one torchvision's, downloaded.
+ARG WEIGHTS
+# The pattern is meant to be one:
+# hadolint ignore=SC2086
+RUN --mount=type=bind,source=models,target=/context \
+    --mount=type=cache,target=/root/.cache/torch \
+    set -- /context/weights/${WEIGHTS:-*.pth} && \
+    if [ "$#" -gt 1 ]; then echo "models/weights has $# .pth files: choose with --build-arg WEIGHTS=NAME" >&2; exit 1; fi && \
+    if [ -z "$WEIGHTS" ] && [ ! -e "$1" ]; then shift; fi && \
+    if [ "$MODEL_VARIANT" = int8 ]; then required=--require-int8; fi && \
+    /venv/bin/python export/export_onnx.py --output models/densenet121.onnx ${1:+--weights "$1"} ${required:-}
+
+
+FROM scratch AS model-densenet121-int8
+COPY --from=export /build/models/densenet121.int8.onnx /app/models/
+
+FROM scratch AS model-densenet121-fp32
+COPY --from=export /build/models/densenet121.onnx /app/models/
+
+FROM scratch AS model-efficientnet_lite0-int8
+COPY models/efficientnet_lite0.onnx models/efficientnet_lite0.json /app/models/
+
+# hadolint ignore=DL3006
+FROM model-${MODEL}-${MODEL_VARIANT} AS model
+
+
+FROM base AS deps
+COPY requirements/runtime.txt requirements/image.txt requirements/
+RUN --mount=type=cache,target=/root/.cache/pip \
+    pip install --no-compile --require-hashes --target /packages -r requirements/runtime.txt && \
+    pip install --no-compile --require-hashes --target /tools -r requirements/image.txt
+COPY image/ image/
+RUN python -m image.assemble --packages /packages --output /rootfs && \
+    PYTHONPATH=/tools python -m image.sbom --lock requirements/runtime.txt --packages /packages --root /rootfs \
+        --output /rootfs/usr/share/sbom/densenet-server.cdx.json
+
+
+FROM base AS app
+WORKDIR /app
+COPY serve/ serve/
+RUN python -m compileall -q --invalidation-mode unchecked-hash serve
+
+
+FROM scratch AS runtime
+COPY --from=deps /rootfs /
+COPY --from=model /app/models /app/models
+COPY imagenet_class_index.json LICENSE /app/
+COPY --from=app /app/serve /app/serve
+WORKDIR /app
+ARG MODEL
+ARG MODEL_VARIANT
+ENV PATH=/usr/local/bin \
+    LANG=C.UTF-8 \
+    ORT_DISABLE_TELEMETRY=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    SERVE_HOST=0.0.0.0 \
+    SERVE_MODEL=${MODEL} \
+    SERVE_MODEL_VARIANT=${MODEL_VARIANT}
+USER 65532:65532
+EXPOSE 5000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["python", "-m", "serve", "health"]
+ENTRYPOINT ["python", "-m", "serve"]
+ARG PYTHON_IMAGE
+ARG VERSION=0.1.0
+ARG REVISION
+ARG SOURCE
+LABEL org.opencontainers.image.title="densenet-server" \
+      org.opencontainers.image.description="Classifies pictures on an ordinary CPU: DenseNet-121 on onnxruntime behind one HTTP route" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}"
+
+
+# The same with a shell, pip and all else of the base image, run as root: for looking, not for serving.
+FROM runtime AS debug
+# hadolint ignore=DL3002
+USER 0:0
+ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
+# hadolint ignore=DL3067
+COPY --from=base / /
+
+
+# What a build without --target makes, too.
+FROM runtime
