@@ -20,6 +20,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 IMAGE ?= densenet-server
 DOCKER ?= docker
+BUILD_FLAGS ?=
 
 export ORT_DISABLE_TELEMETRY = 1
 export WEIGHTS PHOTOS
@@ -69,19 +70,19 @@ bench: ## measure the engines, and the server beside Flask and PyTorch; benchmar
 version = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The commit, marked where files differ from it.
 revision = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
-source = $(filter https://%,$(shell git config --get remote.origin.url))
+SOURCE ?= $(filter https://%,$(shell git config --get remote.origin.url))
 # An engine without a bridge to the outside builds on the host's network.
 build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&1 || echo --network host) \
 	$(if $(MODEL),--build-arg MODEL='$(MODEL)') $(if $(MODEL_VARIANT),--build-arg MODEL_VARIANT='$(MODEL_VARIANT)') \
 	$(if $(WEIGHTS),--build-arg WEIGHTS='$(notdir $(WEIGHTS))') \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX='$(TORCH_INDEX)') \
-	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE='$(source)'
+	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE='$(SOURCE)'
 
 image: ## build the container image; docs/image.md has more
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make image: no Docker engine answers '$(DOCKER) info'" >&2; exit 1; }
 	@$(if $(WEIGHTS),mkdir -p models/weights; staged='models/weights/$(notdir $(WEIGHTS))'; \
 		test '$(WEIGHTS)' -ef "$$staged" || cp '$(WEIGHTS)' "$$staged")
-	$(build_image) --target runtime -t '$(IMAGE)' .
+	$(build_image) --target runtime $(BUILD_FLAGS) -t '$(IMAGE)' .
 
 image-test: image ## run the image as an operator would, test it over HTTP, and print what it weighs
 	@$(install_runtime) requirements/test.txt

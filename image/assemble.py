@@ -58,6 +58,7 @@ LEFT_OUT_OF_STANDARD_LIBRARY: Final = (
     "unittest/*",
     "doctest*",
     "__phello__/*",
+    "ctypes/macholib/*",  # for another system
     "lib-dynload/_codecs_*",  # encodings of East Asia before Unicode
 )
 # What no server imports, whichever the package.
@@ -121,7 +122,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         assemble(options.packages, options.output)
-    except AssemblyError as error:
+    except (AssemblyError, OSError) as error:
         print(f"assemble: {error}", file=sys.stderr)
         return 1
     return 0
