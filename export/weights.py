@@ -158,7 +158,8 @@ def _download(url: str, target: Path, hash_prefix: str) -> None:
         reason = getattr(error, "reason", None) or error
         raise WeightsError(
             f"no weights: {target} is not there and {url} could not be downloaded ({reason}). "
-            "Give a state dict of your own: WEIGHTS=PATH to make, --weights PATH, or for an image a file in models/weights"
+            "Give a state dict of your own: make serve WEIGHTS=PATH, --weights PATH, or, "
+            "for an image, a file in models/weights"
         ) from error
     finally:
         socket.setdefaulttimeout(before)
