@@ -1,7 +1,7 @@
 # docker build --target runtime -t densenet-server .
 #
 # Stages: base → export (torch; only for DenseNet-121) → model ─┐
-#              → packages → deps ────────────────────────────── runtime → debug
+#              → deps (packages, interpreter, libraries) ────── runtime → debug
 #              → app (the project's own code) ─────────────────┘
 # docs/image.md says why it is built this way.
 
@@ -49,7 +49,10 @@ FROM scratch AS model-densenet121-fp32
 COPY --from=export /build/models/densenet121.onnx /app/models/
 
 FROM scratch AS model-efficientnet_lite0-int8
-COPY models/efficientnet_lite0.onnx models/efficientnet_lite0.json /app/models/
+COPY --chmod=0644 models/efficientnet_lite0.onnx models/efficientnet_lite0.json /app/models/
+
+FROM base AS model-efficientnet_lite0-fp32
+RUN echo "efficientnet_lite0 comes with the project in int8 alone" >&2 && exit 1
 
 # hadolint ignore=DL3006
 FROM model-${MODEL}-${MODEL_VARIANT} AS model
@@ -69,14 +72,15 @@ RUN python -m image.assemble --packages /packages --output /rootfs && \
 FROM base AS app
 WORKDIR /app
 COPY serve/ serve/
-RUN python -m compileall -q --invalidation-mode unchecked-hash serve
+COPY imagenet_class_index.json LICENSE ./
+# A checkout's umask must not matter, nor its timestamps.
+RUN python -m compileall -q --invalidation-mode checked-hash serve && chmod -R u=rwX,go=rX .
 
 
 FROM scratch AS runtime
 COPY --from=deps /rootfs /
 COPY --from=model /app/models /app/models
-COPY imagenet_class_index.json LICENSE /app/
-COPY --from=app /app/serve /app/serve
+COPY --from=app /app /app
 WORKDIR /app
 ARG MODEL
 ARG MODEL_VARIANT

@@ -70,7 +70,7 @@ bench: ## measure the engines, and the server beside Flask and PyTorch; benchmar
 version = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The commit, marked where files differ from it.
 revision = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
-SOURCE ?= $(filter https://%,$(shell git config --get remote.origin.url))
+SOURCE ?= $(filter https://%,$(shell git config --get remote.origin.url | sed 's,//[^/]*@,//,'))
 # An engine without a bridge to the outside builds on the host's network.
 build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&1 || echo --network host) \
 	$(if $(MODEL),--build-arg MODEL='$(MODEL)') $(if $(MODEL_VARIANT),--build-arg MODEL_VARIANT='$(MODEL_VARIANT)') \
@@ -84,9 +84,11 @@ image: ## build the container image; docs/image.md has more
 		test '$(WEIGHTS)' -ef "$$staged" || cp '$(WEIGHTS)' "$$staged")
 	$(build_image) --target runtime $(BUILD_FLAGS) -t '$(IMAGE)' .
 
+image-test: MODEL =
+image-test: MODEL_VARIANT =
 image-test: image ## run the image as an operator would, test it over HTTP, and print what it weighs
 	@$(install_runtime) requirements/test.txt
-	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' $(runtime) -m pytest tests/image
+	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' BUILD_FLAGS='$(BUILD_FLAGS)' $(runtime) -m pytest tests/image
 
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 

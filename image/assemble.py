@@ -146,7 +146,8 @@ def assemble(packages: Path, output: Path) -> None:
     owners = {owner for path in libraries if (owner := debian_package(path))}
     for owner in sorted(owners):
         link_as_here(copyright_of(owner).parent, output)
-        _copy(copyright_of(owner), _below(output, copyright_of(owner)))
+        for text in (copyright_of(owner), *licences_named_in(copyright_of(owner))):
+            _copy(text, _below(output, text))
 
 
 def copy_interpreter(output: Path) -> None:
@@ -270,6 +271,15 @@ def debian_package(library: Path) -> str | None:
 
 def copyright_of(debian: str) -> Path:
     return Path("/usr/share/doc") / debian / "copyright"
+
+
+def licences_named_in(text: Path) -> list[Path]:
+    """The common licences that one of Debian's copyright files refers to instead of repeating them."""
+    return [
+        path
+        for name in re.findall(r"/usr/share/common-licenses/([\w.-]*\w)", text.read_text(encoding="utf-8"))
+        if (path := Path("/usr/share/common-licenses", name)).is_file()
+    ]
 
 
 def _below(root: Path, path: Path) -> Path:

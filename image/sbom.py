@@ -31,6 +31,8 @@ from image.assemble import LEFT_OUT_DISTRIBUTIONS
 
 NAME: Final = "densenet-server"
 _LICENCES: Final = LicenseFactory()
+# What packages say in words of their own.
+_SPDX: Final = {"MIT License": "MIT", "Apache 2.0": "Apache-2.0", "3-Clause BSD License": "BSD-3-Clause"}
 
 
 class SbomError(Exception):
@@ -121,7 +123,8 @@ def _component(
 
 def _licence(distribution: Distribution) -> str | None:
     metadata = distribution.metadata
-    return next((metadata[key] for key in ("License-Expression", "License") if key in metadata), None)
+    said = next((metadata[key] for key in ("License-Expression", "License") if key in metadata), None)
+    return _SPDX.get(said, said) if said else None
 
 
 def _dpkg(package: str) -> str:

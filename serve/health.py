@@ -27,7 +27,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     except TimeoutError:
         print(f"not ready: {where} did not answer within {TIMEOUT_SECONDS:g} s")
         return 1
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, UnicodeError, http.client.HTTPException) as error:  # the second from names that no host can have
         print(f"not ready: {where}: {getattr(error, 'strerror', None) or type(error).__name__}")
         return 1
     finally:

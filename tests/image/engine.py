@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ import httpx2
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = os.environ.get("DOCKER") or "docker"
 READY_SECONDS = 30.0
-# As the README tells to run it.
+# As docs/image.md tells to run it.
 LOCKED_DOWN = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "128")
 
 
@@ -85,6 +85,7 @@ class Image:
                     file = archive.extractfile(member)
                     assert file is not None
                     content = file.read()
+                    assert member.name not in self.contents, f"{member.name} is in two layers, and weighs twice"
                     self.contents[member.name] = content
                 detail = hashlib.sha256(content).hexdigest() if member.isreg() else member.linkname
                 self.entries[member.name.rstrip("/")] = Entry(
@@ -93,9 +94,9 @@ class Image:
 
 
 class Container:
-    """A running container: `url` once it answers, `seconds_to_ready` from `docker start` on."""
+    """A container: once started, `url` where it answers and `seconds_to_ready` from `docker start` on."""
 
-    def __init__(self, image: str, *options: str) -> None:
+    def __init__(self, image: str, options: Sequence[str], arguments: Sequence[str]) -> None:
         if docker("network", "ls", "--filter", "driver=bridge", "--quiet"):
             network = ["--publish", "127.0.0.1::5000"]
             self.url = ""
@@ -104,7 +105,11 @@ class Container:
                 port = probe.getsockname()[1]
             network = ["--network", "host", "--env", f"SERVE_PORT={port}", "--env", "SERVE_HOST=127.0.0.1"]
             self.url = f"http://127.0.0.1:{port}"
-        self.id = docker("create", *network, *options, image)
+        self.id = docker("create", *network, *options, image, *arguments)
+        self.seconds_to_ready = 0.0
+
+    def start(self) -> None:
+        """Start it and wait until it is ready."""
         started = time.perf_counter()
         docker("start", self.id)
         self.url = self.url or f"http://{docker('port', self.id, '5000').splitlines()[0]}"
@@ -136,7 +141,8 @@ class Container:
     @property
     def megabytes(self) -> float:
         """Resident memory of its processes, as the engine's `ps` says."""
-        return sum(int(line.split()[1]) for line in docker("top", self.id, "-o", "pid,rss").splitlines()[1:]) / 1000
+        processes = docker("top", self.id, "-o", "pid,rss").splitlines()[1:]
+        return sum(int(line.split()[1]) for line in processes) * 1024 / 1e6
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """A command in the container, beside the server."""
@@ -151,10 +157,11 @@ class Container:
 
 
 @contextmanager
-def running(image: str, *options: str) -> Iterator[Container]:
+def running(image: str, *options: str, arguments: Sequence[str] = ()) -> Iterator[Container]:
     """A container for the length of a `with` block; it is removed after it, whatever became of it."""
-    container = Container(image, *options)
+    container = Container(image, options, arguments)
     try:
+        container.start()
         yield container
     finally:
         docker("rm", "--force", container.id)
@@ -187,7 +194,7 @@ class Build:
     seconds: float
 
     def steps(self, stage: str) -> dict[str, bool]:
-        """The steps of a stage, and whether each was really done rather than taken from the cache."""
+        """The steps of a stage in this build, and whether each was done rather than found in the cache."""
         numbers = dict(re.findall(rf"^#(\d+) (\[{re.escape(stage)} .*)", self.log, re.MULTILINE))
         cached = set(re.findall(r"^#(\d+) CACHED", self.log, re.MULTILINE))
         return {step: number not in cached for number, step in numbers.items()}
@@ -199,7 +206,11 @@ def build(tree: Path, image: str, *options: str, **variables: str) -> Build:
     inherited = {key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MFLAGS"}}
     if inherited.get("WEIGHTS"):  # it is in the copy already
         variables = {"WEIGHTS": f"models/weights/{Path(inherited['WEIGHTS']).name}", **variables}
-    variables |= {"IMAGE": image, "DOCKER": DOCKER, "BUILD_FLAGS": " ".join(options)}
+    variables |= {
+        "IMAGE": image,
+        "DOCKER": DOCKER,
+        "BUILD_FLAGS": " ".join([os.environ.get("BUILD_FLAGS", ""), *options]),
+    }
     done = subprocess.run(
         ["make", "image", *(f"{name}={value}" for name, value in variables.items())],
         cwd=tree,

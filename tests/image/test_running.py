@@ -145,7 +145,8 @@ def test_it_is_locked_down(container: Container) -> None:
         f"{'user, group':<28}{status['Uid'].split()[0]}, {status['Gid'].split()[0]}",
         f"{'capabilities, bounding set':<28}{status['CapEff']}, {status['CapBnd']}",
         f"{'no new privileges, seccomp':<28}{status['NoNewPrivs']}, {status.get('Seccomp', '?')}",
-        f"{'writable paths, mounts':<28}none, none",
+        f"{'read-only root':<28}{host['ReadonlyRootfs']}",
+        f"{'tmpfs, volumes':<28}{host.get('Tmpfs') or 'none'}, {host.get('Binds') or 'none'}",
     ]
 
 
@@ -170,6 +171,36 @@ def test_it_says_which_settings_there_are(image_name: str) -> None:
         docker("run", "--rm", "--network", "none", *LOCKED_DOWN, image_name, "--port", "none")
 
 
+def test_every_way_of_sending_works_with_every_setting_set(image_name: str, cat: bytes) -> None:
+    flags = (
+        "--decode",
+        "exact",
+        "--cors-origins",
+        "https://example.org",
+        "--server-timing",
+        "on",
+        "--log-format",
+        "text",
+    )
+    with running(image_name, *LOCKED_DOWN, arguments=flags) as container:
+        raw = httpx2.post(f"{container.url}/upload", content=cat, headers={"Content-Type": "image/jpeg"})
+        assert raw.json()["label"] == "Egyptian_cat"
+        assert "infer" in raw.headers["server-timing"]
+        several = [("file", ("a.jpg", cat)), ("file", ("b.txt", b"text")), ("file", ("c.jpg", cat))]
+        results = httpx2.post(f"{container.url}/upload?top_k=2", files=several).json()["results"]
+        assert [result.get("label", result.get("status")) for result in results] == [
+            "Egyptian_cat",
+            415,
+            "Egyptian_cat",
+        ]
+        asked = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+        preflight = httpx2.request("OPTIONS", f"{container.url}/upload", headers=asked)
+        assert preflight.headers["access-control-allow-origin"] == "https://example.org"
+        for name, data in formats().items():
+            assert upload(container.url, name, data).status_code == 200, name
+        assert "POST /upload 200" in container.log
+
+
 def test_it_computes_on_the_cpus_its_quota_gives(image_name: str, cat: bytes) -> None:
     with running(image_name, *LOCKED_DOWN, "--cpus", "1", "--memory", "256m") as small:
         assert "with 1 CPU (the cgroup's quota of 1 CPUs" in small.log
@@ -178,16 +209,18 @@ def test_it_computes_on_the_cpus_its_quota_gives(image_name: str, cat: bytes) ->
 
 
 def test_docker_stop_loses_no_accepted_request(image_name: str, cat: bytes) -> None:
-    answers: list[int] = []
+    answers: Counter[int] = Counter()
     with running(image_name, *LOCKED_DOWN) as stopped:
 
         def ask() -> None:
-            answers.append(upload(stopped.url, "cat.jpg", cat).status_code)
+            answers[upload(stopped.url, "cat.jpg", cat).status_code] += 1
 
         threads = [threading.Thread(target=ask) for _ in range(40)]
         for thread in threads:
             thread.start()
-        while '"POST /upload 200"' not in stopped.log:  # some are answered, the others wait
+        deadline = time.monotonic() + 30
+        while stopped.log.count('"POST /upload 200"') < 3:  # some are answered, the others wait
+            assert time.monotonic() < deadline
             time.sleep(0.01)
         began = time.perf_counter()
         docker("stop", stopped.id)
@@ -196,7 +229,9 @@ def test_docker_stop_loses_no_accepted_request(image_name: str, cat: bytes) -> N
             thread.join()
         state = stopped.state
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
-    assert answers == [200] * 40
+    assert set(answers) <= {200, 503}  # and none without an answer; 503 for who came too late
+    assert answers.total() == 40
+    assert answers[200] >= 20
     assert took < 9, "docker stop waits ten seconds and then kills"
 
 
