@@ -21,13 +21,14 @@ from torchvision.transforms._presets import ImageClassification
 from export.errors import ParityError, PhotographError
 from export.models import Architecture
 from serve.errors import RequestError
-from serve.preprocess import Preprocessing, decode, open_image, to_input
+from serve.picture import PictureLimits, decode, open_image
+from serve.preprocess import Preprocessing, to_input
 
 LOGIT_TOLERANCE: Final = 1e-4
 PIXEL_TOLERANCE: Final = 1e-6
 BATCH_SIZES: Final = (1, 3)
 _TOP: Final = 5
-_NO_LIMIT: Final = 2**40
+_NO_LIMIT: Final = PictureLimits(2**40, max_frames=2**40)
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]

@@ -27,7 +27,7 @@ from serve.lifecycle import Lifecycle
 from serve.memory import trim
 from serve.middleware import LingeringClose, OriginGuard, RequestLog
 from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
-from serve.preprocess import is_quick_to_open
+from serve.picture import is_quick_to_open
 from serve.problems import MEDIA_TYPE, encode, problem, problem_of, retry_after
 from serve.scheduler import Outcome, Scheduler
 from serve.upload import UploadedFile, UploadLimits, read_upload

@@ -14,9 +14,11 @@ from PIL import Image
 from serve.catalogue import AUTO, find_model
 from serve.config import MODELS, Config
 from serve.errors import EmptyFile, ModelError
+from serve.memory import Room
 from serve.model import Model, load_model
+from serve.picture import PictureLimits, decode, decoding_pixels, open_image
 from serve.postprocess import Label, Scored, load_class_index, top_k
-from serve.preprocess import Preprocessing, decode, open_image, to_input
+from serve.preprocess import Preprocessing, to_input
 
 
 @dataclass(frozen=True)
@@ -47,32 +49,38 @@ class Classified:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A warm model with all it takes to feed it and to name its answers. Safe to use from several threads."""
+    """A warm model with all it takes to feed it and to name its answers. Safe to use from several threads.
+
+    room: pixels that may be decoded at once, because each takes up to 15 bytes while it is.
+    """
 
     model: Model
     preprocessing: Preprocessing
     labels: tuple[Label, ...]
-    max_pixels: int
+    limits: PictureLimits
     exif_orientation: bool
     exact_decode: bool
+    room: Room
 
     def open(self, data: bytes, k: int) -> Job:
         """Check a picture by its header alone; `prepare` then decodes it.
 
-        Raises `EmptyFile`, `UnsupportedFormat`, `UndecodableImage` or `TooManyPixels`.
+        Raises `EmptyFile`, and what `open_image` raises.
         """
         if not data:
             raise EmptyFile("The file is empty.")
         started = time.perf_counter()
-        image = open_image(data, self.preprocessing, self.max_pixels)
+        image = open_image(data, self.preprocessing, self.limits)
         return Job(image, k, time.perf_counter() - started)
 
     def prepare(self, job: Job) -> Prepared:
-        """Decode and preprocess, on the calling thread; CPU-bound for milliseconds. Raises `UndecodableImage`."""
-        started = time.perf_counter()
-        rgb = decode(job.image, self.exif_orientation, None if self.exact_decode else self.preprocessing)
-        decoded = time.perf_counter()
-        batch = to_input(rgb, self.preprocessing, self.exact_decode)
+        """Decode and preprocess, on the calling thread; CPU-bound for milliseconds. Raises what `decode` raises."""
+        reduce_for = None if self.exact_decode else self.preprocessing
+        with self.room.taken(decoding_pixels(job.image, reduce_for)):
+            started = time.perf_counter()
+            rgb = decode(job.image, self.exif_orientation, reduce_for)
+            decoded = time.perf_counter()
+            batch = to_input(rgb, self.preprocessing, self.exact_decode)
         return Prepared(
             batch,
             job.top_k,
@@ -112,4 +120,5 @@ def load_classifier(config: Config) -> Classifier:
         raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
     labels = load_class_index(config.class_index, model.class_count)
     exact = config.decode == "exact"
-    return Classifier(model, preprocessing, labels, config.max_pixels, config.exif_orientation, exact)
+    limits = PictureLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000)
+    return Classifier(model, preprocessing, labels, limits, config.exif_orientation, exact, Room(config.max_pixels))

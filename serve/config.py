@@ -102,6 +102,10 @@ class Config:
     )
     max_request_bytes: int = _setting(20 * 2**20, _whole(1, 2**40), "bytes a request's body may have")
     max_pixels: int = _setting(50_000_000, _whole(1, 2**40), "pixels an image may have, by its header")
+    max_frames: int = _setting(1000, _whole(1, 2**40), "frames an animation may have; only its first is looked at")
+    max_decode_ms: int = _setting(
+        1500, _whole(1, 86_400_000), "milliseconds of CPU time that decoding a picture may take"
+    )
     max_files: int = _setting(32, _whole(1, 10_000), "files a request may have")
     exif_orientation: bool = _setting(
         True, _switch, "turn pictures upright as their EXIF says: on or off (TIFF always turns)"

@@ -72,6 +72,14 @@ class TooManyPixels(RequestError):
     """More pixels than an image may have, by its own header or once resized."""
 
 
+class TooManyFrames(RequestError):
+    """More frames than an animation may have."""
+
+
+class TooComplex(RequestError):
+    """A picture that would take more work than its size warrants: scans, strips, or simply time."""
+
+
 class UnsupportedBody(RequestError):
     """The request's body is neither multipart nor an image."""
 

@@ -1,4 +1,6 @@
-"""How the C library hands out memory here: at the pace of pictures, and bounded. No error leaves this module.
+"""Memory at the pace of pictures, and bounded: malloc's settings, and a bound on what is decoded at once.
+
+No error leaves this module.
 
 Left to itself glibc gives the buffers of each decoded picture back to the system and asks for them again for the next:
 about 500 page faults a picture, which took a third of decoding and preprocessing where it was measured. And it makes an
@@ -6,6 +8,10 @@ arena for each thread, which keep what they once held.
 """
 
 import ctypes
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _MEBIBYTE: Final = 2**20
@@ -37,3 +43,31 @@ def trim() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+class Room:
+    """So many units for all threads together; who asks first is served first, so large requests are not starved."""
+
+    def __init__(self, units: int) -> None:
+        self._units = units
+        self._free = units
+        self._queue: deque[object] = deque()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, units: int) -> Iterator[None]:
+        """Hold so many units for a `with` block, all of them at most; waits until they are free."""
+        units = min(units, self._units)
+        ticket = object()
+        with self._changed:
+            self._queue.append(ticket)
+            self._changed.wait_for(lambda: self._queue[0] is ticket and self._free >= units)
+            self._queue.popleft()
+            self._free -= units
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += units
+                self._changed.notify_all()

@@ -32,6 +32,8 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.UploadTooLarge: Rule(413, "Content Too Large"),
     errors.TooManyFiles: Rule(413, "Content Too Large"),
     errors.TooManyPixels: Rule(413, "Content Too Large"),
+    errors.TooManyFrames: Rule(413, "Content Too Large"),
+    errors.TooComplex: Rule(413, "Content Too Large"),
     errors.UnsupportedBody: Rule(415, "Unsupported Media Type"),
     errors.UnsupportedFormat: Rule(415, "Unsupported Media Type"),
     errors.UndecodableImage: Rule(422, "Unprocessable Content"),

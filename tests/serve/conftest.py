@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 from serve.app import create_app
 from serve.classifier import Classifier, load_classifier
 from serve.config import Config
+from serve.picture import PictureLimits
 from tests.references import DATA
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -37,7 +38,7 @@ def client_for(config: Config, classifier: Classifier) -> Iterator[ClientFor]:
         changed = replace(config, **settings)
         using = replace(
             classifier,
-            max_pixels=changed.max_pixels,
+            limits=PictureLimits(changed.max_pixels, changed.max_frames, changed.max_decode_ms / 1000),
             exif_orientation=changed.exif_orientation,
             exact_decode=changed.decode == "exact",
         )

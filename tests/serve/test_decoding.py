@@ -12,11 +12,12 @@ from PIL import Image
 
 from serve.config import ROOT
 from serve.errors import UndecodableImage
-from serve.preprocess import Preprocessing, decode, is_quick_to_open, open_image, to_input
+from serve.picture import PictureLimits, decode, is_quick_to_open, open_image
+from serve.preprocess import Preprocessing, to_input
 from tests.references import PICTURES
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-LIMIT = 50_000_000
+LIMIT = PictureLimits(50_000_000)
 ORIENTATION = 0x0112
 
 
@@ -156,9 +157,10 @@ def test_decoding_avif_takes_no_more_threads_than_the_one_that_asks() -> None:
     buffer = io.BytesIO()
     photograph(1600, 1200).save(buffer, "AVIF", speed=10)
     code = (
-        "import sys, os; from serve.preprocess import *;"
+        "import sys, os; from serve.picture import *; from serve.preprocess import *;"
         "spec = Preprocessing(256, 'bilinear', 224, (0, 0, 0), (1, 1, 1));"
-        "decode(open_image(sys.stdin.buffer.read(), spec, 10**8)); print(len(os.listdir('/proc/self/task')))"
+        "decode(open_image(sys.stdin.buffer.read(), spec, PictureLimits(10**8)));"
+        "print(len(os.listdir('/proc/self/task')))"
     )
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's own would be counted
     command = [sys.executable, "-c", code]

@@ -1,0 +1,70 @@
+"""What a JPEG or a TIFF has a decoder spend time or memory on, whatever its size: scans, tiles, strips.
+
+Errors that leave here: `TooComplex` and `TooManyPixels`. What cannot be read is left for the decoder to refuse.
+"""
+
+import struct
+from typing import Final
+
+from serve.errors import TooComplex, TooManyPixels
+
+# A progressive JPEG's scans each pass over the whole picture (about 0.6 ms a megapixel), however few bytes they have:
+# megapixels times scans, and so many scans in any case. Ordinary ones have ten.
+_SCAN_PIXELS: Final = 2_000_000_000
+_SCANS: Final = 40
+_START_OF_SCAN: Final = b"\xff\xda"
+
+# Strips or tiles; a picture of 50 megapixels in tiles of 16 × 16 has 200,000.
+_TIFF_PARTS: Final = 250_000
+_TIFF_ENTRIES: Final = 1024
+_TIFF_INTEGERS: Final = {3: "H", 4: "I", 16: "Q"}
+_IMAGE_WIDTH, _IMAGE_LENGTH, _STRIP_OFFSETS, _STRIP_BYTE_COUNTS = 256, 257, 273, 279
+_TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTE_COUNTS = 322, 323, 324, 325
+
+
+def require_modest_scans(data: bytes, pixels: int) -> None:
+    """Raise `TooComplex` for a JPEG of so many pixels that has more scans than its decoder should be asked to make."""
+    scans = data.count(_START_OF_SCAN)  # within pixel data FF is never followed by DA; a thumbnail may add one
+    limit = max(_SCANS, _SCAN_PIXELS // max(1, pixels))
+    if scans > limit:
+        raise TooComplex(f"The JPEG picture has {scans} scans; the limit for its size is {limit} scans.")
+
+
+def require_modest_layout(data: bytes, max_pixels: int) -> None:
+    """Raise `TooManyPixels` or `TooComplex` for a TIFF of too many pixels, in all or in a tile, or too many parts."""
+    try:
+        entries = _first_directory(data)
+    except struct.error:
+        return  # truncated
+    width, height = entries.get(_IMAGE_WIDTH, (0, 0))[1], entries.get(_IMAGE_LENGTH, (0, 0))[1]
+    if width * height > max_pixels:
+        raise TooManyPixels(f"The picture has {width} × {height} pixels; the limit is {max_pixels} pixels.")
+    across, down = entries.get(_TILE_WIDTH, (0, 0))[1], entries.get(_TILE_LENGTH, (0, 0))[1]
+    if across * down > max_pixels:
+        raise TooManyPixels(f"The TIFF picture has tiles of {across} × {down}; the limit is {max_pixels} pixels.")
+    for tag in (_STRIP_OFFSETS, _STRIP_BYTE_COUNTS, _TILE_OFFSETS, _TILE_BYTE_COUNTS):
+        parts = entries.get(tag, (0, 0))[0]
+        if parts > _TIFF_PARTS:
+            raise TooComplex(f"The TIFF picture has {parts} strips or tiles; the limit is {_TIFF_PARTS}.")
+
+
+def _first_directory(data: bytes) -> dict[int, tuple[int, int]]:
+    """Tag → number of values and the first of them, where it is a whole number that fits in the entry."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = struct.unpack_from(f"{order}H", data, 2)[0] == 43  # BigTIFF
+    (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)
+    counter, entry = (f"{order}Q", f"{order}HHQ8s") if big else (f"{order}H", f"{order}HHI4s")
+    if start > len(data):
+        return {}
+    (count,) = struct.unpack_from(counter, data, start)
+    if count > _TIFF_ENTRIES:
+        raise TooComplex(f"The TIFF picture has {count} directory entries; the limit is {_TIFF_ENTRIES}.")
+    first = start + struct.calcsize(counter)
+    found: dict[int, tuple[int, int]] = {}
+    for position in range(first, first + count * struct.calcsize(entry), struct.calcsize(entry)):
+        tag, kind, values, inline = struct.unpack_from(entry, data, position)
+        number = 0
+        if kind in _TIFF_INTEGERS and struct.calcsize(_TIFF_INTEGERS[kind]) <= len(inline):
+            (number,) = struct.unpack_from(f"{order}{_TIFF_INTEGERS[kind]}", inline)
+        found.setdefault(tag, (values, number))
+    return found

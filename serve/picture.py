@@ -1,0 +1,252 @@
+"""Encoded picture → its format by content → header check → upright RGB: the first frame, decoded within limits.
+
+What comes from the internet is looked at before a decoder sees it: format, size, frames, and for JPEG and TIFF what
+else their decoders would spend time or memory on (`serve/claims.py`). Pillow's plug-ins read through a file that ends
+their work when its time is up. The pixels are those of torchvision's usual loader, `Image.open(file).convert("RGB")`,
+with two stated exceptions: EXIF orientation is applied (unless turned off), and 16-bit grey is scaled to 8 bits where
+Pillow would clip it to white.
+
+Errors that leave here: `UnsupportedFormat`, `UndecodableImage`, `TooManyPixels`, `TooManyFrames`, `TooComplex`.
+"""
+
+import ctypes
+import io
+import math
+import re
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageOps
+
+# All the plug-ins that are ever used, imported here so that Pillow never goes looking for its forty others.
+from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  isort: skip
+from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
+
+from serve.claims import require_modest_layout, require_modest_scans
+from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
+from serve.preprocess import INTERPOLATIONS, Preprocessing, resized_size
+
+ACCEPTED_FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+
+# How a file of each format begins. BMP's two letters alone would claim plain text, so the size of its second header
+# (the known versions of BITMAPINFOHEADER) is looked at too.
+_SIGNATURES: Final = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
+    "AVIF": re.compile(rb".{4}ftyp(.{4})*?avi[fs]", re.DOTALL),
+}
+_SIGNATURE_BYTES: Final = 64
+
+# Pillow's own bomb guard knows one limit for the whole process; `open_image` applies ours, which is a setting.
+Image.MAX_IMAGE_PIXELS = None
+# Decoding belongs to the thread that asks for it; by itself the AV1 decoder would start one for each CPU.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+# Pillow warns of each odd tag in a picture, and strangers' pictures have as many as they like.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# CPU seconds that reading a header may take; ordinary ones take a thousandth.
+_HEADER_SECONDS: Final = 0.5
+
+# JPEG's markers (ITU-T T.81, table B.1); ordinary files have ten or twenty segments before their pixels.
+_START_OF_SCAN: Final = b"\xff\xda"
+_FIRST_MARKER_WITH_LENGTH: Final = 0xC0
+_QUICK_SEGMENTS: Final = 64
+
+# A reduced JPEG keeps this many times the side it is then resized to, as Pillow's own `thumbnail` does. With less, what
+# aliases in so small a picture shows in the answers: docs/serving.md has the figures.
+_REDUCED_TO: Final = 2
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """What one picture may claim: width × height, before and after resizing; frames; CPU seconds to decode it."""
+
+    max_pixels: int
+    max_frames: int = 1000
+    decode_seconds: float = math.inf
+
+
+class _TimedFile(io.BytesIO):
+    """A file in memory whose reader is sent away once it has used up its CPU time.
+
+    Pillow's decoders come back for more every 64 KB at least, so this ends most of what runs away. What takes the whole
+    file at once (WebP, AVIF, TIFF's compressions) is bounded by its pixels alone.
+    """
+
+    def __init__(self, data: bytes, limits: PictureLimits) -> None:
+        super().__init__(data)
+        self._decode_seconds = limits.decode_seconds
+        self.allow(_HEADER_SECONDS, "reading its header")
+
+    def allow_decoding(self) -> None:
+        self.allow(self._decode_seconds, "decoding it")
+
+    def allow(self, seconds: float, what: str) -> None:
+        """From now on the calling thread may spend so many CPU seconds."""
+        self._until = time.thread_time() + seconds
+        self._refusal = f"The picture takes too long: {what} is given {seconds:g} s."
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.thread_time() > self._until:
+            raise TooComplex(self._refusal)
+        return super().read(size)
+
+
+def sniff_format(data: bytes) -> str | None:
+    """The accepted format that `data` begins like, a key of `ACCEPTED_FORMATS`, or None."""
+    head = data[:_SIGNATURE_BYTES]
+    return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
+
+
+def is_quick_to_open(data: bytes) -> bool:
+    """Whether `open_image` is sure to be done within a few milliseconds: a JPEG of few segments before its pixels.
+
+    Only one of them may be EXIF, because each of its entries is read.
+    """
+    if sniff_format(data) != "JPEG":
+        return False
+    position, exif = 2, 0
+    for _ in range(_QUICK_SEGMENTS):
+        head = data[position : position + 10]
+        marker = head[:2]
+        if marker == _START_OF_SCAN:
+            return True
+        exif += head[4:] == b"Exif\0\0"
+        if len(head) < 10 or head[0] != 0xFF or head[1] < _FIRST_MARKER_WITH_LENGTH or exif > 1:
+            return False
+        position += 2 + int.from_bytes(head[2:4], "big")
+    return False
+
+
+def open_image(data: bytes, spec: Preprocessing, limits: PictureLimits) -> Image.Image:
+    """Read a picture's header and nothing more; the pixels stay encoded until `decode`.
+
+    data: the encoded file, recognised by content. Raises any of this module's errors.
+    """
+    format_name = sniff_format(data)
+    if format_name is None:
+        raise UnsupportedFormat(
+            f"The file is not a picture in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."
+        )
+    if format_name == "TIFF":
+        require_modest_layout(data, limits.max_pixels)
+    try:
+        image = Image.open(_TimedFile(data, limits), formats=[format_name])
+        frames = 1 if format_name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
+    except (MemoryError, RequestError):
+        raise
+    except Exception as error:  # Pillow's plug-ins let a dozen types of exception out on a corrupt header
+        raise _undecodable(format_name) from error
+    if frames > limits.max_frames:
+        raise TooManyFrames(f"The picture has {frames} frames; the limit is {limits.max_frames} frames.")
+    width, height = image.size
+    max_pixels = limits.max_pixels
+    if width * height > max_pixels:
+        raise TooManyPixels(f"The picture has {width} × {height} pixels; the limit is {max_pixels} pixels.")
+    if format_name == "JPEG":
+        require_modest_scans(data, width * height)
+    resized = resized_size((width, height), spec.resize)
+    if resized[0] * resized[1] > max_pixels:
+        raise TooManyPixels(
+            f"The picture has {width} × {height} pixels, which is {resized[0]} × {resized[1]} once its shorter side is "
+            f"{spec.resize}; the limit is {max_pixels} pixels."
+        )
+    return image
+
+
+def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
+    """About how many pixels `decode` will hold: all of them, but for a JPEG that is reduced while it is read."""
+    pixels = image.width * image.height
+    sequential = isinstance(image, JpegImagePlugin.JpegImageFile) and not image.info.get("progressive")
+    return pixels // 4 if sequential and reduce_for and min(image.size) >= 4 * reduce_for.resize else pixels
+
+
+def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Preprocessing | None = None) -> Image.Image:
+    """Decode what `open_image` opened: the first frame, as upright 8-bit RGB. Raises `UndecodableImage` or
+    `TooComplex`.
+
+    reduce_for: a JPEG of at least four times the side that this needs is decoded at 1/2, 1/4 or 1/8 of its scale, to
+    no less than twice that side, and comes back resized already. Its pixels then differ slightly; no others do.
+    """
+    format_name = image.format or "image"
+    try:
+        if isinstance(image.fp, _TimedFile):  # type: ignore[attr-defined]
+            image.fp.allow_decoding()  # type: ignore[attr-defined]
+        reduced = None if reduce_for is None else _decode_reduced(image, reduce_for)
+        if reduced is not None:
+            rgb = reduced
+        elif image.mode.startswith("I;16"):
+            rgb = _scale_16_bit(image).convert("RGB")
+        elif image.mode in ("I", "F"):
+            raise UndecodableImage(
+                f"The {format_name} picture has 32-bit pixels, which have no agreed range; 8 and 16 bits are accepted."
+            )
+        else:
+            rgb = image.convert("RGB")
+    except (MemoryError, RequestError):
+        raise
+    except Exception as error:  # as in open_image, and zlib's, struct's and the codecs' own
+        raise _undecodable(format_name) from error
+    if apply_orientation:
+        _turn_upright(rgb)
+    return rgb
+
+
+def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:
+    """Have a JPEG's blocks decoded to fewer pixels each (libjpeg's scaled DCT), then resize; None if it is too small.
+
+    The size is what `resize` would give at full scale. The box is too, to the fraction of a pixel: the last pixel of a
+    row may stand for fewer full ones than the others.
+    """
+    target = resized_size(image.size, spec.resize)
+    enough = (target[0] * _REDUCED_TO, target[1] * _REDUCED_TO)
+    if (
+        not isinstance(image, JpegImagePlugin.JpegImageFile)
+        or min(image.width // enough[0], image.height // enough[1]) < 2
+    ):
+        return None
+    drafted = image.draft(None, enough)
+    if drafted is None:  # not one plain scan, as in some uncommon JPEGs
+        return None
+    return image.convert("RGB").resize(target, INTERPOLATIONS[spec.interpolation], box=drafted[1])
+
+
+def _scale_16_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey → 8-bit grey, 65535 to 255 and rounded to nearest."""
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _turn_upright(rgb: Image.Image) -> None:
+    """Apply EXIF orientation in place. A picture whose EXIF cannot be read is taken as upright."""
+    try:
+        ImageOps.exif_transpose(rgb, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: S110  broken metadata around a sound picture: torchvision's loader would not have looked
+        pass
+
+
+def _undecodable(format_name: str) -> UndecodableImage:
+    return UndecodableImage(f"The {format_name} picture cannot be decoded: it is truncated or corrupt.")
+
+
+def _silence_libtiff() -> None:
+    """libtiff writes of corrupt files to standard error, past every log. Its library is the one Pillow has loaded."""
+    loaded = Path("/proc/self/maps")
+    names = set(re.findall(r"/\S*libtiff\S*", loaded.read_text())) if loaded.exists() else set()
+    for name in names:
+        library = ctypes.CDLL(name)
+        for handler in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            getattr(library, handler)(None)
+
+
+_silence_libtiff()

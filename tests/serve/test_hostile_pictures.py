@@ -1,0 +1,105 @@
+"""Pictures that mean harm: refused by name and limit, in little time and memory, and those that only look like it."""
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serve.claims import require_modest_scans
+from serve.errors import RequestError, TooComplex, TooManyFrames
+from serve.memory import Room
+from serve.picture import PictureLimits, decode, open_image
+from serve.preprocess import Preprocessing, to_input
+from serve.problems import problem_of
+from tests.hostile.pictures import ACCEPTED, REFUSED, animated_gif, bmp, jpeg_of_scans
+
+SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+LIMITS = PictureLimits(50_000_000, 1000, 1.5)
+MOST_SECONDS = 2.0
+MOST_MEGABYTES = 150
+
+
+def classify(data: bytes, limits: PictureLimits = LIMITS) -> None:
+    to_input(decode(open_image(data, SPEC, limits), reduce_for=SPEC), SPEC, exact=False)
+
+
+def peak_megabytes() -> float:
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    assert found
+    return int(found[1]) / 1000
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_it_is_refused_in_little_time_and_memory(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    make, status = REFUSED[name]
+    data = make()
+    assert len(data) <= 20 * 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far (proc(5))
+    before = peak_megabytes()
+    started = time.thread_time()
+    with pytest.raises(RequestError) as refusal:
+        classify(data)
+    assert time.thread_time() - started <= MOST_SECONDS
+    assert peak_megabytes() - before <= MOST_MEGABYTES
+    problem = problem_of(refusal.value)
+    assert problem["status"] == status, problem
+    assert re.search("the limit|is given|truncated or corrupt", problem["detail"]), problem
+    assert capfd.readouterr() == ("", "")  # no library writes past the log
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_it_is_odd_and_all_the_same_a_picture(name: str) -> None:
+    data = ACCEPTED[name]()
+    started = time.thread_time()
+    classify(data)
+    assert time.thread_time() - started <= MOST_SECONDS
+
+
+def test_limits_are_named_with_what_broke_them() -> None:
+    with pytest.raises(TooManyFrames, match="The picture has 11 frames; the limit is 10 frames"):
+        classify(animated_gif(11), PictureLimits(50_000_000, 10))
+    classify(animated_gif(10), PictureLimits(50_000_000, 10))
+    with pytest.raises(TooComplex, match="The JPEG picture has 50 scans; the limit for its size is 40 scans"):
+        require_modest_scans(b"\xff\xda" * 50, 50_000_000)
+    require_modest_scans(b"\xff\xda" * 40, 50_000_000)
+    with pytest.raises(TooComplex, match=r"takes too long: decoding it is given 0.1 s"):
+        classify(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), PictureLimits(50_000_000, 10, 0.1))
+
+
+def test_ordinary_progressive_pictures_of_any_size_are_far_from_the_limit_of_scans() -> None:
+    assert jpeg_of_scans(7000, 0).count(b"\xff\xda") == 10
+
+
+def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> None:
+    room = Room(10)
+    held, most, order = 0, 0, []
+    lock = threading.Lock()
+
+    def use(name: str, units: int) -> None:
+        nonlocal held, most
+        with room.taken(units):
+            with lock:
+                order.append(name)
+                held += min(units, 10)
+                most = max(most, held)
+            time.sleep(0.02)
+            with lock:
+                held -= min(units, 10)
+
+    def started(target: Callable[..., None], *arguments: object) -> threading.Thread:
+        thread = threading.Thread(target=target, args=arguments)
+        thread.start()
+        time.sleep(0.005)  # so that they ask in this order
+        return thread
+
+    threads = [started(use, "small", 4), started(use, "huge", 99)]
+    threads += [started(use, f"later {number}", 4) for number in range(4)]
+    for thread in threads:
+        thread.join(5)
+    assert order[:2] == ["small", "huge"]  # not overtaken by the small ones that would fit
+    assert len(order) == 6
+    assert most == 10
