@@ -7,6 +7,7 @@ either signal, and with 2 and one line on standard error where it cannot start.
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -19,6 +20,8 @@ from serve.log import set_up_logging
 from serve.memory import settle_allocator, trim
 
 _START_FAILED = 2
+# Libraries, the model, the listener and what the event loop needs.
+_OTHER_FILES = 64
 
 log = logging.getLogger("serve")
 
@@ -41,6 +44,7 @@ def main() -> int:
             return health.main(sys.argv[2:], os.environ)
         config = load_config(sys.argv[1:], os.environ)
         set_up_logging(config.log_format, config.log_level)
+        allow_connections(config.max_connections)
         # The address first: a taken port is the commonest mistake, and the model need not be loaded to find it.
         with bind(config) as listener:
             serve(config, listener)
@@ -70,6 +74,18 @@ def bind(config: Config) -> socket.socket:
             f"cannot listen on {config.host} port {config.port}: {reason}; choose others with --host and --port"
         ) from error
     return listener
+
+
+def allow_connections(count: int) -> None:
+    """Have the system allow so many sockets besides the files that are open anyway; raises `StartError`."""
+    needed = count + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise StartError(
+                f"max_connections={count} needs {needed} open files, and the system allows {hard} (ulimit -n)"
+            )
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def serve(config: Config, listener: socket.socket) -> None:
@@ -105,7 +121,7 @@ def serve(config: Config, listener: socket.socket) -> None:
         extra={"fields": {"url": url}},
     )
     lifecycle = Lifecycle(config.grace_seconds)
-    run(create_app(config, classifier, lifecycle), lifecycle, listener)
+    run(create_app(config, classifier, lifecycle), config, lifecycle, listener)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

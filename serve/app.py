@@ -20,10 +20,11 @@ from starlette.routing import Route
 from starlette.types import ExceptionHandler, Receive
 
 from serve.answers import prediction, prediction_or_problem, server_timing
+from serve.arrival import Arrival, Arrivals
 from serve.classifier import Classified, Classifier, Job, Prepared
 from serve.config import Config
 from serve.errors import DeadlinePassed, RequestError
-from serve.lifecycle import Lifecycle
+from serve.lifecycle import Lifecycle, Visit
 from serve.memory import trim
 from serve.middleware import LingeringClose, OriginGuard, RequestLog
 from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
@@ -56,6 +57,7 @@ class Server:
         self.classifier = classifier
         self.lifecycle = lifecycle
         self.limits = UploadLimits(config.max_request_bytes, config.max_files)
+        self.arrivals = Arrivals(config.max_upload_bytes, config.body_timeout_ms / 1000)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -94,23 +96,27 @@ class Server:
 
     async def upload(self, request: Request) -> Response:
         async with self.lifecycle.accept() as visit:
-            started = time.monotonic()
-            top_k = parse_top_k(request.query_params.getlist("top_k"), len(self.classifier.labels))
-            seconds = parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
-            self.scheduler.require_room()  # before an upload that would be refused is read
-            files = await read_upload(request.headers, request.stream(), self.limits)
-            visit.arrived()
-            read = time.monotonic()
-            outcomes = await _while_connected(request.receive, self._classify(files, top_k, read + seconds))
-            timing = {"Server-Timing": server_timing(read - started, outcomes)} if self.config.server_timing else None
-            model_name = self.classifier.model.name
-            if len(files) == 1:
-                return PrettyEnd(prediction(outcomes[0].unwrap(), model_name), headers=timing)
-            results = [
-                {"filename": file.filename, **prediction_or_problem(outcome, model_name)}
-                for file, outcome in zip(files, outcomes, strict=True)
-            ]
-            return PrettyEnd({"results": results}, headers=timing)
+            with self.arrivals.one() as arrival:
+                return await self._answer(request, visit, arrival)
+
+    async def _answer(self, request: Request, visit: Visit, arrival: Arrival) -> Response:
+        started = time.monotonic()
+        top_k = parse_top_k(request.query_params.getlist("top_k"), len(self.classifier.labels))
+        seconds = parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
+        self.scheduler.require_room()  # before an upload that would be refused is read
+        files = await read_upload(request.headers, arrival.paced(request.stream()), self.limits)
+        visit.arrived()
+        read = time.monotonic()
+        outcomes = await _while_connected(request.receive, self._classify(files, top_k, read + seconds))
+        timing = {"Server-Timing": server_timing(read - started, outcomes)} if self.config.server_timing else None
+        model_name = self.classifier.model.name
+        if len(files) == 1:
+            return PrettyEnd(prediction(outcomes[0].unwrap(), model_name), headers=timing)
+        results = [
+            {"filename": file.filename, **prediction_or_problem(outcome, model_name)}
+            for file, outcome in zip(files, outcomes, strict=True)
+        ]
+        return PrettyEnd({"results": results}, headers=timing)
 
     async def _give_memory_back(self) -> None:
         """Now and then return what a burst of large pictures has left, which malloc by itself may never do."""

@@ -100,6 +100,19 @@ class Config:
     grace_seconds: int = _setting(
         9, _whole(1, 86_400), "seconds that SIGTERM leaves to requests in flight; docker stop kills after 10"
     )
+    max_connections: int = _setting(
+        1000, _whole(1, 1_000_000), "connections there may be; for more, the one idle longest is closed"
+    )
+    keep_alive_seconds: int = _setting(75, _whole(1, 86_400), "seconds that a connection may be idle between requests")
+    head_timeout_ms: int = _setting(
+        10_000, _whole(1, 86_400_000), "milliseconds in which a request's line and headers have to come"
+    )
+    body_timeout_ms: int = _setting(
+        20_000, _whole(1, 86_400_000), "milliseconds in which its body has to come; one second more for each 64 KiB"
+    )
+    max_upload_bytes: int = _setting(
+        128 * 2**20, _whole(1, 2**40), "bytes that all uploads not yet answered may have together; more are refused"
+    )
     max_request_bytes: int = _setting(20 * 2**20, _whole(1, 2**40), "bytes a request's body may have")
     max_pixels: int = _setting(50_000_000, _whole(1, 2**40), "pixels an image may have, by its header")
     max_frames: int = _setting(1000, _whole(1, 2**40), "frames an animation may have; only its first is looked at")
@@ -156,6 +169,11 @@ def load_config(
     if config.max_files > config.max_queue:
         raise ConfigError(
             f"max_files={config.max_files} is more than max_queue={config.max_queue}: so many could never be let in"
+        )
+    if config.max_request_bytes > config.max_upload_bytes:
+        raise ConfigError(
+            f"max_request_bytes={config.max_request_bytes} is more than max_upload_bytes={config.max_upload_bytes}: "
+            "a request of that size could never be let in"
         )
     return config
 

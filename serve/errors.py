@@ -64,6 +64,14 @@ class UploadTooLarge(RequestError):
     """More bytes than a request may have."""
 
 
+class UploadTooSlow(RequestError):
+    """The body's bytes come more slowly than they may."""
+
+
+class UploadsFull(RequestError):
+    """Other uploads hold as many bytes as may be held at once; trying again makes sense once some are done."""
+
+
 class TooManyFiles(RequestError):
     """More files, or more parts, than a request may have."""
 

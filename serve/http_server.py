@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import uuid
 from collections.abc import Callable
 from types import FrameType
@@ -15,6 +16,8 @@ from typing import Any, Final
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serve.config import Config
+from serve.connections import Connections
 from serve.lifecycle import Lifecycle
 from serve.problems import MEDIA_TYPE, encode, problem
 
@@ -28,18 +31,24 @@ _LINGER_SECONDS: Final = 2.0
 _MAX_HEAD_BYTES: Final = 64 * 1024
 
 
-def run(app: Callable[..., Any], lifecycle: Lifecycle, listener: socket.socket) -> None:
+def run(app: Callable[..., Any], config: Config, lifecycle: Lifecycle, listener: socket.socket) -> None:
     """Serve `app` on `listener` until SIGINT or SIGTERM and all accepted requests are answered."""
+
+    class Bounded(_HttpProtocol):
+        all_connections = Connections(config.max_connections)
+        head_seconds = config.head_timeout_ms / 1000
+
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of what clients do, and so could they
     settings = uvicorn.Config(
         app,
-        http=_HttpProtocol,
+        http=Bounded,
         ws="none",
         loop="asyncio",
         log_config=None,
         access_log=False,  # middleware.py writes it, with the request id
         server_header=False,
         timeout_graceful_shutdown=_CLOSING_SECONDS,
+        timeout_keep_alive=config.keep_alive_seconds,
     )
     _DrainingServer(settings, lifecycle).run(sockets=[listener])
 
@@ -49,8 +58,15 @@ class _HeadTooLarge(Exception):
 
 
 class _HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on llhttp, with bounded heads and the contract's own words for what is no HTTP."""
+    """uvicorn's protocol on llhttp, with bounded heads and the contract's own words for what is no HTTP.
 
+    all_connections: of this server, which this one makes known whom it waits for. head_seconds: for a head to come.
+    """
+
+    all_connections: "Connections[_HttpProtocol]" = Connections(sys.maxsize)
+    head_seconds = 10.0
+    _head_timer: asyncio.TimerHandle | None = None
+    _before_head = True
     _head_bytes = 0  # of the request line and headers so far, and of trailers
     _kept_bytes = 0  # received since the parser last handed something on
     _in_body = False
@@ -59,12 +75,29 @@ class _HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]
+        if self.all_connections.opened(self):
+            self._wait_for_head()
+        else:
+            detail = "The server has as many connections as it may have, and all are at work; try again in a moment."
+            self._refuse(503, "Service Unavailable", detail, "Retry-After: 1\r\n")
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.all_connections.closed(self)
+        self._stop_waiting_for_head()
+        super().connection_lost(exc)
+
+    def evict(self) -> None:
+        """Close at once: another connection needs the room."""
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
         self._kept_bytes += len(data)
         super().data_received(data)
+        if self._before_head and self._head_timer is None:  # bytes between requests end uvicorn's own waiting
+            self._wait_for_head()
         if self._kept_bytes > _MAX_HEAD_BYTES:
             self._too_large = True
             self.send_400_response("")
@@ -84,6 +117,8 @@ class _HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._stop_waiting_for_head()
+        self._before_head = False
         self._in_body = True
         super().on_headers_complete()
 
@@ -93,7 +128,14 @@ class _HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._kept_bytes = 0
+        self.all_connections.works(self)
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if not self.pipeline:
+            self.all_connections.waits(self)
+            self._before_head = True
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         if self._too_large:
@@ -102,6 +144,23 @@ class _HttpProtocol(HttpToolsProtocol):
         else:
             self._refuse(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
 
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_seconds, self._miss_head)
+
+    def _stop_waiting_for_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _miss_head(self) -> None:
+        """Close a connection whose client has begun no request, and refuse one that does not get on with it."""
+        self._head_timer = None
+        if self._kept_bytes or self._head_bytes:
+            detail = f"The request's head was not complete within the limit of {self.head_seconds:g} s."
+            self._refuse(408, "Request Timeout", detail)
+        else:
+            self.transport.close()
+
     def _count(self, length: int) -> None:
         self._kept_bytes = 0
         self._head_bytes += length
@@ -109,7 +168,7 @@ class _HttpProtocol(HttpToolsProtocol):
             self._too_large = True
             raise _HeadTooLarge
 
-    def _refuse(self, status: int, title: str, detail: str) -> None:
+    def _refuse(self, status: int, title: str, detail: str, headers: str = "") -> None:
         """Answer what never becomes a request, and close once the client has had the time to read that."""
         if self._refused or self.transport.is_closing():
             return
@@ -126,7 +185,7 @@ class _HttpProtocol(HttpToolsProtocol):
         body = encode(problem(status, title, detail))
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
-            f"X-Request-ID: {request_id}\r\nConnection: close\r\n\r\n"
+            f"X-Request-ID: {request_id}\r\nConnection: close\r\n{headers}\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.write_eof()

@@ -29,6 +29,8 @@ MAY_IMPORT = {
     "postprocess": {"errors"},
     "model": {"errors"},
     "upload": {"errors"},
+    "arrival": {"errors"},
+    "connections": set(),
     "problems": {"errors"},
     "middleware": {"errors", "problems"},
     "catalogue": {"errors"},
@@ -36,6 +38,7 @@ MAY_IMPORT = {
     "answers": {"classifier", "errors", "problems", "scheduler"},
     "app": {
         "answers",
+        "arrival",
         "classifier",
         "config",
         "errors",
@@ -48,7 +51,7 @@ MAY_IMPORT = {
         "scheduler",
         "upload",
     },
-    "http_server": {"lifecycle", "problems"},
+    "http_server": {"config", "connections", "lifecycle", "problems"},
     "health": {"config"},
     "autotune": {"catalogue", "config", "errors", "model"},
     "__main__": {

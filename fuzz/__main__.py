@@ -1,0 +1,13 @@
+"""`python -m fuzz picture|multipart [libFuzzer's flags, corpus folders]`: one target under atheris, until it ends."""
+
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["serve", "PIL", "python_multipart"]):
+    from fuzz.targets import TARGETS
+
+if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
+    sys.exit(f"usage: python -m fuzz {'|'.join(TARGETS)} [libFuzzer's flags and corpus folders]")
+atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]])
+atheris.Fuzz()

@@ -1,0 +1,54 @@
+"""What is fuzzed, as plain functions of bytes; whatever leaves them but a `RequestError` is a finding.
+
+python -m fuzz picture -max_total_time=1800     run one under atheris; libFuzzer's flags, and corpus folders
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+from serve.errors import RequestError
+from serve.picture import PictureLimits, decode, open_image
+from serve.preprocess import Preprocessing, to_input
+from serve.problems import problem_of
+from serve.upload import UploadLimits, read_upload
+
+_SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+# A fifth of a megapixel, so that a second makes many tries.
+_LIMITS: Final = PictureLimits(200_000, 100, 1.0)
+_UPLOAD_LIMITS: Final = UploadLimits(1 << 20, 4)
+
+
+def picture(data: bytes) -> None:
+    """The path of one file: format, header, decoding, the model's input. A picture gives FP32 `[1, 3, 28, 28]`."""
+    try:
+        batch = to_input(decode(open_image(data, _SPEC, _LIMITS), reduce_for=_SPEC), _SPEC, exact=False)
+    except RequestError as error:
+        problem_of(error)
+        return
+    if batch.shape != (1, 3, 28, 28) or not (abs(batch) <= 1.0).all():
+        raise AssertionError(f"a picture became {batch.shape}, up to {abs(batch).max()}")
+
+
+def multipart(data: bytes) -> None:
+    """The path of one body: its first line is the Content-Type, its second how large its chunks are."""
+    content_type, _, rest = data.partition(b"\n")
+    size, _, body = rest.partition(b"\n")
+    step = max(1, int.from_bytes(size[:2], "big"))
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for position in range(0, len(body), step):
+            yield body[position : position + step]
+
+    headers = {"content-type": content_type.decode("latin-1"), "transfer-encoding": "chunked"}
+    try:
+        files = asyncio.run(read_upload(headers, chunks(), _UPLOAD_LIMITS))
+    except RequestError as error:
+        problem_of(error)
+        return
+    kept = sum(len(file.data) for file in files)
+    if not 1 <= len(files) <= _UPLOAD_LIMITS.max_files or kept > len(body):
+        raise AssertionError(f"{len(files)} files of {kept} bytes from a body of {len(body)}")
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {"picture": picture, "multipart": multipart}

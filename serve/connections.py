@@ -1,0 +1,59 @@
+"""Who may stay connected: a bound on connections, and who has to go where it is reached.
+
+A connection waits (for its client to send something) or works (on a request whose body is complete). Where there are as
+many as may be, the one that has waited longest makes room for a new one, so that idle and dripping connections keep
+nobody out; those that work are never closed. Knows no HTTP. No error leaves this module.
+"""
+
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+
+class Evictable(Hashable, Protocol):
+    """A connection as this module sees it."""
+
+    def evict(self) -> None:
+        """Close at once."""
+
+
+C = TypeVar("C", bound=Evictable)
+
+
+class Connections(Generic[C]):
+    """All connections of one event loop. most: how many there may be."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._waiting: dict[C, None] = {}  # the one that has waited longest first
+        self._working: set[C] = set()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._working)
+
+    def opened(self, connection: C) -> bool:
+        """Take in a new connection, which waits; False where all others work and there is no room for it."""
+        if len(self) >= self._most:
+            longest = next(iter(self._waiting), None)
+            if longest is None:
+                return False
+            self.closed(longest)
+            longest.evict()
+        self._waiting[connection] = None
+        return True
+
+    def works(self, connection: C) -> None:
+        """Its request is complete: what follows is the server's own time."""
+        if connection in self._waiting:
+            del self._waiting[connection]
+            self._working.add(connection)
+
+    def waits(self, connection: C) -> None:
+        """It is answered; from now on it waits for its client again."""
+        if connection in self._working:
+            self._working.discard(connection)
+            self._waiting[connection] = None
+
+    def closed(self, connection: C) -> None:
+        """It is no more."""
+        self._waiting.pop(connection, None)
+        self._working.discard(connection)

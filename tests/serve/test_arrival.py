@@ -1,0 +1,57 @@
+"""Uploads on their way in: pace, and the bytes that all of them hold."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from serve.arrival import Arrivals
+from serve.errors import UploadsFull, UploadTooSlow
+
+
+async def chunks(*parts: bytes, pause: float = 0.0) -> AsyncIterator[bytes]:
+    for part in parts:
+        await asyncio.sleep(pause)
+        yield part
+
+
+async def read(arrivals: Arrivals, source: AsyncIterator[bytes]) -> tuple[bytes, int]:
+    """What came, and what was held meanwhile."""
+    with arrivals.one() as arrival:
+        received = b"".join([chunk async for chunk in arrival.paced(source)])
+        return received, arrivals.held
+
+
+def test_chunks_pass_through_and_count_until_the_end() -> None:
+    arrivals = Arrivals(10, 1.0)
+    assert asyncio.run(read(arrivals, chunks(b"abc", b"defg"))) == (b"abcdefg", 7)
+    assert arrivals.held == 0
+
+
+def test_more_than_all_may_hold_is_refused_and_what_it_held_is_free_again() -> None:
+    arrivals = Arrivals(10, 1.0)
+
+    async def scenario() -> None:
+        with arrivals.one() as other:
+            async for _ in other.paced(chunks(b"123456")):
+                pass
+            with pytest.raises(UploadsFull, match="the limit for all together is 10 bytes"):
+                await read(arrivals, chunks(b"1234", b"5"))
+            assert arrivals.held == 6
+        await read(arrivals, chunks(b"1234567890"))
+
+    asyncio.run(scenario())
+    assert arrivals.held == 0
+
+
+def test_one_that_drips_is_refused_however_often_it_drips() -> None:
+    arrivals = Arrivals(1000, 0.1)
+    with pytest.raises(UploadTooSlow, match=r"too slowly: \d+ bytes in 0 s; the limit is 0.1 s"):
+        asyncio.run(read(arrivals, chunks(*[b"x"] * 100, pause=0.01)))
+    assert arrivals.held == 0
+
+
+def test_one_that_is_large_has_its_time() -> None:
+    arrivals = Arrivals(10**6, 0.1)
+    received, _ = asyncio.run(read(arrivals, chunks(*[bytes(4096)] * 6, pause=0.04)))  # 100 KB a second
+    assert len(received) == 6 * 4096

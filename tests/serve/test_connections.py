@@ -1,0 +1,53 @@
+"""Who goes when there are as many connections as may be."""
+
+from serve.connections import Connections
+
+
+class Fake:
+    def __init__(self) -> None:
+        self.evicted = False
+
+    def evict(self) -> None:
+        self.evicted = True
+
+
+def test_the_one_that_has_waited_longest_makes_room() -> None:
+    table: Connections[Fake] = Connections(2)
+    first, second, third = Fake(), Fake(), Fake()
+    assert table.opened(first)
+    assert table.opened(second)
+    assert table.opened(third)
+    assert (first.evicted, second.evicted, len(table)) == (True, False, 2)
+
+
+def test_those_that_work_stay_and_a_new_one_finds_no_room() -> None:
+    table: Connections[Fake] = Connections(2)
+    busy = [Fake(), Fake()]
+    for connection in busy:
+        table.opened(connection)
+        table.works(connection)
+    assert not table.opened(Fake())
+    assert not any(connection.evicted for connection in busy)
+    assert len(table) == 2
+
+
+def test_an_answered_one_waits_again_behind_the_others() -> None:
+    table: Connections[Fake] = Connections(2)
+    first, second = Fake(), Fake()
+    table.opened(first)
+    table.opened(second)
+    table.works(first)
+    table.waits(first)
+    assert table.opened(Fake())
+    assert (first.evicted, second.evicted) == (False, True)
+
+
+def test_closed_ones_count_no_more() -> None:
+    table: Connections[Fake] = Connections(1)
+    for _ in range(3):
+        connection = Fake()
+        assert table.opened(connection)
+        table.works(connection)
+        table.closed(connection)
+        table.waits(connection)  # its last answer, which comes after
+    assert len(table) == 0

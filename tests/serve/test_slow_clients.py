@@ -1,0 +1,196 @@
+"""Clients that idle, drip, stall and crowd, against the real process: they go, and nobody else notices."""
+
+import http.client
+import json
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from serve.config import ROOT
+from tests.hostile.pictures import bmp
+from tests.server_process import ServerProcess, running_server
+from tests.tiny_model import PATH as TINY_MODEL
+
+MOST = 40
+FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--max-connections", str(MOST))
+FAST = (*FLAGS, "--head-timeout-ms", "400", "--body-timeout-ms", "600", "--keep-alive-seconds", "1")
+HEAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def patient() -> Iterator[ServerProcess]:
+    """With the default times, which no test here waits for."""
+    with running_server(sys.executable, *FLAGS) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[ServerProcess]:
+    with running_server(sys.executable, *FAST) as server:
+        yield server
+
+
+def connected(server: ServerProcess, stack: ExitStack) -> socket.socket:
+    parts = urlsplit(server.url)
+    assert parts.port
+    return stack.enter_context(socket.create_connection((parts.hostname or "", parts.port), timeout=10))
+
+
+def answer(connection: socket.socket) -> tuple[int, dict[str, str], dict[str, object]]:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    headers = {key.lower(): value for key, value in response.getheaders()}
+    return response.status, headers, json.loads(response.read())
+
+
+def until_closed(connection: socket.socket) -> float:
+    """Seconds until the server has closed it."""
+    started = time.monotonic()
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        pass
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET / HTTP/1.1\r\nHost: x\r\n", HEAD % 1000, HEAD % 1000 + b"\xff\xd8\xff"],
+    ids=["idle", "half a head", "no body", "half a body"],
+)
+def test_crowds_keep_nobody_out(patient: ServerProcess, cat: bytes, sent: bytes) -> None:
+    with ExitStack() as stack:
+        crowd = [connected(patient, stack) for _ in range(5 * MOST)]
+        for connection in crowd:
+            with suppress(OSError):  # it may have made room already
+                connection.sendall(sent)
+        for _ in range(3):
+            began = time.monotonic()
+            reply = httpx2.post(f"{patient.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
+            assert reply.status_code == 200
+            assert time.monotonic() - began < 2
+        assert until_closed(crowd[0]) < 1  # who came first went first
+
+
+def test_an_idle_connection_of_a_good_client_lasts(patient: ServerProcess, cat: bytes) -> None:
+    with httpx2.Client(base_url=patient.url) as client:
+        for _ in range(3):
+            assert client.post("/upload", files={"file": ("cat.jpg", cat)}).status_code == 200
+            time.sleep(0.3)
+
+
+def test_a_head_that_does_not_come_ends_the_connection(hasty: ServerProcess) -> None:
+    with ExitStack() as stack:
+        idle, half = connected(hasty, stack), connected(hasty, stack)
+        half.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+        status, _, problem = answer(half)
+        assert status == 408
+        assert problem["detail"] == "The request's head was not complete within the limit of 0.4 s."
+        assert until_closed(idle) < 1
+
+
+def test_a_head_that_drips_ends_it_too(hasty: ServerProcess) -> None:
+    with ExitStack() as stack:
+        dripping = connected(hasty, stack)
+        began = time.monotonic()
+
+        def drip() -> None:
+            try:
+                for byte in b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 100:
+                    dripping.sendall(bytes((byte,)))
+                    time.sleep(0.05)
+            except OSError:
+                pass
+
+        dripper = threading.Thread(target=drip)
+        dripper.start()
+        assert answer(dripping)[0] == 408
+        assert time.monotonic() - began < 2
+        dripping.shutdown(socket.SHUT_RDWR)
+        dripper.join(10)
+
+
+def test_a_second_request_has_to_come_as_the_first(hasty: ServerProcess) -> None:
+    """Bytes between requests end the waiting for keep-alive, so something else has to go on waiting."""
+    with ExitStack() as stack:
+        for more in (b"", b"\r\n", b"G"):
+            connection = connected(hasty, stack)
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.sendall(more)
+            assert until_closed(connection) < 4
+
+
+def test_a_body_that_drips_gets_408_and_its_limit(hasty: ServerProcess) -> None:
+    with ExitStack() as stack:
+        connection = connected(hasty, stack)
+        connection.sendall(HEAD % 1000 + b"\xff\xd8\xff")
+        status, headers, problem = answer(connection)
+        assert status == 408
+        assert headers["connection"] == "close"
+        assert str(problem["detail"]).startswith("The body comes too slowly: 3 bytes in 1 s; the limit is 0.6 s")
+        assert until_closed(connection) < 4
+
+
+def test_where_all_are_at_work_a_new_connection_is_told_so(cat: bytes) -> None:
+    """Two connections at most, and two pictures that take their decoder as long as it is allowed."""
+    flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--max-connections", "2", "--threads", "1")
+    slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
+    with running_server(sys.executable, *flags) as server, ExitStack() as stack:
+        busy = [connected(server, stack) for _ in range(2)]
+        for connection in busy:
+            connection.sendall(HEAD % len(slow) + slow)
+        time.sleep(0.5)
+        status, headers, problem = answer(connected(server, stack))
+        assert (status, headers["retry-after"]) == (503, "1")
+        assert problem["title"] == "Service Unavailable"
+        assert [answer(connection)[0] for connection in busy] == [413, 413]  # they were left in peace
+        reply = httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
+        assert reply.status_code == 200
+
+
+def test_uploads_together_hold_no_more_than_they_may(cat: bytes) -> None:
+    flags = (*FLAGS, "--max-request-bytes", "1000000", "--max-upload-bytes", "2500000")
+    with running_server(sys.executable, *flags) as server, ExitStack() as stack:
+        arriving = [connected(server, stack) for _ in range(2)]
+        for connection in arriving:
+            connection.sendall(HEAD % 1_000_000 + bytes(999_999))
+        time.sleep(0.3)
+        refused = connected(server, stack)
+        refused.sendall(HEAD % 600_000 + bytes(600_000))
+        status, headers, problem = answer(refused)
+        assert (status, headers["retry-after"]) == (429, "1")
+        assert "the limit for all together is 2500000 bytes" in str(problem["detail"])
+        reply = httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
+        assert reply.status_code == 200
+        for connection in arriving:
+            connection.close()
+        time.sleep(0.2)
+        again = connected(server, stack)
+        again.sendall(HEAD % 900_000 + bytes(900_000))
+        assert answer(again)[0] == 415
+
+
+def test_it_starts_with_room_for_its_connections_or_says_why_not() -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 500))
+
+    command = [sys.executable, "-m", "serve", "--model", str(TINY_MODEL), "--port", "0", "--max-connections"]
+    done = subprocess.run([*command, "1000"], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "serve: max_connections=1000 needs 1064 open files, and the system allows 500 (ulimit -n)\n"
+    process = subprocess.Popen([*command, "400"], cwd=ROOT, preexec_fn=limit, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    assert "is ready" in process.stderr.readline()
+    process.terminate()
+    process.communicate(timeout=30)
