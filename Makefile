@@ -38,7 +38,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,6 +89,10 @@ image-test: MODEL_VARIANT =
 image-test: image ## run the image as an operator would, test it over HTTP, and print what it weighs
 	@$(install_runtime) requirements/test.txt
 	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' BUILD_FLAGS='$(BUILD_FLAGS)' $(runtime) -m pytest tests/image
+
+hostile: ## send a hundred thousand requests that mean harm to a server of their own, and print what came of them
+	@$(install_runtime) requirements/test.txt
+	$(runtime) -m tests.hostile
 
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 

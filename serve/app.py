@@ -24,9 +24,10 @@ from serve.arrival import Arrival, Arrivals
 from serve.classifier import Classified, Classifier, Job, Prepared
 from serve.config import Config
 from serve.errors import DeadlinePassed, RequestError
+from serve.keys import KeyFile
 from serve.lifecycle import Lifecycle, Visit
 from serve.memory import trim
-from serve.middleware import LingeringClose, OriginGuard, RequestLog
+from serve.middleware import KeyGuard, LingeringClose, OriginGuard, RequestLog
 from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
 from serve.picture import is_quick_to_open
 from serve.problems import MEDIA_TYPE, encode, problem, problem_of, retry_after
@@ -36,6 +37,8 @@ from serve.upload import UploadedFile, UploadLimits, read_upload
 T = TypeVar("T")
 
 _TRIM_SECONDS: Final = 5.0
+# What wants an API key where there are keys; probes and the model card do not.
+_GUARDED: Final = ("/upload", "/v2")
 
 
 class PrettyEnd(JSONResponse):
@@ -190,6 +193,9 @@ def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | No
         allow_headers=["*"],
         expose_headers=["X-Request-ID", "Retry-After", "Server-Timing"],
     )
+    keys = None
+    if config.api_keys_file:
+        keys = Middleware(KeyGuard, prefixes=_GUARDED, require=KeyFile(config.api_keys_file).require)
     app = Starlette(
         routes=[
             Route("/", server.root),
@@ -204,6 +210,7 @@ def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | No
             Middleware(LingeringClose, leaving=lambda: lifecycle.draining),
             Middleware(OriginGuard, allowed=config.cors_origins),
             *([cors] if config.cors_origins else []),
+            *([keys] if keys else []),
         ],
         exception_handlers={
             RequestError: cast(ExceptionHandler, _answer_request_error),

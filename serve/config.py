@@ -126,6 +126,9 @@ class Config:
     cors_origins: tuple[str, ...] = _setting(
         (), _origins, "origins whose pages may use the server from a browser, separated by commas"
     )
+    api_keys_file: Path | None = _setting(
+        None, _path, "file of API keys, one a line, one of which /upload and /v2 then want; reread when it changes"
+    )
     server_timing: bool = _setting(False, _switch, "tell where an answer's time went, in Server-Timing: on or off")
     log_format: str = _setting("auto", _one_of("auto", "text", "json"), "text, json, or auto: text on a terminal")
     log_level: str = _setting("info", _one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
@@ -252,7 +255,7 @@ def _shown(default: Any) -> str:
             return "on"
         case Path():
             return str(default.relative_to(ROOT))
-        case ():
+        case () | None:
             return "none"
         case _:
             return str(default)

@@ -52,6 +52,10 @@ class EmptyFile(RequestError):
     """A file of no bytes."""
 
 
+class Unauthorised(RequestError):
+    """The request carries no API key, or none that is accepted."""
+
+
 class ForeignOrigin(RequestError):
     """A browser sent the request for a page of another origin, which no setting lists."""
 

@@ -174,11 +174,15 @@ class _HttpProtocol(HttpToolsProtocol):
             return
         self._refused = True
         if self.cycle is not None and not self.cycle.response_complete:
-            # An answer is still owed to the request before. Without its body there is none.
-            self.cycle.keep_alive = False
-            if self.cycle.more_body:
-                self.transport.close()
-            return
+            if not self.cycle.more_body or self.cycle.response_started or self.pipeline:
+                # An answer is still owed to the request before; after it the connection ends.
+                self.cycle.keep_alive = False
+                if self.cycle.more_body:
+                    self.transport.close()
+                return
+            # It is this request's own body that is wrong: whoever waits for the rest of it waits no more.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         request_id = uuid.uuid4().hex
         fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
         log.info("%d %s", status, detail, extra={"fields": fields})

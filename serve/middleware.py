@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from serve.errors import ForeignOrigin
+from serve.errors import ForeignOrigin, Unauthorised
 from serve.problems import MEDIA_TYPE, encode, problem, problem_of
 
 Message = MutableMapping[str, Any]
@@ -108,6 +108,27 @@ class LingeringClose:
         await self.app(scope, watching_receive, closing_send)
 
 
+class KeyGuard:
+    """Refuse requests to some routes that carry none of the operator's API keys, before their bodies are read.
+
+    prefixes: paths that are guarded, with all below them. require: raises `Unauthorised` for a key that is no good.
+    """
+
+    def __init__(self, app: App, prefixes: tuple[str, ...], require: Callable[[str | None], None]) -> None:
+        self.app = app
+        self.prefixes = prefixes
+        self.require = require
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and any(_is_below(scope["path"], prefix) for prefix in self.prefixes):
+            try:
+                self.require(_api_key(scope))
+            except Unauthorised as refused:
+                await _send_problem(send, problem_of(refused), (b"www-authenticate", b"Bearer"))
+                return
+        await self.app(scope, receive, send)
+
+
 class OriginGuard:
     """Refuse what a browser sends for a page of another origin, unless that origin is listed."""
 
@@ -146,9 +167,9 @@ async def _send_defect(send: Send, request_id: str) -> None:
     await _send_problem(send, {**problem(500, "Internal Server Error", detail), "request_id": request_id})
 
 
-async def _send_problem(send: Send, content: dict[str, Any]) -> None:
+async def _send_problem(send: Send, content: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
     body = encode(content)
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": content["status"], "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -171,6 +192,17 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
 def _request_id(scope: Scope) -> str:
     sent = _header(scope, b"x-request-id").decode("latin-1")
     return sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _api_key(scope: Scope) -> str | None:
+    scheme, _, token = _header(scope, b"authorization").decode("latin-1").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip()
+    return _header(scope, b"x-api-key").decode("latin-1") or None
+
+
+def _is_below(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}/")
 
 
 def _has_body(scope: Scope) -> bool:

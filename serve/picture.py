@@ -14,7 +14,6 @@ import io
 import math
 import re
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,9 +48,6 @@ _SIGNATURE_BYTES: Final = 64
 Image.MAX_IMAGE_PIXELS = None
 # Decoding belongs to the thread that asks for it; by itself the AV1 decoder would start one for each CPU.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# Pillow warns of each odd tag in a picture, and strangers' pictures have as many as they like.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
 # CPU seconds that reading a header may take; ordinary ones take a thousandth.
 _HEADER_SECONDS: Final = 0.5
 

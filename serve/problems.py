@@ -27,6 +27,7 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.MalformedUpload: Rule(400, "Bad Request"),
     errors.MissingFile: Rule(400, "Bad Request"),
     errors.EmptyFile: Rule(400, "Bad Request"),
+    errors.Unauthorised: Rule(401, "Unauthorized"),
     errors.ForeignOrigin: Rule(403, "Forbidden"),
     errors.UploadTooSlow: Rule(408, "Request Timeout"),
     errors.UnboundedBody: Rule(411, "Length Required"),

@@ -4,7 +4,6 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from PIL import Image
@@ -191,8 +190,3 @@ ACCEPTED: dict[str, Callable[[], bytes]] = {
         tiff_entries(10, 10, compression=1, t273=200, t279=100), bytes(300), following=8
     ),
 }
-
-
-@cache
-def refused(name: str) -> bytes:
-    return REFUSED[name][0]()

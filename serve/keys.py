@@ -1,0 +1,68 @@
+"""API keys, where the operator wants them: a file of keys, reread when it changes, and whether one sent is among them.
+
+Errors that leave here: `ConfigError` at the start, for a file that cannot be read or holds no key; `Unauthorised`.
+"""
+
+import hashlib
+import hmac
+import logging
+from pathlib import Path
+
+from serve.errors import ConfigError, Unauthorised
+
+log = logging.getLogger("serve")
+
+
+class KeyFile:
+    """The keys in a file: one a line; empty lines and what follows a # are left out."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._stamp()
+        self._digests = self._read()
+
+    def require(self, key: str | None) -> None:
+        """Raise `Unauthorised` unless `key` is one of them; takes as long for any key that is not."""
+        self._reread_if_changed()
+        if key is None:
+            raise Unauthorised("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
+        digest = _digest(key)
+        # Each is compared whole, and all of them are, so that time tells nothing about any.
+        if not sum(hmac.compare_digest(digest, known) for known in self._digests):
+            raise Unauthorised("The API key is not one of those accepted here.")
+
+    def _reread_if_changed(self) -> None:
+        """A file that cannot be read while the server runs leaves the keys as they were, and says so in the log."""
+        try:
+            stamp = self._stamp()
+            if stamp != self._seen:
+                self._seen = stamp
+                self._digests = self._read()
+                log.info("API keys: %d read anew from %s", len(self._digests), self._path.name)
+        except ConfigError as error:
+            log.warning("%s; the keys stay as they were", error)
+
+    def _stamp(self) -> tuple[int, int, int]:
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise self._unreadable(error) from error
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def _read(self) -> list[bytes]:
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise self._unreadable(error) from error
+        keys = [key for line in lines if (key := line.split("#")[0].strip())]
+        if not keys:
+            raise ConfigError(f"API keys file {self._path}: no key in it")
+        return [_digest(key) for key in keys]
+
+    def _unreadable(self, error: Exception) -> ConfigError:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        return ConfigError(f"API keys file {self._path}: {reason}")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()

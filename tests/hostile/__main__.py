@@ -1,0 +1,239 @@
+"""`make hostile`: a hundred thousand requests that mean harm, against the real process, while good ones go on.
+
+    python -m tests.hostile --requests 100000 --seed 1
+
+Sends to 127.0.0.1 only, to a server it starts itself. Ends with a table, and with status 1 where anything in it is not
+as the contract has it: an answer that is not expected, no answer, a crash, a good request that suffers.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+from tests.hostile.pictures import ACCEPTED, REFUSED
+from tests.hostile.requests import (
+    KINDS,
+    NO_ANSWER,
+    Attack,
+    bomb,
+    crumbs,
+    is_honest,
+    more_than_it_may_send,
+    post,
+)
+from tests.server_process import ROOT, ServerProcess, running_server
+
+AT_ONCE = 24
+HANG_SECONDS = 30.0
+GOOD_PAUSE_SECONDS = 0.1
+# Kinds that cost too much to come as often as the others: how many there are in a run of 100,000.
+RARE = {more_than_it_may_send: 100, crumbs: 200}
+BOMB_ROUNDS = 3
+
+
+@dataclass
+class Report:
+    """What came of a run."""
+
+    answers: dict[str, Counter[int]] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    good: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    peak_megabytes: float = 0.0
+    idle_megabytes: float = 0.0
+
+    @property
+    def sent(self) -> int:
+        return sum(counter.total() for counter in self.answers.values())
+
+    def count(self, kind: str, status: int) -> None:
+        self.answers.setdefault(kind, Counter())[status] += 1
+
+
+def attacks(count: int, seed: int) -> Iterator[tuple[str, Attack]]:
+    """A run's requests, in an order that the seed decides."""
+    chance = random.Random(seed)
+    share = count / 100_000
+    rare = [maker for maker, times in RARE.items() for _ in range(max(1, round(times * share)))]
+    bombs = list({**REFUSED, **ACCEPTED}) * max(1, round(BOMB_ROUNDS * share))
+    special = dict.fromkeys(sorted(chance.sample(range(count), len(rare) + len(bombs))))
+    queue = [*rare, *bombs]
+    chance.shuffle(queue)
+    makers, weights = list(KINDS), list(KINDS.values())
+    for number in range(count):
+        if number in special:
+            made = queue.pop()
+            yield ("bombs: " + made, bomb(made)) if isinstance(made, str) else (made.__name__, made(chance))
+        else:
+            maker = chance.choices(makers, weights)[0]
+            yield maker.__name__, maker(chance)
+
+
+async def send(attack: Attack, host: str, port: int) -> tuple[int, str, bytes]:
+    """Status, content type and body of the first answer; `NO_ANSWER` where there is none."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        try:
+            for position in range(0, len(attack.data), attack.step):
+                writer.write(attack.data[position : position + attack.step])
+                await writer.drain()
+            if attack.leave and attack.expected != {NO_ANSWER}:
+                writer.write_eof()
+        except ConnectionError:
+            pass  # it has answered already, and closed
+        return await read_answer(reader, head_only=attack.data.startswith(b"HEAD"))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return NO_ANSWER, "", b""
+    finally:
+        writer.transport.abort()
+
+
+async def read_answer(reader: asyncio.StreamReader, head_only: bool) -> tuple[int, str, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    status = int(head.split(" ", 2)[1])
+    if status == 100:
+        return await read_answer(reader, head_only)
+    headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in head.split("\r\n")[1:])}
+    length = 0 if head_only else int(headers.get("content-length", 0))
+    return status, headers.get("content-type", ""), await reader.readexactly(length)
+
+
+async def attack_all(report: Report, source: Iterator[tuple[str, Attack]], host: str, port: int) -> None:
+    """One of several that send from the same source, each waiting for its answer."""
+    for kind, attack in source:
+        name = "bombs" if kind.startswith("bombs") else kind
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                status, content_type, body = await send(attack, host, port)
+        except TimeoutError:
+            report.count(name, -1)
+            report.wrong.append(f"{kind}: no answer within {HANG_SECONDS:g} s to {attack.data[:200]!r}")
+            continue
+        report.count(name, status)
+        expected = status in attack.expected or status == 429
+        silent = status == NO_ANSWER or attack.data.startswith(b"HEAD")
+        if not expected or not (silent or is_honest(status, content_type, body)):
+            report.wrong.append(f"{kind}: {status} {body[:200]!r} to {attack.data[:300]!r}")
+
+
+async def go_on_being_good(report: Report, host: str, port: int, cat: bytes) -> None:
+    """Somebody else's ordinary picture, again and again; its answer is always the same."""
+    request = Attack(post(cat), frozenset({200}))
+    wanted = b""
+    while True:
+        started = time.perf_counter()
+        async with asyncio.timeout(HANG_SECONDS):
+            status, _, body = await send(request, host, port)
+        report.good.append(time.perf_counter() - started)
+        wanted = wanted or body
+        if status != 200 or body != wanted:
+            report.wrong.append(f"a good request: {status} {body[:200]!r}")
+        await asyncio.sleep(GOOD_PAUSE_SECONDS)
+
+
+async def run(server: ServerProcess, count: int, seed: int, report: Report) -> None:
+    parts = urlsplit(server.url)
+    assert parts.hostname
+    assert parts.port
+    at = (parts.hostname, parts.port)
+    cat = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
+    good = asyncio.ensure_future(go_on_being_good(report, *at, cat))
+    source = attacks(count, seed)
+    started = time.perf_counter()
+    await asyncio.gather(*(attack_all(report, source, *at) for _ in range(AT_ONCE)))
+    report.seconds = time.perf_counter() - started
+    if good.done():
+        report.wrong.append(f"good requests: {good.exception()!r}")
+    good.cancel()
+
+
+def megabytes(server: ServerProcess, what: str) -> float:
+    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024 / 1e6
+
+
+def hostile(count: int, seed: int, *flags: str) -> Report:
+    """A whole run against a server of its own, which has to be there at its end and leave as it should."""
+    report = Report()
+    for name in {**REFUSED, **ACCEPTED}:
+        bomb(name)  # made once, and before anything is sent: it takes seconds
+    with running_server(sys.executable, "--log-format", "json", *flags) as server:
+        report.idle_megabytes = megabytes(server, "VmRSS")
+        asyncio.run(run(server, count, seed, report))
+        if server.process.poll() is not None:
+            report.wrong.append(f"the server has ended with {server.process.returncode}")
+            return report
+        report.peak_megabytes = megabytes(server, "VmHWM")
+        status = server.stop()
+    if status != 0:
+        report.wrong.append(f"the server left with {status}")
+    report.wrong += wrong_lines(server.lines)
+    return report
+
+
+def wrong_lines(lines: list[str]) -> list[str]:
+    """Lines of the log that are no JSON object, or tell of a defect."""
+    wrong = []
+    for line in lines:
+        try:
+            parsed = json.loads(line)
+            defect = parsed["level"] not in ("info", "warning")
+        except (ValueError, TypeError, KeyError):
+            defect = True
+        if defect:
+            wrong.append(f"log: {line[:500]}")
+    return wrong
+
+
+def table(report: Report) -> str:
+    statuses = sorted({status for counter in report.answers.values() for status in counter})
+    names = {NO_ANSWER: "left", -1: "hang"}
+    lines = [f"{'kind':<32}" + "".join(f"{names.get(status, status):>7}" for status in statuses)]
+    for kind, counter in sorted(report.answers.items()):
+        lines.append(f"{kind:<32}" + "".join(f"{counter[status] or '':>7}" for status in statuses))
+    total = sum((counter for counter in report.answers.values()), Counter[int]())
+    lines.append(f"{'all':<32}" + "".join(f"{total[status]:>7}" for status in statuses))
+    good = sorted(report.good)
+    lines += [
+        "",
+        f"{report.sent} hostile requests in {report.seconds:.0f} s",
+        f"5xx other than 503 and 504: {sum(total[status] for status in (500, 501, 502, 505))}",
+        f"hangs: {total[-1]}",
+        f"good requests meanwhile: {len(good)}, median {1000 * statistics.median(good):.0f} ms, "
+        f"worst {1000 * good[-1]:.0f} ms",
+        f"memory, MB: {report.idle_megabytes:.0f} before, {report.peak_megabytes:.0f} at its peak",
+        f"not as it should be: {len(report.wrong)}",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the command; the process's exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--requests", type=int, default=100_000, help="how many (default: 100000)")
+    parser.add_argument("--seed", type=int, default=1, help="of the run; the same sends the same (default: 1)")
+    parser.add_argument("--model", default="auto", help="as the server's own flag")
+    options = parser.parse_args()
+    report = hostile(options.requests, options.seed, "--model", options.model)
+    print(table(report))
+    for line in report.wrong[:50]:
+        print(line)
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

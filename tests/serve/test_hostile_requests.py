@@ -1,0 +1,49 @@
+"""A short run of `make hostile`, and that its judge can say no."""
+
+import json
+import random
+
+from tests.hostile.__main__ import attacks, hostile, table, wrong_lines
+from tests.hostile.requests import KINDS, is_honest
+from tests.tiny_model import PATH as TINY_MODEL
+
+
+def test_two_thousand_hostile_requests_get_what_the_contract_has_for_them() -> None:
+    report = hostile(2000, 7, "--model", str(TINY_MODEL))
+    assert report.wrong == [], table(report)
+    assert report.sent == 2000
+    assert len(report.good) > 10
+    assert set(report.answers) >= {maker.__name__ for maker in KINDS} | {"bombs"}
+    assert report.peak_megabytes < 600
+
+
+def test_the_same_seed_sends_the_same_requests() -> None:
+    first, second = ([(kind, attack.data) for kind, attack in attacks(300, 3)] for _ in range(2))
+    assert first == second
+    assert len(first) == 300
+
+
+def test_every_kind_makes_a_request_it_knows_answers_to() -> None:
+    for maker in KINDS:
+        for seed in range(20):
+            attack = maker(random.Random(seed))
+            assert attack.data
+            assert attack.expected
+
+
+def test_an_answer_that_tells_of_the_inside_is_not_honest() -> None:
+    def problem(detail: str, status: int = 422) -> bytes:
+        return json.dumps({"status": status, "detail": detail}).encode()
+
+    kind = "application/problem+json"
+    assert is_honest(422, kind, problem("The PNG picture cannot be decoded."))
+    assert not is_honest(422, kind, problem("Traceback (most recent call last)"))
+    assert not is_honest(422, kind, problem("ValueError('x') in /usr/local/lib/python3.11/site-packages/PIL/Image.py"))
+    assert not is_honest(422, kind, problem("fine", status=400))
+    assert not is_honest(422, "text/plain", problem("fine"))
+
+
+def test_a_line_of_the_log_that_is_no_record_or_a_defect_is_found() -> None:
+    good = json.dumps({"level": "info", "message": "x"})
+    bad = ["TIFFReadDirectory: Warning", json.dumps({"level": "error", "message": "unforeseen"}), "[]"]
+    assert len(wrong_lines([good, *bad])) == len(bad)

@@ -1,0 +1,102 @@
+"""API keys: what is let through, what is not, and a file that changes."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve.errors import ConfigError, Unauthorised
+from serve.keys import KeyFile
+from tests.serve.conftest import ClientFor
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys"
+    path.write_text("# of the shop\nfirst-key\n\n  second-key  # of the phone\n")
+    return path
+
+
+@pytest.fixture
+def client(client_for: ClientFor, file: Path) -> TestClient:
+    return client_for(api_keys_file=file)
+
+
+def upload(client: TestClient, cat: bytes, **headers: str) -> Any:
+    return client.post("/upload", files={"file": ("cat.jpg", cat)}, headers=headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer first-key"},
+        {"Authorization": "bearer second-key"},
+        {"X-API-Key": "second-key"},
+    ],
+)
+def test_a_key_of_the_file_opens(client: TestClient, cat: bytes, headers: dict[str, str]) -> None:
+    assert upload(client, cat, **headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ({}, "An API key is needed: Authorization: Bearer KEY"),
+        ({"Authorization": "Basic Zmlyc3Qta2V5"}, "An API key is needed"),
+        ({"Authorization": "Bearer "}, "not one of those"),
+        ({"Authorization": "Bearer first-ke"}, "not one of those"),
+        ({"X-API-Key": "# of the shop"}, "not one of those"),
+        ({"X-API-Key": "first-key second-key"}, "not one of those"),
+    ],
+)
+def test_anything_else_is_401_and_told_what_is_wanted(
+    client: TestClient, cat: bytes, headers: dict[str, str], words: str
+) -> None:
+    answer = upload(client, cat, **headers)
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-request-id"]
+    assert words in answer.json()["detail"]
+    assert "first-key" not in answer.text
+
+
+def test_probes_and_the_card_stay_open_and_what_is_below_a_guarded_path_does_not(client: TestClient) -> None:
+    for path in ("/", "/livez", "/readyz", "/model"):
+        assert client.get(path).status_code == 200
+    for path in ("/v2", "/v2/models/densenet121/infer", "/upload/"):
+        assert client.get(path).status_code == 401
+    assert client.get("/uploads").status_code == 404
+
+
+def test_a_changed_file_counts_from_the_next_request_on(client: TestClient, file: Path, cat: bytes) -> None:
+    file.write_text("third-key\n")
+    assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401
+    assert upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200
+
+
+def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(file: Path) -> None:
+    keys = KeyFile(file)
+    for broken in (b"", b"\xff\xfe"):
+        file.write_bytes(broken)
+        os.utime(file, ns=(0, hash(broken) % 10**9))
+        keys.require("first-key")
+    file.unlink()
+    keys.require("second-key")
+    with pytest.raises(Unauthorised):
+        keys.require("third-key")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "No such file"), (b"# none\n", "no key in it"), (b"\xff", "not UTF-8")]
+)
+def test_a_server_does_not_start_without_the_keys_it_was_told_of(
+    tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    path = tmp_path / "keys"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=words):
+        KeyFile(path)
