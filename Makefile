@@ -21,6 +21,7 @@ TORCH_INDEX ?=
 IMAGE ?= densenet-server
 DOCKER ?= docker
 BUILD_FLAGS ?=
+FUZZ_SECONDS ?= 60
 
 export ORT_DISABLE_TELEMETRY = 1
 export WEIGHTS PHOTOS
@@ -38,7 +39,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile fuzz test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +68,9 @@ bench: ## measure the engines, and the server beside Flask and PyTorch; benchmar
 	@$(install_export) requirements/benchmark.txt
 	$(PYTHON) benchmarks/latency.py
 
+fuzz_flags = -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
+	-print_final_stats=1 -artifact_prefix=build/fuzz/finding-
+
 version = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 # The commit, marked where files differ from it.
 revision = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/dev/null)
@@ -93,6 +97,12 @@ image-test: image ## run the image as an operator would, test it over HTTP, and 
 hostile: ## send a hundred thousand requests that mean harm to a server of their own, and print what came of them
 	@$(install_runtime) requirements/test.txt
 	$(runtime) -m tests.hostile
+
+fuzz: ## fuzz decoding and multipart parsing, guided by coverage, for FUZZ_SECONDS each
+	@$(install) .venv/fuzz requirements/runtime.txt requirements/fuzz.txt
+	@mkdir -p build/fuzz/picture build/fuzz/multipart
+	.venv/fuzz/bin/python -m fuzz picture $(fuzz_flags) build/fuzz/picture tests/data/pictures
+	.venv/fuzz/bin/python -m fuzz multipart $(fuzz_flags) build/fuzz/multipart fuzz/corpus/multipart
 
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 
@@ -126,6 +136,7 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) pyproject.toml -o requirements/runtime.txt
 	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
+	$(lock) --group fuzz -c requirements/export.txt -o requirements/fuzz.txt
 	$(lock) --group image -c requirements/export.txt -o requirements/image.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt

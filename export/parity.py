@@ -150,7 +150,8 @@ def compare_pixels(path: Path, preset: ImageClassification, spec: Preprocessing)
 
 def reference_image(path: Path) -> Image.Image:
     """torchvision's usual loader with the server's two stated exceptions, written apart from the server's code."""
-    with Image.open(path) as image:
+    # An open file, as torchvision has it: given a path, Pillow maps plain TIFFs and reads turned ones wrongly.
+    with path.open("rb") as file, Image.open(file) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
             eight_bit = np.rint(np.asarray(upright).astype(np.float64) * 255 / 65535).astype(np.uint8)

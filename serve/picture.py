@@ -218,7 +218,9 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
 def _scale_16_bit(image: Image.Image) -> Image.Image:
     """16-bit grey → 8-bit grey, 65535 to 255 and rounded to nearest."""
     values = np.asarray(image).astype(np.uint32)
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    scaled.info.update(image.info)  # EXIF is there, and with it which way is up
+    return scaled
 
 
 def _turn_upright(rgb: Image.Image) -> None:

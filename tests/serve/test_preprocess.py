@@ -73,6 +73,16 @@ def test_16_bit_grey_is_scaled_and_not_clipped_to_white() -> None:
     assert levels.max() == 255
 
 
+def test_16_bit_grey_is_turned_upright_as_any_other() -> None:
+    """Found by tests/export/test_any_picture.py: scaling lost the EXIF."""
+    ramp = Image.fromarray(np.linspace(0, 65535, 6 * 8).astype(np.uint16).reshape(6, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = decode(open_image(encoded(ramp, "PNG", exif=exif.tobytes()), spec(SMALL), LIMIT))
+    upright = decode(open_image(encoded(ramp, "PNG"), spec(SMALL), LIMIT)).transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(upright))
+
+
 def test_16_bit_big_endian_tiff_is_scaled_too() -> None:
     ramp = np.linspace(0, 65535, 48).astype(">u2").reshape(6, 8)
     big_endian = Image.frombytes("I;16B", (8, 6), ramp.tobytes())

@@ -1,0 +1,32 @@
+"""The fuzz targets on their seeds and on what was ever found, without a fuzzer."""
+
+from pathlib import Path
+
+import pytest
+
+from fuzz.targets import TARGETS, multipart, picture
+from serve.config import ROOT
+from tests.references import pictures
+
+SEEDS = sorted((ROOT / "fuzz" / "corpus" / "multipart").iterdir())
+
+
+@pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.name)
+def test_multipart_seeds_end_in_files_or_in_an_error_of_ours(path: Path) -> None:
+    multipart(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)
+def test_pictures_whole_and_cut_end_in_an_input_or_in_an_error_of_ours(path: Path) -> None:
+    data = path.read_bytes()
+    for length in (len(data), len(data) // 2, 20, 0):
+        picture(data[:length])
+
+
+def test_a_target_that_lets_another_error_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("fuzz.targets.decode", break_)
+    with pytest.raises(ZeroDivisionError):
+        TARGETS["picture"](pictures()[0].read_bytes())
