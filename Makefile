@@ -22,6 +22,7 @@ IMAGE ?= densenet-server
 DOCKER ?= docker
 BUILD_FLAGS ?=
 FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 30
 
 export ORT_DISABLE_TELEMETRY = 1
 export WEIGHTS PHOTOS
@@ -39,7 +40,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile fuzz test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile overload soak fuzz test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -97,6 +98,14 @@ image-test: image ## run the image as an operator would, test it over HTTP, and 
 hostile: ## send a hundred thousand requests that mean harm to a server of their own, and print what came of them
 	@$(install_runtime) requirements/test.txt
 	$(runtime) -m tests.hostile
+
+overload: ## send a server of its own four times what it can do, for five minutes, and print what it kept of its promises
+	@$(install_runtime) requirements/test.txt
+	$(runtime) -m tests.hostile.overload
+
+soak: ## half an hour (SOAK_MINUTES) of good, bad, huge, aborted and slow requests; ends with an account of them
+	@$(install_runtime) requirements/test.txt
+	$(runtime) -m tests.hostile.soak --minutes $(SOAK_MINUTES)
 
 fuzz: ## fuzz decoding and multipart parsing, guided by coverage, for FUZZ_SECONDS each
 	@$(install) .venv/fuzz requirements/runtime.txt requirements/fuzz.txt

@@ -11,18 +11,17 @@ import asyncio
 import json
 import os
 import random
-import re
 import statistics
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+from tests.hostile.client import megabytes, send
 from tests.hostile.pictures import ACCEPTED, REFUSED
 from tests.hostile.requests import (
     KINDS,
@@ -82,35 +81,6 @@ def attacks(count: int, seed: int) -> Iterator[tuple[str, Attack]]:
             yield maker.__name__, maker(chance)
 
 
-async def send(attack: Attack, host: str, port: int) -> tuple[int, str, bytes]:
-    """Status, content type and body of the first answer; `NO_ANSWER` where there is none."""
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        try:
-            for position in range(0, len(attack.data), attack.step):
-                writer.write(attack.data[position : position + attack.step])
-                await writer.drain()
-            if attack.leave and attack.expected != {NO_ANSWER}:
-                writer.write_eof()
-        except ConnectionError:
-            pass  # it has answered already, and closed
-        return await read_answer(reader, head_only=attack.data.startswith(b"HEAD"))
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return NO_ANSWER, "", b""
-    finally:
-        writer.transport.abort()
-
-
-async def read_answer(reader: asyncio.StreamReader, head_only: bool) -> tuple[int, str, bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-    status = int(head.split(" ", 2)[1])
-    if status == 100:
-        return await read_answer(reader, head_only)
-    headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in head.split("\r\n")[1:])}
-    length = 0 if head_only else int(headers.get("content-length", 0))
-    return status, headers.get("content-type", ""), await reader.readexactly(length)
-
-
 async def attack_all(report: Report, source: Iterator[tuple[str, Attack]], host: str, port: int) -> None:
     """One of several that send from the same source, each waiting for its answer."""
     for kind, attack in source:
@@ -158,12 +128,6 @@ async def run(server: ServerProcess, count: int, seed: int, report: Report) -> N
     if good.done():
         report.wrong.append(f"good requests: {good.exception()!r}")
     good.cancel()
-
-
-def megabytes(server: ServerProcess, what: str) -> float:
-    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
-    assert found
-    return int(found[1]) * 1024 / 1e6
 
 
 def hostile(count: int, seed: int, *flags: str) -> Report:

@@ -24,12 +24,16 @@ ANY_FORM: Final = frozenset({200, 400, 413, 415, 422})
 
 @dataclass(frozen=True)
 class Attack:
-    """data: sent in pieces of `step` bytes, and `leave` before the answer; expected: statuses of the first answer."""
+    """One request. data: sent in pieces of `step` bytes, `pause` seconds apart. leave: whether nothing more is to come.
+
+    expected: statuses that its first answer may have.
+    """
 
     data: bytes
     expected: frozenset[int]
     step: int = 1 << 20
     leave: bool = False
+    pause: float = 0.0
 
 
 Maker = Callable[[random.Random], Attack]

@@ -1,0 +1,45 @@
+"""A client that sends bytes as they are, and what a running server's process takes."""
+
+import asyncio
+import re
+from pathlib import Path
+
+from tests.hostile.requests import NO_ANSWER, Attack
+from tests.server_process import ServerProcess
+
+
+async def send(attack: Attack, host: str, port: int) -> tuple[int, str, bytes]:
+    """Status, content type and body of the first answer; `NO_ANSWER` where there is none."""
+    reader, writer = await asyncio.open_connection(host, port)
+    try:
+        try:
+            for position in range(0, len(attack.data), attack.step):
+                writer.write(attack.data[position : position + attack.step])
+                await writer.drain()
+                if attack.pause:
+                    await asyncio.sleep(attack.pause)
+            if attack.leave and attack.expected != {NO_ANSWER}:
+                writer.write_eof()
+        except ConnectionError:
+            pass  # it has answered already, and closed
+        return await read_answer(reader, head_only=attack.data.startswith(b"HEAD"))
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return NO_ANSWER, "", b""
+    finally:
+        writer.transport.abort()
+
+
+async def read_answer(reader: asyncio.StreamReader, head_only: bool) -> tuple[int, str, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    status = int(head.split(" ", 2)[1])
+    if status == 100:
+        return await read_answer(reader, head_only)
+    headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in head.split("\r\n")[1:])}
+    length = 0 if head_only else int(headers.get("content-length", 0))
+    return status, headers.get("content-type", ""), await reader.readexactly(length)
+
+
+def megabytes(server: ServerProcess, what: str) -> float:
+    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+    assert found
+    return int(found[1]) * 1024 / 1e6
