@@ -87,7 +87,7 @@ def test_a_second_sigterm_changes_nothing(cat: bytes) -> None:
         def ask() -> None:
             try:
                 statuses.append(classify(server.url, cat))
-                except httpx2.TransportError:  # it came too late even to be refused
+            except httpx2.TransportError:  # it came too late even to be refused
                 statuses.append(0)
 
         threads = [threading.Thread(target=ask) for _ in range(20)]
