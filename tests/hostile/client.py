@@ -1,6 +1,7 @@
 """A client that sends bytes as they are, and what a running server's process takes."""
 
 import asyncio
+import contextlib
 import re
 from pathlib import Path
 
@@ -11,21 +12,23 @@ from tests.server_process import ServerProcess
 async def send(attack: Attack, host: str, port: int) -> tuple[int, str, bytes]:
     """Status, content type and body of the first answer; `NO_ANSWER` where there is none."""
     reader, writer = await asyncio.open_connection(host, port)
+    answer = asyncio.ensure_future(read_answer(reader, head_only=attack.data.startswith(b"HEAD")))
     try:
-        try:
+        with contextlib.suppress(ConnectionError):  # it has answered already, and closed
             for position in range(0, len(attack.data), attack.step):
+                if answer.done():  # whoever is refused stops sending
+                    break
                 writer.write(attack.data[position : position + attack.step])
                 await writer.drain()
                 if attack.pause:
                     await asyncio.sleep(attack.pause)
             if attack.leave and attack.expected != {NO_ANSWER}:
                 writer.write_eof()
-        except ConnectionError:
-            pass  # it has answered already, and closed
-        return await read_answer(reader, head_only=attack.data.startswith(b"HEAD"))
+        return await answer
     except (asyncio.IncompleteReadError, ConnectionError):
         return NO_ANSWER, "", b""
     finally:
+        answer.cancel()
         writer.transport.abort()
 
 
