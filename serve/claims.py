@@ -17,7 +17,8 @@ _START_OF_SCAN: Final = b"\xff\xda"
 # Strips or tiles; a picture of 50 megapixels in tiles of 16 × 16 has 200,000.
 _TIFF_PARTS: Final = 250_000
 _TIFF_ENTRIES: Final = 1024
-_TIFF_INTEGERS: Final = {3: "H", 4: "I", 16: "Q"}
+# What libtiff takes for a size or a count: bytes, shorts, longs and 64 bits, with sign or without.
+_TIFF_INTEGERS: Final = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 _IMAGE_WIDTH, _IMAGE_LENGTH, _STRIP_OFFSETS, _STRIP_BYTE_COUNTS = 256, 257, 273, 279
 _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTE_COUNTS = 322, 323, 324, 325
 
@@ -66,5 +67,7 @@ def _first_directory(data: bytes) -> dict[int, tuple[int, int]]:
         number = 0
         if kind in _TIFF_INTEGERS and struct.calcsize(_TIFF_INTEGERS[kind]) <= len(inline):
             (number,) = struct.unpack_from(f"{order}{_TIFF_INTEGERS[kind]}", inline)
+        elif kind in _TIFF_INTEGERS and values == 1 and tag in (_IMAGE_WIDTH, _IMAGE_LENGTH, _TILE_WIDTH, _TILE_LENGTH):
+            raise TooComplex(f"The TIFF picture's tag {tag} is not a number of at most {len(inline)} bytes, the limit.")
         found.setdefault(tag, (values, number))
     return found

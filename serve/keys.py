@@ -36,8 +36,8 @@ class KeyFile:
         try:
             stamp = self._stamp()
             if stamp != self._seen:
-                self._seen = stamp
                 self._digests = self._read()
+                self._seen = stamp
                 log.info("API keys: %d read anew from %s", len(self._digests), self._path.name)
         except ConfigError as error:
             log.warning("%s; the keys stay as they were", error)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from serve.claims import require_modest_scans
-from serve.errors import RequestError, TooComplex, TooManyFrames
+from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
 from serve.memory import Room
 from serve.picture import PictureLimits, decode, open_image
 from serve.preprocess import Preprocessing, to_input
 from serve.problems import problem_of
-from tests.hostile.pictures import ACCEPTED, REFUSED, animated_gif, bmp, jpeg_of_scans
+from tests.hostile.pictures import ACCEPTED, REFUSED, animated_gif, bmp, jpeg_of_scans, tiff, tiff_entries
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = PictureLimits(50_000_000, 1000, 1.5)
@@ -68,6 +68,16 @@ def test_limits_are_named_with_what_broke_them() -> None:
     require_modest_scans(b"\xff\xda" * 40, 50_000_000)
     with pytest.raises(TooComplex, match=r"takes too long: decoding it is given 0.1 s"):
         classify(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), PictureLimits(50_000_000, 10, 0.1))
+
+
+@pytest.mark.parametrize("kind", [3, 4, 9])
+def test_a_tiff_tile_is_too_large_whatever_kind_of_number_says_so(kind: int) -> None:
+    side = 30_000
+    entries = [*tiff_entries(9, 9, t324=200, t325=99), (322, kind, 1, side), (323, kind, 1, side)]
+    with pytest.raises(TooManyPixels, match="tiles of 30000 × 30000"):
+        classify(tiff(entries, bytes(400)))
+    with pytest.raises(TooComplex, match="tag 322 is not a number of at most 4 bytes"):
+        classify(tiff([*tiff_entries(9, 9), (322, 16, 1, 8), (323, 16, 1, 8)], bytes(400)))
 
 
 def test_ordinary_progressive_pictures_of_any_size_are_far_from_the_limit_of_scans() -> None:
