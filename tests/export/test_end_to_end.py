@@ -1,7 +1,6 @@
 """A fresh tree, `make serve`, real HTTP, real photographs: the labels are PyTorch's, and right."""
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -16,6 +15,7 @@ from torchvision.models import DenseNet121_Weights
 
 from serve.config import ROOT
 from serve.postprocess import load_class_index
+from tests.project_copy import copy_of_the_project
 from tests.server_process import running_server
 
 RIGHT_AT_LEAST = 0.8
@@ -51,17 +51,7 @@ def test_uploads_get_pytorchs_labels_and_they_are_right(
 @pytest.fixture
 def fresh_tree(tmp_path: Path) -> Path:
     """The project's own files as a clone has them, with the environments that are already made."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    tree = tmp_path / "clone"
-    for name in listed.stdout.splitlines():
-        (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, tree / name)
+    tree = copy_of_the_project(tmp_path / "clone")
     (tree / ".venv").symlink_to(ROOT / ".venv")
     return tree
 

@@ -136,12 +136,12 @@ def hostile(count: int, seed: int, *flags: str) -> Report:
     for name in {**REFUSED, **ACCEPTED}:
         bomb(name)  # made once, and before anything is sent: it takes seconds
     with running_server(sys.executable, "--log-format", "json", *flags) as server:
-        report.idle_megabytes = megabytes(server, "VmRSS")
+        report.idle_megabytes = megabytes(server.process.pid, "VmRSS")
         asyncio.run(run(server, count, seed, report))
         if server.process.poll() is not None:
             report.wrong.append(f"the server has ended with {server.process.returncode}")
             return report
-        report.peak_megabytes = megabytes(server, "VmHWM")
+        report.peak_megabytes = megabytes(server.process.pid, "VmHWM")
         status = server.stop()
     if status != 0:
         report.wrong.append(f"the server left with {status}")

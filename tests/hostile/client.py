@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from tests.hostile.requests import NO_ANSWER, Attack
-from tests.server_process import ServerProcess
 
 
 async def send(attack: Attack, host: str, port: int) -> tuple[int, str, bytes]:
@@ -42,7 +41,8 @@ async def read_answer(reader: asyncio.StreamReader, head_only: bool) -> tuple[in
     return status, headers.get("content-type", ""), await reader.readexactly(length)
 
 
-def megabytes(server: ServerProcess, what: str) -> float:
-    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{server.process.pid}/status").read_text())
+def megabytes(pid: int, what: str) -> float:
+    """A process's memory by a line of /proc/PID/status: VmRSS is what it has now, VmHWM the most it had."""
+    found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1]) * 1024 / 1e6

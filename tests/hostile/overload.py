@@ -96,7 +96,7 @@ async def open_loop(ask: Ask, server: ServerProcess, rate: float, seconds: float
             asked.add(task)
             task.add_done_callback(asked.discard)
             sent += 1
-        phase.peak_megabytes = max(phase.peak_megabytes, megabytes(server, "VmRSS"))
+        phase.peak_megabytes = max(phase.peak_megabytes, megabytes(server.process.pid, "VmRSS"))
         await asyncio.sleep(0.01)
     phase.seconds = time.perf_counter() - started
     await asyncio.gather(*asked)

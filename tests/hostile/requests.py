@@ -307,11 +307,6 @@ def crumbs(chance: random.Random) -> Attack:
     return Attack(post(part(SOUND["rgb.jpg"]) + END, FORM), frozenset({200}), step=chance.randrange(1, 60))
 
 
-def batch(chance: random.Random) -> Attack:
-    files = [mutated(chance, chance.choice(list(SOUND.values()))) for _ in range(chance.randrange(2, 6))]
-    return Attack(post(b"".join(part(data) for data in files) + END, FORM), frozenset({200, 400}))
-
-
 # How often each kind comes, in thousandths of a run.
 KINDS: Final[dict[Maker, int]] = {
     mutated_picture: 220,

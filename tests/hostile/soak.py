@@ -128,7 +128,10 @@ async def abort(attack: Attack, host: str, port: int) -> None:
 def sample(server: ServerProcess, at: float) -> Sample:
     process = Path(f"/proc/{server.process.pid}")
     return Sample(
-        at, megabytes(server, "VmRSS"), len(list((process / "fd").iterdir())), len(list((process / "task").iterdir()))
+        at,
+        megabytes(server.process.pid, "VmRSS"),
+        len(list((process / "fd").iterdir())),
+        len(list((process / "task").iterdir())),
     )
 
 

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import tarfile
@@ -165,25 +164,6 @@ def running(image: str, *options: str, arguments: Sequence[str] = ()) -> Iterato
         yield container
     finally:
         docker("rm", "--force", container.id)
-
-
-def copy_of_the_project(target: Path) -> Path:
-    """The project's own files as a clone has them, and the weights that were put into its build context."""
-    listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
-    weights = ROOT / "models" / "weights"
-    if weights.is_dir():
-        shutil.copytree(weights, target / "models" / "weights", dirs_exist_ok=True)
-    return target
 
 
 @dataclass(frozen=True)

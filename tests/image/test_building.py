@@ -16,10 +16,10 @@ from tests.image.engine import (
     Entry,
     Image,
     build,
-    copy_of_the_project,
     docker,
     running,
 )
+from tests.project_copy import copy_of_the_project
 
 TAG = "densenet-server-test"
 
@@ -37,7 +37,12 @@ def note(what: str, figure: str) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    return copy_of_the_project(tmp_path / "project")
+    """A copy of the project, with the weights that were put into its build context."""
+    copy = copy_of_the_project(tmp_path / "project")
+    weights = ROOT / "models" / "weights"
+    if weights.is_dir():
+        shutil.copytree(weights, copy / "models" / "weights", dirs_exist_ok=True)
+    return copy
 
 
 def test_a_changed_server_is_rebuilt_in_seconds_without_an_export(tree: Path, image_name: str) -> None:

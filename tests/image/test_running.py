@@ -1,6 +1,5 @@
 """The image at work: run as an operator would, without a writable path or a capability, and asked over HTTP."""
 
-import io
 import json
 import sys
 import threading
@@ -13,6 +12,7 @@ import httpx2
 import pytest
 from PIL import Image as Picture
 
+from tests.hostile.pictures import encoded
 from tests.image.conftest import TABLE
 from tests.image.engine import LOCKED_DOWN, ROOT, Container, docker, running
 from tests.references import pictures
@@ -23,12 +23,6 @@ RIGHT_AT_LEAST = 0.8
 
 def upload(url: str, name: str, data: bytes) -> httpx2.Response:
     return httpx2.post(f"{url}/upload", files={"file": (name, data)}, timeout=30)
-
-
-def encoded(image: Picture.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **options)  # type: ignore[arg-type]
-    return buffer.getvalue()
 
 
 def formats() -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """Pictures that mean harm: refused by name and limit, in little time and memory, and those that only look like it."""
 
+import os
 import re
 import threading
 import time
@@ -14,6 +15,7 @@ from serve.memory import Room
 from serve.picture import PictureLimits, decode, open_image
 from serve.preprocess import Preprocessing, to_input
 from serve.problems import problem_of
+from tests.hostile.client import megabytes
 from tests.hostile.pictures import ACCEPTED, REFUSED, animated_gif, bmp, jpeg_of_scans, tiff, tiff_entries
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -27,10 +29,7 @@ def classify(data: bytes, limits: PictureLimits = LIMITS) -> None:
 
 
 def peak_megabytes() -> float:
-    status = Path("/proc/self/status").read_text()
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    assert found
-    return int(found[1]) / 1000
+    return megabytes(os.getpid(), "VmHWM")
 
 
 @pytest.mark.parametrize("name", REFUSED)
