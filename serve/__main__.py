@@ -15,6 +15,7 @@ from types import FrameType
 
 from serve.catalogue import AUTO, EMBEDDED
 from serve.config import Config, load_config
+from serve.connections import ACCEPTED_TOO_MANY
 from serve.errors import StartError
 from serve.log import set_up_logging
 from serve.memory import settle_allocator, trim
@@ -78,7 +79,7 @@ def bind(config: Config) -> socket.socket:
 
 def allow_connections(count: int) -> None:
     """Have the system allow so many sockets besides the files that are open anyway; raises `StartError`."""
-    needed = count + _OTHER_FILES
+    needed = count + ACCEPTED_TOO_MANY + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:

@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, TypeVar, cast
 
 from starlette.applications import Starlette
@@ -23,7 +22,8 @@ from serve.answers import prediction, prediction_or_problem, server_timing
 from serve.arrival import Arrival, Arrivals
 from serve.classifier import Classified, Classifier, Job, Prepared
 from serve.config import Config
-from serve.errors import DeadlinePassed, RequestError
+from serve.errors import DeadlinePassed, QueueFull, RequestError
+from serve.inspector import Inspector
 from serve.keys import KeyFile
 from serve.lifecycle import Lifecycle, Visit
 from serve.memory import trim
@@ -65,7 +65,7 @@ class Server:
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Ready from start-up to shutdown; requests outside of it are refused."""
-        self.inspector = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspect")
+        self.inspector = Inspector(self.config.max_queue)
         self.scheduler: Scheduler[Job, Prepared, Classified] = Scheduler(
             self.classifier.prepare,
             self.classifier.compute,
@@ -80,7 +80,7 @@ class Server:
         finally:
             trimming.cancel()
             self.lifecycle.begin_drain()
-            self.inspector.shutdown(wait=False, cancel_futures=True)
+            self.inspector.close()
             self.scheduler.close()
 
     async def root(self, request: Request) -> Response:
@@ -128,7 +128,7 @@ class Server:
             await asyncio.sleep(_TRIM_SECONDS)
             if self.scheduler.done != done:
                 done = self.scheduler.done
-                await asyncio.get_running_loop().run_in_executor(self.inspector, trim)
+                self.inspector.do(trim)
 
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
         """The outcome of each file. Those whose header rules them out are never queued."""
@@ -145,8 +145,9 @@ class Server:
         try:
             if alone and is_quick_to_open(file.data):
                 return self.classifier.open(file.data, top_k)
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.inspector, self.classifier.open, file.data, top_k)
+            return await self.inspector.check(self.classifier.open, file.data, top_k)
+        except QueueFull:
+            raise
         except RequestError as error:
             return error
 

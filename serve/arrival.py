@@ -1,6 +1,7 @@
 """Uploads on their way in: how slowly one may come, and how many bytes all of them may hold together.
 
-Passes chunks of bytes on as they come; knows no HTTP. Errors that leave here: `UploadTooSlow`, `UploadsFull`.
+Where there is no room for more, the one that has been silent longest makes way, so that stalled uploads keep nobody
+out. Passes chunks of bytes on as they come; knows no HTTP. Errors that leave here: `UploadTooSlow`, `UploadsFull`.
 """
 
 import asyncio
@@ -12,6 +13,8 @@ from serve.errors import UploadsFull, UploadTooSlow
 
 # What an upload has to come at, on average and after a start, so that a large one on a slow line has its time.
 _BYTES_A_SECOND: Final = 64 * 1024
+# An upload of which nothing has come for so long may be made to go.
+_SILENT_SECONDS: Final = 1.0
 
 
 class Arrivals:
@@ -21,6 +24,7 @@ class Arrivals:
         self.held = 0
         self.max_bytes = max_bytes
         self.seconds = seconds
+        self.arriving: set[Arrival] = set()
 
     @contextmanager
     def one(self) -> Iterator["Arrival"]:
@@ -29,37 +33,77 @@ class Arrivals:
         try:
             yield arrival
         finally:
-            self.held -= arrival.received
+            self.held -= arrival.held
+
+    def make_room(self, count: int) -> None:
+        """Room for so many bytes more, if need be that of silent uploads; raises `UploadsFull`."""
+        long_ago = _now() - _SILENT_SECONDS
+        while self.held + count > self.max_bytes:
+            silent = min(self.arriving, key=lambda arrival: arrival.heard, default=None)
+            if silent is None or silent.heard > long_ago:
+                raise UploadsFull(
+                    f"There is no room for this upload: the limit for all together is {self.max_bytes} bytes; "
+                    "try again in a moment."
+                )
+            silent.make_way()
 
 
 class Arrival:
-    """One upload."""
+    """One upload. held: bytes that it keeps from the others. heard: when something of it last came."""
 
     def __init__(self, arrivals: Arrivals) -> None:
-        self.received = 0
+        self.held = 0
+        self.heard = _now()
         self._all = arrivals
+        self._made_way = False
+        self._waiting = asyncio.timeout(None)
 
     async def paced(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same chunks, while they come fast enough and there is room for them."""
-        began = asyncio.get_running_loop().time()
+        began = _now()
         iterator = aiter(chunks)
-        while True:
-            try:
-                async with asyncio.timeout_at(began + self._all.seconds + self.received / _BYTES_A_SECOND):
-                    chunk = await anext(iterator)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise UploadTooSlow(
-                    f"The body comes too slowly: {self.received} bytes in "
-                    f"{asyncio.get_running_loop().time() - began:.0f} s; the limit is {self._all.seconds:g} s, and "
-                    f"another for each {_BYTES_A_SECOND} bytes."
-                ) from None
-            if self._all.held + len(chunk) > self._all.max_bytes:
-                raise UploadsFull(
-                    f"There is no room for this upload: the limit for all together is {self._all.max_bytes} bytes; "
-                    "try again in a moment."
-                )
-            self._all.held += len(chunk)
-            self.received += len(chunk)
-            yield chunk
+        self._all.arriving.add(self)
+        try:
+            while True:
+                # However fast it came before, it may not then be silent for longer than one that begins.
+                until = min(began + self.held / _BYTES_A_SECOND, self.heard) + self._all.seconds
+                self._waiting = asyncio.timeout_at(until)
+                try:
+                    async with self._waiting:
+                        chunk = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError:
+                    raise self._refusal(began) from None
+                if self._made_way:
+                    raise self._refusal(began)
+                self.heard = _now()
+                self._all.make_room(len(chunk))
+                self._all.held += len(chunk)
+                self.held += len(chunk)
+                yield chunk
+        finally:
+            self._all.arriving.discard(self)
+
+    def make_way(self) -> None:
+        """End it: its bytes are free from now on."""
+        self._made_way = True
+        self._all.arriving.discard(self)
+        self._all.held -= self.held
+        self.held = 0
+        self._waiting.reschedule(_now())
+
+    def _refusal(self, began: float) -> UploadsFull | UploadTooSlow:
+        if self._made_way:
+            return UploadsFull(
+                f"The upload was silent for more than {_SILENT_SECONDS:g} s, and others needed its room: the limit for "
+                f"all together is {self._all.max_bytes} bytes; try again in a moment."
+            )
+        return UploadTooSlow(
+            f"The body comes too slowly: {self.held} bytes in {_now() - began:.0f} s; the limit is "
+            f"{self._all.seconds:g} s, and another for each {_BYTES_A_SECOND} bytes."
+        )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

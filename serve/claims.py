@@ -3,7 +3,9 @@
 Errors that leave here: `TooComplex` and `TooManyPixels`. What cannot be read is left for the decoder to refuse.
 """
 
+import re
 import struct
+from collections.abc import Iterator
 from typing import Final
 
 from serve.errors import TooComplex, TooManyPixels
@@ -13,6 +15,12 @@ from serve.errors import TooComplex, TooManyPixels
 _SCAN_PIXELS: Final = 2_000_000_000
 _SCANS: Final = 40
 _START_OF_SCAN: Final = b"\xff\xda"
+_START_OF_IMAGE, _END_OF_IMAGE = b"\xff\xd8", b"\xff\xd9"
+# Segments that are looked at for scans; every scan has a few.
+_SEGMENTS: Final = 10_000
+# Within pixel data FF is followed by 00, by a restart marker or by another FF; anything else is a marker.
+_MARKER: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_FIRST_MARKER_WITH_LENGTH: Final = b"\xff\xc0"
 
 # Strips or tiles; a picture of 50 megapixels in tiles of 16 × 16 has 200,000.
 _TIFF_PARTS: Final = 250_000
@@ -25,10 +33,34 @@ _TILE_WIDTH, _TILE_LENGTH, _TILE_OFFSETS, _TILE_BYTE_COUNTS = 322, 323, 324, 325
 
 def require_modest_scans(data: bytes, pixels: int) -> None:
     """Raise `TooComplex` for a JPEG of so many pixels that has more scans than its decoder should be asked to make."""
-    scans = data.count(_START_OF_SCAN)  # within pixel data FF is never followed by DA; a thumbnail may add one
     limit = max(_SCANS, _SCAN_PIXELS // max(1, pixels))
-    if scans > limit:
-        raise TooComplex(f"The JPEG picture has {scans} scans; the limit for its size is {limit} scans.")
+    if data.count(_START_OF_SCAN) <= limit:  # at least as many as there are
+        return
+    scans = 0
+    for number, (marker, _) in enumerate(_segments(data)):
+        scans += marker == _START_OF_SCAN
+        if scans > limit:
+            raise TooComplex(f"The JPEG picture has more scans than the limit for its size, {limit} scans.")
+        if number > _SEGMENTS:
+            raise TooComplex(f"The JPEG picture has more segments than the limit, {_SEGMENTS} segments.")
+
+
+def is_one_scan(data: bytes, components: int) -> bool:
+    """Whether a JPEG's first scan holds all of its components, so that it is decoded as it is read; else a decoder
+    keeps the whole picture's coefficients, whatever it reduces it to.
+    """
+    first = next((start for marker, start in _segments(data) if marker == _START_OF_SCAN), len(data))
+    return data[first + 2 : first + 3] == bytes((components,))
+
+
+def _segments(data: bytes) -> Iterator[tuple[bytes, int]]:
+    """Marker and start of each of a JPEG's segments, up to the end of the image and not into what follows it."""
+    position = len(_START_OF_IMAGE)
+    while (found := _MARKER.search(data, position)) and found[0] != _END_OF_IMAGE:
+        position = found.end()
+        if found[0] >= _FIRST_MARKER_WITH_LENGTH:
+            yield found[0], position
+            position += int.from_bytes(data[position : position + 2], "big")
 
 
 def require_modest_layout(data: bytes, max_pixels: int) -> None:

@@ -6,7 +6,12 @@ nobody out; those that work are never closed. Knows no HTTP. No error leaves thi
 """
 
 from collections.abc import Hashable
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
+
+# Connections accepted in one turn of the event loop.
+ACCEPTED_AT_ONCE: Final = 128
+# Those open beyond the bound, until the first that makes room is closed, a few turns later.
+ACCEPTED_TOO_MANY: Final = 4 * ACCEPTED_AT_ONCE
 
 
 class Evictable(Hashable, Protocol):
@@ -31,15 +36,14 @@ class Connections(Generic[C]):
         return len(self._waiting) + len(self._working)
 
     def opened(self, connection: C) -> bool:
-        """Take in a new connection, which waits; False where all others work and there is no room for it."""
-        if len(self) >= self._most:
-            longest = next(iter(self._waiting), None)
-            if longest is None:
-                return False
+        """Take in a new connection, which waits; False where all others work and it may only be told to go."""
+        while len(self) >= self._most and self._waiting:
+            longest = next(iter(self._waiting))
             self.closed(longest)
             longest.evict()
+        room = len(self) < self._most
         self._waiting[connection] = None
-        return True
+        return room
 
     def works(self, connection: C) -> None:
         """Its request is complete: what follows is the server's own time."""

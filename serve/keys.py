@@ -18,7 +18,7 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._stamp()
+        self._seen: tuple[int, ...] | str = self._stamp()  # or why it cannot be read
         self._digests = self._read()
 
     def require(self, key: str | None) -> None:
@@ -32,7 +32,8 @@ class KeyFile:
             raise Unauthorised("The API key is not one of those accepted here.")
 
     def _reread_if_changed(self) -> None:
-        """A file that cannot be read while the server runs leaves the keys as they were, and says so in the log."""
+        """A file that cannot be read while the server runs leaves the keys as they were, and says so in the log, once
+        for each reason."""
         try:
             stamp = self._stamp()
             if stamp != self._seen:
@@ -40,14 +41,16 @@ class KeyFile:
                 self._seen = stamp
                 log.info("API keys: %d read anew from %s", len(self._digests), self._path.name)
         except ConfigError as error:
-            log.warning("%s; the keys stay as they were", error)
+            if self._seen != str(error):
+                log.warning("%s; the keys stay as they were", error)
+                self._seen = str(error)
 
-    def _stamp(self) -> tuple[int, int, int]:
+    def _stamp(self) -> tuple[int, ...]:
         try:
             status = self._path.stat()
         except OSError as error:
             raise self._unreadable(error) from error
-        return status.st_mtime_ns, status.st_size, status.st_ino
+        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
     def _read(self) -> list[bytes]:
         try:

@@ -16,7 +16,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  isort: skip
 from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
-from serve.claims import require_modest_layout, require_modest_scans
+from serve.claims import is_one_scan, require_modest_layout, require_modest_scans
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
 from serve.preprocess import INTERPOLATIONS, Preprocessing, resized_size
 
@@ -55,6 +55,9 @@ _HEADER_SECONDS: Final = 0.5
 _START_OF_SCAN: Final = b"\xff\xda"
 _FIRST_MARKER_WITH_LENGTH: Final = 0xC0
 _QUICK_SEGMENTS: Final = 64
+_QUICK_BYTES: Final = 256 * 1024
+# Segments made of entries that are each read: EXIF's and Photoshop's (APP13).
+_EXIF, _PHOTOSHOP = b"Exif\0\0", b"Photos"
 
 # A reduced JPEG keeps this many times the side it is then resized to, as Pillow's own `thumbnail` does. With less, what
 # aliases in so small a picture shows in the answers: docs/serving.md has the figures.
@@ -103,20 +106,19 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def is_quick_to_open(data: bytes) -> bool:
-    """Whether `open_image` is sure to be done within a few milliseconds: a JPEG of few segments before its pixels.
-
-    Only one of them may be EXIF, because each of its entries is read.
-    """
+    """Whether `open_image` is sure to be done within a few milliseconds: a JPEG of few segments before its pixels."""
     if sniff_format(data) != "JPEG":
         return False
-    position, exif = 2, 0
+    position, seen = 2, []
     for _ in range(_QUICK_SEGMENTS):
         head = data[position : position + 10]
         marker = head[:2]
         if marker == _START_OF_SCAN:
             return True
-        exif += head[4:] == b"Exif\0\0"
-        if len(head) < 10 or head[0] != 0xFF or head[1] < _FIRST_MARKER_WITH_LENGTH or exif > 1:
+        seen.append(head[4:])
+        if len(head) < 10 or head[0] != 0xFF or head[1] < _FIRST_MARKER_WITH_LENGTH or position > _QUICK_BYTES:
+            return False
+        if seen.count(_EXIF) > 1 or seen.count(_PHOTOSHOP) > 1:
             return False
         position += 2 + int.from_bytes(head[2:4], "big")
     return False
@@ -161,8 +163,11 @@ def open_image(data: bytes, spec: Preprocessing, limits: PictureLimits) -> Image
 def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
     """About how many pixels `decode` will hold: all of them, but for a JPEG that is reduced while it is read."""
     pixels = image.width * image.height
-    sequential = isinstance(image, JpegImagePlugin.JpegImageFile) and not image.info.get("progressive")
-    return pixels // 4 if sequential and reduce_for and min(image.size) >= 4 * reduce_for.resize else pixels
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.info.get("progressive") or not reduce_for:
+        return pixels
+    reduced = min(image.size) >= 4 * reduce_for.resize
+    data = cast(io.BytesIO, image.fp).getvalue() if reduced else b""
+    return pixels // 4 if reduced and is_one_scan(data, image.layers) else pixels
 
 
 def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Preprocessing | None = None) -> Image.Image:

@@ -5,8 +5,10 @@ over all CPUs. It does so (it is `wide`) where the thread finds itself alone; wh
 CPU and they run side by side. So one caller gets the shortest answer, many get the highest rate, and there are never
 more busy threads than CPUs.
 
-Admission is bounded by items waiting; tasks take turns item by item, so that a long one delays a short one by little;
-a task whose waiter has gone, or whose deadline has passed, is skipped.
+Admission is bounded by items waiting. A queue that has overflowed is kept half as long until it has been empty: a burst
+may use all of it, but who is accepted while more comes than can be done waits half the time. Tasks take turns item by
+item, so that a long one delays a short one by little; a task whose waiter has gone, or whose deadline has passed, is
+skipped.
 
 Errors that leave here: `QueueFull`, `DeadlinePassed` and `NotReady` from `run`, besides what the two steps raise.
 """
@@ -82,6 +84,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._prepare = prepare
         self._compute = compute
         self._max_queue = max_queue
+        self._limit = max_queue
         self._item_seconds = item_seconds
         self._tasks: deque[_Task] = deque()
         self._waiting = 0
@@ -139,12 +142,17 @@ class Scheduler(Generic[Item, Prepared, Result]):
         if self._closed:
             raise NotReady("The server is shutting down.")
         idle = len(self._threads) - self._busy
-        if self._waiting + count - idle <= self._max_queue:
+        if not self._waiting:
+            self._limit = self._max_queue
+        limit = self._limit
+        if self._waiting + count - idle <= limit:
             return
-        seconds = (self._waiting + count - self._max_queue) * self._item_seconds / len(self._threads)
+        if self._waiting + 1 - idle > limit:  # one too large for the room there is tells nothing of the others
+            self._limit = max(1, self._max_queue // 2)
+        seconds = (self._waiting + count - self._limit) * self._item_seconds / len(self._threads)
         raise QueueFull(
             f"There is no room for {count} picture{'s' * (count > 1)}: {self._waiting} are waiting and the limit is "
-            f"{self._max_queue}; try again in a moment.",
+            f"{limit}; try again in a moment.",
             retry_after=seconds,
         )
 

@@ -411,6 +411,30 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
     assert gate.inferences == 3
 
 
+def test_pictures_that_wait_for_their_header_check_are_bounded_too(
+    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    png = (PICTURES / "rgb.png").read_bytes()
+    begun, gate, original = threading.Event(), threading.Event(), Classifier.open
+
+    def slow(classifier: Classifier, data: bytes, k: int) -> Any:
+        if data == png:
+            begun.set()
+            gate.wait(10)
+        return original(classifier, data, k)
+
+    monkeypatch.setattr(Classifier, "open", slow)
+    client = client_for(max_queue=1, max_files=1, threads=1)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(post_file, client, png)
+        assert begun.wait(10)
+        refused = post_file(client, png)
+        assert_problem(refused, 429, "1 wait for their headers to be checked and the limit is 1")
+        assert post_file(client, cat).status_code == 200
+        gate.set()
+        assert first.result(10).status_code == 200
+
+
 def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Uploads on their way in: pace, and the bytes that all of them hold."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -42,6 +43,48 @@ def test_more_than_all_may_hold_is_refused_and_what_it_held_is_free_again() -> N
 
     asyncio.run(scenario())
     assert arrivals.held == 0
+
+
+def test_one_that_is_silent_makes_way_and_one_that_comes_does_not() -> None:
+    arrivals = Arrivals(10, 30.0)
+
+    async def silent() -> None:
+        async def source() -> AsyncIterator[bytes]:
+            yield b"12345678"
+            await asyncio.sleep(60)
+
+        with pytest.raises(
+            UploadsFull, match="silent for more than 1 s, and others needed its room: the limit for all"
+        ):
+            await read(arrivals, source())
+
+    async def scenario() -> None:
+        stalled = asyncio.ensure_future(silent())
+        await asyncio.sleep(0.1)
+        with pytest.raises(UploadsFull, match="There is no room for this upload"):
+            await read(arrivals, chunks(b"1234"))
+        await asyncio.sleep(1.0)
+        coming = asyncio.ensure_future(read(arrivals, chunks(*[b"x"] * 6, pause=0.05)))
+        await asyncio.sleep(0.2)
+        assert (await coming)[1] == 6
+        await asyncio.wait_for(stalled, 1)
+
+    asyncio.run(scenario())
+    assert arrivals.held == 0
+    assert not arrivals.arriving
+
+
+def test_one_that_came_fast_may_not_then_be_silent_for_longer() -> None:
+    arrivals = Arrivals(10**8, 0.1)
+
+    async def source() -> AsyncIterator[bytes]:
+        yield bytes(10**7)
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(UploadTooSlow):
+        asyncio.run(read(arrivals, source()))
+    assert time.monotonic() - began < 5
 
 
 def test_one_that_drips_is_refused_however_often_it_drips() -> None:

@@ -26,9 +26,14 @@ def test_those_that_work_stay_and_a_new_one_finds_no_room() -> None:
     for connection in busy:
         table.opened(connection)
         table.works(connection)
-    assert not table.opened(Fake())
+    refused = [Fake(), Fake()]
+    assert not table.opened(refused[0])
+    assert not table.opened(refused[1])
     assert not any(connection.evicted for connection in busy)
-    assert len(table) == 2
+    assert (refused[0].evicted, len(table)) == (True, 3)  # one at a time has the time to read that it has to go
+    table.waits(busy[0])
+    assert table.opened(Fake())
+    assert (refused[1].evicted, busy[0].evicted, len(table)) == (True, True, 2)
 
 
 def test_an_answered_one_waits_again_behind_the_others() -> None:

@@ -127,7 +127,17 @@ def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:
     assert is_quick_to_open((PICTURES / "progressive.jpg").read_bytes())
     assert not is_quick_to_open((PICTURES / "rgb.png").read_bytes())
     exif = b"\xff\xe1\xff\xffExif\0\0" + b"\0" * 65_527
-    for inserted in (b"\xff\xe0\x00\x02" * 100, b"\xff\xfe\x00\x02" * 100, b"\xff" * 100, b"\0" * 100, exif * 2):
+    photoshop = b"\xff\xed\xff\xffPhotoshop 3.0\0" + b"\0" * 65_519
+    comment = b"\xff\xfe\xff\xff" + b" " * 65_533
+    for inserted in (
+        b"\xff\xe0\x00\x02" * 100,
+        b"\xff\xfe\x00\x02" * 100,
+        b"\xff" * 100,
+        b"\0" * 100,
+        exif * 2,
+        photoshop * 2,
+        comment * 5,
+    ):
         assert not is_quick_to_open(photo[:2] + inserted + photo[2:])
     assert not is_quick_to_open(photo[:100])
 

@@ -23,7 +23,7 @@ from PIL import Image
 from serve.app import create_app
 from serve.classifier import Classifier, load_classifier
 from serve.config import ROOT, Config
-from serve.http_server import _HttpProtocol
+from serve.http_protocol import HttpProtocol
 from serve.scheduler import Scheduler
 from tests.references import PICTURES
 from tests.server_process import ServerProcess, running_server
@@ -258,7 +258,7 @@ def test_a_hundred_clients_that_leave_cost_next_to_nothing(
 def serving(config: Config) -> Iterator[tuple[str, int]]:
     """The application on a real port of this process, behind the HTTP protocol that is shipped."""
     listener = socket.create_server(("127.0.0.1", 0))
-    settings = uvicorn.Config(create_app(config, load_classifier(config)), http=_HttpProtocol, log_config=None)
+    settings = uvicorn.Config(create_app(config, load_classifier(config)), http=HttpProtocol, log_config=None)
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

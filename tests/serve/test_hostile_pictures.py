@@ -8,15 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from serve.claims import require_modest_scans
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
 from serve.memory import Room
-from serve.picture import PictureLimits, decode, open_image
+from serve.picture import PictureLimits, decode, decoding_pixels, open_image
 from serve.preprocess import Preprocessing, to_input
 from serve.problems import problem_of
 from tests.hostile.client import megabytes
-from tests.hostile.pictures import ACCEPTED, REFUSED, animated_gif, bmp, jpeg_of_scans, tiff, tiff_entries
+from tests.hostile.pictures import (
+    ACCEPTED,
+    REFUSED,
+    animated_gif,
+    bmp,
+    encoded,
+    jpeg_of_scans,
+    segment,
+    tiff,
+    tiff_entries,
+)
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = PictureLimits(50_000_000, 1000, 1.5)
@@ -62,11 +73,33 @@ def test_limits_are_named_with_what_broke_them() -> None:
     with pytest.raises(TooManyFrames, match="The picture has 11 frames; the limit is 10 frames"):
         classify(animated_gif(11), PictureLimits(50_000_000, 10))
     classify(animated_gif(10), PictureLimits(50_000_000, 10))
-    with pytest.raises(TooComplex, match="The JPEG picture has 50 scans; the limit for its size is 40 scans"):
-        require_modest_scans(b"\xff\xda" * 50, 50_000_000)
-    require_modest_scans(b"\xff\xda" * 40, 50_000_000)
     with pytest.raises(TooComplex, match=r"takes too long: decoding it is given 0.1 s"):
         classify(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), PictureLimits(50_000_000, 10, 0.1))
+
+
+def test_scans_are_counted_up_to_the_end_of_the_picture() -> None:
+    begin, scan, end = b"\xff\xd8", b"\xff\xda\0\2" + b"pixels\xff\0\xff\xd0", b"\xff\xd9"
+    require_modest_scans(begin + scan * 40, 50_000_000)
+    require_modest_scans(begin + scan * 40 + end + scan * 1000, 50_000_000)  # a film behind the picture, say
+    require_modest_scans(begin + scan * 40 + b"\xff" + end + scan * 1000, 50_000_000)
+    require_modest_scans(begin + segment(0xE1, scan * 1000) + scan * 40 + end, 50_000_000)
+    with pytest.raises(TooComplex, match="more scans than the limit for its size, 40 scans"):
+        require_modest_scans(begin + scan * 41, 50_000_000)
+    with pytest.raises(TooComplex, match="more scans than"):  # an end that is within a comment is none
+        require_modest_scans(begin + scan + segment(0xFE, end) + scan * 40, 50_000_000)
+    with pytest.raises(TooComplex, match="more segments than the limit, 10000 segments"):
+        require_modest_scans(begin + segment(0xFE, b"") * 20_000 + scan * 1000, 50_000_000)
+
+
+def test_only_jpegs_that_are_decoded_as_they_are_read_count_for_less() -> None:
+    """One scan for each component, and a decoder keeps them all until it has read the last."""
+    plain = encoded(Image.new("RGB", (1024, 1024)), format="JPEG")
+    header = plain.index(b"\xff\xda")
+    assert plain[header + 4] == 3  # components in its only scan
+    apart = plain[: header + 4] + b"\1" + plain[header + 5 :]
+    grey = encoded(Image.new("L", (1024, 1024)), format="JPEG")
+    counts = [decoding_pixels(open_image(data, SPEC, LIMITS), SPEC) for data in (plain, grey, apart)]
+    assert counts == [1024**2 // 4, 1024**2 // 4, 1024**2]
 
 
 @pytest.mark.parametrize("kind", [3, 4, 9])

@@ -77,14 +77,32 @@ def test_a_changed_file_counts_from_the_next_request_on(client: TestClient, file
     assert upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200
 
 
-def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(file: Path) -> None:
+def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
+    keys = KeyFile(file)
+    before = file.stat()
+    file.write_text(file.read_text().replace("first-key", "other-key"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    keys.require("other-key")
+    with pytest.raises(Unauthorised):
+        keys.require("first-key")
+
+
+def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
+    file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     keys = KeyFile(file)
     for broken in (b"", b"\xff\xfe"):
         file.write_bytes(broken)
-        os.utime(file, ns=(0, hash(broken) % 10**9))
-        keys.require("first-key")
+        for _ in range(3):
+            keys.require("first-key")
     file.unlink()
     keys.require("second-key")
+    keys.require("second-key")
+    assert [record.getMessage().split(": ")[1].split(";")[0] for record in caplog.records] == [
+        "no key in it",
+        "not UTF-8",
+        "No such file or directory",
+    ]
     with pytest.raises(Unauthorised):
         keys.require("third-key")
 

@@ -165,6 +165,48 @@ def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Mak
     assert "e" not in work.prepared
 
 
+def test_a_queue_that_has_overflowed_is_kept_half_as_long_until_it_has_been_empty(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        async def submit(item: str) -> asyncio.Future[Any]:
+            running = asyncio.ensure_future(scheduler.run([item], soon()))
+            await asyncio.sleep(0)
+            return running
+
+        work.gate(*"abcde")
+        running = [await submit("a")]
+        await work.until_begun("a")
+        running += [await submit(item) for item in "bcde"]
+        with pytest.raises(QueueFull, match="4 are waiting and the limit is 4"):
+            await scheduler.run(["f"], soon())
+        for done, begun in ("ab", "bc"):  # two fewer wait, which is room again only where there was no overflow
+            work.open(done)
+            await work.until_begun(begun)
+        with pytest.raises(QueueFull, match="2 are waiting and the limit is 2"):
+            scheduler.require_room()
+        work.open("c")
+        await work.until_begun("d")
+        scheduler.require_room()
+        work.open(*"de")
+        await asyncio.gather(*running)
+        scheduler.require_room(4)
+
+    asyncio.run(scenario(make(streams=1, max_queue=4)))
+
+
+def test_a_batch_too_large_for_the_room_there_is_costs_the_others_none(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("a")
+        running = asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon()))
+        await work.until_begun("a")
+        with pytest.raises(QueueFull):
+            scheduler.require_room(4)
+        scheduler.require_room(2)
+        work.open("a")
+        await running
+
+    asyncio.run(scenario(make(streams=1, max_queue=4)))
+
+
 def test_the_drain_rate_is_measured(make: Make) -> None:
     """Begun with a wild guess, the estimate comes down to what items take."""
     scheduler = make(streams=2, max_queue=200, item_seconds=1000.0)

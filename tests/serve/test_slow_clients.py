@@ -142,6 +142,97 @@ def test_a_body_that_drips_gets_408_and_its_limit(hasty: ServerProcess) -> None:
         assert until_closed(connection) < 4
 
 
+def test_a_client_that_reads_no_answer_is_closed(hasty: ServerProcess) -> None:
+    """It goes on asking, until its answers fill all there is between it and the server."""
+    parts = urlsplit(hasty.url)
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((parts.hostname, parts.port))
+        deaf.settimeout(0.2)
+        began = time.monotonic()
+        with pytest.raises(ConnectionError):
+            while time.monotonic() - began < 30:
+                with suppress(TimeoutError):  # the server reads no more of it either
+                    deaf.sendall(b"GET /model HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+                time.sleep(0.005)
+
+
+def test_clients_that_read_nothing_keep_nobody_out(patient: ServerProcess, cat: bytes) -> None:
+    parts = urlsplit(patient.url)
+    with ExitStack() as stack:
+        crowd = [stack.enter_context(socket.socket()) for _ in range(MOST)]
+        for deaf in crowd:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect((parts.hostname, parts.port))
+            deaf.setblocking(False)
+        for _ in range(400):
+            for deaf in crowd:
+                with suppress(BlockingIOError):
+                    deaf.send(b"GET /model HTTP/1.1\r\nHost: x\r\n\r\n" * 8)
+        for _ in range(3):
+            reply = httpx2.post(f"{patient.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
+            assert reply.status_code == 200
+
+
+def test_few_requests_are_taken_ahead_of_their_turn(patient: ServerProcess) -> None:
+    """The first ones are answered, in order, and then the connection ends."""
+    with ExitStack() as stack:
+        eager = connected(patient, stack)
+        eager.sendall(b"".join(b"GET /nothing-%d HTTP/1.1\r\nHost: x\r\n\r\n" % number for number in range(500)))
+        received = b""
+        with suppress(ConnectionResetError):
+            while more := eager.recv(65536):
+                received += more
+        assert received.count(b"HTTP/1.1 404 Not Found") == received.count(b"HTTP/1.1 ") == 9
+        polite = connected(patient, stack)
+        polite.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 9)
+        received = b""
+        while received.count(b"ok\n") < 9:
+            received += polite.recv(65536)
+        polite.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert polite.recv(65536).endswith(b"ok\n")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_wish_for_another_protocol_changes_nothing(patient: ServerProcess, cat: bytes, at_once: bool) -> None:
+    """As `curl --http2` sends it: the body is this request's, whatever it looks like."""
+    head = (
+        b"POST /upload HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+        b"HTTP2-Settings: AAMAAABk\r\n"
+        b"Content-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    )
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    with ExitStack() as stack:
+        connection = connected(patient, stack)
+        for body, expected in ((cat, 200), (smuggled, 415)):
+            sent = head % len(body) + body
+            if at_once:
+                connection.sendall(sent)
+            else:
+                for part in (sent[:60], sent[60 : -len(body)], body[:10], body[10:]):
+                    connection.sendall(part)
+                    time.sleep(0.05)
+            assert answer(connection)[0] == expected
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n" * 2)
+        received = b""
+        while received.count(b"ok\n") < 2:
+            received += connection.recv(65536)
+    assert not any("smuggled" in line for line in patient.lines)
+
+
+def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(patient: ServerProcess) -> None:
+    with ExitStack() as stack:
+        connection = connected(patient, stack)
+        connection.sendall(
+            b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nExpect: 100-continue\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\nrubbish\r\n"
+        )
+        status, _, problem = answer(connection)
+        assert (status, problem["status"]) == (400, 400)
+        assert until_closed(connection) < 4
+    assert not any('"level": "error"' in line for line in patient.lines)
+
+
 def test_where_all_are_at_work_a_new_connection_is_told_so(cat: bytes) -> None:
     """Two connections at most, and two pictures that take their decoder as long as it is allowed."""
     flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--max-connections", "2", "--threads", "1")
@@ -183,12 +274,12 @@ def test_uploads_together_hold_no_more_than_they_may(cat: bytes) -> None:
 
 def test_it_starts_with_room_for_its_connections_or_says_why_not() -> None:
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 500))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 1200))
 
     command = [sys.executable, "-m", "serve", "--model", str(TINY_MODEL), "--port", "0", "--max-connections"]
     done = subprocess.run([*command, "1000"], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "serve: max_connections=1000 needs 1064 open files, and the system allows 500 (ulimit -n)\n"
+    assert done.stderr == "serve: max_connections=1000 needs 1576 open files, and the system allows 1200 (ulimit -n)\n"
     process = subprocess.Popen([*command, "400"], cwd=ROOT, preexec_fn=limit, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     assert "is ready" in process.stderr.readline()

@@ -1,0 +1,268 @@
+"""One connection: HTTP/1.1 on llhttp through uvicorn's protocol, with bounds on all that a client may ask of it.
+
+Bounded are the head, in bytes and in time; requests sent before the one ahead of them is answered; and the time that a
+client may leave an answer unread. What is no HTTP gets a problem of the contract. No error leaves this module.
+"""
+
+import asyncio
+import logging
+import sys
+import uuid
+from typing import Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from serve.connections import Connections
+from serve.problems import MEDIA_TYPE, encode, problem
+
+log = logging.getLogger("serve.access")
+
+# How long what a refused client still sends is read, because closing on it would cost the client its answer.
+_LINGER_SECONDS: Final = 2.0
+# Bytes a request line and its headers may have together; llhttp itself sets no limit.
+_MAX_HEAD_BYTES: Final = 64 * 1024
+# Requests that may wait behind one that is being answered; browsers send none, and the few that do send a handful.
+_MAX_PIPELINED: Final = 8
+# What an answer has to be read at, on average and after a start.
+_BYTES_A_SECOND: Final = 64 * 1024
+
+
+class _NoMore(Exception):
+    """Raised in a parser callback, which ends the parsing."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, with bounds, and the contract's own words for what is no HTTP.
+
+    all_connections: of this server, which this one makes known whom it waits for. head_seconds: for a head to come.
+    body_seconds: for an answer to be read, and one more each 64 KiB.
+    """
+
+    all_connections: "Connections[HttpProtocol]" = Connections(sys.maxsize)
+    head_seconds = 10.0
+    body_seconds = 20.0
+    _head_timer: asyncio.TimerHandle | None = None
+    _unread_timer: asyncio.TimerHandle | None = None
+    _before_head = True
+    _head_bytes = 0  # of the request line and headers so far, and of trailers
+    _kept_bytes = 0  # received since the parser last handed something on
+    _in_body = False
+    _too_large = False
+    _refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_OneWrite(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
+        if self.all_connections.opened(self):
+            self._wait_for_head()
+        else:
+            detail = "The server has as many connections as it may have, and all are at work; try again in a moment."
+            self._refuse(503, "Service Unavailable", detail, "Retry-After: 1\r\n")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.all_connections.closed(self)
+        self._stop_waiting_for_head()
+        self._stop_waiting_for_reader()
+        super().connection_lost(exc)
+
+    def evict(self) -> None:
+        """Close at once: another connection needs the room."""
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        if self._before_head and self._head_timer is None:  # bytes between requests end uvicorn's own waiting
+            self._wait_for_head()
+        if self._kept_bytes > _MAX_HEAD_BYTES:
+            self._too_large = True
+            self.send_400_response("")
+
+    def pause_writing(self) -> None:
+        """Its client does not read: it may be made to go, and does so by itself in time."""
+        super().pause_writing()
+        self.all_connections.waits(self)
+        seconds = self.body_seconds + self.transport.get_write_buffer_size() / _BYTES_A_SECOND
+        self._unread_timer = self.loop.call_later(seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_waiting_for_reader()
+        if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
+            self.all_connections.works(self)
+        super().resume_writing()
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise _NoMore
+        self._head_bytes = self._kept_bytes = 0
+        self._in_body = False
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + len(": \r\n"))
+        if not self._in_body:  # or it is a trailer, which nobody here wants
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._is_to_be_declined():
+            return
+        self._stop_waiting_for_head()
+        self._before_head = False
+        self._in_body = True
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._kept_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._is_to_be_declined():
+            return
+        self._kept_bytes = 0
+        self.all_connections.works(self)
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        if not self.pipeline or self.pipeline[-1][0].more_body:
+            self.all_connections.waits(self)
+        self._before_head = not self.pipeline
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        if self._too_large:
+            detail = f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes."
+            self._refuse(431, "Request Header Fields Too Large", detail)
+        else:
+            self._refuse(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
+
+    def _feed(self, data: bytes) -> None:
+        self._kept_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _is_to_be_declined(self) -> bool:
+        """Whether the request being parsed wants another protocol, and is parsed anew without that wish."""
+        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Go on with HTTP/1.1, as RFC 9110 (7.8) lets a server do.
+
+        llhttp takes whatever follows such a head for the other protocol's, and httptools then for another request,
+        though it is this one's body; so the head is parsed again without its Upgrade. rest: what follows it.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":  # answered by the routes like any method they do not have; nothing can follow
+            self._refused = True
+            self.cycle.keep_alive = False
+            return
+        headers = b"".join(b"%s: %s\r\n" % (name, value) for name, value in self.headers if name != b"upgrade")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+        self._feed(b"%s %s HTTP/%s\r\n%s\r\n%s" % (method, self.url, version, headers, rest))
+
+    def _wait_for_head(self) -> None:
+        self._head_timer = self.loop.call_later(self.head_seconds, self._miss_head)
+
+    def _stop_waiting_for_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _stop_waiting_for_reader(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _miss_head(self) -> None:
+        """Close a connection whose client has begun no request, and refuse one that does not get on with it."""
+        self._head_timer = None
+        if self._kept_bytes or self._head_bytes:
+            detail = f"The request's head was not complete within the limit of {self.head_seconds:g} s."
+            self._refuse(408, "Request Timeout", detail)
+        else:
+            self.transport.close()
+
+    def _count(self, length: int) -> None:
+        self._kept_bytes = 0
+        self._head_bytes += length
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._too_large = True
+            raise _NoMore
+
+    def _refuse(self, status: int, title: str, detail: str, headers: str = "") -> None:
+        """Answer what never becomes a request, and close once the client has had the time to read that."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            if not self.cycle.more_body or self.cycle.response_started or self.pipeline:
+                # An answer is still owed to the request before; after it the connection ends.
+                self.cycle.keep_alive = False
+                if self.cycle.more_body:
+                    self.transport.close()
+                return
+            # It is this request's own body that is wrong: whoever waits for the rest of it waits no more.
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        request_id = uuid.uuid4().hex
+        fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
+        log.info("%d %s", status, detail, extra={"fields": fields})
+        body = encode(problem(status, title, detail))
+        head = (
+            f"HTTP/1.1 {status} {title}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            f"X-Request-ID: {request_id}\r\nConnection: close\r\n{headers}\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.write_eof()
+        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+
+class _OneWrite:
+    """A transport that sends an answer's head together with what follows it, and whose end has an end.
+
+    uvicorn writes them apart, which costs a system call, and wakes the client for half an answer. And asyncio waits for
+    ever for the client to read what is left when a transport is closed; here it has so many seconds.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._seconds = seconds
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._head += data
+            self._send()
+        else:
+            self._head = data
+            self._loop.call_soon(self._send)  # should nothing follow
+
+    def write_eof(self) -> None:
+        self._send()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._send()
+        if self._transport.get_write_buffer_size() and not self._transport.is_closing():
+            self._loop.call_later(self._seconds, self._transport.abort)
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)

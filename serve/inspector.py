@@ -1,0 +1,43 @@
+"""Header checks that may take long, on one thread of their own, so that neither the event loop nor the CPUs wait.
+
+Errors that leave here: `QueueFull`, besides what a check itself raises.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from serve.errors import QueueFull
+
+T = TypeVar("T")
+
+
+class Inspector:
+    """One thread, which pictures wait for. max_queue: how many may, with the one it is at."""
+
+    def __init__(self, max_queue: int) -> None:
+        self._max_queue = max_queue
+        self._waiting = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspect")
+
+    async def check(self, function: Callable[..., T], *arguments: Any) -> T:
+        """What `function` returns for these arguments; cancelling the caller skips it where it has not begun."""
+        if self._waiting >= self._max_queue:
+            raise QueueFull(
+                f"There is no room for 1 picture: {self._waiting} wait for their headers to be checked and the limit "
+                f"is {self._max_queue}; try again in a moment."
+            )
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+        finally:
+            self._waiting -= 1
+
+    def do(self, chore: Callable[[], None]) -> None:
+        """Have the thread do something in passing."""
+        self._thread.submit(chore)
+
+    def close(self) -> None:
+        """End the thread after what it is at."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
