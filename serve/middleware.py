@@ -73,8 +73,9 @@ class RequestLog:
 class LingeringClose:
     """Close connections that nothing more is to come from.
 
-    Where an answer goes out before the request's body was read to its end, reading stops soon. leaving: whether the
-    server is about to end, so that clients do not send their next request to it.
+    Where an answer goes out before the request's body was read to its end, reading stops soon; where all of the body
+    had come, the connection goes on. leaving: whether the server is about to end, so that clients do not send their
+    next request to it.
     """
 
     def __init__(self, app: App, leaving: Callable[[], bool]) -> None:
@@ -94,6 +95,8 @@ class LingeringClose:
             return message
 
         async def closing_send(message: Message) -> None:
+            if unread and message["type"] == "http.response.start" and not _waits_for_continue(scope):
+                await _drop_rest(watching_receive, 0.0)  # what is there already
             if (unread or self.leaving()) and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):

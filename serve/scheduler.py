@@ -5,9 +5,9 @@ over all CPUs. It does so (it is `wide`) where the thread finds itself alone; wh
 CPU and they run side by side. So one caller gets the shortest answer, many get the highest rate, and there are never
 more busy threads than CPUs.
 
-Admission is bounded by items waiting. A queue that has overflowed is kept half as long until it has been empty: a burst
-may use all of it, but who is accepted while more comes than can be done waits half the time. Tasks take turns item by
-item, so that a long one delays a short one by little; a task whose waiter has gone, or whose deadline has passed, is
+Admission is bounded by items waiting. A queue that has overflowed is kept short until it has been empty: a burst may
+use all of it, but who is accepted while more comes than can be done waits a quarter of the time. Tasks take turns item
+by item, so that a long one delays a short one by little; a task whose waiter has gone, or whose deadline has passed, is
 skipped.
 
 Errors that leave here: `QueueFull`, `DeadlinePassed` and `NotReady` from `run`, besides what the two steps raise.
@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 # Weight of the latest item in the running mean of what an item costs.
 _SMOOTHING: Final = 0.1
+# By what the queue is shortened once it has overflowed.
+_OVERFLOWED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         if self._waiting + count - idle <= limit:
             return
         if self._waiting + 1 - idle > limit:  # one too large for the room there is tells nothing of the others
-            self._limit = max(1, self._max_queue // 2)
+            self._limit = max(1, self._max_queue // _OVERFLOWED)
         seconds = (self._waiting + count - self._limit) * self._item_seconds / len(self._threads)
         raise QueueFull(
             f"There is no room for {count} picture{'s' * (count > 1)}: {self._waiting} are waiting and the limit is "

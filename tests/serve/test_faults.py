@@ -93,7 +93,9 @@ def test_a_second_sigterm_changes_nothing(cat: bytes) -> None:
         threads = [threading.Thread(target=ask) for _ in range(20)]
         for thread in threads:
             thread.start()
+        give_up = time.monotonic() + 30
         while not any("POST /upload 200" in line for line in server.lines):
+            assert time.monotonic() < give_up
             time.sleep(0.005)
         server.process.send_signal(signal.SIGTERM)
         time.sleep(0.01)

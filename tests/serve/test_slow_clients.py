@@ -220,6 +220,19 @@ def test_a_wish_for_another_protocol_changes_nothing(patient: ServerProcess, cat
     assert not any("smuggled" in line for line in patient.lines)
 
 
+def test_a_refusal_keeps_the_connection_where_all_of_the_body_had_come(patient: ServerProcess, cat: bytes) -> None:
+    with ExitStack() as stack:
+        whole, half = connected(patient, stack), connected(patient, stack)
+        request = (HEAD % len(cat)).replace(b"/upload", b"/nothing") + cat
+        for _ in range(2):
+            whole.sendall(request)
+            status, headers, _ = answer(whole)
+            assert (status, headers.get("connection")) == (404, None)
+        half.sendall(request[:-10])
+        status, headers, _ = answer(half)
+        assert (status, headers["connection"]) == (404, "close")
+
+
 def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
