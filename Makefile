@@ -146,6 +146,7 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) --group fuzz -c requirements/export.txt -o requirements/fuzz.txt
+	$(lock) --group clients -c requirements/export.txt -o requirements/clients.txt
 	$(lock) --group image -c requirements/export.txt -o requirements/image.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt

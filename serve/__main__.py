@@ -91,7 +91,7 @@ def allow_connections(count: int) -> None:
 
 def serve(config: Config, listener: socket.socket) -> None:
     """Load the model, then answer requests until a signal; raises `StartError`."""
-    from serve.app import create_app
+    from serve.app import create_app, metrics_of
     from serve.classifier import load_classifier
     from serve.http_server import run
     from serve.lifecycle import Lifecycle
@@ -122,7 +122,8 @@ def serve(config: Config, listener: socket.socket) -> None:
         extra={"fields": {"url": url}},
     )
     lifecycle = Lifecycle(config.grace_seconds)
-    run(create_app(config, classifier, lifecycle), config, lifecycle, listener)
+    metrics = metrics_of(classifier)
+    run(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, listener)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,7 @@
 No error leaves this module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from serve.classifier import Classified
@@ -35,8 +35,8 @@ def prediction_or_problem(outcome: Outcome[Classified], model_name: str) -> dict
         return problem_of(error)
 
 
-def server_timing(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> str:
-    """The value of `Server-Timing` (W3C), milliseconds.
+def stages_of(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:
+    """Stage → seconds of one request.
 
     Of several pictures the times are added up, but for `queue`, which is how long the last of them waited.
     """
@@ -46,4 +46,9 @@ def server_timing(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) 
         if outcome.result is not None:
             for stage, seconds in outcome.result.seconds.items():
                 stages[stage] += seconds
+    return stages
+
+
+def server_timing(stages: Mapping[str, float]) -> str:
+    """The value of `Server-Timing` (W3C), milliseconds."""
     return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())

@@ -1,192 +1,64 @@
-"""The HTTP application: routes, and the order in which one upload becomes one answer.
+"""The HTTP application: which path leads to which handler, through what, and what becomes of errors.
 
-The only module that imports the web framework. Domain errors become problems by the table in `problems.py`.
+Domain errors become problems by the table in `problems.py`.
 """
 
-import asyncio
-import contextlib
-import time
-from collections.abc import AsyncIterator, Awaitable
-from typing import Any, Final, TypeVar, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, cast
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ExceptionHandler, Receive
+from starlette.types import ExceptionHandler, Scope
 
-from serve.answers import prediction, prediction_or_problem, server_timing
-from serve.arrival import Arrival, Arrivals
-from serve.classifier import Classified, Classifier, Job, Prepared
+from serve import __version__
+from serve.classifier import Classifier
 from serve.config import Config
-from serve.errors import DeadlinePassed, QueueFull, RequestError
-from serve.inspector import Inspector
+from serve.errors import RequestError
+from serve.handlers import Server
+from serve.handlers_v2 import InferenceServer
 from serve.keys import KeyFile
-from serve.lifecycle import Lifecycle, Visit
-from serve.memory import trim
+from serve.lifecycle import Lifecycle
+from serve.metrics import NO_ROUTE, Metrics
 from serve.middleware import KeyGuard, LingeringClose, OriginGuard, RequestLog
-from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
-from serve.picture import is_quick_to_open
-from serve.problems import MEDIA_TYPE, encode, problem, problem_of, retry_after
-from serve.scheduler import Outcome, Scheduler
-from serve.upload import UploadedFile, UploadLimits, read_upload
+from serve.problems import problem, problem_of, refusal, retry_after
 
-T = TypeVar("T")
-
-_TRIM_SECONDS: Final = 5.0
 # What wants an API key where there are keys; probes and the model card do not.
 _GUARDED: Final = ("/upload", "/v2")
 
 
-class PrettyEnd(JSONResponse):
-    """JSON that ends its line, for who reads it in a terminal."""
-
-    def render(self, content: Any) -> bytes:
-        return super().render(content) + b"\n"
-
-
-class Server:
-    """The handlers, around one warm classifier and the scheduler that shares out its time.
-
-    Nothing that computes runs on the event loop. Nor do header checks, unless they are sure to be quick: they take
-    microseconds, but a file can be made of millions of empty segments.
-    """
-
-    def __init__(self, config: Config, classifier: Classifier, lifecycle: Lifecycle) -> None:
-        self.config = config
-        self.classifier = classifier
-        self.lifecycle = lifecycle
-        self.limits = UploadLimits(config.max_request_bytes, config.max_files)
-        self.arrivals = Arrivals(config.max_upload_bytes, config.body_timeout_ms / 1000)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Ready from start-up to shutdown; requests outside of it are refused."""
-        self.inspector = Inspector(self.config.max_queue)
-        self.scheduler: Scheduler[Job, Prepared, Classified] = Scheduler(
-            self.classifier.prepare,
-            self.classifier.compute,
-            streams=self.config.thread_plan.streams,
-            max_queue=self.config.max_queue,
-            item_seconds=self.classifier.model.infer_seconds,
-        )
-        self.lifecycle.start()
-        trimming = asyncio.ensure_future(self._give_memory_back())
-        try:
-            yield
-        finally:
-            trimming.cancel()
-            self.lifecycle.begin_drain()
-            self.inspector.close()
-            self.scheduler.close()
-
-    async def root(self, request: Request) -> Response:
-        return PlainTextResponse("Server is Running\n")
-
-    async def livez(self, request: Request) -> Response:
-        return PlainTextResponse("ok\n")
-
-    async def readyz(self, request: Request) -> Response:
-        self.lifecycle.require_ready()
-        return PlainTextResponse("ok\n")
-
-    async def model(self, request: Request) -> Response:
-        self.lifecycle.require_ready()
-        return PrettyEnd(self.classifier.card)
-
-    async def upload(self, request: Request) -> Response:
-        async with self.lifecycle.accept() as visit:
-            with self.arrivals.one() as arrival:
-                return await self._answer(request, visit, arrival)
-
-    async def _answer(self, request: Request, visit: Visit, arrival: Arrival) -> Response:
-        started = time.monotonic()
-        top_k = parse_top_k(request.query_params.getlist("top_k"), len(self.classifier.labels))
-        seconds = parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
-        self.scheduler.require_room()  # before an upload that would be refused is read
-        files = await read_upload(request.headers, arrival.paced(request.stream()), self.limits)
-        visit.arrived()
-        read = time.monotonic()
-        outcomes = await _while_connected(request.receive, self._classify(files, top_k, read + seconds))
-        timing = {"Server-Timing": server_timing(read - started, outcomes)} if self.config.server_timing else None
-        model_name = self.classifier.model.name
-        if len(files) == 1:
-            return PrettyEnd(prediction(outcomes[0].unwrap(), model_name), headers=timing)
-        results = [
-            {"filename": file.filename, **prediction_or_problem(outcome, model_name)}
-            for file, outcome in zip(files, outcomes, strict=True)
-        ]
-        return PrettyEnd({"results": results}, headers=timing)
-
-    async def _give_memory_back(self) -> None:
-        """Now and then return what a burst of large pictures has left, which malloc by itself may never do."""
-        done = 0
-        while True:
-            await asyncio.sleep(_TRIM_SECONDS)
-            if self.scheduler.done != done:
-                done = self.scheduler.done
-                self.inspector.do(trim)
-
-    async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
-        """The outcome of each file. Those whose header rules them out are never queued."""
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                opened = [await self._open(file, top_k, alone=len(files) == 1) for file in files]
-        except TimeoutError:
-            raise DeadlinePassed.before_answer() from None
-        jobs = [job for job in opened if isinstance(job, Job)]
-        computed = iter(await self.scheduler.run(jobs, deadline) if jobs else [])
-        return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
-
-    async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Job | RequestError:
-        try:
-            if alone and is_quick_to_open(file.data):
-                return self.classifier.open(file.data, top_k)
-            return await self.inspector.check(self.classifier.open, file.data, top_k)
-        except QueueFull:
-            raise
-        except RequestError as error:
-            return error
+def metrics_of(classifier: Classifier) -> Metrics:
+    """Fresh metrics, which say what is being served."""
+    variant = str(classifier.card["variant"])
+    return Metrics({"version": __version__, "model": classifier.model.name, "variant": variant})
 
 
-async def _while_connected(receive: Receive, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled with `ClientDisconnect` if the client leaves before it is there."""
-    working = asyncio.current_task()
-    watching = asyncio.ensure_future(_disconnected(receive))
-    over = False
-
-    def leave(_: asyncio.Future[None]) -> None:
-        if working is not None and not over:
-            working.cancel()
-
-    watching.add_done_callback(leave)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if working is None or not watching.done():
-            raise  # somebody else's wish
-        working.uncancel()
-        raise ClientDisconnect from None
-    finally:
-        over = True
-        watching.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | None = None) -> Starlette:
+def create_app(
+    config: Config, classifier: Classifier, lifecycle: Lifecycle | None = None, metrics: Metrics | None = None
+) -> Starlette:
     """The ASGI application over a loaded classifier; it answers 503 until its lifespan has started.
 
-    lifecycle: for who wants to drain the application before ending it.
+    lifecycle: for who wants to drain the application before ending it. metrics: for who counts in them too.
     """
     lifecycle = lifecycle or Lifecycle(config.grace_seconds)
-    server = Server(config, classifier, lifecycle)
+    metrics = metrics or metrics_of(classifier)
+    server = Server(config, classifier, lifecycle, metrics)
+    routes = [
+        Route("/", server.root),
+        Route("/upload", server.upload, methods=["POST"]),
+        Route("/model", server.model),
+        Route("/livez", server.livez),
+        Route("/readyz", server.readyz),
+        Route("/healthz", server.readyz),
+        Route("/metrics", server.show_metrics),
+        Route("/openapi.json", server.openapi),
+        Route("/docs", server.docs),
+        *InferenceServer(server).routes(),
+    ]
     cors = Middleware(
         CORSMiddleware,
         allow_origins=config.cors_origins,
@@ -196,42 +68,53 @@ def create_app(config: Config, classifier: Classifier, lifecycle: Lifecycle | No
     )
     keys = None
     if config.api_keys_file:
-        keys = Middleware(KeyGuard, prefixes=_GUARDED, require=KeyFile(config.api_keys_file).require)
+        keys = Middleware(KeyGuard, metrics, prefixes=_GUARDED, require=KeyFile(config.api_keys_file).require)
     app = Starlette(
-        routes=[
-            Route("/", server.root),
-            Route("/upload", server.upload, methods=["POST"]),
-            Route("/model", server.model),
-            Route("/livez", server.livez),
-            Route("/readyz", server.readyz),
-            Route("/healthz", server.readyz),
-        ],
+        routes=routes,
         middleware=[
-            Middleware(RequestLog),
+            Middleware(RequestLog, metrics, route_of=_namer(routes)),
             Middleware(LingeringClose, leaving=lambda: lifecycle.draining),
-            Middleware(OriginGuard, allowed=config.cors_origins),
+            Middleware(OriginGuard, metrics, allowed=config.cors_origins),
             *([cors] if config.cors_origins else []),
             *([keys] if keys else []),
         ],
         exception_handlers={
-            RequestError: cast(ExceptionHandler, _answer_request_error),
+            RequestError: cast(ExceptionHandler, _refuser(metrics)),
             HTTPException: cast(ExceptionHandler, _answer_http_exception),
             ClientDisconnect: _answer_nobody,
         },
         lifespan=server.lifespan,
     )
+    app.state.lifecycle = lifecycle
     app.router.redirect_slashes = False  # a redirected upload would be sent twice; 404 says what is wrong
     return app
 
 
-def _problem_response(content: dict[str, Any], headers: dict[str, str]) -> Response:
-    return Response(encode(content), content["status"], headers, MEDIA_TYPE)
+def _namer(routes: list[Route]) -> Callable[[Scope], str]:
+    """The template of the route that a scope is of, also where it has not come that far."""
+    fixed = {route.path for route in routes if not route.param_convertors}
+    others: dict[Any, str] = {route.endpoint: route.path for route in routes if route.param_convertors}
+
+    def name(scope: Scope) -> str:
+        path: str = scope["path"]
+        return path if path in fixed else others.get(scope.get("endpoint"), NO_ROUTE)
+
+    return name
+
+
+def _response(request: Request, content: dict[str, Any], headers: dict[str, str]) -> Response:
+    body, media_type = refusal(request.scope["path"], content)
+    return Response(body, content["status"], headers, media_type)
 
 
 # Plain functions Starlette would run on a thread: three milliseconds each where the CPUs are busy.
-async def _answer_request_error(request: Request, error: RequestError) -> Response:
-    seconds = retry_after(error)
-    return _problem_response(problem_of(error), {} if seconds is None else {"Retry-After": str(seconds)})
+def _refuser(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
+    async def answer(request: Request, error: RequestError) -> Response:
+        metrics.rejected(error)
+        seconds = retry_after(error)
+        return _response(request, problem_of(error), {} if seconds is None else {"Retry-After": str(seconds)})
+
+    return answer
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
@@ -239,8 +122,9 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
     headers = dict(error.headers or {})
     if error.status_code == 405:
         detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}."
-        return _problem_response(problem(405, "Method Not Allowed", detail), headers)
-    return _problem_response(problem(404, "Not Found", "There is no such route; POST /upload classifies."), headers)
+        return _response(request, problem(405, "Method Not Allowed", detail), headers)
+    detail = "There is no such route; POST /upload classifies, and GET /docs tells the rest."
+    return _response(request, problem(404, "Not Found", detail), headers)
 
 
 async def _answer_nobody(request: Request, error: Exception) -> Response:

@@ -41,8 +41,10 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Classified:
-    """The most probable classes in falling order, and the seconds of `decode`, `preprocess` and `infer`."""
+    """Logits FP32 `[classes]`, the most probable classes in falling order, and the seconds of `decode`, `preprocess`
+    and `infer`, as far as there were any."""
 
+    logits: npt.NDArray[np.float32]
     scored: list[Scored]
     seconds: dict[str, float]
 
@@ -73,8 +75,13 @@ class Classifier:
         image = open_image(data, self.preprocessing, self.limits)
         return Job(image, k, time.perf_counter() - started)
 
-    def prepare(self, job: Job) -> Prepared:
-        """Decode and preprocess, on the calling thread; CPU-bound for milliseconds. Raises what `decode` raises."""
+    def prepare(self, job: Job | Prepared) -> Prepared:
+        """Decode and preprocess what is not so already, on the calling thread; CPU-bound for milliseconds.
+
+        Raises what `decode` raises.
+        """
+        if isinstance(job, Prepared):
+            return job
         reduce_for = None if self.exact_decode else self.preprocessing
         with self.room.taken(decoding_pixels(job.image, reduce_for)):
             started = time.perf_counter()
@@ -92,7 +99,7 @@ class Classifier:
         started = time.perf_counter()
         logits = self.model.logits(prepared.batch, wide)[0]
         seconds = {**prepared.seconds, "infer": time.perf_counter() - started}
-        return Classified(top_k(logits, self.labels, prepared.top_k), seconds)
+        return Classified(logits, top_k(logits, self.labels, prepared.top_k), seconds)
 
     def classify(self, data: bytes, k: int, wide: bool = False) -> Classified:
         """The whole path of one encoded picture, for who has no scheduler; raises what `open` and `prepare` raise."""

@@ -52,6 +52,14 @@ class EmptyFile(RequestError):
     """A file of no bytes."""
 
 
+class BadTensor(RequestError):
+    """An inference request is malformed, or its tensors are not what the model takes."""
+
+
+class UnknownModel(RequestError):
+    """An inference request is for a model that is not being served."""
+
+
 class Unauthorised(RequestError):
     """The request carries no API key, or none that is accepted."""
 

@@ -14,6 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.connections import Connections
+from serve.metrics import Metrics
 from serve.problems import MEDIA_TYPE, encode, problem
 
 log = logging.getLogger("serve.access")
@@ -36,12 +37,13 @@ class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol, with bounds, and the contract's own words for what is no HTTP.
 
     all_connections: of this server, which this one makes known whom it waits for. head_seconds: for a head to come.
-    body_seconds: for an answer to be read, and one more each 64 KiB.
+    body_seconds: for an answer to be read, and one more each 64 KiB. metrics: where refusals are counted, if anywhere.
     """
 
     all_connections: "Connections[HttpProtocol]" = Connections(sys.maxsize)
     head_seconds = 10.0
     body_seconds = 20.0
+    metrics: Metrics | None = None
     _head_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _before_head = True
@@ -218,6 +220,8 @@ class HttpProtocol(HttpToolsProtocol):
         request_id = uuid.uuid4().hex
         fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
         log.info("%d %s", status, detail, extra={"fields": fields})
+        if self.metrics is not None:
+            self.metrics.never_was(status)
         body = encode(problem(status, title, detail))
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"

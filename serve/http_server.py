@@ -17,18 +17,23 @@ from serve.config import Config
 from serve.connections import ACCEPTED_AT_ONCE, Connections
 from serve.http_protocol import HttpProtocol
 from serve.lifecycle import Lifecycle
+from serve.metrics import Metrics
 
 # How long connections may take to close, once all uploads are answered: within the grace period with what it keeps.
 _CLOSING_SECONDS: Final = 1
 
 
-def run(app: Callable[..., Any], config: Config, lifecycle: Lifecycle, listener: socket.socket) -> None:
+def run(
+    app: Callable[..., Any], config: Config, lifecycle: Lifecycle, metrics: Metrics, listener: socket.socket
+) -> None:
     """Serve `app` on `listener` until SIGINT or SIGTERM and all accepted requests are answered."""
 
     class Bounded(HttpProtocol):
         all_connections = Connections(config.max_connections)
         head_seconds = config.head_timeout_ms / 1000
         body_seconds = config.body_timeout_ms / 1000
+
+    Bounded.metrics = metrics
 
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of what clients do, and so could they
     settings = uvicorn.Config(

@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from serve.errors import ForeignOrigin, Unauthorised
-from serve.problems import MEDIA_TYPE, encode, problem, problem_of
+from serve.metrics import Metrics
+from serve.problems import is_below, problem, problem_of, refusal
+from serve.tracing import trace_of
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -34,10 +36,16 @@ _LINGER_BYTES: Final = 64 * 2**20
 
 
 class RequestLog:
-    """Give each request an id and a line in the access log, and turn a defect into a 500 problem."""
+    """Give each request an id, a line in the access log and a count, and turn a defect into a 500 problem.
 
-    def __init__(self, app: App) -> None:
+    route_of: the template of the route that a request's scope has come to. What handlers leave in the scope as
+    `stages`, seconds by stage, is logged too.
+    """
+
+    def __init__(self, app: App, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
         self.app = app
+        self.metrics = metrics
+        self.route_of = route_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,15 +67,18 @@ class RequestLog:
             record["bytes_out"] += len(message.get("body", b""))
             await send(message)
 
+        self.metrics.began()
         try:
             await self.app(scope, counting_receive, stamping_send)
         except Exception:
             error_log.exception("unforeseen error", extra={"fields": {"request_id": request_id}})
             if record["status"]:
                 raise  # half an answer is out: only closing the connection tells the client
-            await _send_defect(stamping_send, request_id)
+            await _send_defect(scope, stamping_send, request_id)
         finally:
-            _log_access(scope, request_id, record, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self.metrics.ended(self.route_of(scope), record["status"], seconds)
+            _log_access(scope, request_id, record, seconds)
 
 
 class LingeringClose:
@@ -117,17 +128,21 @@ class KeyGuard:
     prefixes: paths that are guarded, with all below them. require: raises `Unauthorised` for a key that is no good.
     """
 
-    def __init__(self, app: App, prefixes: tuple[str, ...], require: Callable[[str | None], None]) -> None:
+    def __init__(
+        self, app: App, metrics: Metrics, prefixes: tuple[str, ...], require: Callable[[str | None], None]
+    ) -> None:
         self.app = app
+        self.metrics = metrics
         self.prefixes = prefixes
         self.require = require
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and any(_is_below(scope["path"], prefix) for prefix in self.prefixes):
+        if scope["type"] == "http" and any(is_below(scope["path"], prefix) for prefix in self.prefixes):
             try:
                 self.require(_api_key(scope))
             except Unauthorised as refused:
-                await _send_problem(send, problem_of(refused), (b"www-authenticate", b"Bearer"))
+                self.metrics.rejected(refused)
+                await _send_problem(scope, send, problem_of(refused), (b"www-authenticate", b"Bearer"))
                 return
         await self.app(scope, receive, send)
 
@@ -135,8 +150,9 @@ class KeyGuard:
 class OriginGuard:
     """Refuse what a browser sends for a page of another origin, unless that origin is listed."""
 
-    def __init__(self, app: App, allowed: tuple[str, ...]) -> None:
+    def __init__(self, app: App, metrics: Metrics, allowed: tuple[str, ...]) -> None:
         self.app = app
+        self.metrics = metrics
         self.allowed = allowed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -149,7 +165,8 @@ class OriginGuard:
         refused = ForeignOrigin(
             f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed."
         )
-        await _send_problem(send, problem_of(refused))
+        self.metrics.rejected(refused)
+        await _send_problem(scope, send, problem_of(refused))
 
 
 async def _drop_rest(receive: Receive, seconds: float) -> None:
@@ -165,14 +182,14 @@ async def _drop_rest(receive: Receive, seconds: float) -> None:
         pass
 
 
-async def _send_defect(send: Send, request_id: str) -> None:
+async def _send_defect(scope: Scope, send: Send, request_id: str) -> None:
     detail = "The server failed on this request, which is a defect; its log has more under this request id."
-    await _send_problem(send, {**problem(500, "Internal Server Error", detail), "request_id": request_id})
+    await _send_problem(scope, send, {**problem(500, "Internal Server Error", detail), "request_id": request_id})
 
 
-async def _send_problem(send: Send, content: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
-    body = encode(content)
-    headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode()), *more]
+async def _send_problem(scope: Scope, send: Send, content: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
+    body, media_type = refusal(scope["path"], content)
+    headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode()), *more]
     await send({"type": "http.response.start", "status": content["status"], "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
@@ -188,7 +205,10 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
         "path": path,
         **record,
         "ms": round(seconds * 1000, 2),
+        **trace_of(_header(scope, b"traceparent").decode("latin-1")),
     }
+    if "stages" in scope:
+        fields["stages_ms"] = {stage: round(spent * 1000, 3) for stage, spent in scope["stages"].items()}
     access_log.info("%s %s %d", fields["method"], path, record["status"], extra={"fields": fields})
 
 
@@ -202,10 +222,6 @@ def _api_key(scope: Scope) -> str | None:
     if scheme.lower() == "bearer":
         return token.strip()
     return _header(scope, b"x-api-key").decode("latin-1") or None
-
-
-def _is_below(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}/")
 
 
 def _has_body(scope: Scope) -> bool:

@@ -27,9 +27,11 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.MalformedUpload: Rule(400, "Bad Request"),
     errors.MissingFile: Rule(400, "Bad Request"),
     errors.EmptyFile: Rule(400, "Bad Request"),
+    errors.BadTensor: Rule(400, "Bad Request"),
     errors.Unauthorised: Rule(401, "Unauthorized"),
     errors.ForeignOrigin: Rule(403, "Forbidden"),
     errors.UploadTooSlow: Rule(408, "Request Timeout"),
+    errors.UnknownModel: Rule(404, "Not Found"),
     errors.UnboundedBody: Rule(411, "Length Required"),
     errors.UploadTooLarge: Rule(413, "Content Too Large"),
     errors.TooManyFiles: Rule(413, "Content Too Large"),
@@ -61,6 +63,21 @@ def problem(status: int, title: str, detail: str) -> dict[str, Any]:
 def encode(content: dict[str, Any]) -> bytes:
     """A problem object as the body of an answer: UTF-8 JSON that ends its line, for who reads it in a terminal."""
     return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+
+
+def refusal(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
+    """A problem object as the body of an answer to a request for `path`, and its media type.
+
+    Under /v2 it is the Open Inference Protocol's own error object.
+    """
+    if is_below(path, "/v2"):
+        return json.dumps({"error": content["detail"]}, ensure_ascii=False).encode(), "application/json"
+    return encode(content), MEDIA_TYPE
+
+
+def is_below(path: str, prefix: str) -> bool:
+    """Whether a path is this one or lies under it."""
+    return path == prefix or path.startswith(f"{prefix}/")
 
 
 def problem_of(error: errors.RequestError) -> dict[str, Any]:

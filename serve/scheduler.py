@@ -124,6 +124,11 @@ class Scheduler(Generic[Item, Prepared, Result]):
         finally:
             self._drop(task)
 
+    @property
+    def depth(self) -> int:
+        """Items that wait for a thread."""
+        return self._waiting
+
     def require_room(self, count: int = 1) -> None:
         """Raise the `QueueFull` that `run` would raise now for so many items."""
         with self._changed:

@@ -56,15 +56,21 @@ async def read_upload(
     multipart = media_type == b"multipart/form-data"
     if not (multipart or media_type.startswith(b"image/") or media_type == b"application/octet-stream"):
         raise UnsupportedBody(_unsupported(media_type.decode("latin-1")))
-    bounded = _bounded(headers, chunks, limits.max_bytes)
     if multipart:
+        bounded = _bounded(headers, chunks, limits.max_bytes)
         return await _read_multipart(options.get(b"boundary", b""), bounded, limits.max_files)
-    data = bytearray()
-    async for chunk in bounded:
-        data += chunk
+    data = await read_body(headers, chunks, limits.max_bytes)
     if not data:
         raise EmptyFile("The body is empty; send the picture's bytes.")
-    return [UploadedFile("", bytes(data))]
+    return [UploadedFile("", data)]
+
+
+async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:
+    """One request's whole body, whatever it is; raises `UnboundedBody` and `UploadTooLarge`."""
+    data = bytearray()
+    async for chunk in _bounded(headers, chunks, max_bytes):
+        data += chunk
+    return bytes(data)
 
 
 async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:

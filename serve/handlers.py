@@ -1,0 +1,220 @@
+"""What each route does, and the order in which one upload becomes one answer.
+
+Domain errors leave every handler here; `app.py` makes answers of them.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, Final, TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.types import Receive
+
+from serve.answers import prediction, prediction_or_problem, server_timing, stages_of
+from serve.arrival import Arrival, Arrivals
+from serve.classifier import Classified, Classifier, Job, Prepared
+from serve.config import Config
+from serve.docs_page import SECURITY_HEADERS, page
+from serve.errors import DeadlinePassed, QueueFull, RequestError
+from serve.inspector import Inspector
+from serve.lifecycle import Lifecycle, Visit
+from serve.memory import trim
+from serve.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
+from serve.metrics import Metrics
+from serve.openapi import document
+from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
+from serve.picture import is_quick_to_open
+from serve.scheduler import Outcome, Scheduler
+from serve.upload import UploadedFile, UploadLimits, read_upload
+
+T = TypeVar("T")
+
+_TRIM_SECONDS: Final = 5.0
+
+
+class PrettyEnd(JSONResponse):
+    """JSON that ends its line, for who reads it in a terminal."""
+
+    def render(self, content: Any) -> bytes:
+        return super().render(content) + b"\n"
+
+
+class Server:
+    """The handlers, around one warm classifier and the scheduler that shares out its time.
+
+    Nothing that computes runs on the event loop. Nor do header checks, unless they are sure to be quick: they take
+    microseconds, but a file can be made of millions of empty segments.
+    """
+
+    def __init__(self, config: Config, classifier: Classifier, lifecycle: Lifecycle, metrics: Metrics) -> None:
+        self.config = config
+        self.classifier = classifier
+        self.lifecycle = lifecycle
+        self.metrics = metrics
+        self.limits = UploadLimits(config.max_request_bytes, config.max_files)
+        self.arrivals = Arrivals(config.max_upload_bytes, config.body_timeout_ms / 1000)
+        model = classifier.model
+        self._document = document(config, model.name, model.input_side, model.class_count)
+        self._page = page(self._document)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """Ready from start-up to shutdown; requests outside of it are refused."""
+        self.inspector = Inspector(self.config.max_queue)
+        self.scheduler: Scheduler[Job | Prepared, Prepared, Classified] = Scheduler(
+            self.classifier.prepare,
+            self.classifier.compute,
+            streams=self.config.thread_plan.streams,
+            max_queue=self.config.max_queue,
+            item_seconds=self.classifier.model.infer_seconds,
+        )
+        self.metrics.watch_queue(lambda: self.scheduler.depth)
+        self.lifecycle.start()
+        trimming = asyncio.ensure_future(self._give_memory_back())
+        try:
+            yield
+        finally:
+            trimming.cancel()
+            self.lifecycle.begin_drain()
+            self.inspector.close()
+            self.scheduler.close()
+
+    async def root(self, request: Request) -> Response:
+        return PlainTextResponse("Server is Running\n")
+
+    async def livez(self, request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, request: Request) -> Response:
+        self.lifecycle.require_ready()
+        return PlainTextResponse("ok\n")
+
+    async def model(self, request: Request) -> Response:
+        self.lifecycle.require_ready()
+        return PrettyEnd(self.classifier.card)
+
+    async def show_metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), headers={"Content-Type": METRICS_MEDIA_TYPE})
+
+    async def openapi(self, request: Request) -> Response:
+        return PrettyEnd(self._document)
+
+    async def docs(self, request: Request) -> Response:
+        return HTMLResponse(self._page, headers=SECURITY_HEADERS)
+
+    async def upload(self, request: Request) -> Response:
+        async with self.admitted() as (visit, arrival):
+            started = time.monotonic()
+            top_k = parse_top_k(request.query_params.getlist("top_k"), len(self.classifier.labels))
+            seconds = self.timeout_of(request)
+            files = await read_upload(request.headers, arrival.paced(request.stream()), self.limits)
+            visit.arrived()
+            read = time.monotonic()
+            outcomes = await while_connected(request.receive, self._classify(files, top_k, read + seconds))
+            stages = self.note(request, read - started, outcomes)
+        timing = {"Server-Timing": server_timing(stages)} if self.config.server_timing else None
+        model_name = self.classifier.model.name
+        if len(files) == 1:
+            return PrettyEnd(prediction(outcomes[0].unwrap(), model_name), headers=timing)
+        results = [
+            {"filename": file.filename, **prediction_or_problem(outcome, model_name)}
+            for file, outcome in zip(files, outcomes, strict=True)
+        ]
+        return PrettyEnd({"results": results}, headers=timing)
+
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[tuple[Visit, Arrival]]:
+        """One request with pictures, from its head to its answer; refused before its body is read if it would be."""
+        async with self.lifecycle.accept() as visit:
+            with self.arrivals.one() as arrival:
+                self.scheduler.require_room()
+                yield visit, arrival
+
+    def timeout_of(self, request: Request) -> float:
+        """Seconds that a request may take once it is complete."""
+        return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
+
+    def note(self, request: Request, read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:
+        """Where a request's time went, for the log and the metrics too: stage → seconds."""
+        self.metrics.spent("read", read_seconds)
+        for outcome in outcomes:
+            if outcome.result is not None:
+                self.metrics.spent("queue", outcome.queued_seconds)
+                for stage, seconds in outcome.result.seconds.items():
+                    self.metrics.spent(stage, seconds)
+        stages = stages_of(read_seconds, outcomes)
+        request.scope["stages"] = stages
+        return stages
+
+    async def open(self, picture: bytes, top_k: int, alone: bool) -> Job:
+        """Check one picture's header; raises what `Classifier.open` raises, and `QueueFull`."""
+        if alone and is_quick_to_open(picture):
+            return self.classifier.open(picture, top_k)
+        return await self.inspector.check(self.classifier.open, picture, top_k)
+
+    async def _give_memory_back(self) -> None:
+        """Now and then return what a burst of large pictures has left, which malloc by itself may never do."""
+        done = 0
+        while True:
+            await asyncio.sleep(_TRIM_SECONDS)
+            if self.scheduler.done != done:
+                done = self.scheduler.done
+                self.inspector.do(trim)
+
+    async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
+        """The outcome of each file. Those whose header rules them out are never queued."""
+        async with until(deadline):
+            opened = [await self._open_or_tell(file, top_k, alone=len(files) == 1) for file in files]
+        jobs = [job for job in opened if isinstance(job, Job)]
+        computed = iter(await self.scheduler.run(jobs, deadline) if jobs else [])
+        return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
+
+    async def _open_or_tell(self, file: UploadedFile, top_k: int, alone: bool) -> Job | RequestError:
+        try:
+            return await self.open(file.data, top_k, alone)
+        except QueueFull:
+            raise
+        except RequestError as error:
+            return error
+
+
+@contextlib.asynccontextmanager
+async def until(deadline: float) -> AsyncIterator[None]:
+    """End what is within at this time, of `time.monotonic`, with `DeadlinePassed`."""
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            yield
+    except TimeoutError:
+        raise DeadlinePassed.before_answer() from None
+
+
+async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled with `ClientDisconnect` if the client leaves before it is there."""
+    working = asyncio.current_task()
+    watching = asyncio.ensure_future(_disconnected(receive))
+    over = False
+
+    def leave(_: asyncio.Future[None]) -> None:
+        if working is not None and not over:
+            working.cancel()
+
+    watching.add_done_callback(leave)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if working is None or not watching.done():
+            raise  # somebody else's wish
+        working.uncancel()
+        raise ClientDisconnect from None
+    finally:
+        over = True
+        watching.cancel()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

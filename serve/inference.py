@@ -1,0 +1,296 @@
+"""The Open Inference Protocol's messages: bytes → checked tensors, and results → bytes. Knows no HTTP but two headers.
+
+https://github.com/kserve/open-inference-protocol, with Triton's binary tensor and classification extensions. One tensor
+comes in: `input` FP32 `[N, 3, S, S]`, normalised, or `image` BYTES `[N]`, encoded pictures (base64 where they come as
+JSON). One goes out: `logits` FP32 `[N, classes]`, or where asked for the most probable classes as BYTES `[N, k]`, each
+`logit:index:label`.
+
+Nothing is allocated by what a message claims: sizes are compared with the bytes that are there.
+Errors that leave here: `BadTensor`, `TooManyFiles`, `UploadTooLarge`.
+"""
+
+import base64
+import binascii
+import contextlib
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.errors import BadTensor, TooManyFiles, UploadTooLarge
+from serve.postprocess import Label
+
+INPUT: Final = "input"
+IMAGE: Final = "image"
+OUTPUT: Final = "logits"
+LENGTH_HEADER: Final = "Inference-Header-Content-Length"
+# JSON becomes up to thirty times its size in memory; a picture's 150,528 values take 3 MB as Python writes them.
+MAX_JSON_BYTES: Final = 8 * 2**20
+_MAX_ID_CHARACTERS: Final = 1024
+_SHOWN_CHARACTERS: Final = 40
+_SIGNIFICANT_DIGITS: Final = 9  # which FP32 survives
+_LENGTH: Final = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives: its name, S, the labels of its classes, and how many rows a request may have."""
+
+    model: str
+    side: int
+    labels: tuple[Label, ...]
+    max_rows: int
+
+    def metadata(self) -> dict[str, Any]:
+        """The protocol's model metadata; -1 is any number."""
+        side = self.side
+        return {
+            "name": self.model,
+            "versions": ["1"],
+            "platform": "onnxruntime_onnx",
+            "inputs": [
+                {"name": INPUT, "datatype": "FP32", "shape": [-1, 3, side, side]},
+                {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
+            ],
+            "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(self.labels)]}],
+        }
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """A checked request: either `rows`, each FP32 `[1, 3, S, S]`, or `pictures`, encoded.
+
+    classes: the k of the classification extension, 0 for logits. binary: whether the answer's tensor is.
+    """
+
+    id: str | None
+    rows: list[npt.NDArray[np.float32]]
+    pictures: list[bytes]
+    classes: int
+    binary: bool
+
+
+def parse_request(length_header: str | None, body: bytes, signature: Signature) -> InferenceRequest:
+    """Read a request's body. length_header: the value of `LENGTH_HEADER`, which says where its JSON ends."""
+    message, tail = _split(length_header, body)
+    tensor = _only(message, "inputs")
+    name = tensor.get("name")
+    rows: list[npt.NDArray[np.float32]] = []
+    pictures: list[bytes] = []
+    if name == INPUT:
+        _require_datatype(tensor, INPUT, "FP32")
+        side = signature.side
+        shape = _shape(tensor, INPUT, (3, side, side), signature.max_rows)
+        rows = list(_floats(tensor, shape, tail)[:, None])
+    elif name == IMAGE:
+        _require_datatype(tensor, IMAGE, "BYTES")
+        (count,) = _shape(tensor, IMAGE, (), signature.max_rows)
+        pictures = _pictures(tensor, count, tail)
+    else:
+        raise BadTensor(f"There is no input {_shown(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
+    classes, binary = _wanted(message, len(signature.labels))
+    identifier = message.get("id")
+    if not (identifier is None or (isinstance(identifier, str) and len(identifier) <= _MAX_ID_CHARACTERS)):
+        raise BadTensor(f"The request's id is no string of at most {_MAX_ID_CHARACTERS} characters.")
+    return InferenceRequest(identifier, rows, pictures, classes, binary)
+
+
+def write_answer(
+    request: InferenceRequest, logits: npt.NDArray[np.float32], signature: Signature
+) -> tuple[bytes, int | None]:
+    """The answer's body, and the length of its JSON where a binary tensor follows it.
+
+    logits: FP32 `[N, classes]`, finite.
+    """
+    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
+    values: list[Any]
+    if request.classes:
+        values = [_ranked(row, request.classes, signature.labels) for row in logits]
+        output |= {"datatype": "BYTES", "shape": [len(logits), request.classes]}
+        values = [entry for row in values for entry in row]
+        raw = b"".join(_LENGTH.pack(len(entry)) + entry for entry in (value.encode() for value in values))
+    else:
+        values = [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in logits.ravel().tolist()]
+        raw = logits.astype("<f4").tobytes()
+    if request.binary:
+        output["parameters"] = {"binary_data_size": len(raw)}
+    else:
+        output["data"] = values
+    answer = {"model_name": signature.model, "model_version": "1", "outputs": [output]}
+    if request.id is not None:
+        answer["id"] = request.id
+    head = json.dumps(answer).encode()
+    return (head + raw, len(head)) if request.binary else (head, None)
+
+
+def _split(length_header: str | None, body: bytes) -> tuple[dict[str, Any], memoryview]:
+    """The JSON object at the start of a body, and the bytes behind it."""
+    length = len(body)
+    if length_header is not None:
+        if not (length_header.isascii() and length_header.isdigit() and len(length_header) <= 15):
+            raise BadTensor(f"{LENGTH_HEADER}: {_shown(length_header)} is not a number of bytes.")
+        length = int(length_header)
+        if length > len(body):
+            raise BadTensor(f"{LENGTH_HEADER} is {length}, but the body has {len(body)} bytes.")
+    if length > MAX_JSON_BYTES:
+        raise UploadTooLarge(
+            f"The request has {length} bytes of JSON; the limit is {MAX_JSON_BYTES} bytes, and binary tensors are not "
+            "counted."
+        )
+    try:
+        message = json.loads(bytes(body[:length]))
+    except (ValueError, RecursionError) as error:  # of which the first includes text that is not UTF-8
+        raise BadTensor("The request is not JSON.") from error
+    if not isinstance(message, dict):
+        raise BadTensor("The request is not a JSON object.")
+    return message, memoryview(body)[length:]
+
+
+def _only(message: dict[str, Any], key: str) -> dict[str, Any]:
+    tensors = message.get(key)
+    if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict):
+        raise BadTensor(f"'{key}' is not a list of one tensor.")
+    tensor: dict[str, Any] = tensors[0]
+    return tensor
+
+
+def _require_datatype(tensor: dict[str, Any], name: str, datatype: str) -> None:
+    if tensor.get("datatype") != datatype:
+        raise BadTensor(f"The datatype of '{name}' is {_shown(tensor.get('datatype'))}; the model takes {datatype}.")
+
+
+def _shape(tensor: dict[str, Any], name: str, row: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
+    """`(N, *row)`, as the tensor says it."""
+    shape = tensor.get("shape")
+    wanted = ", ".join(["N", *map(str, row)])
+    is_shape = isinstance(shape, list) and all(type(side) is int for side in shape)
+    if not is_shape or len(shape) != 1 + len(row) or tuple(shape[1:]) != row or shape[0] < 1:  # type: ignore[arg-type,index]
+        raise BadTensor(f"The shape of '{name}' is {_shown(shape)}; the model takes [{wanted}] with N at least 1.")
+    if shape[0] > max_rows:  # type: ignore[index]
+        raise TooManyFiles(f"The shape of '{name}' is {_shown(shape)}; the limit is {max_rows} rows a request.")
+    return tuple(shape)  # type: ignore[arg-type]
+
+
+def _raw(tensor: dict[str, Any], name: str, tail: memoryview) -> memoryview | None:
+    """The tensor's bytes where it is a binary one."""
+    size = _parameters(tensor, name).get("binary_data_size")
+    if size is None:
+        if len(tail):
+            raise BadTensor(f"{len(tail)} bytes follow the JSON, but '{name}' has no binary_data_size.")
+        return None
+    if "data" in tensor:
+        raise BadTensor(f"The tensor '{name}' has both data and binary_data_size.")
+    if type(size) is not int or size != len(tail):
+        raise BadTensor(f"The binary_data_size of '{name}' is {_shown(size)}, but {len(tail)} bytes follow the JSON.")
+    return tail
+
+
+def _floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> npt.NDArray[np.float32]:
+    raw = _raw(tensor, INPUT, tail)
+    count = math.prod(shape)
+    values = np.full(1, np.nan, np.float32)
+    if raw is not None:
+        if len(raw) != 4 * count:
+            raise BadTensor(f"The shape of '{INPUT}' takes {4 * count} bytes, and it has {len(raw)}.")
+        values = np.frombuffer(raw, "<f4").astype(np.float32)
+    else:
+        numbers = _flat(tensor.get("data"), shape)
+        if numbers is None:
+            raise BadTensor(
+                f"The data of '{INPUT}' do not have its shape, {list(shape)}, nor are they {count} numbers in a row."
+            )
+        # One by one, because numpy would take text for numbers, and allocate by the longest.
+        if not all(type(number) in (int, float) for number in numbers):
+            raise BadTensor(f"The data of '{INPUT}' are not all numbers.")
+        with np.errstate(over="ignore"), contextlib.suppress(OverflowError):  # which the next check finds
+            values = np.array(numbers, np.float64).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise BadTensor(f"The data of '{INPUT}' are not all finite FP32 numbers.")
+    return values.reshape(shape)
+
+
+def _flat(data: Any, shape: tuple[int, ...]) -> list[Any] | None:
+    """Nested lists of this shape, or a single one of as many elements, as a single one; None where it is neither."""
+    if isinstance(data, list) and len(data) == math.prod(shape) and not any(isinstance(entry, list) for entry in data):
+        return data
+    level = [data]
+    for side in shape:
+        if not all(isinstance(part, list) and len(part) == side for part in level):
+            return None
+        level = [entry for part in level for entry in part]
+    return level
+
+
+def _pictures(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
+    raw = _raw(tensor, IMAGE, tail)
+    if raw is not None:
+        pictures = _unpacked(raw)
+    else:
+        data = tensor.get("data")
+        if not isinstance(data, list) or not all(isinstance(entry, str) for entry in data):
+            raise BadTensor(f"The data of '{IMAGE}' are no list of base64 strings.")
+        try:
+            pictures = [base64.b64decode(entry, validate=True) for entry in data]
+        except (binascii.Error, ValueError) as error:
+            raise BadTensor(f"The data of '{IMAGE}' are not base64, which pictures within JSON are sent as.") from error
+    if len(pictures) != count:
+        raise BadTensor(f"The shape of '{IMAGE}' is [{count}], but it has {len(pictures)} elements.")
+    return pictures
+
+
+def _unpacked(raw: memoryview) -> list[bytes]:
+    """The elements of a binary BYTES tensor, each behind its length in four bytes."""
+    elements = []
+    position = 0
+    while position < len(raw):
+        start = position + _LENGTH.size
+        length = _LENGTH.unpack_from(raw, position)[0] if start <= len(raw) else len(raw)
+        position = start + length
+        if position > len(raw):
+            raise BadTensor(f"An element of '{IMAGE}' is longer than the bytes that are left.")
+        elements.append(bytes(raw[start:position]))
+    return elements
+
+
+def _wanted(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
+    """How many classes the answer names, 0 for logits, and whether its tensor is binary."""
+    binary = _flag(_parameters(message, "the request"), "binary_data_output")
+    if not message.get("outputs"):
+        return 0, binary
+    output = _only(message, "outputs")
+    if output.get("name") != OUTPUT:
+        raise BadTensor(f"There is no output {_shown(output.get('name'))}; the model gives '{OUTPUT}'.")
+    parameters = _parameters(output, OUTPUT)
+    classes = parameters.get("classification", 0)
+    if type(classes) is not int or not 0 <= classes <= class_count:
+        raise BadTensor(f"classification={_shown(classes)} is not a whole number from 1 to {class_count}.")
+    return classes, _flag(parameters, "binary_data", binary)
+
+
+def _parameters(owner: dict[str, Any], name: str) -> dict[str, Any]:
+    parameters = owner.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise BadTensor(f"The parameters of '{name}' are no JSON object.")
+    return parameters
+
+
+def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:
+    value = parameters.get(key, default)
+    if not isinstance(value, bool):
+        raise BadTensor(f"{key}={_shown(value)} is neither true nor false.")
+    return value
+
+
+def _ranked(logits: npt.NDArray[np.float32], k: int, labels: tuple[Label, ...]) -> list[str]:
+    """As Triton writes them: the value, the class's position and its label; equal ones in the order of the classes."""
+    order = np.argsort(-logits, kind="stable")[:k]
+    return [f"{logits[index]:.{_SIGNIFICANT_DIGITS}g}:{index}:{labels[index].name}" for index in order]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

@@ -1,0 +1,290 @@
+"""The Open Inference Protocol on the application in this process: right tensors, and all the wrong ones."""
+
+import base64
+import json
+import math
+import struct
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from serve.classifier import Classifier
+from serve.picture import decode, open_image
+from serve.preprocess import to_input
+from tests.references import PICTURES
+from tests.serve.conftest import ClientFor
+
+INFER = "/v2/models/tiny/infer"
+LENGTH = "Inference-Header-Content-Length"
+
+
+def tensor(cat: bytes, classifier: Classifier) -> Any:
+    spec = classifier.preprocessing
+    return to_input(decode(open_image(cat, spec, classifier.limits)), spec, exact=True)
+
+
+def message(body: dict[str, Any], *raw: bytes) -> tuple[bytes, dict[str, str]]:
+    head = json.dumps(body).encode()
+    return head + b"".join(raw), {LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+
+
+def framed(*pictures: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(picture)) + picture for picture in pictures)
+
+
+def infer(client: TestClient, body: dict[str, Any], *raw: bytes) -> httpx2.Response:
+    if not raw:
+        return client.post(INFER, json=body)
+    content, headers = message(body, *raw)
+    return client.post(INFER, content=content, headers=headers)
+
+
+def assert_error(answer: httpx2.Response, status: int, words: str) -> None:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"]
+    assert list(answer.json()) == ["error"]
+    assert words in answer.json()["error"]
+
+
+def images(count: int, **more: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [count], **more}]}
+
+
+def floats(*shape: int, **more: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "input", "datatype": "FP32", "shape": list(shape), **more}]}
+
+
+def logits_of(answer: httpx2.Response) -> Any:
+    assert answer.status_code == 200, answer.text
+    if LENGTH in answer.headers:
+        length = int(answer.headers[LENGTH])
+        output = json.loads(answer.content[:length])["outputs"][0]
+        assert output["parameters"] == {"binary_data_size": len(answer.content) - length}
+        return np.frombuffer(answer.content[length:], "<f4").reshape(output["shape"])
+    output = answer.json()["outputs"][0]
+    assert (output["name"], output["datatype"]) == ("logits", "FP32")
+    return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+def test_server_and_model_say_what_they_are(client: TestClient) -> None:
+    assert client.get("/v2").json()["extensions"] == ["binary_tensor_data", "classification"]
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    assert client.get("/v2/models/tiny/ready").json() == {"name": "tiny", "ready": True}
+    assert client.get("/v2/models/tiny").json() == {
+        "name": "tiny",
+        "versions": ["1"],
+        "platform": "onnxruntime_onnx",
+        "inputs": [
+            {"name": "input", "datatype": "FP32", "shape": [-1, 3, 224, 224]},
+            {"name": "image", "datatype": "BYTES", "shape": [-1]},
+        ],
+        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}],
+    }
+
+
+def test_every_way_of_sending_gives_the_same_logits(client: TestClient, classifier: Classifier, cat: bytes) -> None:
+    row = tensor(cat, classifier)
+    expected = classifier.model.logits(row)
+    raw, text = row.astype("<f4").tobytes(), base64.b64encode(cat).decode()
+    size = {"parameters": {"binary_data_size": len(raw)}}
+    framing = {"parameters": {"binary_data_size": len(cat) + 4}}
+    for answer in (
+        infer(client, floats(1, 3, 224, 224, data=row.tolist())),
+        infer(client, floats(1, 3, 224, 224, data=row.ravel().tolist())),
+        infer(client, floats(1, 3, 224, 224, **size), raw),
+        infer(client, floats(1, 3, 224, 224, **size) | {"parameters": {"binary_data_output": True}}, raw),
+        infer(client, images(1, data=[text])),
+        infer(client, images(1, **framing), framed(cat)),
+        infer(
+            client,
+            images(1, **framing) | {"outputs": [{"name": "logits", "parameters": {"binary_data": True}}]},
+            framed(cat),
+        ),
+    ):
+        found = logits_of(answer)
+        assert found.shape == (1, 1000)
+        assert np.abs(found - expected).max() < 1e-5
+
+
+def test_several_rows_come_back_in_their_order(client: TestClient, cat: bytes, coffee: bytes) -> None:
+    raw = framed(cat, coffee, cat)
+    body = images(3, parameters={"binary_data_size": len(raw)}) | {"id": "seven"}
+    answer = infer(client, body, raw)
+    assert answer.json()["id"] == "seven"
+    found = logits_of(answer)
+    assert found.shape == (3, 1000)
+    assert np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_classification_names_what_upload_names(client: TestClient, cat: bytes, coffee: bytes, binary: bool) -> None:
+    raw = framed(cat, coffee)
+    outputs = [{"name": "logits", "parameters": {"classification": 3, "binary_data": binary}}]
+    answer = infer(client, images(2, parameters={"binary_data_size": len(raw)}) | {"outputs": outputs}, raw)
+    if binary:
+        length = int(answer.headers[LENGTH])
+        output, packed, entries = json.loads(answer.content[:length])["outputs"][0], answer.content[length:], []
+        while packed:
+            (size,) = struct.unpack_from("<I", packed)
+            entries.append(packed[4 : 4 + size].decode())
+            packed = packed[4 + size :]
+    else:
+        output = answer.json()["outputs"][0]
+        entries = output["data"]
+    assert (output["datatype"], output["shape"]) == ("BYTES", [2, 3])
+    for picture, ranked in ((cat, entries[:3]), (coffee, entries[3:])):
+        top = client.post("/upload?top_k=3", files={"file": ("x.jpg", picture)}).json()["top_k"]
+        parts = [entry.split(":") for entry in ranked]
+        assert [label for _, _, label in parts] == [entry["label"] for entry in top]
+        ratio = math.exp(float(parts[0][0]) - float(parts[1][0]))
+        assert ratio == pytest.approx(top[0]["probability"] / top[1]["probability"], rel=1e-4)
+
+
+def test_a_bad_picture_gets_its_own_status_as_the_protocols_error(client: TestClient, cat: bytes) -> None:
+    for picture, status, words in (
+        (b"text", 415, "accepted format"),
+        (cat[:5000], 422, "truncated or corrupt"),
+        (b"", 400, "empty"),
+    ):
+        raw = framed(cat, picture)
+        assert_error(infer(client, images(2, parameters={"binary_data_size": len(raw)}), raw), status, words)
+
+
+def test_an_unknown_model_or_route_gets_the_protocols_error(client: TestClient) -> None:
+    for path in ("/v2/models/other", "/v2/models/other/ready", "/v2/nothing", "/v2/models/a%2Fb"):
+        assert_error(client.get(path), 404, "")
+    assert_error(client.post("/v2/models/other/infer", json={}), 404, "There is no model 'other'; 'tiny' is served")
+    assert_error(client.get(INFER), 405, "GET is not allowed here; allowed: POST")
+
+
+GOOD = 3 * 224 * 224
+BAD: list[tuple[str, Any, str]] = [
+    ("no inputs", {}, "'inputs' is not a list of one tensor"),
+    ("inputs no list", {"inputs": {}}, "'inputs' is not a list of one tensor"),
+    ("two inputs", {"inputs": [{}, {}]}, "'inputs' is not a list of one tensor"),
+    ("no name", {"inputs": [{}]}, "There is no input null"),
+    ("odd name", {"inputs": [{"name": "x" * 500}]}, "There is no input"),
+    ("wrong datatype", {"inputs": [{"name": "input", "datatype": "FP64"}]}, "The datatype of 'input' is \"FP64\""),
+    ("wrong datatype of image", {"inputs": [{"name": "image", "datatype": ["BYTES"]}]}, "The datatype of 'image' is"),
+    ("no shape", {"inputs": [{"name": "input", "datatype": "FP32"}]}, "The shape of 'input' is null"),
+    ("negative rows", floats(-1, 3, 224, 224), "The shape of 'input' is [-1, 3, 224, 224]"),
+    ("no rows", floats(0, 3, 224, 224), "with N at least 1"),
+    ("channels last", floats(1, 224, 224, 3), "The shape of 'input' is [1, 224, 224, 3]"),
+    ("too few dimensions", floats(3, 224, 224), "The shape of 'input'"),
+    ("true for one", {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [True]}]}, "The shape of 'image'"),
+    ("a float for one", {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1.0]}]}, "The shape of 'image'"),
+    ("negative images", images(-5, data=[]), "The shape of 'image' is [-5]"),
+    ("no data", floats(1, 3, 224, 224), "do not have its shape"),
+    ("too little data", floats(1, 3, 224, 224, data=[0.0] * 7), "do not have its shape"),
+    ("ragged data", floats(1, 3, 224, 224, data=[[[[0.0] * 224] * 224, [[0.0] * 223] * 224] * 1]), "do not have its"),
+    ("text for numbers", floats(1, 3, 224, 224, data=["1"] * GOOD), "are not all numbers"),
+    ("true for numbers", floats(1, 3, 224, 224, data=[True] * GOOD), "are not all numbers"),
+    ("nothing for numbers", floats(1, 3, 224, 224, data=[None] * GOOD), "are not all numbers"),
+    ("too large a number", floats(1, 3, 224, 224, data=[1e39] * GOOD), "not all finite FP32"),
+    ("far too large a number", floats(1, 3, 224, 224, data=[10**400] + [0] * (GOOD - 1)), "not all finite FP32"),
+    ("not a number", floats(1, 3, 224, 224, data=[math.nan] * GOOD), "not all finite FP32"),
+    ("images no list", images(1, data="x"), "no list of base64 strings"),
+    ("images of numbers", images(1, data=[1]), "no list of base64 strings"),
+    ("no base64", images(1, data=["(picture)"]), "are not base64"),
+    ("base64 beyond ASCII", images(1, data=["é"]), "are not base64"),
+    ("fewer images than said", images(2, data=["AAAA"]), "The shape of 'image' is [2], but it has 1 elements"),
+    ("size without bytes", images(1, parameters={"binary_data_size": 7}), "binary_data_size of 'image' is 7, but 0"),
+    ("size no number", images(1, parameters={"binary_data_size": "0"}), "binary_data_size of 'image' is \"0\""),
+    ("negative size", images(1, parameters={"binary_data_size": -1}), "binary_data_size of 'image' is -1"),
+    ("both", images(1, parameters={"binary_data_size": 0}, data=[]), "both data and binary_data_size"),
+    ("parameters no object", images(1, parameters=[1], data=[]), "parameters of 'image' are no JSON object"),
+    ("odd id", images(1, data=["AAAA"]) | {"id": 7}, "id is no string"),
+    ("long id", images(1, data=["AAAA"]) | {"id": "x" * 1025}, "at most 1024 characters"),
+    ("unknown output", images(1, data=["AAAA"]) | {"outputs": [{"name": "probabilities"}]}, "There is no output"),
+    ("two outputs", images(1, data=["AAAA"]) | {"outputs": [{"name": "logits"}] * 2}, "'outputs' is not a list of one"),
+    (
+        "too many classes",
+        images(1, data=["AAAA"]) | {"outputs": [{"name": "logits", "parameters": {"classification": 1001}}]},
+        "classification=1001 is not a whole number from 1 to 1000",
+    ),
+    (
+        "odd flag",
+        images(1, data=["AAAA"]) | {"outputs": [{"name": "logits", "parameters": {"binary_data": 1}}]},
+        "binary_data=1 is neither true nor false",
+    ),
+    ("odd flag of all", images(1, data=["AAAA"]) | {"parameters": {"binary_data_output": "no"}}, "neither true nor"),
+]
+
+
+@pytest.mark.parametrize(("body", "words"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_a_malformed_request_is_told_what_is_wrong(client: TestClient, body: dict[str, Any], words: str) -> None:
+    answer = client.post(INFER, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    assert_error(answer, 400, words)
+    assert len(answer.text) < 500
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "not JSON"),
+        (b"{", "not JSON"),
+        (b"[]", "not a JSON object"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"inputs": ' + b"[" * 100_000, "not JSON"),
+        (b"1" * 5000, "not JSON"),
+    ],
+)
+def test_a_body_that_is_no_json_object_is_refused(client: TestClient, body: bytes, words: str) -> None:
+    assert_error(client.post(INFER, content=body), 400, words)
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "999", "9" * 5000, "0x10", "", "٣", "1,1"])
+def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> None:
+    answer = client.post(INFER, content=b"{}", headers={LENGTH: length.encode()})  # type: ignore[dict-item]
+    assert_error(answer, 400, LENGTH)
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"\0\0", "longer than the bytes that are left"),
+        (b"\xff\xff\xff\xff", "longer than the bytes that are left"),
+        (b"\x05\0\0\0abc", "longer than the bytes that are left"),
+        (b"\x01\0\0\0a" * 2, "The shape of 'image' is [1], but it has 2 elements"),
+    ],
+)
+def test_truncated_binary_pictures_are_refused(client: TestClient, raw: bytes, words: str) -> None:
+    assert_error(infer(client, images(1, parameters={"binary_data_size": len(raw)}), raw), 400, words)
+
+
+def test_binary_floats_have_the_bytes_that_their_shape_takes(client: TestClient) -> None:
+    for size in (4, 4 * GOOD - 1, 4 * GOOD + 4):
+        body = floats(1, 3, 224, 224, parameters={"binary_data_size": size})
+        assert_error(infer(client, body, bytes(size)), 400, f"takes {4 * GOOD} bytes, and it has {size}")
+    body = floats(1, 3, 224, 224, parameters={"binary_data_size": 4 * GOOD})
+    assert_error(infer(client, body, bytes(4 * GOOD - 4)), 400, f"but {4 * GOOD - 4} bytes follow the JSON")
+    assert_error(infer(client, body, b"\xff" * 4 * GOOD), 400, "not all finite FP32")
+    assert_error(infer(client, images(1, data=["AAAA"]), b"more"), 400, "4 bytes follow the JSON")
+
+
+def test_limits_are_those_of_upload(client_for: ClientFor, cat: bytes) -> None:
+    client = client_for(max_files=2, max_request_bytes=100_000)
+    raw = framed(b"x", b"x", b"x")
+    assert_error(infer(client, images(3, parameters={"binary_data_size": len(raw)}), raw), 413, "limit is 2 rows")
+    assert_error(infer(client, images(10**12, data=[])), 413, "limit is 2 rows")
+    assert_error(client.post(INFER, content=b" " * 100_001), 413, "limit of 100000 bytes")
+    answer = client.post(INFER, content=cat, headers={"X-Request-Timeout-Ms": "none"})
+    assert_error(answer, 400, "X-Request-Timeout-Ms")
+
+
+def test_much_json_and_compressed_bodies_are_refused(client: TestClient) -> None:
+    assert_error(client.post(INFER, content=b" " * (8 * 2**20 + 1)), 413, "the limit is 8388608 bytes")
+    assert_error(client.post(INFER, content=b"x", headers={"Content-Encoding": "gzip"}), 415, "compressed")
+
+
+def test_other_pictures_than_jpegs_are_taken(client: TestClient) -> None:
+    png = (PICTURES / "rgb.png").read_bytes()
+    raw = framed(png)
+    assert logits_of(infer(client, images(1, parameters={"binary_data_size": len(raw)}), raw)).shape == (1, 1000)

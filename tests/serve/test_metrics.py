@@ -1,0 +1,109 @@
+"""`/metrics`, read with the official parser after known traffic."""
+
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from serve import __version__, errors
+from serve.metrics import Metrics
+from serve.problems import RULES
+from tests.serve.conftest import ClientFor
+
+
+def samples(client: TestClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    answer = client.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def value(found: dict[Any, float], name: str, **labels: str) -> float:
+    return found[name, frozenset(labels.items())]
+
+
+def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
+    for _ in range(3):
+        assert client.post("/upload", files={"file": ("cat.jpg", cat)}).status_code == 200
+    assert client.post("/upload", files=[("file", ("a.jpg", cat)), ("file", ("b.txt", b"x"))]).status_code == 200
+    assert client.post("/upload", files={"file": ("a.txt", b"x")}).status_code == 415
+    assert client.post("/upload?top_k=0", files={"file": ("cat.jpg", cat)}).status_code == 400
+    assert client.get("/upload").status_code == 405
+    for number in range(20):
+        assert client.get(f"/nothing-{number}").status_code == 404
+    assert client.get("/v2/models/tiny").status_code == 200
+    assert client.get("/v2/models/other").status_code == 404
+    found = samples(client)
+    assert value(found, "serve_requests_total", route="/upload", code="200") == 4
+    assert value(found, "serve_requests_total", route="/upload", code="415") == 1
+    assert value(found, "serve_requests_total", route="/upload", code="400") == 1
+    assert value(found, "serve_requests_total", route="/upload", code="405") == 1
+    assert value(found, "serve_requests_total", route="none", code="404") == 20
+    assert value(found, "serve_requests_total", route="/v2/models/{name}", code="200") == 1
+    assert value(found, "serve_requests_total", route="/v2/models/{name}", code="404") == 1
+    assert value(found, "serve_request_duration_seconds_count", route="/upload") == 7
+    assert value(found, "serve_request_duration_seconds_bucket", route="/upload", le="+Inf") == 7
+    assert 0 < value(found, "serve_request_duration_seconds_sum", route="/upload") < 60
+    assert value(found, "serve_stage_duration_seconds_count", stage="read") == 5  # the 415 is known after it only
+    for stage in ("decode", "preprocess", "queue", "infer"):
+        assert value(found, "serve_stage_duration_seconds_count", stage=stage) == 4
+    assert value(found, "serve_rejected_total", reason="unsupported_format") == 1
+    assert value(found, "serve_rejected_total", reason="bad_parameter") == 1
+    assert value(found, "serve_rejected_total", reason="unknown_model") == 1
+    assert value(found, "serve_rejected_total", reason="queue_full") == 0
+    assert value(found, "serve_queue_depth") == 0
+    assert value(found, "serve_requests_in_progress") == 1  # this one
+    assert value(found, "serve_build_info", version=__version__, model="tiny", variant="fp32") == 1
+
+
+def test_buckets_reach_from_five_milliseconds_to_ten_seconds(client: TestClient) -> None:
+    client.get("/livez")
+    bounds = [
+        float(dict(labels)["le"])
+        for (name, labels) in samples(client)
+        if name == "serve_request_duration_seconds_bucket" and ("route", "/livez") in labels
+    ]
+    assert (min(bounds), sorted(bounds)[-2]) == (0.005, 10.0)
+
+
+def test_what_a_guard_refuses_is_counted_by_its_route_and_reason(
+    client_for: ClientFor, cat: bytes, tmp_path: Any
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("key\n")
+    client = client_for(api_keys_file=keys)
+    assert client.post("/upload", files={"file": ("cat.jpg", cat)}).status_code == 401
+    assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 403
+    found = samples(client)
+    assert value(found, "serve_requests_total", route="/upload", code="401") == 1
+    assert value(found, "serve_requests_total", route="/", code="403") == 1
+    assert value(found, "serve_rejected_total", reason="unauthorised") == 1
+    assert value(found, "serve_rejected_total", reason="foreign_origin") == 1
+
+
+def test_the_queue_is_read_when_it_is_asked_for() -> None:
+    metrics = Metrics({"model": "tiny"})
+    depth = 3
+    metrics.watch_queue(lambda: depth)
+    assert b"serve_queue_depth 3.0" in metrics.text()
+    depth = 5
+    assert b"serve_queue_depth 5.0" in metrics.text()
+
+
+@pytest.mark.parametrize("error", RULES)
+def test_every_error_has_a_reason(error: type[errors.RequestError]) -> None:
+    metrics = Metrics({"model": "tiny"})
+    before = metrics.text()
+    metrics.rejected(error("why"))
+    assert before != metrics.text()
+
+
+def test_the_process_is_measured_too(client: TestClient) -> None:
+    found = samples(client)
+    assert value(found, "process_resident_memory_bytes") > 10**7
+    assert value(found, "process_open_fds") > 3
