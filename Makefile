@@ -40,10 +40,10 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile overload soak fuzz test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients fuzz test test-serve test-export check format lock clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@sed -n '/^# WEIGHTS/,/^$$/s/^# /  /p' $(MAKEFILE_LIST)
 
 serve: ## serve; without a DenseNet-121 export it first, or fall back to the embedded model
@@ -107,11 +107,17 @@ soak: ## half an hour (SOAK_MINUTES) of good, bad, huge, aborted and slow reques
 	@$(install_runtime) requirements/test.txt
 	$(runtime) -m tests.hostile.soak --minutes $(SOAK_MINUTES)
 
-fuzz: ## fuzz decoding and multipart parsing, guided by coverage, for FUZZ_SECONDS each
+check-clients: ## run stock clients (tritonclient, schemathesis, ...) against the real process; print what each did
+	@$(install_runtime)
+	@$(install) .venv/clients requirements/clients.txt
+	.venv/clients/bin/python -m pytest tests/clients
+
+fuzz: ## fuzz decoding, multipart and tensor parsing, guided by coverage, for FUZZ_SECONDS each
 	@$(install) .venv/fuzz requirements/runtime.txt requirements/fuzz.txt
-	@mkdir -p build/fuzz/picture build/fuzz/multipart
+	@mkdir -p build/fuzz/picture build/fuzz/multipart build/fuzz/inference
 	.venv/fuzz/bin/python -m fuzz picture $(fuzz_flags) build/fuzz/picture tests/data/pictures
 	.venv/fuzz/bin/python -m fuzz multipart $(fuzz_flags) build/fuzz/multipart fuzz/corpus/multipart
+	.venv/fuzz/bin/python -m fuzz inference $(fuzz_flags) build/fuzz/inference fuzz/corpus/inference
 
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 

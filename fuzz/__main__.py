@@ -1,4 +1,4 @@
-"""`python -m fuzz picture|multipart [libFuzzer's flags, corpus folders]`: one target under atheris, until it ends."""
+"""`python -m fuzz TARGET [libFuzzer's flags, corpus folders]`: picture, multipart or inference, under atheris."""
 
 import sys
 

@@ -7,8 +7,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
+import numpy as np
+
 from serve.errors import RequestError
+from serve.inference import Signature, parse_request, write_answer
 from serve.picture import PictureLimits, decode, open_image
+from serve.postprocess import Label
 from serve.preprocess import Preprocessing, to_input
 from serve.problems import problem_of
 from serve.upload import UploadLimits, read_upload
@@ -16,6 +20,7 @@ from serve.upload import UploadLimits, read_upload
 _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # A fifth of a megapixel, so that a second makes many tries.
 _LIMITS: Final = PictureLimits(200_000, 100, 1.0)
+_SIGNATURE: Final = Signature("tiny", 2, (Label("n1", "one"), Label("n2", "two")), 4)
 _UPLOAD_LIMITS: Final = UploadLimits(1 << 20, 4)
 
 
@@ -51,4 +56,22 @@ def multipart(data: bytes) -> None:
         raise AssertionError(f"{len(files)} files of {kept} bytes from a body of {len(body)}")
 
 
-TARGETS: Final[dict[str, Callable[[bytes], None]]] = {"picture": picture, "multipart": multipart}
+def inference(data: bytes) -> None:
+    """The path of one inference request: its first line is the length of its JSON, empty where there is only that."""
+    length, _, body = data.partition(b"\n")
+    try:
+        asked = parse_request(length.decode("latin-1") or None, body, _SIGNATURE)
+    except RequestError as error:
+        problem_of(error)
+        return
+    rows = len(asked.rows) + len(asked.pictures)
+    if not 1 <= rows <= _SIGNATURE.max_rows or sum(map(len, asked.pictures)) > len(body):
+        raise AssertionError(f"{rows} rows from a body of {len(body)} bytes")
+    write_answer(asked, np.zeros((rows, len(_SIGNATURE.labels)), np.float32), _SIGNATURE)
+
+
+TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
+    "picture": picture,
+    "multipart": multipart,
+    "inference": inference,
+}

@@ -1,7 +1,8 @@
 """`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM.
 
-`python -m serve autotune` measures, `python -m serve health` asks whether a server is ready. Leaves with status 0 after
-either signal, and with 2 and one line on standard error where it cannot start.
+`python -m serve autotune` measures, `python -m serve health` asks whether a server is ready, `python -m serve config`
+tells each setting and where it came from. Leaves with status 0 after either signal, and with 2 and one line on standard
+error where it cannot start.
 """
 
 import gc
@@ -43,6 +44,10 @@ def main() -> int:
             from serve import health
 
             return health.main(sys.argv[2:], os.environ)
+        if sys.argv[1:2] == ["config"]:
+            from serve import show_config
+
+            return show_config.main(sys.argv[2:], os.environ)
         config = load_config(sys.argv[1:], os.environ)
         set_up_logging(config.log_format, config.log_level)
         allow_connections(config.max_connections)

@@ -114,7 +114,7 @@ class Classifier:
 def load_classifier(config: Config) -> Classifier:
     """Load model and labels as `config` says and check that they fit; raises `StartError`."""
     path = find_model(config.model, config.model_variant, MODELS)
-    model = load_model(path, config.thread_plan.intra_op_threads)
+    model = load_model(path, config.thread_plan.intra_op_threads, config.providers)
     try:
         preprocessing = Preprocessing.from_card(model.card)
         if preprocessing.crop != model.input_side:

@@ -25,6 +25,7 @@ INPUT_NAME: Final = "input"
 OUTPUT_NAME: Final = "logits"
 # What a file must say of itself to be served; preprocess.py asks for the entries that it needs besides.
 _REQUIRED_ENTRIES: Final = ("name", "variant", "class_count")
+_CPU: Final = "cpu"
 _FATAL: Final = 4  # onnxruntime's log severity: our own errors say what is wrong
 
 
@@ -56,12 +57,13 @@ class Model:
         return _run(self._wide if wide else self._narrow, batch)
 
 
-def load_model(path: Path, intra_op_threads: int) -> Model:
+def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (_CPU,)) -> Model:
     """Load `path` and run it once, so that what comes back is ready to use.
 
-    intra_op_threads: threads that share one `wide` inference, at least 1. Raises `ModelError` naming the file and what
-    to do.
+    intra_op_threads: threads that share one `wide` inference, at least 1. providers: execution providers by their short
+    names, the first choice first. Raises `ModelError` naming the file and what to do.
     """
+    chosen = _chosen(providers)
     try:
         sha256 = _sha256(path)
     except OSError as error:
@@ -70,12 +72,16 @@ def load_model(path: Path, intra_op_threads: int) -> Model:
     try:
         # Two sessions, because the threads are the session's: at twice 20 MB they cost less than one that is no good at
         # either end of the load. onnxruntime's Python API has no way for them to share packed weights.
-        narrow = _session(path, 1)
-        wide = narrow if intra_op_threads == 1 else _session(path, intra_op_threads)
+        narrow = _session(path, 1, chosen)
+        wide = narrow if intra_op_threads == 1 else _session(path, intra_op_threads, chosen)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise ModelError(
             f"model {path} is not a model onnxruntime can load; make it anew with 'make export'"
         ) from error
+    if narrow.get_providers()[0] != chosen[0]:  # onnxruntime goes on without, and says so in its own log only
+        raise ModelError(
+            f"providers={','.join(providers)}: {chosen[0]} does not start here; its libraries or its device are missing"
+        )
     try:
         card = _read_card(narrow)
         side = _input_side(narrow)
@@ -128,7 +134,19 @@ def _run(session: ort.InferenceSession, batch: npt.NDArray[np.float32]) -> npt.N
     return outputs[0]
 
 
-def _session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
+def _chosen(providers: tuple[str, ...]) -> list[str]:
+    """onnxruntime's own names of these execution providers."""
+    offered = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
+    missing = [name for name in providers if name not in offered]
+    if missing:
+        raise ModelError(
+            f"providers={','.join(providers)}: the installed onnxruntime {ort.__version__} has no "
+            f"{', '.join(missing)}; it offers {', '.join(offered)} (docs/operating.md has more on GPUs)"
+        )
+    return [offered[name] for name in providers]
+
+
+def _session(path: Path, intra_op_threads: int, providers: list[str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
@@ -139,7 +157,7 @@ def _session(path: Path, intra_op_threads: int) -> ort.InferenceSession:
     # Within an inference threads wait for each other by spinning, which is fastest; after it
     # they let go of the CPU.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(path, options, providers=providers)
 
 
 @cache

@@ -351,9 +351,11 @@ def is_honest(status: int, content_type: str, body: bytes) -> bool:
     """Whether an answer is one of the contract: a problem says its own status, and nothing of the server's insides."""
     if status < 400:
         return True
-    if not content_type.startswith("application/problem+json"):
-        return False
-    problem = json.loads(body)
     text = body.decode()
     inside = ("Traceback", "site-packages", ".py", "PIL", "0x7f", "/usr/", "/app/", "Error(")
-    return problem["status"] == status and not any(word in text for word in inside)
+    if any(word in text for word in inside):
+        return False
+    told = json.loads(body)
+    if content_type == "application/json":  # the Open Inference Protocol's own
+        return list(told) == ["error"] and isinstance(told["error"], str)
+    return content_type.startswith("application/problem+json") and bool(told["status"] == status)

@@ -1,12 +1,14 @@
 """Settings: flags over environment over defaults, and errors that name the key and the value."""
 
 import os
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
 
-from serve.config import Config, load_config
+from serve.config import ROOT, Config, load_config
 from serve.errors import ConfigError
 
 
@@ -120,3 +122,34 @@ def test_streams_and_intra_op_threads_stay_within_the_cpus_that_are_there() -> N
         assert plan.streams == plan.intra_op_threads == plan.budget.count <= there
     plan = Config(threads=1, streams=2).thread_plan
     assert (plan.budget.count, plan.streams, plan.intra_op_threads) == (1, 1, 1)
+
+
+def test_the_effective_settings_are_told_with_their_sources(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text("max_files = 3\nport = 6000\n")
+    environment = {**os.environ, "SERVE_CONFIG": str(path), "SERVE_EXIF_ORIENTATION": "off"}
+    command = [sys.executable, "-m", "serve", "config", "--port", "7000", "--cors-origins", "https://a.example"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
+    assert list(rows) == [setting.name for setting in fields(Config)]
+    assert rows["port"] == ["7000", "flag --port"]
+    assert rows["exif_orientation"] == ["off", "environment SERVE_EXIF_ORIENTATION"]
+    assert rows["max_files"] == ["3", f"file {path}"]
+    assert rows["max_pixels"] == ["50000000", "default"]
+    assert rows["cors_origins"] == ["https://a.example", "flag --cors-origins"]
+    assert rows["api_keys_file"] == ["none", "default"]
+    done = subprocess.run([*command, "--max-files", "0"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "serve: --max-files='0': not a whole number from 1 to 10000\n"
+
+
+@pytest.mark.parametrize("text", ["cuda,cpu", "CUDAExecutionProvider CPUExecutionProvider", "CUDA, cpu"])
+def test_execution_providers_have_short_names(text: str) -> None:
+    assert load_config([], {"SERVE_PROVIDERS": text}).providers == ("cuda", "cpu")
+
+
+@pytest.mark.parametrize("text", ["", " , ", "cu da,cp-u"])
+def test_what_is_no_execution_provider_is_named(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"SERVE_PROVIDERS=.*(empty|is no execution provider such as cuda or cpu)"):
+        load_config([], {"SERVE_PROVIDERS": text})

@@ -4,16 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.targets import TARGETS, multipart, picture
+from fuzz.targets import TARGETS, inference, multipart, picture
 from serve.config import ROOT
 from tests.references import pictures
 
 SEEDS = sorted((ROOT / "fuzz" / "corpus" / "multipart").iterdir())
+INFERENCE_SEEDS = sorted((ROOT / "fuzz" / "corpus" / "inference").iterdir())
 
 
 @pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.name)
 def test_multipart_seeds_end_in_files_or_in_an_error_of_ours(path: Path) -> None:
     multipart(path.read_bytes())
+
+
+@pytest.mark.parametrize("path", INFERENCE_SEEDS, ids=lambda path: path.name)
+def test_inference_seeds_end_in_an_answer_or_in_an_error_of_ours(path: Path) -> None:
+    data = path.read_bytes()
+    for length in (len(data), len(data) // 2, 20, 0):
+        inference(data[:length])
 
 
 @pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)

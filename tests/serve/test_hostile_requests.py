@@ -3,8 +3,8 @@
 import json
 import random
 
-from tests.hostile.__main__ import attacks, hostile, table, wrong_lines
-from tests.hostile.requests import KINDS, is_honest
+from tests.hostile.__main__ import KINDS, attacks, hostile, table, wrong_lines
+from tests.hostile.requests import is_honest
 from tests.tiny_model import PATH as TINY_MODEL
 
 
@@ -41,6 +41,8 @@ def test_an_answer_that_tells_of_the_inside_is_not_honest() -> None:
     assert not is_honest(422, kind, problem("ValueError('x') in /usr/local/lib/python3.11/site-packages/PIL/Image.py"))
     assert not is_honest(422, kind, problem("fine", status=400))
     assert not is_honest(422, "text/plain", problem("fine"))
+    assert is_honest(400, "application/json", b'{"error": "There is no input."}')
+    assert not is_honest(400, "application/json", problem("fine"))
 
 
 def test_a_line_of_the_log_that_is_no_record_or_a_defect_is_found() -> None:

@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "log": set(),
     "cpus": set(),
     "memory": set(),
-    "config": {"cpus", "errors"},
+    "values": set(),
+    "config": {"cpus", "errors", "values"},
     "lifecycle": {"errors"},
     "scheduler": {"errors"},
     "parameters": {"errors"},
@@ -78,6 +79,7 @@ MAY_IMPORT = {
     "http_server": {"config", "connections", "http_protocol", "lifecycle", "metrics"},
     "http_protocol": {"connections", "metrics", "problems"},
     "health": {"config"},
+    "show_config": {"config"},
     "autotune": {"catalogue", "config", "errors", "model"},
     "__main__": {
         "app",
@@ -92,6 +94,7 @@ MAY_IMPORT = {
         "lifecycle",
         "log",
         "memory",
+        "show_config",
     },
 }
 OWNED = {

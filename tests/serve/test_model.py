@@ -1,8 +1,10 @@
 """A model file is served only if it says what it is and is what it says."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 
 from serve.classifier import load_classifier
@@ -82,3 +84,29 @@ def test_missing_empty_and_corrupt_files_are_refused_by_name(tiny_model: Path, t
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"corrupt\.onnx"):
             load_model(path, 1)
+
+
+def test_a_provider_that_this_onnxruntime_lacks_is_named_with_those_it_has(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"providers=cuda,cpu: .* has no cuda; it offers .*cpu"):
+        load_model(tiny_model, 1, ("cuda", "cpu"))
+
+
+def test_a_provider_that_does_not_start_is_no_silent_fallback(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where onnxruntime-gpu is installed and CUDA is not: onnxruntime itself goes on with the CPU."""
+    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: offered)
+    original = ort.InferenceSession
+
+    def fall_back(path: Path, options: Any, providers: list[str]) -> Any:
+        assert providers == offered
+        return original(path, options, providers=providers[1:])
+
+    monkeypatch.setattr(ort, "InferenceSession", fall_back)
+    with pytest.raises(ModelError, match="providers=cuda,cpu: CUDAExecutionProvider does not start here"):
+        load_model(tiny_model, 1, ("cuda", "cpu"))
+
+
+def test_the_cpu_alone_is_the_default(tiny_model: Path) -> None:
+    assert load_model(tiny_model, 1).class_count == load_model(tiny_model, 1, ("cpu",)).class_count

@@ -1,0 +1,23 @@
+"""`python -m serve config`: what a server started with these flags, this environment and this file would use.
+
+Standard library only. Prints a line for each setting: its value, and where that came from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from serve.config import argument_parser, load_settings, shown
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Print the settings; always 0. Raises `ConfigError`."""
+    parser = argument_parser("python -m serve config", "Print the settings in effect, and where each came from.")
+    config, sources = load_settings(arguments, environment, parser)
+    rows = [
+        (setting.name, shown(getattr(config, setting.name)), sources.get(setting.name, "default"))
+        for setting in fields(config)
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, source in rows:
+        print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+    return 0

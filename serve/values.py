@@ -1,0 +1,72 @@
+"""A setting's text → its value. Each function here raises `ValueError` saying what is allowed."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Parser = Callable[[str], Any]
+
+
+def whole(low: int, high: int) -> Parser:
+    """A whole number from `low` to `high`."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d+", text, re.ASCII) or not low <= int(text) <= high:
+            raise ValueError(f"not a whole number from {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def one_of(*allowed: str) -> Parser:
+    """One of these words."""
+
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"not one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def switch(text: str) -> bool:
+    """On or off."""
+    return bool(one_of("on", "off")(text) == "on")
+
+
+def text_of(text: str) -> str:
+    """Any text but none."""
+    if not text:
+        raise ValueError("empty")
+    return text
+
+
+def path_of(text: str) -> Path:
+    """A path, which may be of nothing."""
+    return Path(text_of(text))
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """Origins of web pages, separated by commas or spaces."""
+    found = words(text)
+    for origin in found:
+        if not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise ValueError(f"{origin!r} is no origin such as https://example.org")
+    return found
+
+
+def provider_names(text: str) -> tuple[str, ...]:
+    """Execution providers, at least one, as they are written in onnxruntime or short: cuda, cpu."""
+    found = tuple(word.lower().removesuffix("executionprovider") for word in words(text))
+    if not found:
+        raise ValueError("empty")
+    for name in found:
+        if not re.fullmatch(r"[a-z0-9]+", name):
+            raise ValueError(f"{name!r} is no execution provider such as cuda or cpu")
+    return found
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Whatever commas and spaces separate."""
+    return tuple(part for part in re.split(r"[,\s]+", text) if part)

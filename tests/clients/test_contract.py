@@ -1,0 +1,56 @@
+"""The OpenAPI document by its validator, and the running server by schemathesis, which reads it."""
+
+import re
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import requests
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from tests.clients.conftest import PYTHON, TABLE
+from tests.server_process import ServerProcess, running_server
+from tests.tiny_model import PATH as TINY_MODEL
+
+CHECKS = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "unsupported_method",
+]
+EXAMPLES = 60
+
+
+def test_the_document_is_openapi(server: ServerProcess) -> None:
+    document = requests.get(f"{server.url}/openapi.json", timeout=10).json()
+    errors = list(OpenAPIV31SpecValidator(document).iter_errors())
+    assert errors == []
+    paths = len(document["paths"])
+    TABLE.append((f"openapi-spec-validator {version('openapi-spec-validator')}", f"{paths} paths, no error"))
+
+
+def test_schemathesis_finds_nothing(run: Any, tmp_path: Path) -> None:
+    with running_server(PYTHON, "--model", str(TINY_MODEL), "--log-format", "json") as server:
+        printed = run(
+            Path(sys.executable).with_name("schemathesis"),
+            *("--config-file", Path(__file__).with_name("schemathesis.toml")),
+            *("run", f"{server.url}/openapi.json"),
+            *("--checks", ",".join(CHECKS)),
+            *("--max-examples", str(EXAMPLES)),
+            *("--seed", "1"),
+            *("--generation-database", "none"),
+            *("--request-timeout", "30"),
+            "--no-color",
+            cwd=tmp_path,
+        )
+        assert server.process.poll() is None
+    assert not any('"level": "error"' in line for line in server.lines)
+    cases = re.search(r"(\d+) generated, (\d+) passed", printed)
+    assert cases, printed
+    assert cases[1] == cases[2]
+    TABLE.append(
+        (f"schemathesis {version('schemathesis')}", f"{cases[1]} requests made from /openapi.json, no finding")
+    )

@@ -1,0 +1,146 @@
+"""NVIDIA's `tritonclient[http]`, which speaks the Open Inference Protocol with binary tensors."""
+
+import math
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pytest
+import requests
+import tritonclient.http as triton
+from tritonclient.utils import InferenceServerException
+
+from tests.clients.conftest import PYTHON, TABLE
+from tests.server_process import ROOT, ServerProcess
+
+CLIENT = f"tritonclient {version('tritonclient')}"
+# The model's input for a picture, as the server's own code makes it, written where the client's process can read it.
+TO_TENSOR = """
+import sys, numpy
+from serve.config import load_config
+from serve.classifier import load_classifier
+classifier = load_classifier(load_config(["--model", sys.argv[1]], {}))
+rows = [classifier.prepare(classifier.open(open(path, "rb").read(), 1)).batch for path in sys.argv[3:]]
+numpy.save(sys.argv[2], numpy.concatenate(rows))
+"""
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[Any]:
+    with triton.InferenceServerClient(server.url.removeprefix("http://"), network_timeout=60) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def model(server: ServerProcess) -> str:
+    name: str = requests.get(f"{server.url}/model", timeout=10).json()["name"]
+    return name
+
+
+def uploaded(server: ServerProcess, picture: bytes, k: int) -> list[dict[str, Any]]:
+    answer = requests.post(f"{server.url}/upload?top_k={k}", files={"file": picture}, timeout=10)
+    top: list[dict[str, Any]] = answer.json()["top_k"]
+    return top
+
+
+def images(pictures: list[bytes]) -> Any:
+    tensor = triton.InferInput("image", [len(pictures)], "BYTES")
+    tensor.set_data_from_numpy(np.array(pictures, dtype=np.object_), binary_data=True)
+    return tensor
+
+
+def softmax(logits: Any) -> Any:
+    powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_it_finds_server_and_model(client: Any, model: str) -> None:
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready(model)
+    assert not client.is_model_ready("other")
+    assert client.get_server_metadata()["name"] == "densenet-server"
+    metadata = client.get_model_metadata(model)
+    assert [tensor["name"] for tensor in metadata["inputs"]] == ["input", "image"]
+    assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}]
+    TABLE.append((CLIENT, "found server and model live, ready and described"))
+
+
+def test_pictures_give_what_upload_gives(
+    client: Any, model: str, server: ServerProcess, photos: dict[str, bytes]
+) -> None:
+    pictures = list(photos.values())
+    for sent in ([pictures[0]], pictures):
+        logits = client.infer(model, [images(sent)]).as_numpy("logits")
+        assert (logits.shape, logits.dtype) == ((len(sent), 1000), np.float32)
+        for row, picture in zip(softmax(logits), sent, strict=True):
+            expected = [entry["probability"] for entry in uploaded(server, picture, 5)]
+            assert np.allclose(np.sort(row)[::-1][:5], expected, rtol=1e-4)
+        TABLE.append((CLIENT, f"{len(sent)} JPEG as BYTES: probabilities equal /upload's"))
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
+def test_tensors_give_what_pictures_give(
+    client: Any, model: str, server: ServerProcess, photos: dict[str, bytes], tmp_path: Any, binary: bool, run: Any
+) -> None:
+    paths = [ROOT / "tests" / "data" / "photos" / f"{name}.jpg" for name in photos]
+    run(PYTHON, "-c", TO_TENSOR, model, tmp_path / "rows.npy", *paths)
+    rows = np.load(tmp_path / "rows.npy")
+    rows = rows if binary else rows[:2]
+    tensor = triton.InferInput("input", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows, binary_data=binary)
+    wanted = [triton.InferRequestedOutput("logits", binary_data=binary)]
+    answer = client.infer(model, [tensor], outputs=wanted, request_id="of-mine")
+    assert answer.get_response()["id"] == "of-mine"
+    expected = client.infer(model, [images(list(photos.values())[: len(rows)])]).as_numpy("logits")
+    assert np.allclose(answer.as_numpy("logits"), expected, atol=1e-5)
+    TABLE.append((CLIENT, f"{len(rows)} FP32 tensors, {'binary' if binary else 'JSON'}: logits equal the pictures'"))
+
+
+@pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
+def test_classification_names_what_upload_names(
+    client: Any, model: str, server: ServerProcess, photos: dict[str, bytes], binary: bool
+) -> None:
+    pictures = list(photos.values())
+    wanted = [triton.InferRequestedOutput("logits", binary_data=binary, class_count=3)]
+    ranked = client.infer(model, [images(pictures)], outputs=wanted).as_numpy("logits")
+    assert ranked.shape == (len(pictures), 3)
+    for row, picture in zip(ranked, pictures, strict=True):
+        parts = [(entry.decode() if isinstance(entry, bytes) else entry).split(":") for entry in row]
+        top = uploaded(server, picture, 3)
+        assert [label for _, _, label in parts] == [entry["label"] for entry in top]
+        ratio = math.exp(float(parts[0][0]) - float(parts[1][0]))
+        assert math.isclose(ratio, top[0]["probability"] / top[1]["probability"], rel_tol=1e-3)
+    TABLE.append((CLIENT, f"classification, {'binary' if binary else 'JSON'}: labels and ratios equal /upload's"))
+
+
+def broken_shape() -> Any:
+    tensor = triton.InferInput("input", [1, 3, 10, 10], "FP32")
+    return tensor.set_data_from_numpy(np.zeros((1, 3, 10, 10), np.float32))
+
+
+def broken_datatype() -> Any:
+    tensor = triton.InferInput("input", [1, 3, 224, 224], "FP64")
+    return tensor.set_data_from_numpy(np.zeros((1, 3, 224, 224), np.float64))
+
+
+def broken_picture() -> Any:
+    return images([b"\xff\xd8\xff\xe0 no picture"])
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "words"),
+    [
+        (broken_shape, "400", "The shape of 'input' is"),
+        (broken_datatype, "400", "The datatype of 'input' is"),
+        (broken_picture, "422", "truncated or corrupt"),
+    ],
+)
+def test_what_is_wrong_reaches_it_as_the_protocols_error(
+    client: Any, model: str, make: Callable[[], Any], status: str, words: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=words) as refusal:
+        client.infer(model, [make()])
+    assert refusal.value.status() == status
+    TABLE.append((CLIENT, f"{make.__name__.replace('_', ' ')}: {status}, {refusal.value.message()[:70]}"))
