@@ -1,11 +1,12 @@
 """`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM.
 
-`python -m serve autotune` measures, `python -m serve health` asks whether a server is ready, `python -m serve config`
-tells each setting and where it came from. Leaves with status 0 after either signal, and with 2 and one line on standard
-error where it cannot start.
+`python -m serve classify` classifies files without HTTP, `autotune` measures, `health` asks whether a server is ready
+and `config` tells each setting and where it came from. Leaves with status 0 after either signal, and with 2 and one
+line on standard error where it cannot start.
 """
 
 import gc
+import importlib
 import logging
 import os
 import resource
@@ -22,6 +23,8 @@ from serve.log import set_up_logging
 from serve.memory import settle_allocator, trim
 
 _START_FAILED = 2
+# Name → module, loaded only where it is asked for.
+_COMMANDS = {"classify": "classify", "autotune": "autotune", "config": "show_config", "health": "health"}
 # Libraries, the model, the listener and what the event loop needs.
 _OTHER_FILES = 64
 
@@ -35,19 +38,9 @@ def main() -> int:
         signal.signal(number, _leave)
     settle_allocator()
     try:
-        if sys.argv[1:2] == ["autotune"]:
-            from serve import autotune
-
-            autotune.main(sys.argv[2:])
-            return 0
-        if sys.argv[1:2] == ["health"]:
-            from serve import health
-
-            return health.main(sys.argv[2:], os.environ)
-        if sys.argv[1:2] == ["config"]:
-            from serve import show_config
-
-            return show_config.main(sys.argv[2:], os.environ)
+        command = sys.argv[1] if len(sys.argv) > 1 else ""
+        if command and not command.startswith("-"):
+            return run_command(command, sys.argv[2:])
         config = load_config(sys.argv[1:], os.environ)
         set_up_logging(config.log_format, config.log_level)
         allow_connections(config.max_connections)
@@ -58,6 +51,15 @@ def main() -> int:
         print(f"serve: {error}", file=sys.stderr)
         return _START_FAILED
     return 0
+
+
+def run_command(name: str, arguments: list[str]) -> int:
+    """One of the commands beside serving; its exit status. Raises `StartError`."""
+    if name not in _COMMANDS:
+        raise StartError(f"there is no command {name!r}; there are {', '.join(_COMMANDS)}, and none starts the server")
+    module = importlib.import_module(f"serve.{_COMMANDS[name]}")
+    status: int = module.main(arguments, os.environ)
+    return status
 
 
 def bind(config: Config) -> socket.socket:

@@ -11,7 +11,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,13 +23,13 @@ from serve.catalogue import find_model
 from serve.config import DEFAULT_FILE, MODELS, argument_parser, load_config
 from serve.errors import ConfigError
 from serve.model import Model, load_model
+from serve.progress import bar
 
 _ROUNDS: Final = 5
 _LONE_INFERENCES: Final = 12
 _LOADED_SECONDS: Final = 0.5
 # A setting that gains less than this is left at what it would be anyway: it could be noise.
 _WORTH_IT: Final = 0.05
-_BAR_WIDTH: Final = 30
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,22 @@ class Choice:
         return ratio if self.unit == "ms" else 1 / ratio
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Run the command; raises `StartError`."""
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the command; always 0. Raises `StartError`."""
     parser = argument_parser("python -m serve autotune", "Measure this machine and print the settings that suit it.")
     parser.add_argument("--write", action="store_true", help="save them in the file that --config names")
     flags = parser.parse_args(arguments)
-    config = load_config(arguments, os.environ, parser)
+    config = load_config(arguments, environment, parser)
     path = find_model(config.model, config.model_variant, MODELS)
     budget = config.thread_plan.budget
     print(f"{path.name} on {budget.count} CPUs ({budget.reason})", flush=True)
     choices = measure(path, budget.count, _show_progress if sys.stderr.isatty() else lambda _: None)
     print("\n".join(report(choices)))
     if flags.write:
-        target = Path(flags.config or os.environ.get("SERVE_CONFIG") or DEFAULT_FILE)
+        target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
         print(f"Saved in {target}, which `python -m serve` reads from the folder it is started in.")
+    return 0
 
 
 def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Choice]:
@@ -154,6 +155,4 @@ def _rate_under_load(model: Model, picture: npt.NDArray[np.float32], streams: in
 
 
 def _show_progress(share: float) -> None:
-    filled = round(share * _BAR_WIDTH)
-    end = "\n" if share >= 1 else ""
-    print(f"\r[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {share:4.0%}", end=end, file=sys.stderr, flush=True)
+    print(f"\r{bar(share)}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)

@@ -25,6 +25,10 @@ class ClassIndexError(StartError):
     """The class index is missing, malformed, or does not fit the model's class count."""
 
 
+class OutputError(StartError):
+    """A file of records cannot be written, or not be gone on with."""
+
+
 class RequestError(ServeError):
     """Base of the errors that end one request.
 

@@ -1,0 +1,189 @@
+"""`python -m serve classify PATH…`: pictures in files and folders → a record each, without HTTP.
+
+The same decoding, model and limits as the server's, on all CPUs; memory does not grow with the number of files.
+Leaves with 0 where all were classified, 1 where some have problems, 2 where it cannot start or go on, 130 after Ctrl-C.
+Errors that leave here: `StartError`.
+"""
+
+import argparse
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final, TextIO
+
+from serve.classifier import load_classifier
+from serve.config import argument_parser, load_config
+from serve.errors import ConfigError, OutputError
+from serve.evaluation import TOP, Evaluation
+from serve.folder import Record, classify_files, is_problem
+from serve.inputs import LIST, files_of
+from serve.log import set_up_logging
+from serve.progress import FileProgress
+from serve.records import FORMATS, finished, writer
+
+_SOME_FAILED: Final = 1
+_SIGNALLED: Final = 128  # and the signal's number, as shells have it
+_FLUSH_EVERY: Final = 100
+
+
+class _Stop(BaseException):
+    """A signal asked for the end."""
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the command; the process's exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    config = load_config(arguments, environment, parser)
+    set_up_logging(config.log_format, "warning")
+    if options.resume and (not options.output or options.format == "table"):
+        raise ConfigError("--resume goes on with the file that --output names, in JSON lines or CSV")
+    form = options.format or ("table" if not options.output and sys.stdout.isatty() else "jsonl")
+    classifier = load_classifier(config)
+    top_k = options.top_k
+    if not 1 <= top_k <= len(classifier.labels):
+        raise ConfigError(f"--top-k={top_k}: not a whole number from 1 to {len(classifier.labels)}")
+    evaluation = Evaluation() if options.evaluate else None
+    before, last, position = finished(options.output, form) if options.resume else (0, None, 0)
+    paths = _after(files_of(options.paths, sys.stdin), before, last, options.output)
+    progress = FileProgress(before)
+    if progress.shows and LIST not in options.paths:
+        threading.Thread(target=_count, args=(progress, options.paths), daemon=True).start()
+    wanted = max(top_k, TOP) if evaluation else top_k
+    records = classify_files(classifier, paths, wanted, config.thread_plan.streams, config.max_request_bytes)
+    statuses: Counter[int] = Counter()
+    end = 0
+    with _output(options.output, position, options.resume) as output, _stoppable():
+        try:
+            header, line_of = writer(form, top_k)
+            if header and not position:
+                output.write(header)
+            on_terminal = progress.shows and output.isatty()
+            for number, record in enumerate(records, 1):
+                if evaluation:
+                    evaluation.add(record)
+                if on_terminal:
+                    progress.clear()
+                output.write(line_of(_cut(record, top_k)))
+                if number % _FLUSH_EVERY == 0:
+                    output.flush()
+                statuses[record.get("status", 200)] += 1
+                progress.step(is_problem(record))
+            output.flush()
+        except _Stop as stop:
+            end = _SIGNALLED + int(stop.args[0])
+        except BrokenPipeError:  # as of `| head`; nobody is left to tell
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _SIGNALLED + signal.SIGPIPE
+        except OSError as error:
+            name = options.output or "standard output"
+            raise OutputError(f"output {name}: {(error.strerror or 'cannot be written').lower()}") from error
+        finally:
+            records.close()
+    progress.clear()
+    print("\n".join(_summary(statuses, before, progress.seconds, end, options.output)), file=sys.stderr)
+    if evaluation:
+        print("\n".join(evaluation.report()), file=sys.stderr)
+    return end or (_SOME_FAILED if set(statuses) - {200} else 0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argument_parser(
+        "python -m serve classify", "Classify pictures in files and folders; the server need not run."
+    )
+    parser.add_argument(
+        "paths",
+        nargs="+",
+        metavar="PATH",
+        help="file, folder (all in it that is not hidden), pattern, or - for a list on standard input, one a line",
+    )
+    forms = parser.add_mutually_exclusive_group()
+    for name, what in zip(FORMATS, ("a JSON object a line", "CSV with a header", "for people"), strict=True):
+        forms.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=what)
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes to name (default: 5)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write (default: standard output)")
+    parser.add_argument("--resume", action="store_true", help="go on where the output file ends")
+    parser.add_argument(
+        "--evaluate", action="store_true", help="tell how right it was, where names begin with WordNet ids (n02124075)"
+    )
+    return parser
+
+
+def _after(paths: Iterator[str], count: int, last: str | None, output: Path | None) -> Iterator[str]:
+    """The paths behind the first `count`, the last of which has to be the one that the output file ends with."""
+    skipped = None
+    for skipped in itertools.islice(paths, count):  # noqa: B007  the last one is what is wanted
+        pass
+    if count and skipped != last:
+        raise OutputError(
+            f"output file {output} ends with {last!r}, but file {count} of these is {skipped!r}; give the same paths, "
+            "or another --output"
+        )
+    return paths
+
+
+def _count(progress: FileProgress, paths: Sequence[str]) -> None:
+    progress.total = sum(1 for _ in files_of(paths, ()))
+
+
+@contextmanager
+def _output(path: Path | None, position: int, resume: bool) -> Iterator[TextIO]:
+    """Where records go; an output file is cut where its last whole record ends."""
+    if path is None:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        yield sys.stdout
+        return
+    try:
+        if not resume and path.exists() and path.stat().st_size:
+            raise OutputError(f"output file {path} is not empty; --resume goes on with it, or name another")
+        file = path.open(
+            "r+" if resume and path.exists() else "w", encoding="utf-8", errors="surrogateescape", newline=""
+        )
+        with file:
+            if resume:
+                file.truncate(position)
+                file.seek(position)
+            yield file
+    except OSError as error:
+        raise OutputError(f"output file {path}: {(error.strerror or 'cannot be written').lower()}") from error
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM end the work between two records."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise _Stop(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _cut(record: Record, top_k: int) -> Record:
+    return {**record, "top_k": record["top_k"][:top_k]} if "top_k" in record else record
+
+
+def _summary(statuses: Counter[int], before: int, seconds: float, end: int, output: Path | None) -> list[str]:
+    total = statuses.total()
+    problems = total - statuses[200]
+    parts = ", ".join(f"{count} with {status}" for status, count in sorted(statuses.items()) if status != 200)
+    lines = [
+        f"{total} file{'s' * (total != 1)} in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} a second: "
+        f"{statuses[200]} classified, {problems} with problems{f' ({parts})' if parts else ''}"
+        + (f"; {before} were there already" if before else "")
+    ]
+    if end:
+        lines.append(f"stopped; --resume goes on{f' with {output}' if output else ' where there is an --output'}")
+    return lines

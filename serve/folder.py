@@ -1,0 +1,95 @@
+"""Files → records, as many at a time as there are CPUs, in the order in which the files come.
+
+A record is a file's path with its prediction, or with the problem object that says why there is none.
+Errors that leave here: none but a defect's; what is wrong with a file is its record.
+"""
+
+import logging
+import os
+import stat
+from collections import deque
+from collections.abc import Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final
+
+from serve.answers import prediction
+from serve.classifier import Classifier
+from serve.errors import RequestError, UploadTooLarge
+from serve.problems import problem, problem_of
+
+Record = dict[str, Any]
+
+log = logging.getLogger("serve.error")
+
+# Files begun beyond those that are being worked on, so that a large one does not leave the other CPUs idle.
+_AHEAD: Final = 8
+
+
+def classify_files(
+    classifier: Classifier, paths: Iterable[str], top_k: int, streams: int, max_bytes: int
+) -> Generator[Record, None, None]:
+    """A record for each path, in their order. streams: files worked on side by side. max_bytes: of a file."""
+    pool = ThreadPoolExecutor(max_workers=streams, thread_name_prefix="stream")
+    pending: deque[Future[Record]] = deque()
+    try:
+        for path in paths:
+            pending.append(pool.submit(record_of, classifier, path, top_k, max_bytes))
+            if len(pending) >= streams * _AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def record_of(classifier: Classifier, path: str, top_k: int, max_bytes: int) -> Record:
+    """One file's record."""
+    try:
+        return {
+            "file": path,
+            **prediction(classifier.classify(_read(path, max_bytes), top_k), classifier.model.name),
+        }
+    except RequestError as error:
+        return {"file": path, **problem_of(error)}
+    except OSError as error:
+        return {"file": path, **_unreadable(error)}
+    except Exception:
+        log.exception("unforeseen error with %s", path)
+        detail = "The classifier failed on this file, which is a defect; standard error has more."
+        return {"file": path, **problem(500, "Internal Server Error", detail)}
+
+
+def is_problem(record: Record) -> bool:
+    """Whether a record says why there is no prediction."""
+    return "status" in record
+
+
+def _read(path: str, max_bytes: int) -> bytes:
+    # Not blocking, because opening a pipe that nobody writes to would never end.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(status.st_mode):
+            raise _NotAFile
+        if status.st_size > max_bytes:
+            raise UploadTooLarge(f"The file has {status.st_size} bytes; the limit is {max_bytes} bytes.")
+        return file.read(max_bytes)
+
+
+class _NotAFile(OSError):
+    """A device, a pipe or a socket."""
+
+
+def _unreadable(error: OSError) -> dict[str, Any]:
+    match error:
+        case FileNotFoundError() | NotADirectoryError():
+            return problem(404, "Not Found", "There is no such file.")
+        case PermissionError():
+            return problem(403, "Forbidden", "The file may not be read.")
+        case IsADirectoryError():
+            return problem(403, "Forbidden", "The directory may not be read.")
+        case _NotAFile():
+            return problem(415, "Unsupported Media Type", "This is no file but a device, a pipe or a socket.")
+        case _:
+            return problem(404, "Not Found", f"The file cannot be read: {(error.strerror or 'unknown').lower()}.")

@@ -1,0 +1,344 @@
+"""`python -m serve classify`: files, folders, patterns and lists; formats; bad files; stopping and going on."""
+
+import csv
+import io
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from serve.classifier import Classifier
+from serve.config import ROOT
+from serve.evaluation import Evaluation, wnid_of
+from serve.folder import classify_files
+from serve.inputs import files_of
+from tests.references import PICTURES
+from tests.serve.conftest import PHOTOS
+from tests.server_process import running_server
+from tests.tiny_model import PATH as TINY_MODEL
+
+COMMAND = [sys.executable, "-m", "serve", "classify", "--model", str(TINY_MODEL)]
+
+
+def classify(*arguments: object, stdin: str = "", environment: dict[str, str] | None = None) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        cwd=ROOT,
+        input=stdin,
+        env={**os.environ, **(environment or {})},
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def records(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Pictures in folders, and what else lies about in folders."""
+    folder = tmp_path / "tree"
+    for path in ("b.jpg", "a/2.jpg", "a/10.png", ".hidden.jpg", "c/.git/x.jpg", "c/notes.txt"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        source = PICTURES / "rgb.png" if path.endswith("png") else PHOTOS / "cat.jpg"
+        (folder / path).write_bytes(b"hello" if path.endswith("txt") else source.read_bytes())
+    (folder / "a" / "link.jpg").symlink_to(folder / "b.jpg")
+    (folder / "a" / "loop").symlink_to(folder)
+    (folder / "broken.jpg").symlink_to(folder / "nothing")
+    os.mkfifo(folder / "pipe")
+    return folder
+
+
+def test_folders_are_walked_in_the_order_of_names(tree: Path) -> None:
+    walked = [os.path.relpath(path, tree) for path in files_of([str(tree)], ())]
+    assert walked == ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
+
+
+def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
+    (tree / "a[1].jpg").write_bytes(b"x")
+    paths = [f"{tree}/a/*.jpg", "-", "none.jpg", f"{tree}/none*", f"{tree}/a[1].jpg"]
+    found = list(files_of(paths, ["x y.jpg\n", "\n", "z.jpg\r\n"]))
+    assert found == [
+        f"{tree}/a/2.jpg",
+        f"{tree}/a/link.jpg",
+        "x y.jpg",
+        "z.jpg",
+        "none.jpg",
+        f"{tree}/none*",
+        f"{tree}/a[1].jpg",
+    ]
+
+
+def test_answers_are_those_of_the_server() -> None:
+    paths = sorted(map(str, PHOTOS.glob("*.jpg")))
+    status, printed, summary = classify(*paths, "--top-k", 3)
+    assert status == 0
+    assert "3 classified, 0 with problems" in summary
+    with running_server(sys.executable, "--model", str(TINY_MODEL), "--log-format", "json") as server:
+        for record in records(printed):
+            done = subprocess.run(
+                [sys.executable, "-c", ASK, f"{server.url}/upload?top_k=3", record.pop("file")],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert json.loads(done.stdout) == record
+
+
+ASK = """
+import sys, urllib.request
+data = open(sys.argv[2], "rb").read()
+print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], data, {"Content-Type": "image/jpeg"})).read().decode())
+"""
+
+
+def test_a_bad_file_is_a_record_with_its_problem_and_not_the_end(tree: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.jpg"
+    half.write_bytes((PHOTOS / "cat.jpg").read_bytes()[:5000])
+    large = tmp_path / "large.png"
+    Image.new("L", (3000, 3000)).save(large)
+    huge = tmp_path / "huge.jpg"
+    huge.write_bytes(bytes(30_000_000))
+    cat, notes = tree / "b.jpg", tree / "c" / "notes.txt"
+    paths = [cat, half, notes, large, huge, "none.jpg", tree / "pipe", tree / "broken.jpg"]
+    status, printed, summary = classify(*paths, tree / "b.jpg", "--max-pixels", 1_000_000)
+    assert status == 1
+    found = records(printed)
+    assert [record["file"] for record in found] == [*map(str, paths), str(tree / "b.jpg")]
+    assert [record.get("status", 200) for record in found] == [200, 422, 415, 413, 413, 404, 415, 404, 200]
+    assert found[3]["detail"] == "The picture has 3000 × 3000 pixels; the limit is 1000000 pixels."
+    assert found[4]["detail"] == "The file has 30000000 bytes; the limit is 20971520 bytes."
+    assert found[6]["detail"] == "This is no file but a device, a pipe or a socket."
+    assert {**found[0], "file": ""} == {**found[8], "file": ""}
+    assert "9 files in" in summary
+    assert "2 classified, 7 with problems (2 with 404, 2 with 413, 2 with 415, 1 with 422)" in summary
+
+
+def test_csv_has_a_column_for_each_class(tree: Path, tmp_path: Path) -> None:
+    odd = tmp_path / 'a "quoted"\nname, with comma.jpg'
+    odd.write_bytes((PHOTOS / "cat.jpg").read_bytes())
+    status, printed, _ = classify(odd, tree / "c" / "notes.txt", "--csv", "--top-k", 2)
+    header, first, second = csv.reader(io.StringIO(printed))
+    columns = ["imagenet_id", "label", "probability"]
+    assert header == ["file", "error", *[f"{name}_{rank}" for rank in (1, 2) for name in columns]]
+    assert (status, first[0], first[1]) == (1, str(odd), "")
+    assert float(first[4]) >= float(first[7]) > 0
+    assert (second[1].startswith("The file is not a picture"), second[2:]) == (True, [""] * 6)
+
+
+def test_names_that_are_no_text_come_back_as_they_were(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff\xfe.jpg"
+    Path(os.fsdecode(path)).write_bytes((PHOTOS / "cat.jpg").read_bytes())
+    for form in ("--jsonl", "--csv", "--table"):
+        status, printed, error = classify(tmp_path, form, environment={"LC_ALL": "C"})
+        assert status == 0, error
+        if form == "--jsonl":
+            assert os.fsencode(records(printed)[0]["file"]) == path
+        elif form == "--csv":
+            assert os.fsencode(list(csv.reader(io.StringIO(printed)))[1][0]) == path
+
+
+def test_a_table_is_for_people_and_cannot_be_broken_by_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[2Jb\n.jpg"
+    path.write_bytes((PHOTOS / "cat.jpg").read_bytes())
+    _, printed, _ = classify(path, "--table")
+    assert len(printed.splitlines()) == 1
+    assert "a\\x1b[2Jb\\n.jpg" in printed
+    assert printed.count("%") == 3
+
+
+@pytest.mark.parametrize("form", ["--jsonl", "--csv"])
+def test_an_interrupted_run_goes_on_where_its_output_ends(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f'{number:02} "of"\nmany.jpg').symlink_to(PHOTOS / "cat.jpg")
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    assert classify(folder, form, "--output", whole)[0] == 0
+    content = whole.read_bytes()
+    for cut in (0, 1, len(content) // 3, len(content) // 2, len(content) - 1, len(content)):
+        output.write_bytes(content[:cut])
+        status, printed, summary = classify(folder, form, "--output", output, "--resume")
+        assert (status, printed) == (0, ""), summary
+        assert output.read_bytes() == content, cut
+    assert "0 files in" in summary
+    assert "40 were there already" in summary
+
+
+def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    cat, coffee = PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg"
+    classify(cat, "--output", output)
+    before = output.read_bytes()
+    for arguments, words in (
+        ([coffee, cat, "--output", output, "--resume"], "but file 1 of these is"),
+        (["--output", output, "--resume", "none*"], "but file 1 of these is"),
+        ([cat, "--output", output], "is not empty; --resume goes on with it"),
+        ([cat, "--output", output, "--resume", "--table"], "--resume goes on with the file that --output names"),
+        ([cat, "--resume"], "--resume goes on with the file that --output names"),
+        ([cat, "--output", tmp_path / "none" / "x"], "no such file or directory"),
+        ([cat, "--top-k", "0"], "--top-k=0: not a whole number from 1 to 1000"),
+    ):
+        status, printed, error = classify(*arguments)
+        assert (status, printed) == (2, ""), error
+        assert words in error
+        assert len(error.splitlines()) == 1
+    assert output.read_bytes() == before
+    other = tmp_path / "other"
+    other.write_text("no json\n")
+    status, _, error = classify(cat, "--output", other, "--resume")
+    assert (status, "its last record is not one of jsonl" in error) == (2, True)
+
+
+def test_ctrl_c_ends_it_between_two_records_and_says_so(tmp_path: Path) -> None:
+    folder, output = tmp_path / "many", tmp_path / "output.jsonl"
+    folder.mkdir()
+    for number in range(3000):
+        (folder / f"{number:04}.jpg").symlink_to(PHOTOS / "rocket.jpg")
+    command = [*COMMAND, str(folder), "--output", str(output)]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen([*command, "--resume"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        size = output.stat().st_size if output.exists() else 0
+        give_up = time.monotonic() + 60
+        while not output.exists() or output.stat().st_size <= size:
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 128 + number, error
+        assert "stopped; --resume goes on with" in error
+        assert "Traceback" not in error
+        text = output.read_text()
+        assert text.endswith("\n")
+        assert [record["file"] for record in records(text)] == [
+            str(folder / f"{each:04}.jpg") for each in range(len(text.splitlines()))
+        ]
+    assert 0 < len(text.splitlines()) < 3000
+
+
+def test_whoever_stops_reading_ends_it_quietly(tmp_path: Path) -> None:
+    for number in range(300):
+        (tmp_path / f"{number}.jpg").symlink_to(PHOTOS / "cat.jpg")
+    command = [*COMMAND, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(60) == 128 + signal.SIGPIPE
+        assert process.stderr.read() == ""
+
+
+def test_a_full_disk_is_named() -> None:
+    status, _, error = classify(*[PHOTOS / "cat.jpg"] * 50, "--output", "/dev/full")
+    assert status == 2
+    assert error == "serve: output /dev/full: no space left on device\n"
+
+
+def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
+    for number in range(60):
+        (tmp_path / f"{number:02}.jpg").symlink_to(PHOTOS / "rocket.jpg")
+    assert classify(tmp_path)[2].count("\n") == 1
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*COMMAND, str(tmp_path), "--output", "/dev/null"], cwd=ROOT, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while more := os.read(ours, 65536):
+            shown += more
+    except OSError:  # the other end is closed
+        os.close(ours)
+    assert process.wait(60) == 0
+    assert b"\r\x1b[K" in shown
+    assert b" a second" in shown
+
+
+def test_a_list_on_standard_input_is_read_as_it_comes() -> None:
+    process = subprocess.Popen([*COMMAND, "-"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    printed, _ = process.communicate("\n".join([str(PHOTOS / "cat.jpg"), "none.jpg"]), timeout=60)
+    assert process.returncode == 1
+    assert [record.get("status", 200) for record in records(printed)] == [200, 404]
+
+
+def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -> None:
+    asked = 0
+
+    def endless() -> Any:
+        nonlocal asked
+        while True:
+            asked += 1
+            yield str(PHOTOS / "cat.jpg")
+
+    source = classify_files(classifier, endless(), 1, 2, 10**8)
+    for _ in range(20):
+        next(source)
+    source.close()
+    assert asked <= 20 + 2 * 8
+
+
+def test_a_defect_is_its_own_files_problem(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Classifier.classify
+
+    def broken(self: Classifier, data: bytes, k: int, wide: bool = False) -> Any:
+        if data.startswith(b"\x89PNG"):
+            raise ZeroDivisionError
+        return original(self, data, k, wide)
+
+    monkeypatch.setattr(Classifier, "classify", broken)
+    paths = [str(PHOTOS / "cat.jpg"), str(PICTURES / "rgb.png"), str(PHOTOS / "cat.jpg")]
+    found = list(classify_files(classifier, paths, 1, 2, 10**8))
+    assert [record.get("status", 200) for record in found] == [200, 500, 200]
+
+
+def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None:
+    def record(path: str, *ids: str) -> dict[str, Any]:
+        top = [{"imagenet_id": each, "label": each.upper(), "probability": 0.1} for each in ids]
+        return {"file": path, "top_k": top}
+
+    evaluation = Evaluation()
+    first, second = "n00000001", "n00000002"
+    evaluation.add(record(f"x/{first}_a.jpg", first, second))
+    evaluation.add(record(f"x/{first}/b.jpg", second, first))
+    evaluation.add(record(f"{second}/c.jpg", first))
+    evaluation.add({"file": f"{second}/d.jpg", "status": 422, "detail": ""})
+    evaluation.add(record("x/e.jpg", first))
+    report = evaluation.report()
+    assert report[0] == "top-1 25.00%, top-5 50.00% of 4 files in 2 classes"
+    assert report[1:3] == ["1 of them have problems and count as wrong", "1 more say no class and are left out"]
+    assert [line.split()[0] for line in report[4:]] == [second, first]
+    assert "0 of 2 right" in report[4]
+    assert wnid_of("n0000000123/x.jpg") is None
+
+
+def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(tmp_path: Path) -> None:
+    folder = tmp_path / "n02124075"
+    folder.mkdir()
+    (folder / "cat.jpg").symlink_to(PHOTOS / "cat.jpg")
+    status, printed, error = classify(folder, "--evaluate", "--top-k", 2)
+    assert status == 0
+    assert len(records(printed)[0]["top_k"]) == 2
+    assert "top-1 0.00%, top-5 0.00% of 1 files in 1 classes" in error
+
+
+def test_an_unknown_command_is_told_those_there_are() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "serve", "clasify", "x"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "serve: there is no command 'clasify'; there are classify, autotune, config, health, and none starts the "
+        "server\n"
+    )
