@@ -21,6 +21,7 @@ from serve.config import Config
 from serve.errors import RequestError
 from serve.handlers import Server
 from serve.handlers_v2 import InferenceServer
+from serve.inference import LENGTH_HEADER
 from serve.keys import KeyFile
 from serve.lifecycle import Lifecycle
 from serve.metrics import NO_ROUTE, Metrics
@@ -29,6 +30,7 @@ from serve.problems import problem, problem_of, refusal, retry_after
 
 # What wants an API key where there are keys; probes and the model card do not.
 _GUARDED: Final = ("/upload", "/v2")
+_UNGUARDED: Final = ("/v2/health",)
 
 
 def metrics_of(classifier: Classifier) -> Metrics:
@@ -64,11 +66,13 @@ def create_app(
         allow_origins=config.cors_origins,
         allow_methods=["*"],  # which method fits which route is the router's to say, with a problem
         allow_headers=["*"],
-        expose_headers=["X-Request-ID", "Retry-After", "Server-Timing"],
+        expose_headers=["X-Request-ID", "Retry-After", "Server-Timing", LENGTH_HEADER],
     )
     keys = None
     if config.api_keys_file:
-        keys = Middleware(KeyGuard, metrics, prefixes=_GUARDED, require=KeyFile(config.api_keys_file).require)
+        require = KeyFile(config.api_keys_file).require
+        keys = Middleware(KeyGuard, metrics, prefixes=_GUARDED, but=_UNGUARDED, require=require)
+    metrics.expect(route.path for route in routes)
     app = Starlette(
         routes=routes,
         middleware=[
@@ -93,11 +97,13 @@ def create_app(
 def _namer(routes: list[Route]) -> Callable[[Scope], str]:
     """The template of the route that a scope is of, also where it has not come that far."""
     fixed = {route.path for route in routes if not route.param_convertors}
-    others: dict[Any, str] = {route.endpoint: route.path for route in routes if route.param_convertors}
+    others = [route for route in routes if route.param_convertors]
 
     def name(scope: Scope) -> str:
         path: str = scope["path"]
-        return path if path in fixed else others.get(scope.get("endpoint"), NO_ROUTE)
+        if path in fixed:
+            return path
+        return next((route.path for route in others if route.path_regex.match(path)), NO_ROUTE)
 
     return name
 

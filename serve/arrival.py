@@ -5,8 +5,8 @@ out. Passes chunks of bytes on as they come; knows no HTTP. Errors that leave he
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from serve.errors import UploadsFull, UploadTooSlow
@@ -26,14 +26,16 @@ class Arrivals:
         self.seconds = seconds
         self.arriving: set[Arrival] = set()
 
-    @contextmanager
+    @contextlib.contextmanager
     def one(self) -> Iterator["Arrival"]:
         """An upload, whose bytes count until the end of the `with` block."""
         arrival = Arrival(self)
         try:
             yield arrival
         finally:
+            self.arriving.discard(arrival)  # its reader may have been left in the middle, and not yet ended
             self.held -= arrival.held
+            arrival.held = 0
 
     def make_room(self, count: int) -> None:
         """Room for so many bytes more, if need be that of silent uploads; raises `UploadsFull`."""
@@ -72,6 +74,8 @@ class Arrival:
                     async with self._waiting:
                         chunk = await anext(iterator)
                 except StopAsyncIteration:
+                    if self._made_way:
+                        raise self._refusal(began) from None
                     return
                 except TimeoutError:
                     raise self._refusal(began) from None
@@ -91,7 +95,8 @@ class Arrival:
         self._all.arriving.discard(self)
         self._all.held -= self.held
         self.held = 0
-        self._waiting.reschedule(_now())
+        with contextlib.suppress(RuntimeError):  # its time was up anyway
+            self._waiting.reschedule(_now())
 
     def _refusal(self, began: float) -> UploadsFull | UploadTooSlow:
         if self._made_way:

@@ -3,8 +3,6 @@
 No error leaves this module.
 """
 
-import base64
-import hashlib
 import html
 import json
 from typing import Any, Final
@@ -14,23 +12,15 @@ Json = dict[str, Any]
 _STYLE: Final = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h2 { margin: 2.5rem 0 0; font-size: 1.15rem; overflow-wrap: anywhere; }
+h2 { margin: 2.5rem 0 0; font-size: 1.4rem; overflow-wrap: anywhere; }
 code, pre { font: 0.9em/1.4 ui-monospace, monospace; }
 pre { background: var(--soft); padding: 0.75rem; overflow-x: auto; }
+h3 { margin: 1rem 0 0.25rem; font-size: 1rem; }
 table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.75rem 0.3rem 0; border-top: 1px solid var(--line); }
 th { font-weight: 600; white-space: nowrap; }
 summary { cursor: pointer; }
 """
-_HASH: Final = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-# Nothing but this page's own style is ever loaded or run.
-SECURITY_HEADERS: Final = {
-    "Content-Security-Policy": (
-        f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 
 
 def page(document: Json) -> str:
@@ -60,7 +50,8 @@ def page(document: Json) -> str:
 
 def _operation(method: str, path: str, operation: Json, shared: list[Json], document: Json) -> str:
     parts = [
-        f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{_text(operation['summary'])}. "
+        f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{_text(operation['summary'])}"
+        f"{'' if operation['summary'].endswith('?') else '.'} "
         f"{_text(operation.get('description', ''))}</p>"
     ]
     parameters = [_resolved(each, document) for each in [*shared, *operation.get("parameters", [])]]

@@ -18,7 +18,7 @@ from serve.answers import prediction, prediction_or_problem, server_timing, stag
 from serve.arrival import Arrival, Arrivals
 from serve.classifier import Classified, Classifier, Job, Prepared
 from serve.config import Config
-from serve.docs_page import SECURITY_HEADERS, page
+from serve.docs_page import page
 from serve.errors import DeadlinePassed, QueueFull, RequestError
 from serve.inspector import Inspector
 from serve.lifecycle import Lifecycle, Visit
@@ -26,6 +26,7 @@ from serve.memory import trim
 from serve.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.metrics import Metrics
 from serve.openapi import document
+from serve.pages import prefers_html, security_headers, start_page
 from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
 from serve.picture import is_quick_to_open
 from serve.scheduler import Outcome, Scheduler
@@ -59,7 +60,9 @@ class Server:
         self.arrivals = Arrivals(config.max_upload_bytes, config.body_timeout_ms / 1000)
         model = classifier.model
         self._document = document(config, model.name, model.input_side, model.class_count)
-        self._page = page(self._document)
+        self._docs = page(self._document)
+        variant = str(classifier.card["variant"])
+        self._page = start_page(config, model.name, variant, model.class_count)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -84,7 +87,9 @@ class Server:
             self.scheduler.close()
 
     async def root(self, request: Request) -> Response:
-        return PlainTextResponse("Server is Running\n")
+        if prefers_html(request.headers.get("accept", "")):
+            return HTMLResponse(self._page, headers={"Vary": "Accept", **security_headers(self._page)})
+        return PlainTextResponse("Server is Running\n", headers={"Vary": "Accept"})
 
     async def livez(self, request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -104,7 +109,7 @@ class Server:
         return PrettyEnd(self._document)
 
     async def docs(self, request: Request) -> Response:
-        return HTMLResponse(self._page, headers=SECURITY_HEADERS)
+        return HTMLResponse(self._docs, headers=security_headers(self._docs))
 
     async def upload(self, request: Request) -> Response:
         async with self.admitted() as (visit, arrival):
@@ -115,8 +120,7 @@ class Server:
             visit.arrived()
             read = time.monotonic()
             outcomes = await while_connected(request.receive, self._classify(files, top_k, read + seconds))
-            stages = self.note(request, read - started, outcomes)
-        timing = {"Server-Timing": server_timing(stages)} if self.config.server_timing else None
+            timing = self.note(request, read - started, outcomes)
         model_name = self.classifier.model.name
         if len(files) == 1:
             return PrettyEnd(prediction(outcomes[0].unwrap(), model_name), headers=timing)
@@ -138,8 +142,8 @@ class Server:
         """Seconds that a request may take once it is complete."""
         return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
 
-    def note(self, request: Request, read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:
-        """Where a request's time went, for the log and the metrics too: stage → seconds."""
+    def note(self, request: Request, read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, str]:
+        """Tell log and metrics where a request's time went; headers that tell the client, if it may know."""
         self.metrics.spent("read", read_seconds)
         for outcome in outcomes:
             if outcome.result is not None:
@@ -148,7 +152,7 @@ class Server:
                     self.metrics.spent(stage, seconds)
         stages = stages_of(read_seconds, outcomes)
         request.scope["stages"] = stages
-        return stages
+        return {"Server-Timing": server_timing(stages)} if self.config.server_timing else {}
 
     async def open(self, picture: bytes, top_k: int, alone: bool) -> Job:
         """Check one picture's header; raises what `Classifier.open` raises, and `QueueFull`."""

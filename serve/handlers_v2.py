@@ -3,6 +3,7 @@
 Domain errors leave every handler here; `app.py` makes the protocol's error objects of them.
 """
 
+import asyncio
 import time
 from typing import Any
 
@@ -72,12 +73,14 @@ class InferenceServer:
             read = time.monotonic()
             work = self._infer(request.headers.get(LENGTH_HEADER), body, read + seconds)
             asked, outcomes = await while_connected(request.receive, work)
-            self._server.note(request, read - started, outcomes)
+            headers = self._server.note(request, read - started, outcomes)
         logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
-        answer, head_length = write_answer(asked, logits, self._signature)
+        # Off the event loop, because a thousand numbers a picture take a millisecond to write.
+        answer, head_length = await asyncio.to_thread(write_answer, asked, logits, self._signature)
         if head_length is None:
-            return Response(answer, media_type="application/json")
-        return Response(answer, headers={LENGTH_HEADER: str(head_length)}, media_type="application/octet-stream")
+            return Response(answer, headers=headers, media_type="application/json")
+        headers[LENGTH_HEADER] = str(head_length)
+        return Response(answer, headers=headers, media_type="application/octet-stream")
 
     async def _infer(
         self, length_header: str | None, body: bytes, deadline: float

@@ -8,14 +8,14 @@ import asyncio
 import logging
 import sys
 import uuid
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serve.connections import Connections
 from serve.metrics import Metrics
-from serve.problems import MEDIA_TYPE, encode, problem
+from serve.problems import problem, refusal
 
 log = logging.getLogger("serve.access")
 
@@ -23,10 +23,16 @@ log = logging.getLogger("serve.access")
 _LINGER_SECONDS: Final = 2.0
 # Bytes a request line and its headers may have together; llhttp itself sets no limit.
 _MAX_HEAD_BYTES: Final = 64 * 1024
+# Header fields, because each takes far more memory than its bytes; ordinary requests have ten or twenty.
+_MAX_HEADERS: Final = 128
 # Requests that may wait behind one that is being answered; browsers send none, and the few that do send a handful.
 _MAX_PIPELINED: Final = 8
 # What an answer has to be read at, on average and after a start.
 _BYTES_A_SECOND: Final = 64 * 1024
+
+
+_BYTES_LIMIT: Final = f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes."
+_HEADERS_LIMIT: Final = f"The request has more headers than the limit of {_MAX_HEADERS}."
 
 
 class _NoMore(Exception):
@@ -47,10 +53,13 @@ class HttpProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _before_head = True
+    _begun = False  # a head, and not ended it
+    _running: RequestResponseCycle | None = None  # whose answer is being made
     _head_bytes = 0  # of the request line and headers so far, and of trailers
     _kept_bytes = 0  # received since the parser last handed something on
     _in_body = False
-    _too_large = False
+    _headers = 0
+    _too_large = ""  # what of the head is, and its limit
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -66,6 +75,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_waiting_for_head()
         self._stop_waiting_for_reader()
         super().connection_lost(exc)
+        # Which uvicorn does only where the client has closed and not reset it: its timer would keep all this alive.
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
 
     def evict(self) -> None:
         """Close at once: another connection needs the room."""
@@ -79,7 +91,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._before_head and self._head_timer is None:  # bytes between requests end uvicorn's own waiting
             self._wait_for_head()
         if self._kept_bytes > _MAX_HEAD_BYTES:
-            self._too_large = True
+            self._too_large = _BYTES_LIMIT
             self.send_400_response("")
 
     def pause_writing(self) -> None:
@@ -98,7 +110,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise _NoMore
-        self._head_bytes = self._kept_bytes = 0
+        self._head_bytes = self._kept_bytes = self._headers = 0
+        self._begun = True
         self._in_body = False
         super().on_message_begin()
 
@@ -108,6 +121,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._count(len(name) + len(value) + len(": \r\n"))
+        self._headers += 1
+        if self._headers > _MAX_HEADERS:
+            self._too_large = _HEADERS_LIMIT
+            raise _NoMore
         if not self._in_body:  # or it is a trailer, which nobody here wants
             super().on_header(name, value)
 
@@ -115,7 +132,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_to_be_declined():
             return
         self._stop_waiting_for_head()
-        self._before_head = False
+        self._before_head = self._begun = False
         self._in_body = True
         super().on_headers_complete()
 
@@ -134,12 +151,17 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.pipeline or self.pipeline[-1][0].more_body:
             self.all_connections.waits(self)
         self._before_head = not self.pipeline
+        if self._before_head and self._begun and self._head_timer is None:  # it began behind the one just answered
+            self._wait_for_head()
         super().on_response_complete()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
         if self._too_large:
-            detail = f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes."
-            self._refuse(431, "Request Header Fields Too Large", detail)
+            self._refuse(431, "Request Header Fields Too Large", self._too_large)
         else:
             self._refuse(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
 
@@ -188,7 +210,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _miss_head(self) -> None:
         """Close a connection whose client has begun no request, and refuse one that does not get on with it."""
         self._head_timer = None
-        if self._kept_bytes or self._head_bytes:
+        if self._begun:
             detail = f"The request's head was not complete within the limit of {self.head_seconds:g} s."
             self._refuse(408, "Request Timeout", detail)
         else:
@@ -198,7 +220,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._kept_bytes = 0
         self._head_bytes += length
         if self._head_bytes > _MAX_HEAD_BYTES:
-            self._too_large = True
+            self._too_large = _BYTES_LIMIT
             raise _NoMore
 
     def _refuse(self, status: int, title: str, detail: str, headers: str = "") -> None:
@@ -207,24 +229,36 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._refused = True
         if self.cycle is not None and not self.cycle.response_complete:
-            if not self.cycle.more_body or self.cycle.response_started or self.pipeline:
+            if self.cycle.more_body and self.pipeline:  # it will never be whole; those before it are answered
+                self.pipeline.popleft()
+                last = self.pipeline[0][0] if self.pipeline else self._running
+                if last is not None:
+                    last.keep_alive = False
+                return
+            if not self.cycle.more_body:
                 # An answer is still owed to the request before; after it the connection ends.
                 self.cycle.keep_alive = False
-                if self.cycle.more_body:
-                    self.transport.close()
                 return
-            # It is this request's own body that is wrong: whoever waits for the rest of it waits no more.
+            if self.cycle.response_started:
+                self.transport.close()
+                return
+            # It is this request's own body that is wrong: whoever waits for the rest of it waits no more, and counts
+            # and logs it with this status.
             self.cycle.waiting_for_100_continue = False
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        request_id = uuid.uuid4().hex
-        fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
-        log.info("%d %s", status, detail, extra={"fields": fields})
-        if self.metrics is not None:
-            self.metrics.never_was(status)
-        body = encode(problem(status, title, detail))
+            scope = cast(dict[str, Any], self.cycle.scope)
+            scope["refused"] = status
+            request_id, path = scope.setdefault("request_id", uuid.uuid4().hex), scope["path"]
+        else:
+            request_id, path = uuid.uuid4().hex, ""
+            fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
+            log.info("%d %s", status, detail, extra={"fields": fields})
+            if self.metrics is not None:
+                self.metrics.never_was(status)
+        body, media_type = refusal(path, problem(status, title, detail))
         head = (
-            f"HTTP/1.1 {status} {title}\r\nContent-Type: {MEDIA_TYPE}\r\nContent-Length: {len(body)}\r\n"
+            f"HTTP/1.1 {status} {title}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
             f"X-Request-ID: {request_id}\r\nConnection: close\r\n{headers}\r\n"
         )
         self.transport.write(head.encode() + body)

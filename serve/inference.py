@@ -28,8 +28,11 @@ INPUT: Final = "input"
 IMAGE: Final = "image"
 OUTPUT: Final = "logits"
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
-# JSON becomes up to thirty times its size in memory; a picture's 150,528 values take 3 MB as Python writes them.
+# Reading JSON holds the lock of Python, and so the event loop, by the values that are in it: so many tensors of them,
+# and so many lists and objects beside theirs. A picture's 150,528 values take 3 MB as Python writes them.
 MAX_JSON_BYTES: Final = 8 * 2**20
+_MAX_JSON_ROWS: Final = 4
+_MORE_PARTS: Final = 1000
 _MAX_ID_CHARACTERS: Final = 1024
 _SHOWN_CHARACTERS: Final = 40
 _SIGNIFICANT_DIGITS: Final = 9  # which FP32 survives
@@ -76,7 +79,7 @@ class InferenceRequest:
 
 def parse_request(length_header: str | None, body: bytes, signature: Signature) -> InferenceRequest:
     """Read a request's body. length_header: the value of `LENGTH_HEADER`, which says where its JSON ends."""
-    message, tail = _split(length_header, body)
+    message, tail = _split(length_header, body, signature)
     tensor = _only(message, "inputs")
     name = tensor.get("name")
     rows: list[npt.NDArray[np.float32]] = []
@@ -104,8 +107,10 @@ def write_answer(
 ) -> tuple[bytes, int | None]:
     """The answer's body, and the length of its JSON where a binary tensor follows it.
 
-    logits: FP32 `[N, classes]`, finite.
+    logits: FP32 `[N, classes]`. Raises `BadTensor` where they are not finite, which no picture makes them.
     """
+    if not np.isfinite(logits).all():
+        raise BadTensor("The model gives no finite logits for these values.")
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
     values: list[Any]
     if request.classes:
@@ -123,11 +128,11 @@ def write_answer(
     answer = {"model_name": signature.model, "model_version": "1", "outputs": [output]}
     if request.id is not None:
         answer["id"] = request.id
-    head = json.dumps(answer).encode()
+    head = json.dumps(answer, allow_nan=False).encode()
     return (head + raw, len(head)) if request.binary else (head, None)
 
 
-def _split(length_header: str | None, body: bytes) -> tuple[dict[str, Any], memoryview]:
+def _split(length_header: str | None, body: bytes, signature: Signature) -> tuple[dict[str, Any], memoryview]:
     """The JSON object at the start of a body, and the bytes behind it."""
     length = len(body)
     if length_header is not None:
@@ -141,8 +146,18 @@ def _split(length_header: str | None, body: bytes) -> tuple[dict[str, Any], memo
             f"The request has {length} bytes of JSON; the limit is {MAX_JSON_BYTES} bytes, and binary tensors are not "
             "counted."
         )
+    brackets = body.count(b"[", 0, length) + body.count(b"{", 0, length)
+    most = _MAX_JSON_ROWS * (1 + 3 + 3 * signature.side) + _MORE_PARTS
+    if brackets > most:
+        raise BadTensor(f"The request has {brackets} lists and objects; the limit is {most}.")
+    values = body.count(b",", 0, length)
+    most = _MAX_JSON_ROWS * 3 * signature.side**2 + _MORE_PARTS
+    if values > most:
+        raise UploadTooLarge(
+            f"The request has more than {most} values in JSON, the limit; binary tensors are not counted."
+        )
     try:
-        message = json.loads(bytes(body[:length]))
+        message = json.loads(body[:length])
     except (ValueError, RecursionError) as error:  # of which the first includes text that is not UTF-8
         raise BadTensor("The request is not JSON.") from error
     if not isinstance(message, dict):
@@ -228,25 +243,31 @@ def _flat(data: Any, shape: tuple[int, ...]) -> list[Any] | None:
 def _pictures(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
     raw = _raw(tensor, IMAGE, tail)
     if raw is not None:
-        pictures = _unpacked(raw)
+        pictures = _unpacked(raw, count)
     else:
         data = tensor.get("data")
         if not isinstance(data, list) or not all(isinstance(entry, str) for entry in data):
             raise BadTensor(f"The data of '{IMAGE}' are no list of base64 strings.")
+        _require_count(len(data), count)
         try:
             pictures = [base64.b64decode(entry, validate=True) for entry in data]
         except (binascii.Error, ValueError) as error:
             raise BadTensor(f"The data of '{IMAGE}' are not base64, which pictures within JSON are sent as.") from error
-    if len(pictures) != count:
-        raise BadTensor(f"The shape of '{IMAGE}' is [{count}], but it has {len(pictures)} elements.")
+    _require_count(len(pictures), count)
     return pictures
 
 
-def _unpacked(raw: memoryview) -> list[bytes]:
-    """The elements of a binary BYTES tensor, each behind its length in four bytes."""
-    elements = []
+def _require_count(found: int, count: int) -> None:
+    if found != count:
+        many = "more" if found > count else found
+        raise BadTensor(f"The shape of '{IMAGE}' is [{count}], but it has {many} elements.")
+
+
+def _unpacked(raw: memoryview, count: int) -> list[bytes]:
+    """The elements of a binary BYTES tensor, each behind its length in four bytes; no more than one beyond `count`."""
+    elements: list[bytes] = []
     position = 0
-    while position < len(raw):
+    while position < len(raw) and len(elements) <= count:
         start = position + _LENGTH.size
         length = _LENGTH.unpack_from(raw, position)[0] if start <= len(raw) else len(raw)
         position = start + length
@@ -259,7 +280,7 @@ def _unpacked(raw: memoryview) -> list[bytes]:
 def _wanted(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
     """How many classes the answer names, 0 for logits, and whether its tensor is binary."""
     binary = _flag(_parameters(message, "the request"), "binary_data_output")
-    if not message.get("outputs"):
+    if message.get("outputs") in (None, []):
         return 0, binary
     output = _only(message, "outputs")
     if output.get("name") != OUTPUT:

@@ -6,6 +6,7 @@ Errors that leave here: `QueueFull`, besides what a check itself raises.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from serve.errors import QueueFull
@@ -29,10 +30,13 @@ class Inspector:
                 f"is {self._max_queue}; try again in a moment."
             )
         self._waiting += 1
+        work = [partial(function, *arguments)]
+        del arguments
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work.pop()())
         finally:
             self._waiting -= 1
+            work.clear()  # the thread's queue would keep a cancelled picture until its turn
 
     def do(self, chore: Callable[[], None]) -> None:
         """Have the thread do something in passing."""

@@ -4,7 +4,7 @@ Labels take their values from fixed sets: route templates, status codes, stages,
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -65,6 +65,11 @@ class Metrics:
             "serve_build_info", "What is being served; always 1.", sorted(build), registry=self._registry
         )
         information.labels(**build).set(1)
+
+    def expect(self, routes: Iterable[str]) -> None:
+        """Begin to count defects at none, so that the first one is seen to have been added."""
+        for route in (*routes, NO_ROUTE):
+            self._requests.labels(route, 500)
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Read the queue's depth from here whenever it is asked for."""

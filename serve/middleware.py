@@ -38,8 +38,9 @@ _LINGER_BYTES: Final = 64 * 2**20
 class RequestLog:
     """Give each request an id, a line in the access log and a count, and turn a defect into a 500 problem.
 
-    route_of: the template of the route that a request's scope has come to. What handlers leave in the scope as
-    `stages`, seconds by stage, is logged too.
+    route_of: the template of the route that a request's scope is of. What others leave in the scope is noted: `stages`,
+    seconds by stage; `answered`, when by the clock of `time.perf_counter`; `refused`, the status that was sent by
+    someone else; and `request_id` is there for them.
     """
 
     def __init__(self, app: App, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
@@ -52,7 +53,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = _request_id(scope)
+        request_id = scope.setdefault("request_id", _request_id(scope))
         record = {"status": 0, "bytes_in": 0, "bytes_out": 0}
 
         async def counting_receive() -> Message:
@@ -76,7 +77,8 @@ class RequestLog:
                 raise  # half an answer is out: only closing the connection tells the client
             await _send_defect(scope, stamping_send, request_id)
         finally:
-            seconds = time.perf_counter() - started
+            seconds = scope.get("answered", time.perf_counter()) - started
+            record["status"] = scope.get("refused", record["status"])
             self.metrics.ended(self.route_of(scope), record["status"], seconds)
             _log_access(scope, request_id, record, seconds)
 
@@ -98,21 +100,24 @@ class LingeringClose:
             await self.app(scope, receive, send)
             return
         unread = _has_body(scope)
+        sends = not _waits_for_continue(scope)  # its body, without having been told to go on
 
         async def watching_receive() -> Message:
-            nonlocal unread
+            nonlocal unread, sends
+            sends = True
             message = await receive()
             unread = unread and message["type"] == "http.request" and message.get("more_body", False)
             return message
 
         async def closing_send(message: Message) -> None:
-            if unread and message["type"] == "http.response.start" and not _waits_for_continue(scope):
+            if unread and message["type"] == "http.response.start" and sends:
                 await _drop_rest(watching_receive, 0.0)  # what is there already
             if (unread or self.leaving()) and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                if not _waits_for_continue(scope):
+                scope["answered"] = time.perf_counter()  # what follows is for the client's sake alone
+                if sends:
                     await _drop_rest(
                         watching_receive, _LINGER_SECONDS_WHEN_LEAVING if self.leaving() else _LINGER_SECONDS
                     )
@@ -125,19 +130,26 @@ class LingeringClose:
 class KeyGuard:
     """Refuse requests to some routes that carry none of the operator's API keys, before their bodies are read.
 
-    prefixes: paths that are guarded, with all below them. require: raises `Unauthorised` for a key that is no good.
+    prefixes: paths that are guarded, with all below them. but: those below them that are not. require: raises
+    `Unauthorised` for a key that is no good.
     """
 
     def __init__(
-        self, app: App, metrics: Metrics, prefixes: tuple[str, ...], require: Callable[[str | None], None]
+        self,
+        app: App,
+        metrics: Metrics,
+        prefixes: tuple[str, ...],
+        but: tuple[str, ...],
+        require: Callable[[str | None], None],
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.prefixes = prefixes
+        self.but = but
         self.require = require
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and any(is_below(scope["path"], prefix) for prefix in self.prefixes):
+        if scope["type"] == "http" and _below_any(scope, self.prefixes) and not _below_any(scope, self.but):
             try:
                 self.require(_api_key(scope))
             except Unauthorised as refused:
@@ -222,6 +234,10 @@ def _api_key(scope: Scope) -> str | None:
     if scheme.lower() == "bearer":
         return token.strip()
     return _header(scope, b"x-api-key").decode("latin-1") or None
+
+
+def _below_any(scope: Scope, prefixes: tuple[str, ...]) -> bool:
+    return any(is_below(scope["path"], prefix) for prefix in prefixes)
 
 
 def _has_body(scope: Scope) -> bool:

@@ -78,9 +78,11 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
         raise ModelError(
             f"model {path} is not a model onnxruntime can load; make it anew with 'make export'"
         ) from error
-    if narrow.get_providers()[0] != chosen[0]:  # onnxruntime goes on without, and says so in its own log only
+    missing = [name for name in chosen if name not in narrow.get_providers()]
+    if missing:  # onnxruntime goes on without, and says so in its own log only
         raise ModelError(
-            f"providers={','.join(providers)}: {chosen[0]} does not start here; its libraries or its device are missing"
+            f"providers={','.join(providers)}: {missing[0]} does not start here; its libraries or its device "
+            "are missing"
         )
     try:
         card = _read_card(narrow)

@@ -27,7 +27,7 @@ _MEANINGS: Final = {
     415: "Neither a form nor a picture, or a format that is not accepted.",
     422: "An accepted format that cannot be decoded: truncated or corrupt.",
     429: "The queue is full.",
-    431: "The head is larger than 64 KiB.",
+    431: "The head has more than 64 KiB or 128 fields.",
     500: "A defect; it is in the server's log under the request id.",
     503: "Not ready yet, or shutting down.",
     504: "The request's own deadline passed before its answer.",
@@ -110,7 +110,7 @@ def document(config: Config, model_name: str, side: int, class_count: int) -> Js
             "application/octet-stream": {"schema": _BINARY},
         },
         problems=(404, *_PICTURES, *((401,) if guarded else ())),
-        headers=("Inference-Header-Content-Length",),
+        headers=("Inference-Header-Content-Length", "Server-Timing"),
         protocol=True,
     ) | {
         "parameters": [
@@ -134,7 +134,7 @@ def document(config: Config, model_name: str, side: int, class_count: int) -> Js
     if guarded:
         infer["security"] = upload["security"] = [{"bearer": []}, {"apiKey": []}]
     paths = {
-        "/": {"get": _get("Is it running?", "text/plain")},
+        "/": {"get": _root()},
         "/upload": {"post": upload},
         "/model": {"get": _get("The model card", schema="ModelCard", problems=(503,))},
         "/livez": {"get": _get("Can the process answer?", "text/plain")},
@@ -144,10 +144,8 @@ def document(config: Config, model_name: str, side: int, class_count: int) -> Js
         "/openapi.json": {"get": _get("This document", schema="Document")},
         "/docs": {"get": _get("This document for people", "text/html")},
         "/v2": {"get": _get("Server metadata", schema="ServerMetadata", protocol=True, guarded=guarded)},
-        "/v2/health/live": {"get": _get("Can the process answer?", schema="Live", protocol=True, guarded=guarded)},
-        "/v2/health/ready": {
-            "get": _get("Is the server ready?", schema="Ready", problems=(503,), protocol=True, guarded=guarded)
-        },
+        "/v2/health/live": {"get": _get("Can the process answer?", schema="Live", protocol=True)},
+        "/v2/health/ready": {"get": _get("Is the server ready?", schema="Ready", problems=(503,), protocol=True)},
         "/v2/models/{name}": {
             "parameters": [name],
             "get": _get("Model metadata", schema="ModelMetadata", problems=(404,), protocol=True, guarded=guarded),
@@ -210,6 +208,13 @@ def _get(
     operation = _operation(summary, "", content, (*problems, *((401,) if guarded else ())), protocol=protocol)
     if guarded:
         operation["security"] = [{"bearer": []}, {"apiKey": []}]
+    return operation
+
+
+def _root() -> Json:
+    """The page to drop pictures on is another form of the same answer, for who would rather have HTML."""
+    operation = _get("Is it running?", "text/plain")
+    operation["responses"]["200"]["content"]["text/html"] = {"schema": {"type": "string"}}
     return operation
 
 

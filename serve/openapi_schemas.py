@@ -9,8 +9,10 @@ Json = dict[str, Any]
 
 _TEXT: Final = {"type": "string"}
 _SHAPE: Final = {"type": "array", "items": {"type": "integer", "minimum": -1}, "minItems": 1}
+# A PNG of one pixel.
+_PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 INFERENCE_EXAMPLE: Final = {
-    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": ["(base64 of a picture)"]}],
+    "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [_PIXEL]}],
     "outputs": [{"name": "logits", "parameters": {"classification": 5}}],
 }
 
@@ -96,7 +98,23 @@ def schemas(side: int, class_count: int, max_rows: int) -> Json:
                 "variant": {"enum": ["fp32", "int8"]},
                 "class_count": {"type": "integer", "minimum": 1},
                 "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-                "measured": {"type": ["object", "null"]},
+                "input_size": {
+                    "type": "array",
+                    "items": {"type": "integer"},
+                    "description": "Channels, pixels.",
+                },
+                "resize": {"type": "integer", "description": "Of the shorter side, pixels."},
+                "crop": {"type": "integer", "description": "Centre crop, pixels."},
+                "interpolation": _TEXT,
+                "mean": {"type": "array", "items": {"type": "number"}},
+                "std": {"type": "array", "items": {"type": "number"}},
+                "weights": {"type": ["object", "null"], "description": "Source, licence and sha256."},
+                "opset": {"type": "integer"},
+                "versions": {"type": "object", "description": "Of what exported it."},
+                "parity": {"type": ["object", "null"], "description": "Against PyTorch: max |Δ logit|, batch sizes."},
+                "accuracy": {"type": ["object", "null"], "description": "On the set that it names."},
+                "calibration": {"type": ["object", "null"], "description": "Of int8."},
+                "measured": {"type": ["object", "null"], "description": "The export's table: size, speed, accuracy."},
             },
             "name",
             "variant",

@@ -56,6 +56,7 @@ _START_OF_SCAN: Final = b"\xff\xda"
 _FIRST_MARKER_WITH_LENGTH: Final = 0xC0
 _QUICK_SEGMENTS: Final = 64
 _QUICK_BYTES: Final = 256 * 1024
+_QUICK_FILE_BYTES: Final = 2**20
 # Segments made of entries that are each read: EXIF's and Photoshop's (APP13).
 _EXIF, _PHOTOSHOP = b"Exif\0\0", b"Photos"
 
@@ -106,8 +107,9 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def is_quick_to_open(data: bytes) -> bool:
-    """Whether `open_image` is sure to be done within a few milliseconds: a JPEG of few segments before its pixels."""
-    if sniff_format(data) != "JPEG":
+    """Whether `open_image` is sure to be done within a few milliseconds: a small JPEG of few segments before its
+    pixels."""
+    if len(data) > _QUICK_FILE_BYTES or sniff_format(data) != "JPEG":
         return False
     position, seen = 2, []
     for _ in range(_QUICK_SEGMENTS):

@@ -152,11 +152,13 @@ class Scheduler(Generic[Item, Prepared, Result]):
         if not self._waiting:
             self._limit = self._max_queue
         limit = self._limit
-        if self._waiting + count - idle <= limit:
-            return
-        if self._waiting + 1 - idle > limit:  # one too large for the room there is tells nothing of the others
+        too_many = self._waiting + count - idle - self._max_queue
+        if self._waiting + 1 - idle > limit:  # not even one: it is the queue that is too long, not the task
             self._limit = max(1, self._max_queue // _OVERFLOWED)
-        seconds = (self._waiting + count - self._limit) * self._item_seconds / len(self._threads)
+            too_many = max(too_many, self._waiting + 1 - self._limit)
+        elif too_many <= 0:
+            return
+        seconds = (too_many + idle) * self._item_seconds / len(self._threads)
         raise QueueFull(
             f"There is no room for {count} picture{'s' * (count > 1)}: {self._waiting} are waiting and the limit is "
             f"{limit}; try again in a moment.",

@@ -5,6 +5,8 @@ Standard library only. Prints a line for each setting: its value, and where that
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
 from serve.config import argument_parser, load_settings, shown
 
@@ -14,10 +16,15 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser = argument_parser("python -m serve config", "Print the settings in effect, and where each came from.")
     config, sources = load_settings(arguments, environment, parser)
     rows = [
-        (setting.name, shown(getattr(config, setting.name)), sources.get(setting.name, "default"))
+        (setting.name, _shown(getattr(config, setting.name)), sources.get(setting.name, "default"))
         for setting in fields(config)
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, source in rows:
         print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
     return 0
+
+
+def _shown(value: Any) -> str:
+    """As it could be written in a flag, from whichever folder."""
+    return str(value) if isinstance(value, Path) else shown(value)

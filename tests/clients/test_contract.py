@@ -47,10 +47,13 @@ def test_schemathesis_finds_nothing(run: Any, tmp_path: Path) -> None:
             cwd=tmp_path,
         )
         assert server.process.poll() is None
+        metrics = requests.get(f"{server.url}/metrics", timeout=10).text
     assert not any('"level": "error"' in line for line in server.lines)
     cases = re.search(r"(\d+) generated, (\d+) passed", printed)
     assert cases, printed
     assert cases[1] == cases[2]
+    for route in ("/upload", "/v2/models/{name}/infer"):  # it has come as far as a picture
+        assert f'serve_requests_total{{code="200",route="{route}"}}' in metrics
     TABLE.append(
         (f"schemathesis {version('schemathesis')}", f"{cases[1]} requests made from /openapi.json, no finding")
     )

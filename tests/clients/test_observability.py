@@ -14,11 +14,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.clients.conftest import TABLE
 from tests.server_process import ServerProcess
 
-NAME = re.compile(r"\b(?:serve|process)_\w+")
-SELECTOR = re.compile(r"\b((?:serve|process)_\w+)\{([^}]*(?:\{[^}]*\}[^}]*)*)\}")
-MATCHER = re.compile(r'(\w+)(=~|=)"([^"]*)"')
-# Grafana's own variables, which become a job's name and a length of time.
-VARIABLES = {"job", "instance"}
+# What PromQL has names for itself, as far as it is used here.
+FUNCTIONS = {"rate", "sum", "count", "histogram_quantile", "min_over_time", "by", "and", "on", "label_values"}
+# Labels that Prometheus adds.
+TARGET_LABELS = {"job", "instance"}
+STRING = re.compile(r'"[^"]*"')
+# Grafana's variables, and lengths of time.
+NEUTRAL = re.compile(r"\$\w+|\[\w+\]|\[\$\w+\]|\b\d[\w.]*\b")
+SELECTOR = re.compile(r"(\w+)\{((?:[^}\"]|\"[^\"]*\")*)\}")
+MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
+GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
+CODE = re.compile(r"[1-5]\d\d")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +41,11 @@ def series(server: ServerProcess, photos: dict[str, bytes]) -> dict[str, list[di
 
 
 def dashboard(folder: Path) -> Iterator[str]:
-    for panel in json.loads((folder / "dashboard.json").read_text())["panels"]:
+    board = json.loads((folder / "dashboard.json").read_text())
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["query"]["query"]
+    for panel in board["panels"]:
         assert panel["targets"]
         for target in panel["targets"]:
             yield target["expr"]
@@ -46,22 +56,35 @@ def alerts(folder: Path) -> Iterator[str]:
         for rule in group["rules"]:
             assert set(rule) >= {"alert", "expr", "labels", "annotations"}
             assert set(rule["annotations"]) == {"summary", "description"}
+            kept = set(re.findall(r"\w+", " ".join(GROUPING.findall(rule["expr"])))) or TARGET_LABELS
+            for words in rule["annotations"].values():
+                assert set(re.findall(r"\$labels\.(\w+)", words)) <= kept
             yield rule["expr"]
 
 
 def unknown(expression: str, series: dict[str, list[dict[str, str]]]) -> list[str]:
     """What an expression names that the server does not have: metrics, labels, and values of labels."""
-    wrong = [name for name in NAME.findall(expression) if name not in series]
+    wrong = []
     for name, matchers in SELECTOR.findall(expression):
         for label, kind, value in MATCHER.findall(matchers):
-            if label in VARIABLES or name not in series:
+            values = {sample.get(label) for sample in series.get(name, [])}
+            wanted = value.split("|") if kind in ("=~", "!~") else [value]
+            if label in TARGET_LABELS:
                 continue
-            values = {labels.get(label) for labels in series[name]}
-            wanted = value.split("|") if kind == "=~" else [value]
             # A status is a series only once there was one.
-            if values == {None} or (label != "code" and not set(wanted) <= values):
-                wrong.append(f"{name}{{{label}={value}}}")
-    return wrong
+            known = all(CODE.fullmatch(each) for each in wanted) if label == "code" else set(wanted) <= values
+            if not known or None in values:
+                wrong.append(f"{name}{{{label}{kind}{value}}}")
+    grouped = set(re.findall(r"\w+", " ".join(GROUPING.findall(expression))))
+    wrong += sorted(used(expression) - series.keys())
+    samples = [sample for name in used(expression) & series.keys() for sample in series[name]]
+    return wrong + sorted(grouped - {label for sample in samples for label in sample} - TARGET_LABELS)
+
+
+def used(expression: str) -> set[str]:
+    """The metrics in an expression."""
+    bare = re.sub(r"\{[^{}]*\}", " ", STRING.sub('""', expression))
+    return set(re.findall(r"[a-zA-Z_]\w*", NEUTRAL.sub(" ", GROUPING.sub(" ", bare)))) - FUNCTIONS - TARGET_LABELS
 
 
 @pytest.mark.parametrize("read", [dashboard, alerts])
@@ -74,8 +97,16 @@ def test_all_that_they_name_is_there(read: Any, deployed: Path, series: dict[str
 def test_what_is_not_there_is_found(series: dict[str, list[dict[str, str]]]) -> None:
     for expression in (
         "rate(serve_nothing_total[5m])",
+        "rate(http_requests_total[5m])",
+        "srv_queue_depth > 1",
         'serve_requests_total{path="/upload"}',
+        'serve_requests_total{code="5000"}',
+        'serve_requests_total{code=~"abc"}',
+        'serve_requests_total{route!="/nope"}',
         'serve_rejected_total{reason="queue_fuller"}',
         'serve_requests_total{route=~"/upload|/download"}',
+        "sum by (nothing) (serve_requests_total)",
+        "sum by (reason) (serve_queue_depth)",
+        "label_values(serve_built_info, job)",
     ):
         assert unknown(expression, series)

@@ -74,6 +74,49 @@ def test_one_that_is_silent_makes_way_and_one_that_comes_does_not() -> None:
     assert not arrivals.arriving
 
 
+def test_one_that_was_refused_makes_way_for_nobody_a_second_time() -> None:
+    """Its reader is left in the middle, and lives on for as long as somebody looks at the error."""
+    arrivals = Arrivals(10, 30.0)
+
+    async def scenario() -> None:
+        with pytest.raises(ZeroDivisionError) as kept, arrivals.one() as arrival:
+            async for _ in arrival.paced(chunks(b"12345678", b"9")):
+                raise ZeroDivisionError
+        assert (arrivals.held, arrivals.arriving) == (0, set())
+        await asyncio.sleep(1.1)
+        assert await read(arrivals, chunks(b"1234567890")) == (b"1234567890", 10)
+        assert arrivals.held == 0
+        del kept
+
+    asyncio.run(scenario())
+
+
+def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
+    arrivals = Arrivals(10, 0.1)
+
+    async def scenario() -> None:
+        async def silent() -> None:
+            async def source() -> AsyncIterator[bytes]:
+                yield b"12345678"
+                await asyncio.sleep(60)
+
+            with pytest.raises((UploadsFull, UploadTooSlow)):
+                await read(arrivals, source())
+
+        stalled = asyncio.ensure_future(silent())
+        await asyncio.sleep(0.05)
+        (arrival,) = arrivals.arriving
+        when = arrival._waiting.when()
+        assert when
+        done: list[None] = []
+        asyncio.get_running_loop().call_at(when + 1e-9, lambda: done.append(arrival.make_way()))
+        await stalled
+        assert done == [None]
+        assert arrivals.held == 0
+
+    asyncio.run(scenario())
+
+
 def test_one_that_came_fast_may_not_then_be_silent_for_longer() -> None:
     arrivals = Arrivals(10**8, 0.1)
 

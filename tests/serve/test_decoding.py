@@ -140,6 +140,7 @@ def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:
     ):
         assert not is_quick_to_open(photo[:2] + inserted + photo[2:])
     assert not is_quick_to_open(photo[:100])
+    assert not is_quick_to_open(photo + bytes(2**20))
 
 
 def test_the_slowest_header_that_is_checked_on_the_spot_takes_milliseconds() -> None:

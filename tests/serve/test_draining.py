@@ -172,7 +172,7 @@ CHUNKED = (
         (b"rubbish\r\n\r\n", b"400 Bad Request"),
         (GET + b"Content-Length: -1\r\n\r\n", b"400 Bad Request"),
         (GET + b"A: " + b"b" * 70_000 + b"\r\n\r\n", b"431 Request Header Fields Too Large"),
-        (GET + b"A: b\r\n" * 9_000 + b"\r\n", b"200 OK"),
+        (GET + b"A: b\r\n" * 120 + b"\r\n", b"200 OK"),
         (GET + b"A: b\r\n" * 11_000 + b"\r\n", b"431 Request Header Fields Too Large"),
         (GET + b"A: " + b"b" * 1_000_000, b"431 Request Header Fields Too Large"),
         (b"GET /" + b"x" * 1_000_000, b"431 Request Header Fields Too Large"),

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import struct
+import time
 from typing import Any
 
 import httpx2
@@ -12,6 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.classifier import Classifier
+from serve.errors import BadTensor, UploadTooLarge
+from serve.inference import Signature, parse_request
 from serve.picture import decode, open_image
 from serve.preprocess import to_input
 from tests.references import PICTURES
@@ -231,8 +234,10 @@ def test_a_malformed_request_is_told_what_is_wrong(client: TestClient, body: dic
         (b"{", "not JSON"),
         (b"[]", "not a JSON object"),
         (b"\xff\xfe", "not JSON"),
-        (b"[" * 100_000, "not JSON"),
-        (b'{"inputs": ' + b"[" * 100_000, "not JSON"),
+        (b"[" * 3_000, "not JSON"),
+        (b'{"inputs": ' + b"[" * 3_000, "not JSON"),
+        (b"[" * 100_000, "100000 lists and objects; the limit is 3704"),
+        (b'{"a":' * 50_000, "50000 lists and objects"),
         (b"1" * 5000, "not JSON"),
     ],
 )
@@ -252,7 +257,7 @@ def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> 
         (b"\0\0", "longer than the bytes that are left"),
         (b"\xff\xff\xff\xff", "longer than the bytes that are left"),
         (b"\x05\0\0\0abc", "longer than the bytes that are left"),
-        (b"\x01\0\0\0a" * 2, "The shape of 'image' is [1], but it has 2 elements"),
+        (b"\x01\0\0\0a" * 2, "The shape of 'image' is [1], but it has more elements"),
     ],
 )
 def test_truncated_binary_pictures_are_refused(client: TestClient, raw: bytes, words: str) -> None:
@@ -267,6 +272,47 @@ def test_binary_floats_have_the_bytes_that_their_shape_takes(client: TestClient)
     assert_error(infer(client, body, bytes(4 * GOOD - 4)), 400, f"but {4 * GOOD - 4} bytes follow the JSON")
     assert_error(infer(client, body, b"\xff" * 4 * GOOD), 400, "not all finite FP32")
     assert_error(infer(client, images(1, data=["AAAA"]), b"more"), 400, "4 bytes follow the JSON")
+
+
+def test_values_that_the_model_makes_nothing_of_are_refused(client: TestClient) -> None:
+    raw = np.full(GOOD, 3e38, "<f4").tobytes()
+    answer = infer(client, floats(1, 3, 224, 224, parameters={"binary_data_size": len(raw)}), raw)
+    assert_error(answer, 400, "no finite logits")
+
+
+@pytest.mark.parametrize("outputs", [{}, 0, "", False, "logits"])
+def test_outputs_are_a_list_or_not_there(client: TestClient, outputs: Any) -> None:
+    assert_error(infer(client, images(1, data=["AAAA"]) | {"outputs": outputs}), 400, "'outputs' is not a list")
+
+
+def test_no_more_elements_are_made_than_the_shape_says() -> None:
+    signature = Signature("tiny", 224, (), 32)
+    body = b"\0" * (20 * 2**20)
+    head = json.dumps(images(1, parameters={"binary_data_size": len(body)})).encode()
+    started = time.process_time()
+    with pytest.raises(BadTensor, match="has more elements"):
+        parse_request(str(len(head)), head + body, signature)
+    assert time.process_time() - started < 0.5
+
+
+def test_the_worst_json_takes_a_fraction_of_a_second() -> None:
+    """While it is read nothing else runs, so its size and its lists are bounded."""
+    signature = Signature("tiny", 224, (), 32)
+    numbers = b'{"a":[' + b"1," * 600_000 + b"1]}"
+    lists = b"[" + b"[0]," * 3_500 + b"1," * 590_000 + b"0]"
+    text = b'["' + b"\\u00e9" * 1_390_000 + b'"]'
+    for body in (numbers, lists, text, numbers * 6, b"[" + b"{}," * 2_700_000 + b"0]"):
+        started = time.process_time()
+        with pytest.raises((BadTensor, UploadTooLarge)):
+            parse_request(None, body, signature)
+        assert time.process_time() - started < 0.4
+
+
+def test_stages_are_told_where_switched_on(client_for: ClientFor, cat: bytes) -> None:
+    raw = framed(cat)
+    body = images(1, parameters={"binary_data_size": len(raw)})
+    assert "server-timing" not in infer(client_for(), body, raw).headers
+    assert "infer;dur=" in infer(client_for(server_timing=True), body, raw).headers["server-timing"]
 
 
 def test_limits_are_those_of_upload(client_for: ClientFor, cat: bytes) -> None:

@@ -66,7 +66,9 @@ def test_anything_else_is_401_and_told_what_is_wanted(
 def test_probes_and_the_card_stay_open_and_what_is_below_a_guarded_path_does_not(client: TestClient) -> None:
     for path in ("/", "/livez", "/readyz", "/model"):
         assert client.get(path).status_code == 200
-    for path in ("/v2", "/v2/models/densenet121/infer", "/upload/"):
+    for path in ("/v2/health/live", "/v2/health/ready"):
+        assert client.get(path).status_code == 200
+    for path in ("/v2", "/v2/models/densenet121/infer", "/v2/healthy", "/upload/"):
         assert client.get(path).status_code == 401
     assert client.get("/uploads").status_code == 404
 

@@ -61,6 +61,13 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_build_info", version=__version__, model="tiny", variant="fp32") == 1
 
 
+def test_defects_are_counted_from_none(client: TestClient) -> None:
+    """A series that begins with its first defect would never have risen."""
+    found = samples(client)
+    for route in ("/upload", "/v2/models/{name}/infer", "none"):
+        assert value(found, "serve_requests_total", route=route, code="500") == 0
+
+
 def test_buckets_reach_from_five_milliseconds_to_ten_seconds(client: TestClient) -> None:
     client.get("/livez")
     bounds = [
@@ -79,10 +86,12 @@ def test_what_a_guard_refuses_is_counted_by_its_route_and_reason(
     client = client_for(api_keys_file=keys)
     assert client.post("/upload", files={"file": ("cat.jpg", cat)}).status_code == 401
     assert client.get("/", headers={"Origin": "https://evil.example"}).status_code == 403
+    assert client.post("/v2/models/tiny/infer", content=b"{}").status_code == 401
     found = samples(client)
+    assert value(found, "serve_requests_total", route="/v2/models/{name}/infer", code="401") == 1
     assert value(found, "serve_requests_total", route="/upload", code="401") == 1
     assert value(found, "serve_requests_total", route="/", code="403") == 1
-    assert value(found, "serve_rejected_total", reason="unauthorised") == 1
+    assert value(found, "serve_rejected_total", reason="unauthorised") == 2
     assert value(found, "serve_rejected_total", reason="foreign_origin") == 1
 
 

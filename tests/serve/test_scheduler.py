@@ -193,6 +193,27 @@ def test_a_queue_that_has_overflowed_is_kept_short_until_it_has_been_empty(make:
     asyncio.run(scenario(make(streams=1, max_queue=4)))
 
 
+def test_a_batch_is_let_in_where_the_queue_is_short_again(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate(*range(9))
+        running = [asyncio.ensure_future(scheduler.run([number], soon())) for number in range(9)]
+        await work.until_begun(0)
+        with pytest.raises(QueueFull):
+            scheduler.require_room()
+        for number in range(6):
+            work.open(number)
+            await work.until_begun(number + 1)
+        with pytest.raises(QueueFull, match="2 are waiting and the limit is 2"):
+            scheduler.require_room(6)
+        work.open(6)
+        await work.until_begun(7)
+        scheduler.require_room(6)
+        work.open(7, 8)
+        await asyncio.gather(*running)
+
+    asyncio.run(scenario(make(streams=1, max_queue=8)))
+
+
 def test_a_batch_too_large_for_the_room_there_is_costs_the_others_none(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("a")

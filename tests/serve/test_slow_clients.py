@@ -4,18 +4,21 @@ import http.client
 import json
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
 import pytest
 
 from serve.config import ROOT
+from tests.hostile.client import megabytes
 from tests.hostile.pictures import bmp
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -50,6 +53,15 @@ def answer(connection: socket.socket) -> tuple[int, dict[str, str], dict[str, ob
     response.begin()
     headers = {key.lower(): value for key, value in response.getheaders()}
     return response.status, headers, json.loads(response.read())
+
+
+def logged(server: ServerProcess, request_id: str) -> list[dict[str, Any]]:
+    """The lines of the log about a request, once there is one."""
+    give_up = time.monotonic() + 10
+    while not (lines := [json.loads(line) for line in server.lines if request_id in line]):
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+    return lines
 
 
 def until_closed(connection: socket.socket) -> float:
@@ -193,6 +205,72 @@ def test_few_requests_are_taken_ahead_of_their_turn(patient: ServerProcess) -> N
         assert polite.recv(65536).endswith(b"ok\n")
 
 
+def test_requests_before_a_broken_one_are_answered(patient: ServerProcess) -> None:
+    broken = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    with ExitStack() as stack:
+        for before in (1, 3):
+            connection = connected(patient, stack)
+            connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * before + broken)
+            received = b""
+            with suppress(ConnectionResetError):
+                while more := connection.recv(65536):
+                    received += more
+            assert received.count(b"ok\n") == before
+
+
+def test_a_head_begun_behind_another_request_has_no_longer(hasty: ServerProcess) -> None:
+    with ExitStack() as stack:
+        connection = connected(hasty, stack)
+        connection.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHo")
+        began = time.monotonic()
+        received = b""
+        while more := connection.recv(65536):
+            received += more
+        assert received.startswith(b"HTTP/1.1 200")
+        assert b"HTTP/1.1 408" in received
+        assert time.monotonic() - began < 4
+
+
+def test_more_header_fields_than_anybody_needs_are_refused(patient: ServerProcess) -> None:
+    with ExitStack() as stack:
+        few, many = connected(patient, stack), connected(patient, stack)
+        few.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 120 + b"\r\n")
+        assert few.recv(65536).startswith(b"HTTP/1.1 200")
+        many.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a: b\r\n" * 128 + b"\r\n")
+        status, _, problem = answer(many)
+        assert (status, problem["detail"]) == (431, "The request has more headers than the limit of 128.")
+
+
+def test_connections_that_are_reset_leave_nothing_behind(patient: ServerProcess) -> None:
+    head = (
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join(b"h%d: %s\r\n" % (n, b"x" * 400) for n in range(120)) + b"\r\n"
+    )
+    before = 0.0
+    for number in range(700):
+        with ExitStack() as stack:
+            connection = connected(patient, stack)
+            connection.sendall(head)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if number == 100:
+            before = megabytes(patient.process.pid, "VmRSS")
+    assert megabytes(patient.process.pid, "VmRSS") - before < 15
+
+
+def test_whoever_was_told_to_go_on_has_the_time_to_read_its_refusal(patient: ServerProcess) -> None:
+    with ExitStack() as stack:
+        connection = connected(patient, stack)
+        connection.sendall(
+            b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nExpect: 100-continue\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n"
+        )
+        assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        for _ in range(28):  # eight more than are taken
+            connection.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        assert answer(connection)[0] == 413
+
+
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_wish_for_another_protocol_changes_nothing(patient: ServerProcess, cat: bytes, at_once: bool) -> None:
     """As `curl --http2` sends it: the body is this request's, whatever it looks like."""
@@ -233,6 +311,17 @@ def test_a_refusal_keeps_the_connection_where_all_of_the_body_had_come(patient: 
         assert (status, headers["connection"]) == (404, "close")
 
 
+def test_what_is_read_after_an_answer_is_not_part_of_its_time(patient: ServerProcess) -> None:
+    with ExitStack() as stack:
+        connection = connected(patient, stack)
+        connection.sendall(HEAD % 30_000_000 + b"x")
+        status, headers, _ = answer(connection)
+        assert status == 413
+        assert until_closed(connection) > 1
+    (line,) = logged(patient, headers["x-request-id"])
+    assert line["ms"] < 500
+
+
 def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
@@ -240,9 +329,11 @@ def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(pa
             b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nExpect: 100-continue\r\n"
             b"Transfer-Encoding: chunked\r\n\r\nrubbish\r\n"
         )
-        status, _, problem = answer(connection)
+        status, headers, problem = answer(connection)
         assert (status, problem["status"]) == (400, 400)
         assert until_closed(connection) < 4
+    (line,) = logged(patient, headers["x-request-id"])
+    assert (line["message"], line["status"]) == ("POST /upload 400", 400)
     assert not any('"level": "error"' in line for line in patient.lines)
 
 

@@ -1,0 +1,64 @@
+"""The thread for header checks: bounded, and forgetful of who has left."""
+
+import asyncio
+import gc
+import threading
+import weakref
+
+import pytest
+
+from serve.errors import QueueFull
+from serve.inspector import Inspector
+
+
+class Picture:
+    pass
+
+
+def test_results_and_errors_come_back() -> None:
+    async def scenario() -> None:
+        inspector = Inspector(2)
+        assert await inspector.check(max, 1, 2) == 2
+        with pytest.raises(ZeroDivisionError):
+            await inspector.check(divmod, 1, 0)
+        inspector.close()
+
+    asyncio.run(scenario())
+
+
+def test_whoever_leaves_leaves_nothing_behind() -> None:
+    async def scenario() -> None:
+        inspector, gate = Inspector(4), threading.Event()
+        busy = asyncio.ensure_future(inspector.check(gate.wait, 10))
+        await asyncio.sleep(0.05)
+        kept = []
+        for _ in range(20):
+            picture = Picture()
+            kept.append(weakref.ref(picture))
+            waiting = asyncio.ensure_future(inspector.check(id, picture))
+            del picture
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        gc.collect()
+        assert [each() for each in kept] == [None] * 20
+        gate.set()
+        assert await busy
+        inspector.close()
+
+    asyncio.run(scenario())
+
+
+def test_no_more_wait_than_may() -> None:
+    async def scenario() -> None:
+        inspector, gate = Inspector(2), threading.Event()
+        waiting = [asyncio.ensure_future(inspector.check(gate.wait, 10)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull, match="2 wait for their headers to be checked and the limit is 2"):
+            await inspector.check(id, None)
+        gate.set()
+        await asyncio.gather(*waiting)
+        inspector.close()
+
+    asyncio.run(scenario())

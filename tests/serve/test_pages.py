@@ -1,0 +1,85 @@
+"""Who gets the page and who the plain words, and under which headers; tests/browser has what it does."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from serve.pages import prefers_html
+from tests.serve.conftest import ClientFor
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [BROWSER, "text/html", "text/html;q=0.5, text/plain;q=0.4", "TEXT/HTML;charset=utf-8", "text/html, */*;q=0"],
+)
+def test_browsers_prefer_html(accept: str) -> None:
+    assert prefers_html(accept)
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "",
+        "*/*",
+        "text/plain",
+        "text/*",
+        "application/json",
+        "text/plain, text/html",
+        "text/html;q=0.4, text/plain;q=0.5",
+        "text/html;q=0.1, */*",
+        "text/html;q=nonsense, text/plain",
+        ";;;,,,q=",
+    ],
+)
+def test_others_do_not(accept: str) -> None:
+    assert not prefers_html(accept)
+
+
+def test_curl_gets_the_words_and_a_browser_the_page(client: TestClient) -> None:
+    plain, page = client.get("/"), client.get("/", headers={"Accept": BROWSER})
+    assert (plain.text, plain.headers["content-type"]) == ("Server is Running\n", "text/plain; charset=utf-8")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert plain.headers["vary"] == page.headers["vary"] == "Accept"
+    assert "content-security-policy" not in plain.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_may_run_and_load_only_what_is_written_in_it(client: TestClient, path: str) -> None:
+    answer = client.get(path, headers={"Accept": BROWSER})
+    policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+    for tag in ("style", "script"):
+        bodies = re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", answer.text, re.DOTALL)
+        hashes = [base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies]
+        assert policy[f"{tag}-src"] == (" ".join(f"'sha256-{each}'" for each in hashes) or "'none'")
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert not re.search(r"unsafe|https?:|\*", answer.headers["content-security-policy"])
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert not re.search(r"""\s(?:on\w+|style)=["']""", answer.text)  # which the policy would forbid
+
+
+def test_the_page_says_what_this_server_takes(client_for: ClientFor, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("key\n")
+    client = client_for(max_request_bytes=3 * 2**20, max_pixels=7_500_000, api_keys_file=keys)
+    page = client.get("/", headers={"Accept": BROWSER}).text
+    assert "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; up to 3 MiB and 7.5 megapixels each." in page
+    assert "never leave the machine it runs on" in page
+    found = re.search(r'data-settings="([^"]*)"', page)
+    assert found
+    assert json.loads(html.unescape(found[1])) == {
+        "maxBytes": 3 * 2**20,
+        "topK": 5,
+        "variant": "fp32",
+        "wantsKey": True,
+    }
+    assert "{{" not in page
