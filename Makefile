@@ -40,7 +40,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients fuzz test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients browser-test fuzz test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -112,6 +112,11 @@ check-clients: ## run stock clients (tritonclient, schemathesis, ...) against th
 	@$(install) .venv/clients requirements/clients.txt
 	.venv/clients/bin/python -m pytest tests/clients
 
+browser-test: ## test the page in the Chromium that is installed; SCREENSHOTS=DIR keeps pictures of it
+	@$(install_runtime)
+	@$(install) .venv/browser requirements/browser.txt
+	.venv/browser/bin/python -m pytest tests/browser
+
 fuzz: ## fuzz decoding, multipart and tensor parsing, guided by coverage, for FUZZ_SECONDS each
 	@$(install) .venv/fuzz requirements/runtime.txt requirements/fuzz.txt
 	@mkdir -p build/fuzz/picture build/fuzz/multipart build/fuzz/inference
@@ -153,6 +158,7 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) --group fuzz -c requirements/export.txt -o requirements/fuzz.txt
 	$(lock) --group clients -c requirements/export.txt -o requirements/clients.txt
+	$(lock) --group browser -c requirements/export.txt -o requirements/browser.txt
 	$(lock) --group image -c requirements/export.txt -o requirements/image.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt

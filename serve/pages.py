@@ -25,6 +25,7 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
     """The page of `GET /`, for a model of this name, variant and number of classes."""
     settings = {
         "maxBytes": config.max_request_bytes,
+        "maxFiles": config.max_files,
         "topK": min(_TOP_K, class_count),
         "variant": variant,
         "wantsKey": config.api_keys_file is not None,

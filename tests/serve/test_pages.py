@@ -78,8 +78,10 @@ def test_the_page_says_what_this_server_takes(client_for: ClientFor, tmp_path: P
     assert found
     assert json.loads(html.unescape(found[1])) == {
         "maxBytes": 3 * 2**20,
+        "maxFiles": 32,
         "topK": 5,
         "variant": "fp32",
         "wantsKey": True,
     }
     assert "{{" not in page
+    assert 'curl -F "file=@cat.jpg"' in page[page.index("<noscript>") : page.index("</noscript>")]

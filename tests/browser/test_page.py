@@ -1,0 +1,207 @@
+"""What somebody sees who opens the server's address: drop, paste, choose, read."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.browser.conftest import PYTHON, Visit
+from tests.server_process import ROOT, ServerProcess, running_server
+
+WAIT = 20_000
+TRUNCATED = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()[:9000]
+
+
+def test_a_good_and_a_bad_file_are_dropped_and_read(visit: Visit, photos: dict[str, bytes]) -> None:
+    visit.drop(("cat.jpg", photos["cat.jpg"]), ("half.jpg", TRUNCATED), ("notes.txt", b"hello"))
+    good, half, text = visit.card("cat.jpg"), visit.card("half.jpg"), visit.card("notes.txt")
+    expect(good.locator("ol.labels li")).to_have_count(5, timeout=WAIT)
+    labels = good.locator("ol.labels li").all_inner_texts()
+    assert all(re.search(r"\d+\.\d %", label) for label in labels)
+    shares = [float(re.findall(r"(\d+\.\d) %", label)[0]) for label in labels]
+    assert shares == sorted(shares, reverse=True)
+    widths = [bar.bounding_box()["width"] for bar in good.locator(".fill").all()]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > 2 * widths[4]
+    assert re.search(r"\d+ ms at the server, \d+ of it \w+ · \w+, (int8|fp32)", good.inner_text())
+    expect(half.locator(".problem")).to_contain_text("truncated or corrupt", timeout=WAIT)
+    expect(text.locator(".problem")).to_contain_text("not a picture in an accepted format", timeout=WAIT)
+    expect(visit.page.get_by_role("status")).to_have_text("1 of 3 pictures named, 2 not.", timeout=WAIT)
+    picture = good.locator("img")
+    assert picture.evaluate("each => each.complete && each.naturalWidth") > 0
+
+
+def test_pictures_are_pasted_and_chosen(visit: Visit, photos: dict[str, bytes], tmp_path: Path) -> None:
+    visit.paste(("image.png", photos["coffee.jpg"]))
+    expect(visit.card("image.png").locator("ol.labels li")).to_have_count(5, timeout=WAIT)
+    expect(visit.page.get_by_role("status")).to_contain_text("image.png: ")
+    visit.page.get_by_label("Choose pictures").set_input_files(
+        [ROOT / "tests" / "data" / "photos" / name for name in ("cat.jpg", "rocket.jpg")]
+    )
+    for name in ("cat.jpg", "rocket.jpg"):
+        expect(visit.card(name).locator("ol.labels li")).to_have_count(5, timeout=WAIT)
+    visit.page.get_by_role("button", name="Remove all").click()
+    expect(visit.page.locator("li.card")).to_have_count(0)
+    assert visit.page.evaluate("document.activeElement.id") == "choose"
+
+
+def test_many_pictures_are_all_named(visit: Visit, photos: dict[str, bytes]) -> None:
+    visit.drop(*[(f"{number}.jpg", photos["rocket.jpg"]) for number in range(40)])
+    expect(visit.page.get_by_role("status")).to_have_text("40 of 40 pictures named.", timeout=3 * WAIT)
+
+
+def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
+    visit.drop(("empty.jpg", b""))
+    expect(visit.card("empty.jpg").locator(".problem")).to_have_text("The file is empty.")
+    visit.page.evaluate("add([new File([new Uint8Array(21 * 1024 * 1024)], 'huge.jpg')])")
+    expect(visit.card("huge.jpg").locator(".problem")).to_have_text("The file has 21.0 MiB; the limit is 20 MiB.")
+    assert not any("upload" in url for url in visit.asked)
+
+
+def test_a_busy_server_is_asked_again(browser: Browser, server: ServerProcess, photos: dict[str, bytes]) -> None:
+    page = browser.new_page()
+    asked: list[Any] = []
+
+    def answer(route: Any) -> None:
+        asked.append(route)
+        if len(asked) == 1:
+            route.fulfill(status=429, headers={"Retry-After": "1"}, json={"status": 429, "detail": "full"})
+        else:
+            route.continue_()
+
+    page.route("**/upload*", answer)
+    visit = Visit(page, server.url)
+    visit.drop(("cat.jpg", photos["cat.jpg"]))
+    expect(visit.card("cat.jpg")).to_contain_text("The server is busy; trying again in 1 s", timeout=WAIT)
+    expect(visit.card("cat.jpg").locator("ol.labels li")).to_have_count(5, timeout=WAIT)
+    page.close()
+
+
+def test_a_server_that_is_gone_is_named(browser: Browser, photos: dict[str, bytes]) -> None:
+    page = browser.new_page()
+    with running_server(PYTHON, "--model", "efficientnet_lite0", "--log-format", "json") as server:
+        visit = Visit(page, server.url)
+        server.stop()
+    visit.drop(("cat.jpg", photos["cat.jpg"]))
+    expect(visit.card("cat.jpg").locator(".problem")).to_contain_text("The server does not answer", timeout=WAIT)
+    page.close()
+
+
+def test_a_key_is_asked_for_where_there_are_keys(browser: Browser, photos: dict[str, bytes], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("open-sesame\n")
+    flags = ("--model", "efficientnet_lite0", "--log-format", "json", "--api-keys-file", str(keys))
+    page = browser.new_page()
+    with running_server(PYTHON, *flags) as server:
+        visit = Visit(page, server.url)
+        visit.drop(("cat.jpg", photos["cat.jpg"]))
+        expect(visit.card("cat.jpg").locator(".problem")).to_contain_text("An API key is needed", timeout=WAIT)
+        page.get_by_label("API key").fill("open-sesame")
+        visit.drop(("again.jpg", photos["cat.jpg"]))
+        expect(visit.card("again.jpg").locator("ol.labels li")).to_have_count(5, timeout=WAIT)
+    page.close()
+
+
+def test_it_works_with_the_keyboard_alone(visit: Visit) -> None:
+    reached = []
+    for _ in range(4):
+        visit.page.keyboard.press("Tab")
+        reached.append(visit.page.evaluate("document.activeElement.ariaLabel || document.activeElement.textContent"))
+    assert reached[:3] == ["Choose pictures", "For programs", "Model card"]
+    visit.page.get_by_label("Choose pictures").focus()
+    outline = visit.page.eval_on_selector(".button", "each => getComputedStyle(each).outlineStyle")
+    assert outline == "solid"
+    with visit.page.expect_file_chooser() as chooser:
+        visit.page.keyboard.press("Space")
+    assert chooser.value.is_multiple()
+
+
+def test_a_screen_reader_finds_names_roles_and_news(visit: Visit, photos: dict[str, bytes]) -> None:
+    page = visit.page
+    assert page.locator("html").get_attribute("lang") == "en"
+    assert page.get_by_role("status").get_attribute("aria-live") == "polite"
+    visit.drop(("cat.jpg", photos["cat.jpg"]))
+    expect(page.get_by_role("status")).to_contain_text("cat.jpg: ", timeout=WAIT)
+    expect(page.get_by_role("list", name="Results").get_by_role("listitem").first).to_be_visible()
+    assert page.get_by_role("heading", level=1).count() == 1
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('input, button, a')].filter(each => !(each.ariaLabel || each.textContent.trim()"
+        " || each.labels?.length)).length"
+    )
+    assert unnamed == 0
+    assert page.locator(".track").first.get_attribute("aria-hidden") == "true"
+
+
+# The least contrast of any text with what is behind it, by WCAG 2's formula.
+CONTRAST = """() => {
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => {
+        const [x, y, z] = [r, g, b].map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * x + 0.7152 * y + 0.0722 * z;
+    };
+    const behind = (node) => {
+        for (; node; node = node.parentElement) {
+            const colour = parse(getComputedStyle(node).backgroundColor);
+            if (colour.length === 3 || colour[3] > 0) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    let least = [21, ""];
+    while (walker.nextNode()) {
+        const node = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || !node.checkVisibility() || node.matches("script, noscript")) continue;
+        const [a, b] = [light(parse(getComputedStyle(node).color)), light(behind(node))].sort((x, y) => y - x);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < least[0]) least = [ratio, walker.currentNode.data];
+    }
+    return least;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_it_can_be_read_in_any_light_and_at_any_width(
+    browser: Browser, server: ServerProcess, photos: dict[str, bytes], screenshots: Path, scheme: Any, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    visit = Visit(page, server.url)
+    visit.drop(*photos.items(), ("a" * 90 + ".jpg", photos["cat.jpg"]), ("half.jpg", TRUNCATED))
+    expect(page.get_by_role("status")).to_have_text("4 of 5 pictures named, 1 not.", timeout=WAIT)
+    ratio, text = page.evaluate(CONTRAST)
+    assert ratio >= 4.5, text
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.screenshot(path=screenshots / f"page-{scheme}-{width}.png", full_page=True)
+    assert visit.complaints == []
+    page.close()
+
+
+def test_a_phone_may_take_a_photo(browser: Browser, server: ServerProcess, photos: dict[str, bytes]) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    visit = Visit(page, server.url)
+    photo = page.get_by_label("Take a photo")
+    expect(photo).to_be_attached()
+    assert photo.get_attribute("capture") == "environment"
+    photo.set_input_files({"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": photos["coffee.jpg"]})
+    expect(visit.card("photo.jpg").locator("ol.labels li")).to_have_count(5, timeout=WAIT)
+    page.close()
+
+
+def test_the_contract_for_people_is_a_page_without_complaints(browser: Browser, server: ServerProcess) -> None:
+    page = browser.new_page()
+    visit = Visit(page, f"{server.url}/docs")
+    page.get_by_role("link", name="Prediction").first.click()
+    assert page.url.endswith("#Prediction")
+    assert page.evaluate(CONTRAST)[0] >= 4.5
+    assert visit.complaints == []
+    page.close()
+
+
+def test_the_picture_in_the_readme(visit: Visit, photos: dict[str, bytes], screenshots: Path) -> None:
+    visit.page.set_viewport_size({"width": 1000, "height": 640})
+    visit.drop(*photos.items(), ("notes.txt", b"hello"))
+    expect(visit.page.get_by_role("status")).to_have_text("3 of 4 pictures named, 1 not.", timeout=WAIT)
+    visit.page.screenshot(path=screenshots / "page.png")
+    assert (screenshots / "page.png").stat().st_size > 20_000
