@@ -105,7 +105,7 @@ LABEL org.opencontainers.image.title="densenet-server" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
-      org.opencontainers.image.licenses="Apache-2.0 AND 0BSD AND BSD-3-Clause AND CC0-1.0 AND MIT AND MIT-CMU AND PSF-2.0 AND Zlib AND LGPL-2.1-or-later AND (GPL-3.0-or-later WITH GCC-exception-3.1)" \
+      org.opencontainers.image.licenses="Apache-2.0 AND 0BSD AND BSD-2-Clause AND BSD-3-Clause AND CC0-1.0 AND MIT AND MIT-CMU AND PSF-2.0 AND Zlib AND LGPL-2.1-or-later AND (GPL-3.0-or-later WITH GCC-exception-3.1)" \
       org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 
 
