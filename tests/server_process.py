@@ -55,8 +55,9 @@ class ServerProcess:
                 self.lines.append(line)
                 if not self.url and line.startswith("{"):
                     self.url = json.loads(line).get("url", "")
-                    self._ready.set()
-        self._ready.set()
+                    if self.url:
+                        self._ready.set()
+        self._ready.set()  # it has ended, ready or not
 
 
 @contextmanager
