@@ -20,7 +20,7 @@ WORKDIR /build
 FROM base AS export
 # Index with CPU builds of torch in place of PyTorch's own; "none" for the default index's CUDA build.
 ARG TORCH_INDEX
-COPY requirements/install.py requirements/export.txt requirements/
+COPY requirements/install.py requirements/environment.py requirements/export.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 COPY export/ export/

@@ -32,7 +32,8 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, help="state dict that DenseNet-121 is to have been exported from")
     options = parser.parse_args()
     if options.weights and not options.weights.is_file():
-        print(f"WEIGHTS={options.weights}: no such file", file=sys.stderr)
+        reason = "is a folder; name the file in it" if options.weights.is_dir() else "no such file"
+        print(f"WEIGHTS={options.weights}: {reason}, a state dict (.pth or .safetensors)", file=sys.stderr)
         return _UNUSABLE
     decision, reason = decide(options.model, options.weights, MODELS)
     if reason:
@@ -74,6 +75,7 @@ def cached_weights(url: str) -> Path:
 
 def reachable(url: str, seconds: float = GIVE_UP_SECONDS) -> bool:
     """Whether the file could be downloaded, found out in `seconds` at most, name resolution included."""
+    print(f"Looking whether {url} can be had", file=sys.stderr)
     answers: list[bool] = []
 
     def ask() -> None:

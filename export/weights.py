@@ -45,7 +45,7 @@ class Weights:
 def read_weights(path: Path) -> Weights:
     """Read a state dict from a `.safetensors` file or one of `torch.save`'s, which is never allowed to run code."""
     if not path.is_file():
-        raise WeightsError(f"weights {path}: no such file")
+        raise WeightsError(f"weights {path}: {'a folder, no file' if path.is_dir() else 'no such file'}")
     sha256 = _sha256(path)
     source, licence = KNOWN_WEIGHTS.get(sha256, (path.name, None))
     return Weights(_read_state(path), source, sha256, licence)

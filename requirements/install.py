@@ -2,156 +2,18 @@
 
     python requirements/install.py .venv/runtime requirements/runtime.txt
 
-Standard library only: this runs before anything is installed. A lock file that was installed and has changed since
-means a new environment; one that is asked for in addition is installed into it. What is done is recorded by sha256.
+In words that even Python 2 understands, so that any of them can say that it is too old.
 """
 
-from __future__ import annotations  # so that an older Python gets as far as the message it deserves
-
-import argparse
-import hashlib
-import importlib.util
-import json
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import urllib.error
-import urllib.request
-from pathlib import Path
 
-OLDEST_PYTHON = (3, 11)
-RECORD = "installed-locks.json"
-# What a CPU-only torch replaces or does without.
-CUDA_PACKAGES = re.compile(r"(torch|torchvision|triton|nvidia-.+|cuda-.+)")
-TORCH_PACKAGES = ("torch", "torchvision")
-# PyTorch publishes CPU builds beside its weights: on Linux 0.2 GB in place of the default index's 5 GB with CUDA.
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-NO_INDEX = "none"
-REACH_SECONDS = 10
-
-
-class InstallError(Exception):
-    """The environment cannot be made; the message says why and what to do."""
-
-
-def main() -> int:
-    """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python requirements/install.py", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("venv", type=Path, help="folder of the virtual environment")
-    parser.add_argument(
-        "locks", type=Path, nargs="+", metavar="lock", help="lock files with hashes, made by 'make lock'"
+if sys.version_info < (3, 11):  # noqa: UP036  that is what it is for
+    sys.stderr.write(
+        "install: Python 3.11 or newer is needed, this is %d.%d; choose one with make PYTHON=python3.12 ...\n"  # noqa: UP031
+        % sys.version_info[:2]
     )
-    parser.add_argument(
-        "--torch-index",
-        metavar="URL",
-        default=CPU_INDEX if sys.platform == "linux" else NO_INDEX,
-        help="package index with CPU builds of torch (default here: %(default)s). Where it cannot be reached, and with "
-        f"'{NO_INDEX}', torch comes from the default index, on Linux with CUDA",
-    )
-    options = parser.parse_args()
-    try:
-        install(options.venv, options.locks, options.torch_index)
-    except InstallError as error:
-        print(f"install: {error}", file=sys.stderr)
-        return 2
-    return 0
+    sys.exit(2)
 
+from environment import main
 
-def install(venv: Path, locks: list[Path], torch_index: str) -> None:
-    """Bring `venv` to what `locks` say; raises `InstallError`."""
-    if sys.version_info < OLDEST_PYTHON:
-        wanted, found = (".".join(map(str, version[:2])) for version in (OLDEST_PYTHON, sys.version_info))
-        raise InstallError(
-            f"Python {wanted} or newer is needed, this is {found}; choose one with make PYTHON=python3.12 …"
-        )
-    recorded = _recorded(venv)
-    wanted = {str(lock): _sha256(lock) for lock in locks}
-    if wanted.items() <= recorded.items():
-        return
-    if any(Path(lock).is_file() and _sha256(Path(lock)) != sha256 for lock, sha256 in recorded.items()) or not recorded:
-        _make_empty(venv)
-        wanted |= {lock: _sha256(Path(lock)) for lock in recorded if Path(lock).is_file()}
-        missing = wanted
-    else:
-        missing = {lock: sha256 for lock, sha256 in wanted.items() if lock not in recorded}
-        wanted |= recorded
-    for lock in missing:
-        _say(f"Installing {lock} into {venv}")
-        _install_lock(venv, Path(lock), torch_index)
-    (venv / RECORD).write_text(json.dumps(wanted, indent=1))
-
-
-def without_cuda(lock_text: str) -> str:
-    """A lock file without torch and all that only its CUDA build needs; each requirement goes with its hashes."""
-    requirements = re.split(r"\n(?=\S)", lock_text)
-    return "\n".join(entry for entry in requirements if not CUDA_PACKAGES.fullmatch(entry.split("==")[0])) + "\n"
-
-
-def torch_pins(lock_text: str) -> list[str]:
-    """The lock file's `torch==…` and `torchvision==…`."""
-    return [match for name in TORCH_PACKAGES for match in re.findall(rf"^{name}==[^\s;]+", lock_text, re.MULTILINE)]
-
-
-def _install_lock(venv: Path, lock: Path, torch_index: str) -> None:
-    text = lock.read_text(encoding="utf-8")
-    pins = torch_pins(text)
-    if not pins or torch_index == NO_INDEX or not _reachable(torch_index):
-        _pip(venv, "--require-hashes", "-r", str(lock))
-        return
-    # That index's files have hashes of their own, which the lock cannot name: the versions are pinned, the rest is TLS.
-    _pip(venv, "--no-deps", "--index-url", torch_index, *pins)
-    with tempfile.TemporaryDirectory() as folder:
-        rest = Path(folder) / lock.name
-        rest.write_text(without_cuda(text), encoding="utf-8")
-        _pip(venv, "--require-hashes", "-r", str(rest))
-
-
-def _reachable(index: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{index.rstrip('/')}/torch/", timeout=REACH_SECONDS):  # noqa: S310  the user's own
-            return True
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        _say(f"{index} cannot be reached ({getattr(error, 'reason', error)}); taking torch from the default index")
-        return False
-
-
-def _make_empty(venv: Path) -> None:
-    if not importlib.util.find_spec("ensurepip"):
-        raise InstallError("this Python has no venv module; on Debian and Ubuntu: apt install python3-venv")
-    shutil.rmtree(venv, ignore_errors=True)
-    made = subprocess.run([sys.executable, "-m", "venv", str(venv)], check=False)
-    if made.returncode:
-        raise InstallError(f"python -m venv {venv} failed; its own message is above")
-
-
-def _pip(venv: Path, *arguments: str) -> None:
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
-    command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *arguments]
-    if subprocess.run(command, check=False).returncode:
-        raise InstallError("pip failed; its own message is above. Is the package index reachable?")
-
-
-def _recorded(venv: Path) -> dict[str, str]:
-    """What a complete earlier run installed; empty where there was none."""
-    try:
-        recorded: dict[str, str] = json.loads((venv / RECORD).read_text())
-    except (OSError, ValueError):
-        return {}
-    return recorded if (venv / "bin" / "python").exists() else {}
-
-
-def _sha256(lock: Path) -> str:
-    try:
-        return hashlib.sha256(lock.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InstallError(f"lock file {lock}: {error.strerror}") from error
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+sys.exit(main(__doc__.split("\n")[0]))

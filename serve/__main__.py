@@ -104,6 +104,9 @@ def serve(config: Config, listener: socket.socket) -> None:
     from serve.lifecycle import Lifecycle
 
     classifier = load_classifier(config)
+    lifecycle = Lifecycle(config.grace_seconds)
+    metrics = metrics_of(classifier)
+    app = create_app(config, classifier, lifecycle, metrics)
     trim()
     gc.freeze()  # what is loaded by now stays, so no collection need look at it again
     host, port = listener.getsockname()[:2]
@@ -128,9 +131,7 @@ def serve(config: Config, listener: socket.socket) -> None:
         url,
         extra={"fields": {"url": url}},
     )
-    lifecycle = Lifecycle(config.grace_seconds)
-    metrics = metrics_of(classifier)
-    run(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, listener)
+    run(app, config, lifecycle, metrics, listener)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

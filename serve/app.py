@@ -127,7 +127,7 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
     """The framework's own refusals: no such route, or not with this method."""
     headers = dict(error.headers or {})
     if error.status_code == 405:
-        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}."
+        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies."
         return _response(request, problem(405, "Method Not Allowed", detail), headers)
     detail = "There is no such route; POST /upload classifies, and GET /docs tells the rest."
     return _response(request, problem(404, "Not Found", detail), headers)

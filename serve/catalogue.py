@@ -27,6 +27,11 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
         for candidate in _candidates(name, variant):
             if (folder / candidate).is_file():
                 return folder / candidate
+    if Path(model).exists() and model not in NAMES:
+        kind = "a folder" if Path(model).is_dir() else "no .onnx file"
+        raise ModelError(
+            f"model {model} is {kind}; name an .onnx file, as 'make export WEIGHTS=PATH' makes one of weights"
+        )
     described = " or ".join(wanted) + ("" if variant == AUTO else f", {variant},")
     raise ModelError(
         f"no model {described} in {folder.name}/; make one with 'make export', or name a file with --model"

@@ -70,7 +70,7 @@ class Classifier:
         Raises `EmptyFile`, and what `open_image` raises.
         """
         if not data:
-            raise EmptyFile("The file is empty.")
+            raise EmptyFile("The file is empty; curl sends a folder so, too.")
         started = time.perf_counter()
         image = open_image(data, self.preprocessing, self.limits)
         return Job(image, k, time.perf_counter() - started)

@@ -96,7 +96,9 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argument_parser(
-        "python -m serve classify", "Classify pictures in files and folders; the server need not run."
+        "python -m serve classify",
+        "Classify pictures in files and folders; the server need not run.",
+        "PATH... [--jsonl | --csv | --table] [--top-k K] [--output FILE] [--resume] [--evaluate]",
     )
     parser.add_argument(
         "paths",
@@ -141,7 +143,7 @@ def _output(path: Path | None, position: int, resume: bool) -> Iterator[TextIO]:
         yield sys.stdout
         return
     try:
-        if not resume and path.exists() and path.stat().st_size:
+        if not resume and path.is_file() and path.stat().st_size:
             raise OutputError(f"output file {path} is not empty; --resume goes on with it, or name another")
         file = path.open(
             "r+" if resume and path.exists() else "w", encoding="utf-8", errors="surrogateescape", newline=""

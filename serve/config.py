@@ -197,10 +197,13 @@ def _names(setting: str) -> tuple[str, str]:
 def argument_parser(
     prog: str = "python -m serve",
     description: str = "Classify pictures over HTTP: curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload",
+    own: str = "",
 ) -> argparse.ArgumentParser:
-    """A parser with a flag for each setting."""
+    """A parser with a flag for each setting; own: what else the command takes, as it is to be shown."""
     parser = argparse.ArgumentParser(
         prog=prog,
+        # Thirty flags would push the error that follows them off the screen.
+        usage=f"{prog} {f'{own} ' if own else ''}[--SETTING VALUE ...]   (--help tells all)",
         description=description,
         epilog="Each flag is also an environment variable, named after it in brackets, and an entry of a TOML file; "
         "the flag wins, then the variable. `python -m serve autotune` measures which threads suit, "

@@ -109,14 +109,6 @@ def test_a_signal_ends_it_with_status_0(number: int, tiny_model: Path) -> None:
         assert not [line for line in process.lines if "Traceback" in line]
 
 
-def test_a_port_in_use_is_one_line_and_status_2(server: ServerProcess, tiny_model: Path) -> None:
-    host, port = address(server)
-    status, text, seconds = start_and_fail("--port", str(port), "--model", str(tiny_model))
-    assert (status, text.count("\n")) == (2, 1)
-    assert f"cannot listen on {host} port {port}: Address already in use; choose others with --host and --port" in text
-    assert seconds < 2
-
-
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

@@ -1,0 +1,226 @@
+"""What a newcomer sees, waits for and mistypes in the first minute, each with what the project says to it.
+
+| they                                              | and get                                                       |
+|---------------------------------------------------|---------------------------------------------------------------|
+| type `make` alone                                 | the targets and settings                                      |
+| have a Python that is too old, or none            | one line with the version wanted and how to name another      |
+| have a Python without venv                        | the package to install                                        |
+| have no network                                   | what could not be reached; the embedded model in its place    |
+| wait for the network, an installation, a folder   | a line that says for what, before the waiting                 |
+| have no weights, or name a folder or nothing      | what was tried, and WEIGHTS=PATH                              |
+| start it twice                                    | the port that is taken, and the flag for another              |
+| mistype a flag, or a model's name                 | the mistake in the last line, on a screen that still shows it |
+| name a folder where a file was meant              | that it is a folder, and what takes folders                   |
+| send `-d` for `-F`, `image` for `file`, no `@`    | the words that curl wants                                     |
+| send what is no picture, or to another address    | the formats there are, the address there is                   |
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from tests.make_process import NOWHERE, free_port, fresh_tree, make, wait_until_ready
+from tests.server_process import ROOT, running_server
+from tests.tiny_model import PATH as TINY_MODEL
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return fresh_tree(tmp_path / "clone")
+
+
+def stand_in_python(path: Path, changes: str) -> Path:
+    """A Python of which something is different."""
+    path.write_text(
+        f"#!{sys.executable}\nimport runpy, sys\n{changes}\n"
+        "del sys.argv[0]\nsys.path[0] = 'requirements'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    path.chmod(0o755)
+    return path
+
+
+def serve(*arguments: object) -> tuple[int, list[str]]:
+    """Exit status and the lines on standard error of a command that fails."""
+    command = [sys.executable, "-m", "serve", *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    return done.returncode, done.stderr.splitlines()
+
+
+def test_make_alone_prints_the_targets(tree: Path) -> None:
+    process = make(tree)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    for words in ("make serve", "make test", "make export", "make check", "WEIGHTS", "PHOTOS", "PORT"):
+        assert words in output
+
+
+def test_a_python_that_is_too_old_says_so_and_how_to_name_another(tree: Path, tmp_path: Path) -> None:
+    old = stand_in_python(tmp_path / "python3.8", "sys.version_info = (3, 8, 18, 'final', 0)")
+    process = make(tree, "serve", f"PYTHON={old}")
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert log.splitlines()[0] == (
+        "install: Python 3.11 or newer is needed, this is 3.8; choose one with make PYTHON=python3.12 ..."
+    )
+
+
+def test_a_python_that_is_not_there_is_named(tree: Path) -> None:
+    process = make(tree, "serve", "PYTHON=python3.99")
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "python3.99" in log.splitlines()[0]
+
+
+def test_a_python_without_venv_names_the_package_to_install(tree: Path, tmp_path: Path) -> None:
+    (tree / ".venv").unlink()
+    bare = stand_in_python(tmp_path / "python3", "sys.modules['ensurepip'] = None")
+    process = make(tree, "serve", f"PYTHON={bare}")
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert (
+        log.splitlines()[0] == "install: this Python has no venv module; on Debian and Ubuntu: apt install python3-venv"
+    )
+    assert not (tree / ".venv").exists()
+
+
+def test_without_a_network_an_installation_says_what_it_was_doing_and_what_failed(tree: Path) -> None:
+    (tree / ".venv").unlink()
+    settings = {"PIP_INDEX_URL": NOWHERE, "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    process = make(tree, "serve", **settings)
+    output, log = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert output == "Installing requirements/runtime.txt into .venv/runtime\n"
+    assert "install: pip failed; its own message is above. Is the package index reachable?" in log
+    assert "Traceback" not in log
+
+
+def test_make_serve_without_weights_or_network_serves_the_embedded_model_and_says_so(
+    tree: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    process = make(tree, "serve", f"PORT={port}", TORCH_HOME=str(tmp_path), https_proxy=NOWHERE, http_proxy=NOWHERE)
+    wait_until_ready(process, url, 60)
+    picture = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
+    answer = httpx2.post(f"{url}/upload", files={"file": ("cat.jpg", picture)}).json()
+    assert answer["model"] == "efficientnet_lite0"
+    assert "cat" in answer["label"]
+    assert httpx2.get(f"{url}/model").json()["name"] == "efficientnet_lite0"
+    process.terminate()
+    _, log = process.communicate(timeout=60)
+    assert "Serving the small embedded model EfficientNet-Lite0 instead" in log
+    assert "DenseNet-121 is not exported; serving the small embedded model" in log  # the server's own log says it too
+
+
+def test_make_serve_that_insists_on_densenet_says_what_to_do(tree: Path, tmp_path: Path) -> None:
+    """The hub's cache is empty and the proxy refuses: the one error names what was tried and WEIGHTS=PATH."""
+    environment = {"TORCH_HOME": str(tmp_path), "https_proxy": NOWHERE, "http_proxy": NOWHERE}
+    process = make(tree, "serve", "MODEL=densenet121", **environment)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 2
+    for words in ("densenet121-a639ec97.pth is not there", "cannot be reached", "make serve WEIGHTS=PATH"):
+        assert words in log
+    assert "Traceback" not in log
+    assert not list((tree / "models").glob("densenet121*"))
+
+
+def test_a_network_that_does_not_answer_is_waited_for_with_a_word(tree: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        process = make(tree, "serve", TORCH_HOME=str(tmp_path), https_proxy=proxy, http_proxy=proxy)
+        began = time.monotonic()
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        waited = time.monotonic() - began
+        process.terminate()
+        process.communicate(timeout=60)
+    assert first.startswith("Looking whether https://download.pytorch.org/models/densenet121-a639ec97.pth can be had")
+    assert waited < 2
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder; name the file in it")]
+)
+def test_weights_that_are_no_file_are_named(tree: Path, weights: str, words: str) -> None:
+    process = make(tree, "serve", f"WEIGHTS={weights}")
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert log.splitlines()[0] == f"WEIGHTS={weights}: {words}, a state dict (.pth or .safetensors)"
+
+
+def test_a_port_that_is_taken_is_one_line_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        began = time.monotonic()
+        status, log = serve("--port", port, "--model", TINY_MODEL)
+    assert status == 2
+    assert log == [
+        f"serve: cannot listen on 127.0.0.1 port {port}: Address already in use; choose others with --host and --port"
+    ]
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prot", "5001"], "unrecognized arguments: --prot 5001"),
+        (["5001"], "there is no command '5001'; there are classify, autotune, config, health, and none starts"),
+        (["--model", "densenet"], "no model densenet in models/; make one with 'make export', or name a file with"),
+        (["--model", "tests"], "model tests is a folder; name an .onnx file, as 'make export WEIGHTS=PATH' makes one"),
+        (["--model", "Makefile"], "model Makefile is no .onnx file; name an .onnx file, as"),
+        (["--model", TINY_MODEL, "--class-index", "tests"], "class index tests: Is a directory; name another with"),
+        (["--model", TINY_MODEL, "--api-keys-file", "tests"], "API keys file tests: Is a directory"),
+        (["--config", "tests"], "settings file tests: is a directory"),
+        (["classify"], "the following arguments are required: PATH"),
+        (["classify", "--model", TINY_MODEL, "--output", "tests", "Makefile"], "output file tests: is a directory"),
+        (["classify", "--xml", "tests"], "unrecognized arguments: --xml"),
+    ],
+)  # fmt: skip
+def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[object], words: str) -> None:
+    status, log = serve(*(["--port", "0", *arguments] if str(arguments[0]).startswith("-") else arguments))
+    assert status == 2
+    assert words in log[-1]
+    assert len(log) <= 4  # the usage may come before, but not so much that it hides the rest
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "words"),
+    [
+        ({"content": b"file=@cat.jpg", "headers": {"Content-Type": "application/x-www-form-urlencoded"}}, 415,
+         "The Content-Type 'application/x-www-form-urlencoded' is neither a form nor a picture. Send "
+         "multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg')"),
+        ({"content": b""}, 415, "The request has no Content-Type. Send multipart/form-data with a part named 'file'"),
+        ({"files": {"image": ("cat.jpg", b"\xff\xd8\xff")}}, 400,
+         "The form has no part named 'file'; the parts sent are named 'image'. With curl: -F 'file=@cat.jpg'."),
+        ({"files": {"file": (None, b"cat.jpg")}}, 400,
+         "The part 'file' holds the text 'cat.jpg' and no file; with curl, write -F 'file=@cat.jpg'."),
+        ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder so, too."),
+        ({"files": {"file": ("README.md", b"# densenet-server")}}, 415,
+         "The file is not a picture in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),
+        ({"files": {"file": ("half.jpg", (ROOT / "tests/data/photos/cat.jpg").read_bytes()[:9000])}}, 422, "truncated"),
+    ],
+    ids=["-d", "-X POST", "-F image=@", "-F file= without @", "a folder", "no picture", "half a picture"],
+)  # fmt: skip
+def test_an_upload_that_is_none_is_told_what_curl_wants(
+    client: TestClient, sent: dict[str, object], status: int, words: str
+) -> None:
+    answer = client.post("/upload", **sent)  # type: ignore[arg-type]
+    assert answer.status_code == status
+    assert words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/"), ("GET", "/uploads"), ("POST", "/upload/cat.jpg")])
+def test_another_address_is_told_the_right_one(client: TestClient, method: str, path: str) -> None:
+    assert "POST /upload classifies" in client.request(method, path).json()["detail"]
+
+
+def test_the_server_says_how_to_ask_it_once_it_is_ready() -> None:
+    with running_server(sys.executable, "--model", str(TINY_MODEL), "--log-format", "json") as server:
+        assert f"try: curl -F 'file=@picture.jpg' {server.url}/upload" in server.log[0]["message"]
