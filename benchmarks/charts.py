@@ -48,8 +48,11 @@ class Stack:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str) -> str:
-    """Horizontal bars from 0, the value at each, a line from the least to the greatest of the rounds."""
+def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str, note: str = "") -> str:
+    """Horizontal bars from 0, the value at each, a line from the least to the greatest of the rounds.
+
+    note: what the values are, where they are no medians of rounds.
+    """
     left = _label_room([bar.label for bar in bars])
     scale = (_WIDTH - left - _MARGIN - _VALUE_ROOM) / max(max(bar.high, bar.value) for bar in bars)
     parts = []
@@ -61,11 +64,18 @@ def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str) -> s
         parts += [
             _label(bar.label, left, middle),
             f'<rect class="bar {bar.kind}" x="{left}" y="{top}" width="{length:.1f}" height="{_BAR}" rx="2"/>',
-            f'<path class="spread" d="M{left + low:.1f} {middle}H{left + high:.1f}'
-            f'M{left + low:.1f} {middle - 4}v8M{left + high:.1f} {middle - 4}v8"/>',
+            *(
+                []
+                if high == low
+                else [
+                    f'<path class="spread" d="M{left + low:.1f} {middle}H{left + high:.1f}'
+                    f'M{left + low:.1f} {middle - 4}v8M{left + high:.1f} {middle - 4}v8"/>'
+                ]
+            ),
             f'<text x="{end:.1f}" y="{middle + 4.5}">{_number(bar.value)} {escape(unit)}</text>',
         ]
-    return _page(title, f"{unit}; median of the rounds, line: least to greatest", parts, left, len(bars), small_print)
+    note = note or f"{unit}; median of the rounds, line: least to greatest"
+    return _page(title, note, parts, left, len(bars), small_print)
 
 
 def stack_chart(title: str, unit: str, stacks: Sequence[Stack], small_print: str) -> str:
