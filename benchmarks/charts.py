@@ -61,17 +61,14 @@ def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str, note
         middle = top + _BAR / 2
         length, low, high = bar.value * scale, bar.low * scale, bar.high * scale
         end = left + max(length, high) + 8
+        spread = (
+            f'<path class="spread" d="M{left + low:.1f} {middle}H{left + high:.1f}'
+            f'M{left + low:.1f} {middle - 4}v8M{left + high:.1f} {middle - 4}v8"/>'
+        )
         parts += [
             _label(bar.label, left, middle),
             f'<rect class="bar {bar.kind}" x="{left}" y="{top}" width="{length:.1f}" height="{_BAR}" rx="2"/>',
-            *(
-                []
-                if high == low
-                else [
-                    f'<path class="spread" d="M{left + low:.1f} {middle}H{left + high:.1f}'
-                    f'M{left + low:.1f} {middle - 4}v8M{left + high:.1f} {middle - 4}v8"/>'
-                ]
-            ),
+            spread if high > low else "",
             f'<text x="{end:.1f}" y="{middle + 4.5}">{_number(bar.value)} {escape(unit)}</text>',
         ]
     note = note or f"{unit}; median of the rounds, line: least to greatest"
