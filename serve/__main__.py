@@ -13,16 +13,23 @@ import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from types import FrameType
 
 from serve.catalogue import AUTO, EMBEDDED
 from serve.config import Config, load_config
 from serve.connections import ACCEPTED_TOO_MANY
 from serve.errors import StartError
+from serve.listeners import listen
 from serve.log import set_up_logging
 from serve.memory import settle_allocator, trim
+from serve.workers import Work, Workers, counting_together, share
 
 _START_FAILED = 2
+# What a Python that is not the project's own lacks first.
+_PACKAGES = {"numpy", "PIL", "onnxruntime", "starlette", "uvicorn", "httptools", "prometheus_client"}
 # Name → module, loaded only where it is asked for.
 _COMMANDS = {"classify": "classify", "autotune": "autotune", "config": "show_config", "health": "health"}
 # Libraries, the model, the listener and what the event loop needs.
@@ -45,12 +52,27 @@ def main() -> int:
         set_up_logging(config.log_format, config.log_level)
         allow_connections(config.max_connections)
         # The address first: a taken port is the commonest mistake, and the model need not be loaded to find it.
-        with bind(config) as listener:
-            serve(config, listener)
+        with ExitStack() as stack:
+            listeners = [stack.enter_context(listener) for listener in listen(config)]
+            if config.workers == 1:
+                serve(config, listeners[0])
+                return 0
+            stack.enter_context(counting_together())
+            return Workers(listeners, worker_of(config), config.grace_seconds).run()
     except StartError as error:
-        print(f"serve: {error}", file=sys.stderr)
-        return _START_FAILED
-    return 0
+        return failed(error)
+    except ModuleNotFoundError as error:
+        if error.name in _PACKAGES:
+            return failed(
+                f"this Python has no {error.name}; 'make serve' makes .venv/runtime/bin/python, which has all it takes"
+            )
+        raise
+
+
+def failed(why: object) -> int:
+    """One line on standard error; the exit status."""
+    print(f"serve: {why}", file=sys.stderr)
+    return _START_FAILED
 
 
 def run_command(name: str, arguments: list[str]) -> int:
@@ -60,28 +82,6 @@ def run_command(name: str, arguments: list[str]) -> int:
     module = importlib.import_module(f"serve.{_COMMANDS[name]}")
     status: int = module.main(arguments, os.environ)
     return status
-
-
-def bind(config: Config) -> socket.socket:
-    """A TCP socket that listens on the configured address; raises `StartError`.
-
-    Who connects while the model is still loading waits for the fraction of a second that takes.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        # Named by its number, or asyncio takes it for no TCP socket and leaves Nagle's algorithm on: 40 ms an answer.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen()
-    except (OSError, UnicodeError) as error:  # the latter from names that no host can have
-        reason = error.strerror if isinstance(error, OSError) else "no valid host name"
-        raise StartError(
-            f"cannot listen on {config.host} port {config.port}: {reason}; choose others with --host and --port"
-        ) from error
-    return listener
 
 
 def allow_connections(count: int) -> None:
@@ -96,8 +96,23 @@ def allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def serve(config: Config, listener: socket.socket) -> None:
-    """Load the model, then answer requests until a signal; raises `StartError`."""
+def worker_of(config: Config) -> Work:
+    """What one of several workers does: serve with its share of the CPUs; its exit status."""
+    budget = config.thread_plan.budget
+    log.info("%d workers share %d CPUs (%s)", config.workers, budget.count, budget.reason)
+
+    def work(number: int, listener: socket.socket, ready: Callable[[], None]) -> int:
+        try:
+            serve(replace(config, threads=share(budget.count, config.workers, number)), listener, ready)
+        except StartError as error:
+            return failed(error)
+        return 0
+
+    return work
+
+
+def serve(config: Config, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
+    """Load the model, say so, then answer requests until a signal; raises `StartError`."""
     from serve.app import create_app, metrics_of
     from serve.classifier import load_classifier
     from serve.http_server import run
@@ -131,6 +146,7 @@ def serve(config: Config, listener: socket.socket) -> None:
         url,
         extra={"fields": {"url": url}},
     )
+    ready()
     run(app, config, lifecycle, metrics, listener)
 
 

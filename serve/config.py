@@ -37,6 +37,9 @@ class Config:
     class_index: Path = _setting(
         ROOT / "imagenet_class_index.json", path_of, "JSON file with the id and name of each class"
     )
+    workers: int = _setting(
+        1, whole(1, 256), "processes behind the port, each with its share of the CPUs; bounds hold for each"
+    )
     threads: int = _setting(
         0, whole(0, 1024), "CPUs to compute on at most; 0: all that the process may use, by affinity and cgroup quota"
     )

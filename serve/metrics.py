@@ -3,8 +3,12 @@
 Labels take their values from fixed sets: route templates, status codes, stages, reasons. No error leaves this module.
 """
 
+import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -12,10 +16,13 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
 
 from serve import errors
 from serve.problems import RULES
@@ -31,12 +38,22 @@ _STAGE_BUCKETS: Final = (0.0005, 0.001, 0.0025, *_BUCKETS)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began is no use to anyone here
 
 
+# Where it is set, this process is one of several that count in files there; prometheus_client's own name.
+_TOGETHER: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+
 class Metrics:
-    """The metrics of one server process. build: what `serve_build_info` says, such as version and model."""
+    """The metrics of a server, also where it is several processes. build: what `serve_build_info` says."""
 
     def __init__(self, build: Mapping[str, str]) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self._shown = self._registry
+        if folder := os.environ.get(_TOGETHER):
+            self._shown = CollectorRegistry()
+            MultiProcessCollector(self._shown, folder)  # type: ignore[no-untyped-call]
+            self._shown.register(_Processes(Path(folder)))
+        else:
+            ProcessCollector(registry=self._registry)
         self._requests = Counter(
             "serve_requests", "Requests that were answered.", ["route", "code"], registry=self._registry
         )
@@ -55,14 +72,24 @@ class Metrics:
             registry=self._registry,
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self._depth = Gauge("serve_queue_depth", "Pictures that wait for a CPU.", registry=self._registry)
+        self._depth = Gauge(
+            "serve_queue_depth", "Pictures that wait for a CPU.", registry=self._registry, multiprocess_mode="livesum"
+        )
+        self._depth_now: Callable[[], int] = lambda: 0
         self._in_progress = Gauge(
-            "serve_requests_in_progress", "Requests begun and not yet answered.", registry=self._registry
+            "serve_requests_in_progress",
+            "Requests begun and not yet answered.",
+            registry=self._registry,
+            multiprocess_mode="livesum",
         )
         rejected = Counter("serve_rejected", "Requests that were refused, by why.", ["reason"], registry=self._registry)
         self._rejected = {reason: rejected.labels(reason) for reason in _REASONS.values()}
         information = Gauge(
-            "serve_build_info", "What is being served; always 1.", sorted(build), registry=self._registry
+            "serve_build_info",
+            "What is being served; always 1.",
+            sorted(build),
+            registry=self._registry,
+            multiprocess_mode="livemax",
         )
         information.labels(**build).set(1)
 
@@ -72,16 +99,18 @@ class Metrics:
             self._requests.labels(route, 500)
 
     def watch_queue(self, depth: Callable[[], int]) -> None:
-        """Read the queue's depth from here whenever it is asked for."""
-        self._depth.set_function(depth)
+        """Read the queue's depth from here."""
+        self._depth_now = depth
 
     def began(self) -> None:
         """A request has come."""
         self._in_progress.inc()
+        self._depth.set(self._depth_now())  # noted as it goes: another process may be the one that is asked
 
     def ended(self, route: str, code: int, seconds: float) -> None:
         """It is answered, or given up. route: its template, or `NO_ROUTE`."""
         self._in_progress.dec()
+        self._depth.set(self._depth_now())
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
 
@@ -99,7 +128,33 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it, as `MEDIA_TYPE`."""
-        return generate_latest(self._registry)
+        self._depth.set(self._depth_now())
+        return generate_latest(self._shown)
+
+
+class _Processes(Collector):
+    """Memory, CPU time and open files of all processes together; the start is the first one's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        """The families of `ProcessCollector`, each summed."""
+        total: dict[str, Metric] = {}
+        for file in self._folder.glob("gauge_livesum_*.db"):  # of the living: see `forget`
+            pid = file.stem.rpartition("_")[2]
+            for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
+                known = total.setdefault(family.name, family)
+                if known is not family:
+                    ours, other = known.samples[0], family.samples[0]
+                    join = min if family.name == "process_start_time_seconds" else operator.add
+                    known.samples[0] = ours._replace(value=join(ours.value, other.value))
+        return total.values()
+
+
+def forget(pid: int) -> None:
+    """One of several processes has ended; what it counted stays, and what it had in progress does not."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 _REASONS: Final = {error: re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower() for error in RULES}

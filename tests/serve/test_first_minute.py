@@ -5,6 +5,7 @@
 | type `make` alone                                 | the targets and settings                                      |
 | have a Python that is too old, or none            | one line with the version wanted and how to name another      |
 | have a Python without venv                        | the package to install                                        |
+| run `python -m serve` with a Python of their own  | the one that has the packages                                 |
 | have no network                                   | what could not be reached; the embedded model in its place    |
 | wait for the network, an installation, a folder   | a line that says for what, before the waiting                 |
 | have no weights, or name a folder or nothing      | what was tried, and WEIGHTS=PATH                              |
@@ -153,6 +154,16 @@ def test_weights_that_are_no_file_are_named(tree: Path, weights: str, words: str
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
     assert log.splitlines()[0] == f"WEIGHTS={weights}: {words}, a state dict (.pth or .safetensors)"
+
+
+@pytest.mark.parametrize("command", [[], ["classify", "tests"]])
+def test_a_python_without_the_packages_says_which_one_has_them(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", "-m", "serve", *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "'make serve' makes .venv/runtime/bin/python, which has all it takes" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_port_that_is_taken_is_one_line_at_once() -> None:

@@ -33,6 +33,8 @@ MAY_IMPORT = {
     "arrival": {"errors"},
     "keys": {"errors"},
     "connections": set(),
+    "listeners": {"config", "errors"},
+    "workers": {"errors", "metrics"},
     "problems": {"errors"},
     "metrics": {"errors", "problems"},
     "tracing": set(),
@@ -109,8 +111,10 @@ MAY_IMPORT = {
         "errors",
         "http_server",
         "lifecycle",
+        "listeners",
         "log",
         "memory",
+        "workers",
     },
 }
 OWNED = {

@@ -1,0 +1,47 @@
+"""The sockets that servers listen on. Errors that leave here: `StartError`, naming the address."""
+
+import socket
+from typing import Any
+
+from serve.config import Config
+from serve.errors import StartError
+
+
+def listen(config: Config) -> list[socket.socket]:
+    """A TCP socket for each worker, all listening on the configured address; raises `StartError`.
+
+    Who connects while the model is still loading waits for the fraction of a second that takes.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # Alone even where several follow: another server on the port would otherwise go unnoticed.
+        first = _bound(family, address)
+        if config.workers == 1:
+            first.listen()
+            return [first]
+        found = first.getsockname()
+        first.close()
+        together = [_bound(family, found, socket.SO_REUSEPORT) for _ in range(config.workers)]
+        for listener in together:
+            listener.listen()
+        return together
+    except (OSError, UnicodeError) as error:  # the latter from names that no host can have
+        reason = error.strerror if isinstance(error, OSError) else "no valid host name"
+        raise StartError(
+            f"cannot listen on {config.host} port {config.port}: {reason}; choose others with --host and --port"
+        ) from error
+
+
+def _bound(family: int, address: Any, *options: int) -> socket.socket:
+    # Named by its number, or asyncio takes it for no TCP socket and leaves Nagle's algorithm on: 40 ms an answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    for option in (socket.SO_REUSEADDR, *options):
+        listener.setsockopt(socket.SOL_SOCKET, option, 1)
+    try:
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,178 @@
+"""Several processes behind one port: spread, counted together, replaced, ended together."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+
+from serve import workers
+from serve.config import ROOT
+from serve.errors import StartError
+from serve.workers import counting_together, share
+from tests.server_process import ServerProcess, running_server
+from tests.tiny_model import PATH as TINY_MODEL
+
+FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--workers", "2", "--grace-seconds", "9")
+
+
+@pytest.fixture
+def server() -> Iterator[ServerProcess]:
+    with running_server(sys.executable, *FLAGS) as started:
+        wait_for(lambda: len(children(started)) == 2)
+        yield started
+
+
+def children(server: ServerProcess) -> list[int]:
+    listed = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
+    return [int(pid) for pid in listed.split()]
+
+
+def wait_for(condition: object, seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def upload(server: ServerProcess, cat: bytes, timeout: float = 20) -> int:
+    """The status of one upload, on a connection of its own."""
+    return int(httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=timeout).status_code)
+
+
+def metric(server: ServerProcess, name: str) -> float:
+    text = httpx2.get(f"{server.url}/metrics").text
+    return float(next(line for line in text.splitlines() if line.startswith(f"{name} ")).split()[-1])
+
+
+UPLOADS = 'serve_requests_total{code="200",route="/upload"}'
+
+
+@pytest.mark.parametrize(
+    ("cpus", "count", "shares"), [(2, 2, [1, 1]), (5, 2, [3, 2]), (64, 4, [16] * 4), (1, 3, [1, 1, 1])]
+)
+def test_cpus_are_shared_as_evenly_as_can_be(cpus: int, count: int, shares: list[int]) -> None:
+    assert [share(cpus, count, number) for number in range(count)] == shares
+
+
+def test_connections_are_spread_and_none_is_lost_while_a_worker_stands_still(server: ServerProcess, cat: bytes) -> None:
+    still = children(server)[0]
+    os.kill(still, signal.SIGSTOP)
+    with ThreadPoolExecutor(30) as pool:
+        waiting = [pool.submit(upload, server, cat) for _ in range(30)]
+        wait_for(lambda: sum(each.done() for each in waiting) >= 3)
+        time.sleep(0.5)
+        answered = sum(each.done() for each in waiting)
+        assert 3 <= answered <= 27  # a fair coin, thirty times, is outside of this once in four million
+        os.kill(still, signal.SIGCONT)
+        assert [each.result() for each in waiting] == [200] * 30
+
+
+def test_metrics_are_of_all_workers_whichever_is_asked(server: ServerProcess, cat: bytes) -> None:
+    for _ in range(24):
+        assert upload(server, cat) == 200
+    assert {metric(server, UPLOADS) for _ in range(8)} == {24.0}
+    assert metric(server, "serve_requests_in_progress") == 1
+    assert metric(server, "serve_queue_depth") == 0
+    assert metric(server, 'serve_stage_duration_seconds_count{stage="infer"}') == 24
+    resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children(server))
+    page = os.sysconf("SC_PAGE_SIZE")
+    assert metric(server, "process_resident_memory_bytes") == pytest.approx(resident * page, rel=0.1)
+    assert metric(server, "process_start_time_seconds") == pytest.approx(time.time(), abs=60)
+
+
+def test_a_worker_that_is_killed_is_replaced_and_what_it_counted_stays(server: ServerProcess, cat: bytes) -> None:
+    for _ in range(12):
+        assert upload(server, cat) == 200
+    before = children(server)
+    os.kill(before[0], signal.SIGKILL)
+    # Connections wait for the one that takes its place.
+    assert [upload(server, cat) for _ in range(12)] == [200] * 12
+    after = children(server)
+    assert len(after) == 2
+    assert before[1] in after
+    assert before[0] not in after
+    assert metric(server, UPLOADS) == 24
+    assert metric(server, "serve_requests_in_progress") == 1
+    ended = next(line for line in server.log if "ended by" in line["message"])
+    assert ended["message"] == f"worker 1 (process {before[0]}) ended by SIGKILL; starting another"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_and_what_was_accepted_is_answered(
+    server: ServerProcess, cat: bytes, number: int
+) -> None:
+    url = urlsplit(server.url)
+    body = cat[:100]
+    head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(cat)}\r\n\r\n"
+    with ExitStack() as stack:
+        clients = []
+        for _ in range(16):
+            client = stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=20))
+            client.sendall(head.encode() + body)
+            clients.append(client)
+        wait_for(lambda: metric(server, "serve_requests_in_progress") == 17)
+        server.process.send_signal(number)
+        wait_for(lambda: probe(server) == 503)
+        for client in clients:
+            client.sendall(cat[100:])
+        assert [client.recv(65536).split()[1] for client in clients] == [b"200"] * 16
+    assert server.process.wait(20) == 0
+
+
+def probe(server: ServerProcess) -> int:
+    return int(httpx2.get(f"{server.url}/readyz").status_code)
+
+
+def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
+    with running_server(sys.executable, *FLAGS[:-1], "1") as server:
+        wait_for(lambda: len(children(server)) == 2)
+        stuck = children(server)[0]
+        os.kill(stuck, signal.SIGSTOP)
+        assert server.stop() == 1
+        assert "did not end in time and is killed" in server.lines[-1]
+        assert not Path(f"/proc/{stuck}").exists()
+
+
+def test_workers_end_with_the_process_that_started_them(server: ServerProcess) -> None:
+    left = children(server)
+    server.process.kill()
+    server.process.wait()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
+
+
+def test_what_stops_a_start_is_said_once() -> None:
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
+        port = str(taken.getsockname()[1])
+        for flags, words in (
+            (["--model", "none.onnx", "--port", "0"], "model none.onnx: no such file or directory"),
+            (["--model", str(TINY_MODEL), "--port", port], f"port {port}: Address already in use"),
+            (["--workers", "0"], "--workers='0': not a whole number from 1 to 256"),
+        ):
+            done = subprocess.run(
+                [sys.executable, "-m", "serve", "--log-level", "error", "--workers", "2", *flags],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                timeout=30,
+                check=False,
+            )
+            assert done.returncode == 2
+            assert done.stderr.count("\n") == 1
+            assert words in done.stderr
+
+
+def test_a_system_without_a_folder_to_count_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_SHARED_MEMORY", "/nonexistent")
+    monkeypatch.setattr(workers.tempfile, "tempdir", "/nonexistent")
+    with pytest.raises(StartError, match="mount a tmpfs at /tmp, or serve with --workers 1"), counting_together():
+        pass
