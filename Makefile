@@ -40,10 +40,10 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients browser-test fuzz test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-kubernetes browser-test fuzz test test-serve test-export check format lock clean
 
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@sed -n '/^# WEIGHTS/,/^$$/s/^# /  /p' $(MAKEFILE_LIST)
 
 serve: ## serve; without a DenseNet-121 export it first, or fall back to the embedded model
@@ -112,6 +112,12 @@ check-clients: ## run stock clients (tritonclient, schemathesis, ...) against th
 	@$(install) .venv/clients requirements/clients.txt
 	.venv/clients/bin/python -m pytest tests/clients
 
+check-kubernetes: ## hold deploy/kubernetes against published schemas, itself and the real process
+	@$(install_runtime)
+	@$(install) .venv/kubernetes requirements/kubernetes.txt
+	@# cloudcoil's plug-in wants a package that only its own tests need
+	.venv/kubernetes/bin/python -m pytest -p no:cloudcoil tests/kubernetes
+
 browser-test: ## test the page in the Chromium that is installed; SCREENSHOTS=DIR keeps pictures of it
 	@$(install_runtime)
 	@$(install) .venv/browser requirements/browser.txt
@@ -158,6 +164,8 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) --group fuzz -c requirements/export.txt -o requirements/fuzz.txt
 	$(lock) --group clients -c requirements/export.txt -o requirements/clients.txt
+	@# kserve wants an older protobuf than the export has
+	$(lock) --group kubernetes -o requirements/kubernetes.txt
 	$(lock) --group browser -c requirements/export.txt -o requirements/browser.txt
 	$(lock) --group image -c requirements/export.txt -o requirements/image.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
