@@ -40,7 +40,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-kubernetes browser-test fuzz test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-kubernetes browser-test scale-test fuzz test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +118,11 @@ check-kubernetes: ## hold deploy/kubernetes against published schemas, itself an
 	@# cloudcoil's plug-in wants a package that only its own tests need
 	.venv/kubernetes/bin/python -m pytest -p no:cloudcoil tests/kubernetes
 
+scale-test: ## a Ray cluster of two nodes under load: kill a replica and a node, update the model; print what came of it
+	@$(install_runtime)
+	@$(install) .venv/ray requirements/ray.txt requirements/test.txt
+	.venv/ray/bin/python -m tests.scale
+
 browser-test: ## test the page in the Chromium that is installed; SCREENSHOTS=DIR keeps pictures of it
 	@$(install_runtime)
 	@$(install) .venv/browser requirements/browser.txt
@@ -162,6 +167,7 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	$(lock) pyproject.toml -o requirements/runtime.txt
 	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
+	$(lock) pyproject.toml --extra ray -c requirements/runtime.txt -c requirements/test.txt -o requirements/ray.txt
 	$(lock) --group fuzz -c requirements/export.txt -o requirements/fuzz.txt
 	$(lock) --group clients -c requirements/export.txt -o requirements/clients.txt
 	@# kserve wants an older protobuf than the export has

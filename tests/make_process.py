@@ -11,6 +11,7 @@ import httpx2
 from tests.project_copy import copy_of_the_project
 from tests.server_process import ROOT
 
+_OF_MAKE = {"WEIGHTS", "PHOTOS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
 
 
@@ -22,10 +23,8 @@ def fresh_tree(folder: Path) -> Path:
 
 
 def make(tree: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    # WEIGHTS and PHOTOS of this test run must not reach the make under test, nor its jobserver
-    inherited = {
-        key: value for key, value in os.environ.items() if key not in {"WEIGHTS", "PHOTOS", "MAKEFLAGS", "MFLAGS"}
-    }
+    # Nothing of the make that runs the tests may reach the one under test: its settings, its jobserver, its depth.
+    inherited = {key: value for key, value in os.environ.items() if key not in _OF_MAKE}
     return subprocess.Popen(
         ["make", *arguments],
         cwd=tree,

@@ -1,0 +1,100 @@
+"""Clients that send photographs without a pause, judge every answer, and ask again where one failed."""
+
+import http.client
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+# Model's name → photograph's name → class id and probability of the right answer.
+Answers = Mapping[str, Mapping[str, tuple[str, float]]]
+TRIES = 40
+PAUSE_SECONDS = 0.25
+_SAME = 1e-3
+
+
+@dataclass
+class Account:
+    """What became of the requests of one phase. retried: attempts that failed and were made again."""
+
+    answered: int = 0
+    retried: int = 0
+    wrong: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+    models: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+class Load:
+    """`clients` threads against one address; a request that fails is sent again, as any client of a cluster has to."""
+
+    def __init__(self, url: str, photos: Mapping[str, bytes], answers: Answers, clients: int = 8) -> None:
+        self._address = urlsplit(url).netloc
+        self._photos = list(photos.items())
+        self._answers = answers
+        self._lock = threading.Lock()
+        self._account = Account()
+        self._began = time.monotonic()
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(clients)]
+
+    def __enter__(self) -> "Load":
+        self._began = time.monotonic()
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def phase(self) -> Account:
+        """The account since the last call; a new one begins."""
+        with self._lock:
+            done, self._account = self._account, Account()
+            now = time.monotonic()
+            done.seconds, self._began = now - self._began, now
+        return done
+
+    def _send(self, number: int) -> None:
+        connection = http.client.HTTPConnection(self._address, timeout=30)
+        while not self._stop.is_set():
+            name, data = self._photos[number % len(self._photos)]
+            number += 1
+            for _ in range(TRIES):
+                failure = self._try(connection, name, data)
+                if not failure:
+                    break
+                connection.close()
+                with self._lock:
+                    self._account.retried += 1
+                    self._account.failures[failure] += 1
+                time.sleep(PAUSE_SECONDS)
+            else:
+                with self._lock:
+                    self._account.lost += 1
+        connection.close()
+
+    def _try(self, connection: http.client.HTTPConnection, name: str, data: bytes) -> str:
+        """Nothing where there was an answer, which is judged; else what went wrong."""
+        try:
+            connection.request("POST", "/upload", data, {"Content-Type": "image/jpeg"})
+            reply = connection.getresponse()
+            body = reply.read()
+        except (OSError, http.client.HTTPException) as error:
+            return type(error).__name__
+        if reply.status != 200:
+            return str(reply.status)
+        told = json.loads(body)
+        expected = self._answers.get(told["model"], {}).get(name)
+        right = expected and told["imagenet_id"] == expected[0] and abs(told["probability"] - expected[1]) < _SAME
+        with self._lock:
+            self._account.answered += 1
+            self._account.models[told["model"]] += 1
+            self._account.wrong += not right
+        return ""
