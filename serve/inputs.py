@@ -5,12 +5,16 @@ is, so that whoever opens it says so. Nothing is opened here, and no more is hel
 being walked. No error leaves this module.
 """
 
+import fnmatch
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum, auto
 from typing import Final
 
 LIST: Final = "-"
+_ANY_DEPTH: Final = "**"
 
 
 def files_of(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
@@ -19,32 +23,85 @@ def files_of(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
         if path == LIST:
             yield from (line for line in (line.rstrip("\r\n") for line in listed) if line)
         elif glob.has_magic(path) and not os.path.lexists(path):
-            found = sorted(glob.glob(path, recursive=True))
-            for each in found or [path]:
-                yield from _walked(each)
+            yield from _matched(path)
+        elif os.path.isdir(path):
+            yield from _walked(path, [_ANY_DEPTH])
         else:
-            yield from _walked(path)
+            yield path
 
 
-def _walked(path: str) -> Iterator[str]:
-    """A directory's files by name, then those of each directory in it; hidden ones are left out, links to directories
-    are not followed."""
-    if not os.path.isdir(path):
-        yield path
-        return
-    directories = []
-    try:
-        with os.scandir(path) as entries:
-            names = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_file()) for entry in entries]
-    except OSError:
-        yield path  # which cannot be read, as whoever opens it will say
-        return
-    for name, is_directory, is_file in sorted(names):
-        if name.startswith("."):
+def _matched(pattern: str) -> Iterator[str]:
+    """The files that a pattern names, and those in folders that it names without `**`; itself where there are none."""
+    segments = pattern.split("/")
+    fixed = next(index for index, segment in enumerate(segments) if glob.has_magic(segment))
+    root = "/".join([*segments[:fixed], ""])
+    rest = [segment for segment in segments[fixed:] if segment not in ("", ".")]
+    found = None
+    if os.path.isdir(root or "."):
+        for found in _walked(root, rest if _ANY_DEPTH in rest else [*rest, _ANY_DEPTH]):
+            yield found
+    if found is None:
+        yield pattern
+
+
+def _walked(root: str, segments: Sequence[str]) -> Iterator[str]:
+    """A directory's files by name, then those of each directory in it, as far as `segments` match their names below it.
+
+    `**` stands for any number of names that are not hidden. Each directory is read once, whatever the number of ways in
+    which it matches, and links to directories are not followed.
+    """
+    matches = [re.compile(fnmatch.translate(segment)).match for segment in segments]
+
+    def skipping(places: Iterable[int]) -> set[int]:
+        """Places in the pattern, and those behind each `**` that stands for nothing."""
+        found = set(places)
+        for place, segment in enumerate(segments):
+            if place in found and segment == _ANY_DEPTH:
+                found.add(place + 1)
+        return found
+
+    def behind(name: str, places: Iterable[int]) -> set[int]:
+        """Where in the pattern one is behind a name."""
+        hidden = name.startswith(".")
+        return skipping(
+            place + (segments[place] != _ANY_DEPTH)
+            for place in places
+            if place < len(segments) and matches[place](name) and (not hidden or segments[place].startswith("."))
+        )
+
+    directories = [(root, skipping([0]))]
+    while directories:
+        path, places = directories.pop()
+        try:
+            with os.scandir(path or ".") as entries:
+                found = [
+                    (entry.name, kind, then)
+                    for entry in entries
+                    if (then := behind(entry.name, places)) and (kind := _kind(entry)) is not _Kind.OTHER
+                ]
+        except OSError:
+            yield path or "."  # which cannot be read, as whoever opens it will say
             continue
-        if is_directory:
-            directories.append(name)
-        elif is_file:
-            yield os.path.join(path, name)
-    for name in directories:
-        yield from _walked(os.path.join(path, name))
+        found.sort(key=lambda each: each[0])
+        for name, kind, then in found:
+            if kind is _Kind.FILE and len(segments) in then:
+                yield os.path.join(path, name)
+        directories += [
+            (os.path.join(path, name), then) for name, kind, then in reversed(found) if kind is _Kind.DIRECTORY
+        ]
+
+
+class _Kind(Enum):
+    FILE = auto()
+    DIRECTORY = auto()
+    OTHER = auto()
+
+
+def _kind(entry: os.DirEntry[str]) -> _Kind:
+    """What an entry is; of a link what it leads to, unless that is a directory."""
+    try:
+        if entry.is_dir(follow_symlinks=False):
+            return _Kind.DIRECTORY
+        return _Kind.FILE if entry.is_file() else _Kind.OTHER
+    except OSError:  # a link that leads to itself or to where one may not look: whoever opens it will say so
+        return _Kind.FILE

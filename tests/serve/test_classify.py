@@ -82,6 +82,65 @@ def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
     ]
 
 
+def test_an_entry_that_cannot_be_looked_at_is_its_own_record(tree: Path) -> None:
+    (tree / "itself.jpg").symlink_to("itself.jpg")
+    walked = [os.path.relpath(path, tree) for path in files_of([str(tree)], ())]
+    assert walked == ["b.jpg", "itself.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
+    status, printed, _ = classify(tree / "itself.jpg", tree / "b.jpg")
+    assert status == 1
+    assert [record.get("status", 200) for record in records(printed)] == [404, 200]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("**", ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
+        ("**/**/*.jpg", ["b.jpg", "a/2.jpg", "a/link.jpg"]),
+        ("*", ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
+        ("[ac]", ["a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
+        ("?/*.jpg", ["a/2.jpg", "a/link.jpg"]),
+        ("**/a/**", ["a/10.png", "a/2.jpg", "a/link.jpg"]),
+        (".h*", [".hidden.jpg"]),
+        ("*/.git/*", ["c/.git/x.jpg"]),
+        ("*/loop/*", ["*/loop/*"]),
+        ("none/*.jpg", ["none/*.jpg"]),
+    ],
+)
+def test_a_pattern_names_each_file_once_and_follows_no_link_to_a_folder(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]
+) -> None:
+    assert list(files_of([f"{tree}/{pattern}"], ())) == [f"{tree}/{path}" for path in expected]
+    monkeypatch.chdir(tree)
+    assert list(files_of([pattern], ())) == expected
+
+
+def test_a_pattern_is_matched_while_it_is_walked(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scanned = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
+    assert next(files_of([f"{tree}/**/*.jpg"], ())) == f"{tree}/b.jpg"
+    assert scanned == [f"{tree}/"]
+
+
+def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
+    folder = tmp_path
+    back = os.open(".", os.O_RDONLY)
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1200):
+            Path("d").mkdir()
+            os.chdir("d")
+            folder /= "d"
+        Path("x.jpg").touch()
+    finally:
+        os.fchdir(back)
+        os.close(back)
+    (tmp_path / "a.jpg").touch()
+    assert list(files_of([str(tmp_path)], ())) == [str(tmp_path / "a.jpg"), str(folder / "x.jpg")]
+    (folder / "x.jpg").unlink()
+    os.removedirs(folder)  # which pytest cannot, by calls
+
+
 def test_answers_are_those_of_the_server() -> None:
     paths = sorted(map(str, PHOTOS.glob("*.jpg")))
     status, printed, summary = classify(*paths, "--top-k", 3)
