@@ -24,12 +24,12 @@ from serve.errors import ConfigError, OutputError
 from serve.evaluation import TOP, Evaluation
 from serve.folder import Record, classify_files, is_problem
 from serve.inputs import LIST, files_of
+from serve.leaving import SIGNALLED
 from serve.log import set_up_logging
 from serve.progress import FileProgress
-from serve.records import FORMATS, finished, writer
+from serve.records import FORMATS, Finished, finished, writer
 
 _SOME_FAILED: Final = 1
-_SIGNALLED: Final = 128  # and the signal's number, as shells have it
 _FLUSH_EVERY: Final = 100
 
 
@@ -51,19 +51,19 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if not 1 <= top_k <= len(classifier.labels):
         raise ConfigError(f"--top-k={top_k}: not a whole number from 1 to {len(classifier.labels)}")
     evaluation = Evaluation() if options.evaluate else None
-    before, last, position = finished(options.output, form) if options.resume else (0, None, 0)
-    paths = _after(files_of(options.paths, sys.stdin), before, last, options.output)
-    progress = FileProgress(before)
+    header, line_of = writer(form, top_k)
+    earlier = finished(options.output, form, header, top_k, classifier.model.name) if options.resume else Finished()
+    paths = _after(files_of(options.paths, sys.stdin), earlier, options.output)
+    progress = FileProgress(earlier.count)
     if progress.shows and LIST not in options.paths:
         threading.Thread(target=_count, args=(progress, options.paths), daemon=True).start()
     wanted = max(top_k, TOP) if evaluation else top_k
     records = classify_files(classifier, paths, wanted, config.thread_plan.streams, config.max_request_bytes)
     statuses: Counter[int] = Counter()
     end = 0
-    with _output(options.output, position, options.resume) as output, _stoppable():
+    with _output(options.output, earlier.end, options.resume) as output, _stoppable():
         try:
-            header, line_of = writer(form, top_k)
-            if header and not position:
+            if not earlier.end:
                 output.write(header)
             on_terminal = progress.shows and output.isatty()
             for number, record in enumerate(records, 1):
@@ -78,20 +78,20 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
                 progress.step(is_problem(record))
             output.flush()
         except _Stop as stop:
-            end = _SIGNALLED + int(stop.args[0])
+            end = SIGNALLED + int(stop.args[0])
         except BrokenPipeError:  # as of `| head`; nobody is left to tell
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return _SIGNALLED + signal.SIGPIPE
+            return SIGNALLED + signal.SIGPIPE
         except OSError as error:
             name = options.output or "standard output"
             raise OutputError(f"output {name}: {(error.strerror or 'cannot be written').lower()}") from error
         finally:
             records.close()
     progress.clear()
-    print("\n".join(_summary(statuses, before, progress.seconds, end, options.output)), file=sys.stderr)
+    print("\n".join(_summary(statuses, earlier, progress.seconds, end, options.output)), file=sys.stderr)
     if evaluation:
         print("\n".join(evaluation.report()), file=sys.stderr)
-    return end or (_SOME_FAILED if set(statuses) - {200} else 0)
+    return end or (_SOME_FAILED if earlier.problems or set(statuses) - {200} else 0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,15 +118,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _after(paths: Iterator[str], count: int, last: str | None, output: Path | None) -> Iterator[str]:
-    """The paths behind the first `count`, the last of which has to be the one that the output file ends with."""
+def _after(paths: Iterator[str], earlier: Finished, output: Path | None) -> Iterator[str]:
+    """The paths behind the earlier ones, the last of which has to be the one that the output file ends with."""
     skipped = None
-    for skipped in itertools.islice(paths, count):  # noqa: B007  the last one is what is wanted
+    for skipped in itertools.islice(paths, earlier.count):  # noqa: B007  the last one is what is wanted
         pass
-    if count and skipped != last:
+    if skipped != earlier.last:
         raise OutputError(
-            f"output file {output} ends with {last!r}, but file {count} of these is {skipped!r}; give the same paths, "
-            "or another --output"
+            f"output file {output} ends with {earlier.last!r}, but file {earlier.count} of these is {skipped!r}; give "
+            "the same paths, or another --output"
         )
     return paths
 
@@ -177,14 +177,15 @@ def _cut(record: Record, top_k: int) -> Record:
     return {**record, "top_k": record["top_k"][:top_k]} if "top_k" in record else record
 
 
-def _summary(statuses: Counter[int], before: int, seconds: float, end: int, output: Path | None) -> list[str]:
+def _summary(statuses: Counter[int], earlier: Finished, seconds: float, end: int, output: Path | None) -> list[str]:
     total = statuses.total()
     problems = total - statuses[200]
     parts = ", ".join(f"{count} with {status}" for status, count in sorted(statuses.items()) if status != 200)
     lines = [
         f"{total} file{'s' * (total != 1)} in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} a second: "
         f"{statuses[200]} classified, {problems} with problems{f' ({parts})' if parts else ''}"
-        + (f"; {before} were there already" if before else "")
+        + (f"; {earlier.count} were there already" if earlier.count else "")
+        + (f", {earlier.problems} of them with problems" if earlier.problems else "")
     ]
     if end:
         lines.append(f"stopped; --resume goes on{f' with {output}' if output else ' where there is an --output'}")

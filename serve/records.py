@@ -7,6 +7,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -17,6 +18,7 @@ Writer = Callable[[Record], str]
 
 FORMATS: Final = ("jsonl", "csv", "table")
 _SHOWN_CLASSES: Final = 3
+_JSON_BEGINS: Final = b'{"file": "'
 
 
 def writer(name: str, top_k: int) -> tuple[str, Writer]:
@@ -29,29 +31,65 @@ def writer(name: str, top_k: int) -> tuple[str, Writer]:
     return "", _json_line if name == "jsonl" else _table_line
 
 
-def finished(path: Path, name: str) -> tuple[int, str | None, int]:
-    """How many records of a file are whole, the path in the last one, and the byte at which the next one begins.
+@dataclass(frozen=True)
+class Finished:
+    """What a file holds already: whole records, those of them with problems, the path in the last one, and the byte at
+    which the next one begins."""
 
-    What an interruption left of a record is not counted. Raises `OutputError` where it is no file of this format.
+    count: int = 0
+    problems: int = 0
+    last: str | None = None
+    end: int = 0
+
+
+def finished(path: Path, name: str, header: str, top_k: int, model: str) -> Finished:
+    """How far a file of this format has come; what an interruption left of a record is not counted.
+
+    Raises `OutputError` where anything in it is not what a run with this header, `top_k` and model would have written.
     """
-    count, last, end = 0, b"", 0
+    if path.exists() and not path.is_file():
+        raise OutputError(f"output file {path}: not a file that can be gone on with")
+    begins = header.encode() or _JSON_BEGINS
+    count, problems, last, end = 0, 0, None, 0
     try:
         with path.open("rb") as file:
-            for number, record in enumerate(_whole_records(file, quoted=name == "csv")):
+            found = file.read(len(begins))
+            if not begins.startswith(found):
+                why = "is of another --top-k" if found.startswith(b"file,error,") else f"does not begin as {name} does"
+                raise OutputError(f"output file {path} {why}; name another --output")
+            file.seek(0)
+            for record in _whole_records(file, quoted=name == "csv"):
+                if end or not header:
+                    last, problem = _read_back(record, name, top_k, model, f"output file {path}: record {count + 1}")
+                    count, problems = count + 1, problems + problem
                 end += len(record)
-                if number or name != "csv":
-                    count, last = count + 1, record
     except FileNotFoundError:
-        return 0, None, 0
+        return Finished()
     except OSError as error:
         raise OutputError(f"output file {path}: {(error.strerror or 'unreadable').lower()}") from error
-    if not count:
-        return 0, None, end
+    return Finished(count, problems, last, end)
+
+
+def _read_back(record: bytes, name: str, top_k: int, model: str, where: str) -> tuple[str, bool]:
+    """The path in a record, and whether it is a problem."""
     try:
-        text = last.decode("utf-8", "surrogateescape")
-        return count, str(next(csv.reader([text]))[0] if name == "csv" else json.loads(text)["file"]), end
-    except (ValueError, KeyError, TypeError, StopIteration, IndexError, csv.Error) as error:
-        raise OutputError(f"output file {path}: its last record is not one of {name}") from error
+        text = record.decode("utf-8", "surrogateescape")
+        if name == "csv":
+            (row,) = csv.reader([text], strict=True)
+            path, error, *classes = row
+            if len(classes) != 3 * top_k:
+                raise ValueError
+            return path, bool(error)
+        found = json.loads(text)
+        path, problem = str(found["file"]), is_problem(found)
+        count, its_model = (top_k, model) if problem else (len(found["top_k"]), found["model"])
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        raise OutputError(f"{where} is not one of {name}; name another --output") from error
+    if count != top_k:
+        raise OutputError(f"{where} has {count} classes, not the {top_k} of --top-k; name another --output")
+    if its_model != model:
+        raise OutputError(f"{where} is of the model {its_model}, not of {model}; name another --output")
+    return path, problem
 
 
 def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[bytes]:

@@ -256,10 +256,87 @@ def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) 
         assert words in error
         assert len(error.splitlines()) == 1
     assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "words"),
+    [
+        ("--jsonl", b"my thesis in one line", "does not begin as jsonl does"),
+        ("--jsonl", b"no json\n", "does not begin as jsonl does"),
+        ("--jsonl", b'{"file": "x"}\n', "record 1 is not one of jsonl"),
+        ("--jsonl", b'{"file": "x", "status": 404}\nmy thesis\n', "record 2 is not one of jsonl"),
+        ("--csv", b"my thesis\n", "does not begin as csv does"),
+        ("--csv", b'a "thesis\nin lines', "does not begin as csv does"),
+        ("--csv", b'{"file": "x"', "does not begin as csv does"),
+    ],
+)
+def test_a_file_that_is_somebody_elses_is_neither_cut_nor_gone_on_with(
+    tmp_path: Path, form: str, content: bytes, words: str
+) -> None:
     other = tmp_path / "other"
-    other.write_text("no json\n")
-    status, _, error = classify(cat, "--output", other, "--resume")
-    assert (status, "its last record is not one of jsonl" in error) == (2, True)
+    other.write_bytes(content)
+    status, _, error = classify(PHOTOS / "cat.jpg", form, "--output", other, "--resume")
+    assert (status, len(error.splitlines())) == (2, 1), error
+    assert words in error
+    assert other.read_bytes() == content
+
+
+@pytest.mark.parametrize("form", ["--jsonl", "--csv"])
+def test_resuming_with_another_number_of_classes_is_refused(tmp_path: Path, form: str) -> None:
+    output = tmp_path / "output"
+    cat = PHOTOS / "cat.jpg"
+    assert classify(cat, form, "--output", output, "--top-k", 3)[0] == 0
+    before = output.read_bytes()
+    for top_k in (2, 4, 30):
+        status, _, error = classify(cat, cat, form, "--output", output, "--resume", "--top-k", top_k)
+        assert (status, "--top-k; name another --output" in error) == (2, True), error
+    assert output.read_bytes() == before
+
+
+def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    assert classify(PHOTOS / "cat.jpg", "--output", output)[0] == 0
+    before = output.read_text().replace('"model": "tiny"', '"model": "huge"')
+    output.write_text(before)
+    status, _, error = classify(PHOTOS / "cat.jpg", "--output", output, "--resume")
+    assert (status, "record 1 is of the model huge, not of tiny" in error) == (2, True), error
+    assert output.read_text() == before
+
+
+@pytest.mark.parametrize("form", ["--jsonl", "--csv"])
+def test_problems_of_the_earlier_run_count_for_the_exit_status(tmp_path: Path, form: str) -> None:
+    output = tmp_path / "output"
+    paths = ["none.jpg", PHOTOS / "cat.jpg"]
+    assert classify(*paths, form, "--output", output)[0] == 1
+    status, _, summary = classify(*paths, PHOTOS / "coffee.jpg", form, "--output", output, "--resume")
+    assert status == 1
+    assert "1 classified, 0 with problems; 2 were there already, 1 of them with problems" in summary
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_record_is_no_success(tmp_path: Path, number: int) -> None:
+    (tmp_path / "onnxruntime.py").write_text(SLOW_IMPORT)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(
+        [*COMMAND, str(PHOTOS)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        assert process.wait(60) == 128 + number
+        assert process.stderr.read() == ""
+
+
+# As an extension does that takes any error for its own.
+SLOW_IMPORT = """
+import time
+print("importing", flush=True)
+try:
+    time.sleep(60)
+except BaseException:
+    raise ImportError("the extension cannot be loaded")
+"""
 
 
 def test_ctrl_c_ends_it_between_two_records_and_says_so(tmp_path: Path) -> None:
