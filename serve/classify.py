@@ -9,6 +9,7 @@ import argparse
 import itertools
 import os
 import signal
+import stat
 import sys
 import threading
 from collections import Counter
@@ -23,14 +24,15 @@ from serve.config import argument_parser, load_config
 from serve.errors import ConfigError, OutputError
 from serve.evaluation import TOP, Evaluation
 from serve.folder import Record, classify_files, is_problem
-from serve.inputs import LIST, files_of
+from serve.inputs import LIST, files_of, names_in
 from serve.leaving import SIGNALLED
 from serve.log import set_up_logging
 from serve.progress import FileProgress
 from serve.records import FORMATS, Finished, finished, writer
 
 _SOME_FAILED: Final = 1
-_FLUSH_EVERY: Final = 100
+_INPUT: Final = 0  # its descriptor; a thread waiting in sys.stdin would hold up the end of the process
+_CHUNK_BYTES: Final = 65536
 
 
 class _Stop(BaseException):
@@ -45,35 +47,37 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     set_up_logging(config.log_format, "warning")
     if options.resume and (not options.output or options.format == "table"):
         raise ConfigError("--resume goes on with the file that --output names, in JSON lines or CSV")
-    form = options.format or ("table" if not options.output and sys.stdout.isatty() else "jsonl")
+    if options.resume and options.evaluate:
+        raise ConfigError("--evaluate counts what it sees itself; evaluate without --resume")
+    form = options.format or _form(options.output)
     classifier = load_classifier(config)
     top_k = options.top_k
     if not 1 <= top_k <= len(classifier.labels):
         raise ConfigError(f"--top-k={top_k}: not a whole number from 1 to {len(classifier.labels)}")
-    evaluation = Evaluation() if options.evaluate else None
+    evaluation = Evaluation({each.imagenet_id: each.name for each in classifier.labels}) if options.evaluate else None
     header, line_of = writer(form, top_k)
     earlier = finished(options.output, form, header, top_k, classifier.model.name) if options.resume else Finished()
-    paths = _after(files_of(options.paths, sys.stdin), earlier, options.output)
+    files = files_of(options.paths, names_in(_standard_input()))
+    paths = _after(_without_output(files, options.output), earlier, options.output)
     progress = FileProgress(earlier.count)
-    if progress.shows and LIST not in options.paths:
-        threading.Thread(target=_count, args=(progress, options.paths), daemon=True).start()
     wanted = max(top_k, TOP) if evaluation else top_k
-    records = classify_files(classifier, paths, wanted, config.thread_plan.streams, config.max_request_bytes)
+    streams, max_bytes = config.thread_plan.streams, config.max_request_bytes
     statuses: Counter[int] = Counter()
     end = 0
     with _output(options.output, earlier.end, options.resume) as output, _stoppable():
+        if progress.shows and LIST not in options.paths:
+            threading.Thread(target=_count, args=(progress, options.paths, options.output), daemon=True).start()
+        records = classify_files(classifier, paths, wanted, streams, max_bytes, before_waiting=output.flush)
         try:
             if not earlier.end:
                 output.write(header)
             on_terminal = progress.shows and output.isatty()
-            for number, record in enumerate(records, 1):
+            for record in records:
                 if evaluation:
                     evaluation.add(record)
                 if on_terminal:
                     progress.clear()
                 output.write(line_of(_cut(record, top_k)))
-                if number % _FLUSH_EVERY == 0:
-                    output.flush()
                 statuses[record.get("status", 200)] += 1
                 progress.step(is_problem(record))
             output.flush()
@@ -104,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "paths",
         nargs="+",
         metavar="PATH",
-        help="file, folder (all in it that is not hidden), pattern, or - for a list on standard input, one a line",
+        help="file, folder (all in it that is not hidden), pattern, or - for a list on standard input",
     )
     forms = parser.add_mutually_exclusive_group()
     for name, what in zip(FORMATS, ("a JSON object a line", "CSV with a header", "for people"), strict=True):
@@ -116,6 +120,13 @@ def _parser() -> argparse.ArgumentParser:
         "--evaluate", action="store_true", help="tell how right it was, where names begin with WordNet ids (n02124075)"
     )
     return parser
+
+
+def _form(output: Path | None) -> str:
+    """The form that suits the output's name, or a terminal."""
+    if output:
+        return "csv" if output.suffix.lower() == ".csv" else "jsonl"
+    return "table" if sys.stdout.isatty() else "jsonl"
 
 
 def _after(paths: Iterator[str], earlier: Finished, output: Path | None) -> Iterator[str]:
@@ -131,8 +142,36 @@ def _after(paths: Iterator[str], earlier: Finished, output: Path | None) -> Iter
     return paths
 
 
-def _count(progress: FileProgress, paths: Sequence[str]) -> None:
-    progress.total = sum(1 for _ in files_of(paths, ()))
+def _standard_input() -> Iterator[bytes]:
+    """What is there by and by, in pieces; raises `ConfigError`."""
+    try:
+        while chunk := os.read(_INPUT, _CHUNK_BYTES):
+            yield chunk
+    except OSError as error:
+        raise ConfigError(f"standard input: {(error.strerror or 'unreadable').lower()}") from error
+
+
+def _count(progress: FileProgress, paths: Sequence[str], output: Path | None) -> None:
+    progress.total = sum(1 for _ in _without_output(files_of(paths, ()), output))
+
+
+def _without_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
+    """The paths but for that of the file which records go to, by whatever name; asked for when it is open."""
+    own: tuple[int, int] | None = None
+    for number, path in enumerate(paths):
+        if not number:
+            own = _regular(sys.stdout.fileno() if output is None else output)
+        if own is None or _regular(path) != own:
+            yield path
+
+
+def _regular(path: str | Path | int) -> tuple[int, int] | None:
+    """What a regular file is known by."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  also of a descriptor
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 @contextmanager
@@ -154,7 +193,7 @@ def _output(path: Path | None, position: int, resume: bool) -> Iterator[TextIO]:
                 file.seek(position)
             yield file
     except OSError as error:
-        raise OutputError(f"output file {path}: {(error.strerror or 'cannot be written').lower()}") from error
+        raise OutputError(f"output {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
 @contextmanager
@@ -179,6 +218,8 @@ def _cut(record: Record, top_k: int) -> Record:
 
 def _summary(statuses: Counter[int], earlier: Finished, seconds: float, end: int, output: Path | None) -> list[str]:
     total = statuses.total()
+    if not total and not earlier.count and not end:
+        return ["no files found"]
     problems = total - statuses[200]
     parts = ", ".join(f"{count} with {status}" for status, count in sorted(statuses.items()) if status != 200)
     lines = [

@@ -1,10 +1,12 @@
 """How right predictions are, for files whose name or folder says which class they are of. No error leaves this module.
 
-A class is known by its WordNet id: `n02124075/any.jpg`, or `n02124075_any.JPEG` anywhere.
+A class is known by its WordNet id: `n02124075_any.JPEG` anywhere, or anything below `n02124075/`.
 """
 
+import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +18,15 @@ _WORST: Final = 10
 
 
 class Evaluation:
-    """Counts of what was right, by class."""
+    """Counts of what was right, by class. labels: by WordNet id."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self._labels = labels
         self._files: Counter[str] = Counter()
         self._first: Counter[str] = Counter()
         self._among: Counter[str] = Counter()
         self._unknown = 0
         self._problems = 0
-        self._labels: dict[str, str] = {}
 
     def add(self, record: Record) -> None:
         """Count one record with at least `TOP` classes. A file with a problem counts as not right."""
@@ -37,7 +39,6 @@ class Evaluation:
             self._problems += 1
             return
         found = [entry["imagenet_id"] for entry in record["top_k"][:TOP]]
-        self._labels.update((entry["imagenet_id"], entry["label"]) for entry in record["top_k"][:TOP])
         self._first[truth] += found[0] == truth
         self._among[truth] += truth in found
 
@@ -67,9 +68,9 @@ class Evaluation:
 
 
 def wnid_of(path: str) -> str | None:
-    """The WordNet id that a file's name begins with, or else its folder's."""
-    file = Path(path)
-    for part in (file.name, file.parent.name):
+    """The WordNet id that a file's name begins with, or else that of the nearest folder around it."""
+    whole = os.path.abspath(path)  # noqa: PTH100  resolve() would follow links
+    for part in reversed(Path(whole).parts):
         found = _WNID.match(part)
         if found:
             return found[0]

@@ -7,14 +7,16 @@ Errors that leave here: none but a defect's; what is wrong with a file is its re
 import logging
 import os
 import stat
-from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Final
 
 from serve.answers import prediction
 from serve.classifier import Classifier
-from serve.errors import RequestError, UploadTooLarge
+from serve.errors import EmptyFile, RequestError, UploadTooLarge
 from serve.problems import problem, problem_of
 
 Record = dict[str, Any]
@@ -26,20 +28,47 @@ _AHEAD: Final = 8
 
 
 def classify_files(
-    classifier: Classifier, paths: Iterable[str], top_k: int, streams: int, max_bytes: int
+    classifier: Classifier,
+    paths: Iterable[str],
+    top_k: int,
+    streams: int,
+    max_bytes: int,
+    before_waiting: Callable[[], object] = lambda: None,
 ) -> Generator[Record, None, None]:
-    """A record for each path, in their order. streams: files worked on side by side. max_bytes: of a file."""
+    """A record for each path, in their order, as soon as it and those before it are ready.
+
+    streams: files worked on side by side. max_bytes: of a file. before_waiting: called when the next is not ready yet.
+    """
     pool = ThreadPoolExecutor(max_workers=streams, thread_name_prefix="stream")
-    pending: deque[Future[Record]] = deque()
+    pending: Queue[Future[Record] | None] = Queue(streams * _AHEAD - 1)
+
+    def begin() -> None:
+        """Apart from who takes the records, because the next path may be long in coming."""
+        try:
+            for path in paths:
+                pending.put(pool.submit(record_of, classifier, path, top_k, max_bytes))
+            pending.put(None)
+        except Exception as error:  # whatever it is, whoever takes the records is told
+            failed: Future[Record] = Future()
+            failed.set_exception(error)
+            pending.put(failed)
+
+    Thread(target=begin, name="paths", daemon=True).start()
     try:
-        for path in paths:
-            pending.append(pool.submit(record_of, classifier, path, top_k, max_bytes))
-            if len(pending) >= streams * _AHEAD:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        while True:
+            if pending.empty():
+                before_waiting()
+            future = pending.get()
+            if future is None:
+                return
+            if not future.done():
+                before_waiting()
+            yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        with suppress(Empty):  # so that the thread finds room, and the pool closed
+            while True:
+                pending.get_nowait()
 
 
 def record_of(classifier: Classifier, path: str, top_k: int, max_bytes: int) -> Record:
@@ -74,7 +103,9 @@ def _read(path: str, max_bytes: int) -> bytes:
             raise _NotAFile
         if status.st_size > max_bytes:
             raise UploadTooLarge(f"The file has {status.st_size} bytes; the limit is {max_bytes} bytes.")
-        return file.read(max_bytes)
+        if data := file.read(max_bytes):
+            return data
+        raise EmptyFile("The file is empty.")
 
 
 class _NotAFile(OSError):

@@ -2,7 +2,7 @@
 
 Directories are walked, patterns matched, `-` is a list of paths on standard input. What is not there is passed on as it
 is, so that whoever opens it says so. Nothing is opened here, and no more is held than the names of the directories
-being walked. No error leaves this module.
+being walked. No error of its own leaves this module.
 """
 
 import fnmatch
@@ -18,16 +18,36 @@ _ANY_DEPTH: Final = "**"
 
 
 def files_of(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
-    """The files that `paths` stand for. listed: lines of standard input, read where one of the paths is `-`."""
+    """The files that `paths` stand for. listed: those of standard input, read where one of the paths is `-`."""
     for path in paths:
         if path == LIST:
-            yield from (line for line in (line.rstrip("\r\n") for line in listed) if line)
+            yield from listed
         elif glob.has_magic(path) and not os.path.lexists(path):
             yield from _matched(path)
         elif os.path.isdir(path):
             yield from _walked(path, [_ANY_DEPTH])
         else:
             yield path
+
+
+def names_in(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The names in a list, each as soon as its end is there: one a line, or ended by NULs as of `find -print0`."""
+    rest, end = b"", b""
+    for chunk in chunks:
+        rest += chunk
+        end = end or next((each for each in (b"\0", b"\n") if each in rest), b"")
+        if end:
+            *names, rest = rest.split(end)
+            yield from _names(names, end)
+    yield from _names([rest], end)
+
+
+def _names(names: Iterable[bytes], end: bytes) -> Iterator[str]:
+    for name in names:
+        # A NUL that comes after a line can be part of no name either.
+        for each in [name] if end == b"\0" else name.rstrip(b"\r").split(b"\0"):
+            if each:
+                yield os.fsdecode(each)
 
 
 def _matched(pattern: str) -> Iterator[str]:

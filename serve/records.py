@@ -108,8 +108,9 @@ def _json_line(record: Record) -> str:
 
 def _csv_line(row: list[str]) -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(row)
-    return buffer.getvalue()
+    # By both, so that a name with either is quoted.
+    csv.writer(buffer, lineterminator="\r\n").writerow(row)
+    return buffer.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _csv_row(record: Record, top_k: int) -> list[str]:

@@ -5,6 +5,8 @@ import io
 import json
 import os
 import pty
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from serve.classifier import Classifier
 from serve.config import ROOT
 from serve.evaluation import Evaluation, wnid_of
 from serve.folder import classify_files
-from serve.inputs import files_of
+from serve.inputs import files_of, names_in
 from tests.references import PICTURES
 from tests.serve.conftest import PHOTOS
 from tests.server_process import running_server
@@ -70,7 +72,7 @@ def test_folders_are_walked_in_the_order_of_names(tree: Path) -> None:
 def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
     (tree / "a[1].jpg").write_bytes(b"x")
     paths = [f"{tree}/a/*.jpg", "-", "none.jpg", f"{tree}/none*", f"{tree}/a[1].jpg"]
-    found = list(files_of(paths, ["x y.jpg\n", "\n", "z.jpg\r\n"]))
+    found = list(files_of(paths, names_in([b"x y.j", b"pg\n\nz.jpg\r\n"])))
     assert found == [
         f"{tree}/a/2.jpg",
         f"{tree}/a/link.jpg",
@@ -385,11 +387,14 @@ def test_a_full_disk_is_named() -> None:
 
 
 def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
-    for number in range(60):
-        (tmp_path / f"{number:02}.jpg").symlink_to(PHOTOS / "rocket.jpg")
-    assert classify(tmp_path)[2].count("\n") == 1
+    (tmp_path / "0000.jpg").write_bytes(b"no picture")
+    for number in range(1, 800):
+        (tmp_path / f"{number:04}.jpg").symlink_to(PHOTOS / "rocket.jpg")
+    _, printed, error = classify(tmp_path)
+    assert (len(records(printed)), error.count("\n"), "\x1b" in error) == (800, 1, False)
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([*COMMAND, str(tmp_path), "--output", "/dev/null"], cwd=ROOT, stderr=theirs)
+    environment = {**os.environ, "COLUMNS": "200"}
+    process = subprocess.Popen([*COMMAND, str(tmp_path)], cwd=ROOT, env=environment, stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:
@@ -397,9 +402,14 @@ def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -
             shown += more
     except OSError:  # the other end is closed
         os.close(ours)
-    assert process.wait(60) == 0
-    assert b"\r\x1b[K" in shown
-    assert b" a second" in shown
+    assert process.wait(60) == 1
+    text = shown.decode()
+    number = r"[0-9]+"
+    assert re.search(
+        rf"\r\x1b\[K\[#*\.*\] +{number}% {number} of 800, [0-9.]+ a second, {number} s left, 1 with problems", text
+    )
+    assert re.search(rf"\x1b\[K{tmp_path}/0799\.jpg +[0-9.]+% \w+ +[0-9.]+% ", text)
+    assert '"file"' not in text
 
 
 def test_a_list_on_standard_input_is_read_as_it_comes() -> None:
@@ -407,6 +417,63 @@ def test_a_list_on_standard_input_is_read_as_it_comes() -> None:
     printed, _ = process.communicate("\n".join([str(PHOTOS / "cat.jpg"), "none.jpg"]), timeout=60)
     assert process.returncode == 1
     assert [record.get("status", 200) for record in records(printed)] == [200, 404]
+
+
+def test_a_record_is_printed_when_it_is_ready_and_not_when_the_list_goes_on() -> None:
+    command = [*COMMAND, "-"]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin
+        assert process.stdout
+        for path in (PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg"):
+            process.stdin.write(f"{path}\n".encode())
+            process.stdin.flush()
+            assert select.select([process.stdout], [], [], 60)[0]
+            assert json.loads(process.stdout.readline())["file"] == str(path)
+        process.send_signal(signal.SIGTERM)  # while it waits for the list to go on
+        assert process.wait(60) == 128 + signal.SIGTERM
+
+
+def test_a_list_may_hold_names_that_are_no_text_and_be_of_print0(tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.jpg")
+    Path(odd).symlink_to(PHOTOS / "cat.jpg")
+    for paths, end in (([odd, "none.jpg"], "\0"), ([odd.replace("\n", ""), "none.jpg"], "\n")):
+        _, printed, error = classify(
+            "-", stdin="".join(path + end for path in paths), environment={"LC_ALL": "C.UTF-8"}
+        )
+        assert [record["file"] for record in records(printed)] == paths, error
+    assert list(names_in([b"a\nb\n", b"c\0d"])) == ["a", "b", "c", "d"]
+
+
+def test_an_output_inside_the_folder_is_no_record_of_itself(tree: Path) -> None:
+    output = tree / "a" / "0.jsonl"
+    for arguments in ([], ["--resume"]):
+        status, _, summary = classify(tree / "a", "--output", output, *arguments)
+        assert (status, len(records(output.read_text()))) == (0, 3), summary
+    with (tree / "a" / "00").open("w") as file:
+        subprocess.run([*COMMAND, str(tree / "a" / "*0*")], cwd=ROOT, stdout=file, check=False)
+    found = [Path(record["file"]).name for record in records((tree / "a" / "00").read_text())]
+    assert found == ["0.jsonl", "10.png"]
+
+
+def test_an_empty_file_is_told_so_without_http(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
+    status, printed, _ = classify(tmp_path)
+    assert (status, records(printed)[0]["detail"]) == (1, "The file is empty.")
+
+
+def test_a_folder_without_files_is_told_so(tmp_path: Path) -> None:
+    assert classify(tmp_path) == (0, "", "no files found\n")
+
+
+def test_the_form_is_that_of_the_outputs_name(tmp_path: Path) -> None:
+    odd = tmp_path / "a\rb.jpg"
+    odd.symlink_to(PHOTOS / "cat.jpg")
+    for suffix, begins in ((".csv", "file,error,"), (".jsonl", '{"file": '), (".txt", '{"file": ')):
+        output = (tmp_path / "output").with_suffix(suffix)
+        assert classify(odd, "--output", output)[0] == 0
+        assert output.read_text().startswith(begins)
+        status, _, summary = classify(odd, "--output", output, "--resume")
+        assert (status, "1 were there already" in summary) == (0, True), summary
 
 
 def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -> None:
@@ -444,8 +511,8 @@ def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None
         top = [{"imagenet_id": each, "label": each.upper(), "probability": 0.1} for each in ids]
         return {"file": path, "top_k": top}
 
-    evaluation = Evaluation()
     first, second = "n00000001", "n00000002"
+    evaluation = Evaluation({first: "cat", second: "never predicted"})
     evaluation.add(record(f"x/{first}_a.jpg", first, second))
     evaluation.add(record(f"x/{first}/b.jpg", second, first))
     evaluation.add(record(f"{second}/c.jpg", first))
@@ -455,11 +522,15 @@ def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None
     assert report[0] == "top-1 25.00%, top-5 50.00% of 4 files in 2 classes"
     assert report[1:3] == ["1 of them have problems and count as wrong", "1 more say no class and are left out"]
     assert [line.split()[0] for line in report[4:]] == [second, first]
+    assert "never predicted" in report[4]
     assert "0 of 2 right" in report[4]
     assert wnid_of("n0000000123/x.jpg") is None
+    assert wnid_of(f"{second}/{first}/any/x.jpg") == first
 
 
-def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(tmp_path: Path) -> None:
+def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "n02124075"
     folder.mkdir()
     (folder / "cat.jpg").symlink_to(PHOTOS / "cat.jpg")
@@ -467,6 +538,11 @@ def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(tmp_pa
     assert status == 0
     assert len(records(printed)[0]["top_k"]) == 2
     assert "top-1 0.00%, top-5 0.00% of 1 files in 1 classes" in error
+    assert "n02124075 Egyptian_cat " in error
+    monkeypatch.chdir(folder)
+    assert wnid_of("cat.jpg") == "n02124075"
+    status, _, error = classify(folder, "--evaluate", "--output", tmp_path / "output", "--resume")
+    assert (status, error) == (2, "serve: --evaluate counts what it sees itself; evaluate without --resume\n")
 
 
 def test_an_unknown_command_is_told_those_there_are() -> None:
