@@ -26,8 +26,8 @@ from serve.memory import trim
 from serve.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.metrics import Metrics
 from serve.openapi import document
-from serve.pages import prefers_html, security_headers, start_page
-from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k
+from serve.pages import addressed, prefers_html, security_headers, start_page
+from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k, wants_timing
 from serve.picture import is_quick_to_open
 from serve.scheduler import Outcome, Scheduler
 from serve.upload import UploadedFile, UploadLimits, read_upload
@@ -63,6 +63,7 @@ class Server:
         self._docs = page(self._document)
         variant = str(classifier.card["variant"])
         self._page = start_page(config, model.name, variant, model.class_count)
+        self._page_headers = security_headers(self._page)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -88,7 +89,8 @@ class Server:
 
     async def root(self, request: Request) -> Response:
         if prefers_html(request.headers.get("accept", "")):
-            return HTMLResponse(self._page, headers={"Vary": "Accept", **security_headers(self._page)})
+            text = addressed(self._page, request.scope["scheme"], request.headers.get("host", ""))
+            return HTMLResponse(text, headers={"Vary": "Accept", **self._page_headers})
         return PlainTextResponse("Server is Running\n", headers={"Vary": "Accept"})
 
     async def livez(self, request: Request) -> Response:
@@ -152,11 +154,12 @@ class Server:
                     self.metrics.spent(stage, seconds)
         stages = stages_of(read_seconds, outcomes)
         request.scope["stages"] = stages
-        return {"Server-Timing": server_timing(stages)} if self.config.server_timing else {}
+        tells = self.config.server_timing or wants_timing(request.headers)
+        return {"Server-Timing": server_timing(stages)} if tells else {}
 
     async def open(self, picture: bytes, top_k: int, alone: bool) -> Job:
         """Check one picture's header; raises what `Classifier.open` raises, and `QueueFull`."""
-        if alone and is_quick_to_open(picture):
+        if not picture or (alone and is_quick_to_open(picture)):
             return self.classifier.open(picture, top_k)
         return await self.inspector.check(self.classifier.open, picture, top_k)
 
@@ -172,7 +175,8 @@ class Server:
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
         """The outcome of each file. Those whose header rules them out are never queued."""
         async with until(deadline):
-            opened = [await self._open_or_tell(file, top_k, alone=len(files) == 1) for file in files]
+            alone = sum(bool(file.data) for file in files) == 1  # also beside the empty one that the page sends
+            opened = [await self._open_or_tell(file, top_k, alone) for file in files]
         jobs = [job for job in opened if isinstance(job, Job)]
         computed = iter(await self.scheduler.run(jobs, deadline) if jobs else [])
         return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]

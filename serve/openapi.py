@@ -8,7 +8,7 @@ from typing import Any, Final
 from serve import __version__
 from serve.config import Config
 from serve.openapi_schemas import INFERENCE_EXAMPLE, schemas
-from serve.parameters import TIMEOUT_HEADER
+from serve.parameters import TIMEOUT_HEADER, TIMING_HEADER
 
 Json = dict[str, Any]
 
@@ -45,7 +45,7 @@ _HEADERS: Final[Json] = {
         "schema": {"type": "integer", "minimum": 1, "maximum": 30},
     },
     "Server-Timing": {
-        "description": "Milliseconds by stage, where it is switched on.",
+        "description": "Milliseconds by stage, where it is switched on or a page of this server asks.",
         "schema": {"type": "string"},
     },
     "WWW-Authenticate": {"required": True, "schema": {"type": "string", "const": "Bearer"}},
@@ -60,6 +60,12 @@ _PARAMETERS: Final[Json] = {
         "in": "header",
         "description": "Milliseconds from the complete upload to its answer, less than the server's own.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999_999_999},
+    },
+    "timing": {
+        "name": TIMING_HEADER,
+        "in": "header",
+        "description": "1 asks for Server-Timing; heeded from this server's own page only.",
+        "schema": {"type": "string", "const": "1"},
     },
     "requestId": {
         "name": "X-Request-ID",
@@ -98,7 +104,7 @@ def document(config: Config, model_name: str, side: int, class_count: int) -> Js
         problems=(*_PICTURES, *((401,) if guarded else ())),
         headers=("Server-Timing",),
     ) | {
-        "parameters": [top_k, *_references("parameters", "timeout", "requestId", "traceparent")],
+        "parameters": [top_k, *_references("parameters", "timeout", "timing", "requestId", "traceparent")],
         "requestBody": {"required": True, "content": _upload_bodies(config)},
     }
     infer = _operation(
@@ -121,7 +127,7 @@ def document(config: Config, model_name: str, side: int, class_count: int) -> Js
                 "description": "Bytes of JSON, where a binary tensor follows.",
                 "schema": {"type": "integer", "minimum": 0},
             },
-            *_references("parameters", "timeout", "requestId", "traceparent"),
+            *_references("parameters", "timeout", "timing", "requestId", "traceparent"),
         ],
         "requestBody": {
             "required": True,

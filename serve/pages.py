@@ -18,6 +18,8 @@ _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
 _TOP_K: Final = 5
 _MEBIBYTE: Final = 2**20
+_ADDRESS: Final = "http://127.0.0.1:5000"  # as page.html has it
+_SANE_HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _RANGE: Final = re.compile(r"\s*([^;,\s]+)\s*((?:;[^,]*)?)")
 
 
@@ -42,6 +44,13 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
     }
     text = _FILE.read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: html.escape(values[found[1]]), text)
+
+
+def addressed(page: str, scheme: str, host: str) -> str:
+    """The page with the address it was asked at, where `host` (and port) could be one; a client can send anything."""
+    if scheme not in ("http", "https") or not _SANE_HOST.fullmatch(host):
+        return page
+    return page.replace(_ADDRESS, f"{scheme}://{host}")
 
 
 def security_headers(page: str) -> dict[str, str]:

@@ -4,12 +4,13 @@ Errors that leave here: `BadParameter`, naming the value and what is allowed.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from serve.errors import BadParameter
 
 TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
+TIMING_HEADER: Final = "X-Server-Timing"
 _DEFAULT_TOP_K: Final = 5
 _SHOWN_CHARACTERS: Final = 40
 _MOST_DIGITS: Final = 15
@@ -36,6 +37,18 @@ def parse_timeout(given: Sequence[str], longest_ms: int) -> float:
             f"1 to {10**_MOST_DIGITS - 1}."
         )
     return min(value, longest_ms) / 1000
+
+
+def wants_timing(headers: Mapping[str, str]) -> bool:
+    """Whether a page of this server asks to be told where the time went. headers: with lower-case lookup."""
+    if headers.get(TIMING_HEADER.lower()) != "1":
+        return False
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    # Over plain HTTP browsers say no more than the origin, unless the server is on their own machine.
+    _, _, host = headers.get("origin", "").partition("://")
+    return bool(host) and host == headers.get("host")
 
 
 def _positive(text: str) -> int | None:

@@ -345,6 +345,23 @@ def test_server_timing_is_told_where_switched_on(client_for: ClientFor, cat: byt
     assert "infer;dur=" in several.headers["server-timing"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({"X-Server-Timing": "1", "Sec-Fetch-Site": "same-origin"}, True),
+        ({"X-Server-Timing": "1", "Origin": "http://testserver"}, True),
+        ({"X-Server-Timing": "1", "Sec-Fetch-Site": "same-site", "Origin": "http://testserver"}, False),
+        ({"X-Server-Timing": "0", "Sec-Fetch-Site": "same-origin"}, False),
+        ({"X-Server-Timing": "1"}, False),
+        ({"Sec-Fetch-Site": "same-origin"}, False),
+    ],
+)
+def test_server_timing_is_told_to_the_own_page(
+    client: TestClient, cat: bytes, headers: dict[str, str], told: bool
+) -> None:
+    assert ("server-timing" in post_file(client, cat, headers=headers).headers) == told
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "1.5"])
 def test_a_timeout_that_is_not_allowed_is_named(client: TestClient, cat: bytes, value: str) -> None:
     answer = post_file(client, cat, headers={"X-Request-Timeout-Ms": value})

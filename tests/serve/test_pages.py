@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve.pages import prefers_html
+from serve.pages import addressed, prefers_html
 from tests.serve.conftest import ClientFor
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
@@ -85,3 +85,21 @@ def test_the_page_says_what_this_server_takes(client_for: ClientFor, tmp_path: P
     }
     assert "{{" not in page
     assert 'curl -F "file=@cat.jpg"' in page[page.index("<noscript>") : page.index("</noscript>")]
+
+
+@pytest.mark.parametrize("host", ["pictures.example", "10.0.0.7:8080", "[::1]:5000", "localhost"])
+def test_the_command_for_who_has_no_script_names_the_host_that_was_asked(client: TestClient, host: str) -> None:
+    page = client.get("/", headers={"Accept": BROWSER, "Host": host})
+    assert f'curl -F "file=@cat.jpg" http://{host}/upload</code>' in page.text
+    assert "127.0.0.1" not in page.text
+
+
+@pytest.mark.parametrize(
+    "host", ["", "a b", "<script>", 'x"; rm -rf ~; "', "x&y", "$(id)", "[", "a:b", "a:123456", "é"]
+)
+def test_a_host_that_is_none_is_not_repeated(client: TestClient, host: str) -> None:
+    page = client.get("/", headers={"Accept": BROWSER, "Host": host.encode()})
+    assert (page.status_code, "http://127.0.0.1:5000/upload" in page.text) == (200, True)
+    plain = "http://127.0.0.1:5000"
+    assert addressed(plain, "http", host) == addressed(plain, "file", "localhost") == plain
+    assert addressed(plain, "https", "localhost") == "https://localhost"
