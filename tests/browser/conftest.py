@@ -18,7 +18,7 @@ FLAGS = ["--disable-background-networking", "--disable-component-update", "--dis
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    with running_server(PYTHON, "--log-format", "json", "--server-timing", "on") as started:
+    with running_server(PYTHON, "--log-format", "json") as started:
         yield started
 
 

@@ -56,7 +56,10 @@ def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
     visit.drop(("empty.jpg", b""))
     expect(visit.card("empty.jpg").locator(".problem")).to_have_text("The file is empty.")
     visit.page.evaluate("add([new File([new Uint8Array(21 * 1024 * 1024)], 'huge.jpg')])")
-    expect(visit.card("huge.jpg").locator(".problem")).to_have_text("The file has 21.0 MiB; the limit is 20 MiB.")
+    visit.page.evaluate("add([new File([new Uint8Array(20 * 1024 * 1024)], 'full.jpg')])")
+    for name, size in (("huge.jpg", "21.0"), ("full.jpg", "20.0")):
+        words = f"The file has {size} MiB; the limit is 20 MiB with the form around it."
+        expect(visit.card(name).locator(".problem")).to_have_text(words)
     # Browsers give a folder as a file that has a size, and that cannot be read.
     visit.page.evaluate(
         """() => {
@@ -67,6 +70,121 @@ def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
     )
     expect(visit.card("holidays").locator(".problem")).to_contain_text("If it is a folder, drop the pictures in it.")
     assert not any("upload" in url for url in visit.asked)
+
+
+def test_who_is_told_nothing_of_the_servers_time_takes_his_own(
+    browser: Browser, server: ServerProcess, photos: dict[str, bytes]
+) -> None:
+    page = browser.new_page()
+
+    def answer(route: Any) -> None:
+        real = route.fetch()
+        assert real.headers["server-timing"]
+        route.fulfill(response=real, headers={"Content-Type": "application/json"})
+
+    page.route("**/upload*", answer)
+    visit = Visit(page, server.url)
+    visit.drop(("cat.jpg", photos["cat.jpg"]))
+    expect(visit.card("cat.jpg")).to_contain_text(re.compile(r"\d+ ms there and back · \w+, (int8|fp32)"), timeout=WAIT)
+    page.close()
+
+
+# Answers at once, or when `release` is called, without a server. `asked` counts.
+INSTANT = """(held) => {
+    asked = 0;
+    const top_k = [1, 2, 3, 4, 5].map((place) => ({ label: "tabby", index: place, probability: 1 / (place + 1) }));
+    const answer = { filename: "", model: "none", label: "tabby", index: 1, probability: 0.5, top_k };
+    const gate = new Promise((open) => { release = open; });
+    if (!held) release();
+    fetch = async (url, { signal }) => {
+        asked += 1;
+        await gate;
+        if (signal.aborted) throw signal.reason;
+        return new Response(JSON.stringify({ results: [answer] }));
+    };
+}"""
+
+
+def test_what_was_removed_is_not_counted(visit: Visit, photos: dict[str, bytes]) -> None:
+    page, status = visit.page, visit.page.get_by_role("status")
+    visit.drop(*[(f"{number}.jpg", photos["rocket.jpg"]) for number in range(30)])
+    expect(page.locator("ol.labels").first).to_be_visible(timeout=WAIT)
+    page.get_by_role("button", name="Remove all").click()
+    page.wait_for_timeout(500)
+    expect(status).to_have_text("")
+    expect(page.locator("li.card")).to_have_count(0)
+    visit.drop(("cat.jpg", photos["cat.jpg"]), ("notes.txt", b"hello"), ("rocket.jpg", photos["rocket.jpg"]))
+    expect(status).to_have_text("2 of 3 pictures named, 1 not.", timeout=WAIT)
+    expect(page.locator("li.card")).to_have_count(3)
+    visit.drop(("again.jpg", photos["cat.jpg"]))
+    expect(status).to_contain_text("again.jpg: ", timeout=WAIT)
+
+
+def test_what_is_answered_after_all_was_removed_is_ignored(visit: Visit) -> None:
+    page, status = visit.page, visit.page.get_by_role("status")
+    page.evaluate(INSTANT, True)
+    visit.drop(("a.jpg", b"a"), ("b.jpg", b"b"), ("c.jpg", b"c"))
+    expect(page.get_by_text("Looking …")).to_have_count(2)
+    page.get_by_role("button", name="Remove all").click()
+    visit.drop(("d.jpg", b"d"), ("e.jpg", b"e"), ("f.jpg", b"f"))
+    expect(page.get_by_text("Looking …")).to_have_count(2)
+    assert page.evaluate("asked") == 4
+    page.evaluate("release()")
+    expect(status).to_have_text("3 of 3 pictures named.", timeout=WAIT)
+    expect(page.locator("li.card h2")).to_have_text(["d.jpg", "e.jpg", "f.jpg"])
+    assert page.evaluate("[asked, active, done, total]") == [5, 0, 3, 3]
+
+
+def test_thousands_of_pictures_do_not_freeze_the_page(visit: Visit, photos: dict[str, bytes]) -> None:
+    page = visit.page
+    page.evaluate(INSTANT, True)
+    milliseconds = page.evaluate(
+        """(bytes) => {
+            const data = new Uint8Array(bytes);
+            const files = Array.from({ length: 2000 }, (_, place) => new File([data], `${place}.jpg`));
+            const began = performance.now();
+            add(files);
+            document.body.offsetHeight;
+            return performance.now() - began;
+        }""",
+        list(photos["cat.jpg"][:2000]),
+    )
+    assert milliseconds < 1000
+    expect(page.locator("#more")).to_have_text("1978 more waiting")
+    expect(page.locator("li.card")).to_have_count(22)
+    page.evaluate("release()")
+    expect(page.get_by_role("status")).to_have_text("2000 of 2000 pictures named.", timeout=3 * WAIT)
+    expect(page.locator("ol.labels")).to_have_count(2000)
+    expect(page.locator("#more")).to_be_hidden()
+    order = page.evaluate("[...document.querySelectorAll('li.card h2')].map((each) => parseInt(each.textContent))")
+    assert order == list(range(2000))
+
+
+def test_a_screen_reader_hears_of_many_pictures_now_and_then(visit: Visit) -> None:
+    page = visit.page
+    page.evaluate(INSTANT)
+    page.evaluate(
+        """() => {
+            const instant = fetch;
+            fetch = async (...all) => { await new Promise((wake) => setTimeout(wake, 400)); return instant(...all); };
+            news = [];
+            new MutationObserver(() => news.push(status.textContent)).observe(status, { childList: true });
+        }"""
+    )
+    visit.drop(*[(f"{number}.jpg", b"x") for number in range(40)])  # eight seconds
+    expect(page.get_by_role("status")).to_have_text("40 of 40 pictures named.", timeout=2 * WAIT)
+    news = page.evaluate("news")
+    assert 2 <= len(news) <= 6
+    assert news[-1] == "40 of 40 pictures named."
+    assert all(re.fullmatch(r"\d+ of 40 pictures named so far\.", each) for each in news[:-1])
+
+
+def test_a_drop_without_files_says_what_to_do(visit: Visit) -> None:
+    visit.drop()
+    words = "That is no file; save the picture first, or copy and paste it."
+    expect(visit.page.get_by_role("status")).to_have_text(words)
+    visit.paste()
+    expect(visit.page.locator("li.card")).to_have_count(0)
 
 
 def test_a_busy_server_is_asked_again(browser: Browser, server: ServerProcess, photos: dict[str, bytes]) -> None:
@@ -105,11 +223,25 @@ def test_a_key_is_asked_for_where_there_are_keys(browser: Browser, photos: dict[
     page = browser.new_page()
     with running_server(PYTHON, *flags) as server:
         visit = Visit(page, server.url)
-        visit.drop(("cat.jpg", photos["cat.jpg"]))
-        expect(visit.card("cat.jpg").locator(".problem")).to_contain_text("An API key is needed", timeout=WAIT)
-        page.get_by_label("API key").fill("open-sesame")
-        visit.drop(("again.jpg", photos["cat.jpg"]))
-        expect(visit.card("again.jpg").locator("ol.labels li")).to_have_count(5, timeout=WAIT)
+        visit.drop(*[(f"{number}.jpg", photos["cat.jpg"]) for number in range(30)])
+        field, status = page.get_by_label("API key"), page.get_by_role("status")
+        expect(status).to_have_text("An API key is needed.")
+        expect(field).to_be_focused()
+        expect(page.get_by_text("Waiting for the API key")).to_have_count(20)
+        assert not any("upload" in url for url in visit.asked)
+        page.evaluate("focused = 0; secret.addEventListener('focus', () => { focused += 1; })")
+        field.press_sequentially("open-sesamy")
+        visit.page.get_by_label("Choose pictures").focus()  # which is as good as Enter
+        expect(status).to_contain_text("key", timeout=WAIT)
+        expect(field).to_be_focused()
+        expect(page.get_by_text("Waiting for the API key")).to_have_count(22, timeout=WAIT)
+        page.wait_for_timeout(300)
+        assert sum("upload" in url for url in visit.asked) <= 2
+        assert page.evaluate("focused") == 1
+        field.press_sequentially("open-sesame")  # over the wrong one, which is selected
+        field.press("Enter")
+        expect(status).to_have_text("30 of 30 pictures named.", timeout=3 * WAIT)
+        expect(page.locator(".problem")).to_have_count(0)
     page.close()
 
 
