@@ -121,6 +121,7 @@ check-kubernetes: ## hold deploy/kubernetes against published schemas, itself an
 scale-test: ## a Ray cluster of two nodes under load: kill a replica and a node, update the model; print what came of it
 	@$(install_runtime)
 	@$(install) .venv/ray requirements/ray.txt requirements/test.txt
+	.venv/ray/bin/python -m pytest tests/scale
 	.venv/ray/bin/python -m tests.scale
 
 browser-test: ## test the page in the Chromium that is installed; SCREENSHOTS=DIR keeps pictures of it

@@ -1,6 +1,6 @@
 """How much has to be shipped to serve: our container image beside images of the peers and of the old way.
 
-    python benchmarks/sizes.py --image densenet-server
+    python benchmarks/sizes.py --weights densenet121.pth
 
 Ours is the image itself, as the Docker engine tells it. The others are the base image with the packages that each
 server needs, as they are installed here, and the same model file (the old way: the weights); what building would add

@@ -71,12 +71,30 @@ def classify_files(
                 pending.get_nowait()
 
 
-def record_of(classifier: Classifier, path: str, top_k: int, max_bytes: int) -> Record:
-    """One file's record."""
+def read_file(path: str, max_bytes: int) -> bytes:
+    """A file's bytes, of which there are some; raises `EmptyFile`, `UploadTooLarge` and `OSError`."""
+    # Not blocking, because opening a pipe that nobody writes to would never end.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        status = os.fstat(file.fileno())
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError
+        if not stat.S_ISREG(status.st_mode):
+            raise _NotAFile
+        if status.st_size > max_bytes:
+            raise UploadTooLarge(f"The file has {status.st_size} bytes; the limit is {max_bytes} bytes.")
+        if data := file.read(max_bytes):
+            return data
+        raise EmptyFile("The file is empty.")
+
+
+def record_of(
+    classifier: Classifier, path: str, top_k: int, max_bytes: int, read: Callable[[str, int], bytes] = read_file
+) -> Record:
+    """One file's record. read: for files that are elsewhere; raises as `read_file`."""
     try:
         return {
             "file": path,
-            **prediction(classifier.classify(_read(path, max_bytes), top_k), classifier.model.name),
+            **prediction(classifier.classify(read(path, max_bytes), top_k), classifier.model.name),
         }
     except RequestError as error:
         return {"file": path, **problem_of(error)}
@@ -91,21 +109,6 @@ def record_of(classifier: Classifier, path: str, top_k: int, max_bytes: int) -> 
 def is_problem(record: Record) -> bool:
     """Whether a record says why there is no prediction."""
     return "status" in record
-
-
-def _read(path: str, max_bytes: int) -> bytes:
-    # Not blocking, because opening a pipe that nobody writes to would never end.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError
-        if not stat.S_ISREG(status.st_mode):
-            raise _NotAFile
-        if status.st_size > max_bytes:
-            raise UploadTooLarge(f"The file has {status.st_size} bytes; the limit is {max_bytes} bytes.")
-        if data := file.read(max_bytes):
-            return data
-        raise EmptyFile("The file is empty.")
 
 
 class _NotAFile(OSError):

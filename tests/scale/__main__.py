@@ -91,12 +91,12 @@ def deploy(model: str) -> None:
 
 def throughput_of_one_process(photos: dict[str, bytes], answers: Answers) -> float:
     """Images a second of one server with the CPUs that the cluster's nodes have together."""
-    with running_server(RUNTIME, "--model", FIRST, "--threads", str(NODES), "--log-format", "json") as server:
-        with Load(server.url, photos, answers) as load:
-            time.sleep(1)
-            load.phase()
-            time.sleep(SECONDS)
-            account = load.phase()
+    flags = ("--model", FIRST, "--threads", str(NODES), "--log-format", "json")
+    with running_server(RUNTIME, *flags) as server, Load(server.url, photos, answers) as load:
+        time.sleep(1)
+        load.phase()
+        time.sleep(SECONDS)
+        account = load.phase()
     return account.answered / account.seconds
 
 
@@ -142,9 +142,8 @@ def report(phases: dict[str, Account], one_process: float, first: str) -> int:
         *(f"{name}: {account.lost} lost" for name, account in phases.items() if account.lost),
         *(f"{name}: nothing was answered" for name, account in phases.items() if not account.answered),
     ]
-    for name in ("rolling update", "after the update"):
-        if phases[name].retried:
-            faults.append(f"{name}: {phases[name].retried} attempts failed")
+    updating = {name: phases[name].retried for name in ("rolling update", "after the update")}
+    faults.extend(f"{name}: {retried} attempts failed" for name, retried in updating.items() if retried)
     if set(phases["after the update"].models) != {EMBEDDED} or set(phases["two replicas"].models) != {first}:
         faults.append("the model that answered is not the one that was deployed")
     print("\n".join(faults) or "requests: none wrong, none lost")

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 from urllib.parse import urlsplit
 
 # Model's name → photograph's name → class id and probability of the right answer.
@@ -42,7 +43,7 @@ class Load:
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(clients)]
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> Self:
         self._began = time.monotonic()
         for thread in self._threads:
             thread.start()

@@ -190,7 +190,7 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
         (["--model", TINY_MODEL, "--api-keys-file", "tests"], "API keys file tests: Is a directory"),
         (["--config", "tests"], "settings file tests: is a directory"),
         (["classify"], "the following arguments are required: PATH"),
-        (["classify", "--model", TINY_MODEL, "--output", "tests", "Makefile"], "output file tests: is a directory"),
+        (["classify", "--model", TINY_MODEL, "--output", "tests", "Makefile"], "output tests: is a directory"),
         (["classify", "--xml", "tests"], "unrecognized arguments: --xml"),
     ],
 )  # fmt: skip

@@ -1,0 +1,111 @@
+"""deploy/ray/classify.py on a real cluster of this machine: the rows of `python -m serve classify`, and restarts."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+
+import pyarrow.parquet
+import pytest
+import ray
+
+from deploy.ray.classify import finished, main
+from tests.server_process import ROOT
+from tests.tiny_model import PATH as TINY_MODEL
+
+RUNTIME = ROOT / ".venv" / "runtime" / "bin" / "python"
+PHOTOS = ROOT / "tests" / "data" / "photos"
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's of its own settings
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    environment = {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment}, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    folder = tmp_path / "tree"
+    for number in range(30):
+        (folder / f"{number % 3}").mkdir(parents=True, exist_ok=True)
+        (folder / f"{number % 3}" / f"{number:02}.jpg").symlink_to(sorted(PHOTOS.glob("*.jpg"))[number % 3])
+    (folder / "half.jpg").write_bytes((PHOTOS / "cat.jpg").read_bytes()[:9000])
+    (folder / "notes.txt").write_text("hello")
+    (folder / "empty.jpg").touch()
+    return folder
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Without what is not there, as a line of JSON would have them."""
+    found = [row for part in sorted(folder.glob("*.parquet")) for row in pyarrow.parquet.read_table(part).to_pylist()]
+    return sorted(
+        ({key: value for key, value in row.items() if value is not None} for row in found), key=lambda row: row["file"]
+    )
+
+
+def classified(folder: Path) -> list[dict[str, Any]]:
+    command = [str(RUNTIME), "-m", "serve", "classify", str(folder), "--model", str(TINY_MODEL), "--jsonl"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda row: row["file"])
+
+
+def test_the_rows_are_those_of_the_command_and_a_restart_adds_what_is_missing(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("_PART_ROWS", "_BATCH_ROWS"):
+        monkeypatch.setattr(sys.modules["deploy.ray.classify"], name, 4)
+    output = tmp_path / "rows"
+    arguments = [str(tree), "--output", str(output), "--set", f"model={TINY_MODEL}"]
+    assert main(arguments) == 1  # three files are no pictures
+    wanted = classified(tree)
+    assert len(wanted) == 33
+    assert rows(output) == wanted
+    parts = sorted(output.glob("*.parquet"))
+    assert len(parts) > 2
+
+    # As an interruption would have left it: one part never begun, one cut off.
+    parts[0].unlink()
+    parts[1].write_bytes(parts[1].read_bytes()[:-20])
+    left = {row["file"] for row in rows_of(parts[2:])}
+    assert main(arguments) == 1
+    assert rows(output) == wanted
+    told = capsys.readouterr().err
+    assert f"33 files, {len(left)} of them done before" in told
+    assert f"{parts[1]} was never completed; its files are classified anew" in told
+    assert finished(str(output)) == {row["file"] for row in wanted}
+
+    before = sorted(output.glob("*.parquet"))
+    assert main(arguments) == 1
+    assert sorted(output.glob("*.parquet")) == before
+
+
+def rows_of(parts: list[Path]) -> list[dict[str, Any]]:
+    return [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
+
+
+def test_a_bucket_is_read_as_a_folder_is(tree: Path, tmp_path: Path) -> None:
+    """`file://` goes the way of every other address: listed and opened by pyarrow."""
+    output = tmp_path / "rows"
+    assert main([tree.as_uri(), "--output", str(output), "--set", f"model={TINY_MODEL}", "--top-k", "2"]) == 1
+    found = rows(output)
+    assert [row["file"].rpartition("/")[2] for row in found if "status" in row] == [
+        "empty.jpg",
+        "half.jpg",
+        "notes.txt",
+    ]
+    wanted = {Path(row["file"]).name: row for row in classified(tree)}
+    for row in found:
+        ours = wanted[Path(row["file"]).name]
+        assert row.get("imagenet_id") == ours.get("imagenet_id")
+        assert row.get("status") == ours.get("status")
+        assert len(row.get("top_k", [0, 0])) == 2
