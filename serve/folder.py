@@ -20,6 +20,8 @@ from serve.errors import EmptyFile, RequestError, UploadTooLarge
 from serve.problems import problem, problem_of
 
 Record = dict[str, Any]
+# How the detail begins of a file that is there, and that a moment's trouble may have kept from being read.
+UNREADABLE: Final = "The file cannot be read"
 
 log = logging.getLogger("serve.error")
 
@@ -126,4 +128,4 @@ def _unreadable(error: OSError) -> dict[str, Any]:
         case _NotAFile():
             return problem(415, "Unsupported Media Type", "This is no file but a device, a pipe or a socket.")
         case _:
-            return problem(404, "Not Found", f"The file cannot be read: {(error.strerror or 'unknown').lower()}.")
+            return problem(404, "Not Found", f"{UNREADABLE}: {(error.strerror or 'unknown').lower()}.")

@@ -15,16 +15,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Final
 
 from serve.errors import StartError
+from serve.leaving import SIGNALLED
 
 # Runs a worker on its socket to the end, and tells when it is ready; the process's exit status.
 Work = Callable[[int, socket.socket, Callable[[], None]], int]
-# A worker that could not start is not tried more often than this.
+# A worker that cannot start, or ends again and again, is not tried more often than this.
 _RETRY_SECONDS: Final = 1.0
+_YOUNG_SECONDS: Final = 5.0
 # How much longer than their grace period workers may take before they are killed.
 _KILL_AFTER_SECONDS: Final = 3.0
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
@@ -67,6 +69,7 @@ class Workers:
         self._grace = grace_seconds
         self._running: dict[int, int] = {}  # process id → number
         self._links: dict[int, socket.socket] = {}  # number → this end of what says that the other still lives
+        self._began: dict[int, float] = {}  # number → when it was started last
         self._ending = False
         self._killed = False
 
@@ -76,18 +79,26 @@ class Workers:
             signal.signal(each, self._end)
         signal.signal(signal.SIGALRM, self._kill)
         self._start(0)
+        if self._ending:  # a signal came before there was anybody to pass it on to
+            return 0 if not self._running else self._wait()
         if not self._is_ready(0):
-            _, status = os.waitpid(next(iter(self._running)), 0)
-            return 0 if self._ending else os.waitstatus_to_exitcode(status)
+            code = os.waitstatus_to_exitcode(os.waitpid(next(iter(self._running)), 0)[1])
+            return 0 if self._ending else code if code >= 0 else SIGNALLED - code
         for number in range(1, len(self._listeners)):
             self._start(number)
+        return self._wait()
+
+    def _wait(self) -> int:
+        """Until all have ended; the exit status."""
         while self._running:
             self._replace(*os.waitpid(-1, 0))
         return 1 if self._killed else 0
 
     def _replace(self, pid: int, status: int) -> None:
         """One has ended."""
-        number = self._running.pop(pid)
+        number = self._running.pop(pid, None)
+        if number is None:  # a stranger, whose own parent has ended: in a container this is process 1
+            return
         self._links.pop(number).close()
         _forget(pid)
         if self._ending:
@@ -95,9 +106,14 @@ class Workers:
         code = os.waitstatus_to_exitcode(status)
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         log.error("worker %d (process %d) ended %s; starting another", number + 1, pid, how)
-        if code > 0:
-            time.sleep(_RETRY_SECONDS)
-        self._start(number)
+        while number not in self._running.values() and not self._ending:
+            if code > 0 or time.monotonic() - self._began[number] < _YOUNG_SECONDS:
+                time.sleep(_RETRY_SECONDS)
+            try:
+                self._start(number)
+            except OSError as error:  # no memory or no process left; the other workers go on
+                log.error("worker %d cannot be started: %s", number + 1, error.strerror)
+                code = 1
 
     def _start(self, number: int) -> None:
         ours, theirs = socket.socketpair()
@@ -108,13 +124,19 @@ class Workers:
                 ours.close()
                 theirs.close()
                 return
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError:
+                ours.close()
+                theirs.close()
+                raise
             if pid == 0:
                 ours.close()
                 self._become(number, theirs)
             theirs.close()
             self._running[pid] = number
             self._links[number] = ours
+            self._began[number] = time.monotonic()
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
@@ -138,8 +160,12 @@ class Workers:
         except BaseException:
             log.exception("worker %d failed", number + 1)
         finally:
-            sys.stderr.flush()
-            os._exit(status)  # never back into what this is a copy of
+            try:
+                for each in _SIGNALS:
+                    signal.signal(each, signal.SIG_IGN)
+                sys.stderr.flush()
+            finally:
+                os._exit(status)  # never back into what this is a copy of
 
     def _is_ready(self, number: int) -> bool:
         """Wait until a worker says so; false where it ends before."""
@@ -156,20 +182,26 @@ class Workers:
                 listener.close()
             signal.setitimer(signal.ITIMER_REAL, self._grace + _KILL_AFTER_SECONDS)
         for pid in self._running:
-            os.kill(pid, number)
+            _send(pid, number)
 
     def _kill(self, number: int, frame: FrameType | None) -> None:
         for pid in self._running:
             self._killed = True
             log.error("worker process %d did not end in time and is killed", pid)
-            os.kill(pid, signal.SIGKILL)
+            _send(pid, signal.SIGKILL)
 
 
 def _end_with(link: socket.socket) -> None:
     """End this process when the one that started it is gone, however that came."""
-    while link.recv(1):
-        pass
+    with suppress(ConnectionError):  # what was written here, and not read there, makes the end a reset
+        while link.recv(1):
+            pass
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _send(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        os.kill(pid, number)
 
 
 def _forget(pid: int) -> None:

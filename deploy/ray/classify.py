@@ -4,15 +4,17 @@
 
 The rows are the records of `python -m serve classify`: preprocessing, model and limits are the same code. The output is
 a folder of Parquet files, on a disk or in a bucket; a run that was interrupted is started again with the same command,
-leaves out what is there and removes the file that it was in the middle of writing.
+leaves out what is there and removes the file that it was in the middle of writing. What is on a disk has to be on one
+that every machine of the cluster has in the same place, this project too.
 """
 
 import argparse
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported, whoever imports it
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -23,9 +25,9 @@ import ray
 from pyarrow import fs
 
 from serve.classifier import load_classifier
-from serve.config import Config, load_config
-from serve.errors import EmptyFile, UploadTooLarge
-from serve.folder import read_file, record_of
+from serve.config import ROOT, Config, load_config
+from serve.errors import ConfigError, EmptyFile, UploadTooLarge
+from serve.folder import UNREADABLE, read_file, record_of
 from serve.inputs import files_of
 from serve.memory import settle_allocator
 
@@ -52,33 +54,43 @@ SCHEMA: Final = pyarrow.schema(
 
 
 class Classify:
-    """One worker, on one CPU. settings: as flags of `python -m serve`, without the dashes."""
+    """One worker, on one CPU. flags: of `python -m serve`. folder: where relative paths begin, on every machine."""
 
-    def __init__(self, settings: dict[str, str], top_k: int) -> None:
+    def __init__(self, flags: list[str], top_k: int, folder: str) -> None:
+        os.chdir(folder)
         settle_allocator()
-        self._config: Config = load_config([f"--{name}={value}" for name, value in settings.items()], {})
+        self._config: Config = load_config(flags, {})
         self._classifier = load_classifier(self._config)
         self._top_k = top_k
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        """Rows of `SCHEMA` for a table of `file`."""
+        """Rows of `SCHEMA` for a table of `root` and `file`."""
         limit = self._config.max_request_bytes
-        names = batch["file"].to_pylist()
-        records = [record_of(self._classifier, name, self._top_k, limit, read_anywhere) for name in names]
+        records = []
+        for root, name in zip(batch["root"].to_pylist(), batch["file"].to_pylist(), strict=True):
+            record = record_of(
+                self._classifier, name, self._top_k, limit, partial(read_object, root) if root else read_file
+            )
+            if root and str(record.get("detail", "")).startswith(UNREADABLE):
+                raise RuntimeError(f"{name}: {record['detail']}")  # a moment's trouble must not become a row that stays
+            records.append(record)
         return pyarrow.Table.from_pylist(records, schema=SCHEMA)
 
 
-def read_anywhere(path: str, max_bytes: int) -> bytes:
-    """A file of a disk or of a bucket; raises as `read_file`."""
-    if "://" not in path:
-        return read_file(path, max_bytes)
-    system, name = fs.FileSystem.from_uri(path)
-    with system.open_input_file(name) as file:
+def read_object(root: str, path: str, max_bytes: int) -> bytes:
+    """An object of a bucket; raises as `read_file`. root: the address that it was found under, with its options."""
+    with system_of(root).open_input_file(path.partition("://")[2]) as file:
         if file.size() > max_bytes:
             raise UploadTooLarge(f"The file has {file.size()} bytes; the limit is {max_bytes} bytes.")
         if data := file.read():
             return bytes(data)
         raise EmptyFile("The file is empty.")
+
+
+@lru_cache
+def system_of(root: str) -> fs.FileSystem:
+    """Made once, because that takes a connection."""
+    return fs.FileSystem.from_uri(root)[0]
 
 
 def located(place: str) -> tuple[fs.FileSystem, str]:
@@ -87,19 +99,22 @@ def located(place: str) -> tuple[fs.FileSystem, str]:
     return found
 
 
-def listed(paths: Iterable[str]) -> Iterator[str]:
-    """The files of folders, patterns and buckets; of a bucket those below a path, by name."""
+def listed(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """The files of folders, patterns and buckets, each with the address it was found under, empty for those of a disk.
+
+    Of a bucket those below a path, by name.
+    """
     for path in paths:
         if "://" not in path:
-            yield from files_of([path], ())
+            yield from (("", name) for name in files_of([path], ()))
             continue
-        system, name = fs.FileSystem.from_uri(path)
-        scheme = path.partition("://")[0]
+        system, name = located(path)
+        found = [name]
         if system.get_file_info(name).type == fs.FileType.Directory:
             inside = system.get_file_info(fs.FileSelector(name, recursive=True))
-            yield from sorted(f"{scheme}://{each.path}" for each in inside if each.type == fs.FileType.File)
-        else:
-            yield path
+            found = sorted(each.path for each in inside if each.type == fs.FileType.File)
+        scheme = path.partition("://")[0]
+        yield from ((path, f"{scheme}://{each}") for each in found)
 
 
 def finished(output: str) -> set[str]:
@@ -121,6 +136,27 @@ def finished(output: str) -> set[str]:
     return found
 
 
+def write_rows(files: list[tuple[str, str]], flags: list[str], options: argparse.Namespace) -> None:
+    """Rows of these files into the output, on a cluster that is there or made for it."""
+    if not ray.is_initialized():
+        environment = {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
+        ray.init(address=options.address, runtime_env={"env_vars": environment}, log_to_driver=False)
+    workers = options.workers or int(ray.cluster_resources()["CPU"])
+    # A part is the work of one worker, so there are as many as workers where there are few files.
+    size = max(_BATCH_ROWS, min(_PART_ROWS, -(-len(files) // workers)))
+    parts = [files[start : start + size] for start in range(0, len(files), size)]
+    tables = [pyarrow.table(dict(zip(("root", "file"), zip(*part, strict=True), strict=True))) for part in parts]
+    target = options.output if "://" in options.output else str(Path(options.output).resolve())
+    ray.data.from_arrow(tables).map_batches(
+        Classify,
+        fn_constructor_args=(flags, options.top_k, str(Path.cwd())),
+        batch_size=_BATCH_ROWS,
+        batch_format="pyarrow",
+        num_cpus=1 - _WRITING_CPUS,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+    ).write_parquet(target, mode=ray.data.SaveMode.APPEND, ray_remote_args={"num_cpus": _WRITING_CPUS})
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; 0 if every file was classified, 1 if some have problems."""
     parser = argparse.ArgumentParser(prog="python -m deploy.ray.classify", description=(__doc__ or "").split("\n")[0])
@@ -131,27 +167,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--address", help="of a running cluster (default: the one that is here, else a new one)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
     options = parser.parse_args(arguments)
-    settings: dict[str, Any] = {"threads": "1", **dict(each.split("=", 1) for each in options.set)}
-    done = finished(options.output)
+    flags = ["--threads=1", *(f"--{name.replace('_', '-')}" for name in options.set)]
+    try:
+        load_config(flags, {})
+        done = finished(options.output)
+    except ConfigError as error:
+        print(f"classify: {error}", file=sys.stderr)
+        return 2
     # Names that are no text would not survive Arrow; they come out as what could be made of them.
-    files = [name.encode("utf-8", "replace").decode() for name in listed(options.paths)]
-    missing = [name for name in files if name not in done]
+    files = [(root, name.encode("utf-8", "replace").decode()) for root, name in listed(options.paths)]
+    missing = [each for each in files if each[1] not in done]
     print(f"{len(files)} files, {len(files) - len(missing)} of them done before", file=sys.stderr)
     if missing:
-        environment = {"PYTHONPATH": str(Path.cwd()), "ORT_DISABLE_TELEMETRY": "1"}
-        if not ray.is_initialized():
-            ray.init(address=options.address, runtime_env={"env_vars": environment}, log_to_driver=False)
-        workers = options.workers or int(ray.cluster_resources()["CPU"])
-        parts = [missing[start : start + _PART_ROWS] for start in range(0, len(missing), _PART_ROWS)]
-        rows = ray.data.from_arrow([pyarrow.table({"file": part}) for part in parts])
-        rows.map_batches(
-            Classify,
-            fn_constructor_args=(settings, options.top_k),
-            batch_size=_BATCH_ROWS,
-            batch_format="pyarrow",
-            num_cpus=1 - _WRITING_CPUS,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-        ).write_parquet(options.output, mode=ray.data.SaveMode.APPEND, ray_remote_args={"num_cpus": _WRITING_CPUS})
+        write_rows(missing, flags, options)
+    if not files and not done:
+        return 0
     system, folder = located(options.output)
     table = pyarrow.parquet.read_table(folder, columns=["status"], filesystem=system)
     problems = len(table) - table["status"].null_count

@@ -91,11 +91,15 @@ class Load:
             return type(error).__name__
         if reply.status != 200:
             return str(reply.status)
-        told = json.loads(body)
-        expected = self._answers.get(told["model"], {}).get(name)
-        right = expected and told["imagenet_id"] == expected[0] and abs(told["probability"] - expected[1]) < _SAME
+        try:
+            told = json.loads(body)
+            model = told["model"]
+            wanted, probability = self._answers[model][name]
+            right = told["imagenet_id"] == wanted and abs(told["probability"] - probability) < _SAME
+        except (ValueError, KeyError, TypeError):
+            model, right = "?", False
         with self._lock:
             self._account.answered += 1
-            self._account.models[told["model"]] += 1
+            self._account.models[model] += 1
             self._account.wrong += not right
         return ""

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "keys": {"errors"},
     "connections": set(),
     "listeners": {"config", "errors"},
-    "workers": {"errors", "metrics"},
+    "workers": {"errors", "leaving", "metrics"},
     "problems": {"errors"},
     "metrics": {"errors", "problems"},
     "tracing": set(),

@@ -93,7 +93,7 @@ def test_metrics_are_of_all_workers_whichever_is_asked(server: ServerProcess, ca
 def test_a_worker_that_is_killed_is_replaced_and_what_it_counted_stays(server: ServerProcess, cat: bytes) -> None:
     for _ in range(12):
         assert upload(server, cat) == 200
-    before = children(server)
+    before, spent = children(server), metric(server, "process_cpu_seconds_total")
     os.kill(before[0], signal.SIGKILL)
     # Connections wait for the one that takes its place.
     assert [upload(server, cat) for _ in range(12)] == [200] * 12
@@ -103,6 +103,7 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_counted_stays(server: S
     assert before[0] not in after
     assert metric(server, UPLOADS) == 24
     assert metric(server, "serve_requests_in_progress") == 1
+    assert metric(server, "process_cpu_seconds_total") >= spent
     ended = next(line for line in server.log if "ended by" in line["message"])
     assert ended["message"] == f"worker 1 (process {before[0]}) ended by SIGKILL; starting another"
 
@@ -143,7 +144,23 @@ def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
         assert not Path(f"/proc/{stuck}").exists()
 
 
+def test_children_of_others_are_no_workers() -> None:
+    """As of process 1 in a container, to which those that lost their parents are given."""
+    command = 'sleep 1 & exec "$0" -m serve --port 0 "$@"'
+    with subprocess.Popen(
+        ["sh", "-c", command, sys.executable, *FLAGS], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        seen = [process.stderr.readline() for _ in range(3)]
+        assert "is ready" in seen[2]
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.terminate()
+        assert process.wait(20) == 0
+
+
 def test_workers_end_with_the_process_that_started_them(server: ServerProcess) -> None:
+    wait_for(lambda: sum("is ready" in line for line in server.lines) == 2)
     left = children(server)
     server.process.kill()
     server.process.wait()
