@@ -1,5 +1,6 @@
 """The page in a real browser. Settings: CHROMIUM, its command; SCREENSHOTS, a folder to leave pictures in."""
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -63,12 +64,15 @@ class Visit:
             selector,
             """(target, [event, files]) => {
                 const data = new DataTransfer();
-                for (const [name, bytes] of files) data.items.add(new File([new Uint8Array(bytes)], name));
+                for (const [name, base64] of files) {
+                    const bytes = Uint8Array.from(atob(base64), (each) => each.charCodeAt(0));
+                    data.items.add(new File([bytes], name));
+                }
                 const options = { bubbles: true, cancelable: true, dataTransfer: data, clipboardData: data };
                 const made = event === "paste" ? new ClipboardEvent(event, options) : new DragEvent(event, options);
                 target.dispatchEvent(made);
             }""",
-            [event, [[name, list(data)] for name, data in files]],
+            [event, [[name, base64.b64encode(data).decode()] for name, data in files]],
         )
 
     def card(self, name: str) -> Any:

@@ -255,6 +255,7 @@ def test_it_works_with_the_keyboard_alone(visit: Visit) -> None:
     outline = visit.page.eval_on_selector(".button", "each => getComputedStyle(each).outlineStyle")
     assert outline == "solid"
     with visit.page.expect_file_chooser() as chooser:
+        visit.page.evaluate("0")  # a key may overtake the word that a chooser is awaited, an answer does not
         visit.page.keyboard.press("Space")
     assert chooser.value.is_multiple()
 
