@@ -25,6 +25,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from benchmarks.load import Load, run_load
 from benchmarks.machine import ROOT, RUNTIME, quiet_environment
+from benchmarks.processes import Tree
 
 _START_SECONDS: Final = 20.0
 PHOTO: Final = ROOT / "tests" / "data" / "photos" / "rocket.jpg"
@@ -53,22 +54,22 @@ def main() -> int:
             try:
                 url = _url_of(server, log)
                 for form in ("multipart:file", "raw:image/jpeg"):
-                    _measure(f"{url}/upload", form, server.pid, options)
+                    _measure(f"{url}/upload", form, Tree(server.pid), options)
             finally:
                 server.terminate()
     return 0
 
 
-def _measure(url: str, form: str, pid: int, options: argparse.Namespace) -> None:
+def _measure(url: str, form: str, server: Tree, options: argparse.Namespace) -> None:
     """Print the rounds of one way to send a picture."""
     rates, costs, shares = [], [], []
     for _ in range(options.rounds):
-        before = _cpu_seconds(pid)
+        before = server.cpu_seconds()
         result = run_load(Load(url, PHOTO.read_bytes(), form, clients=options.clients, seconds=options.seconds))
         if result["errors"]:
             raise SystemExit(f"the server failed: {result['failures']}")
         rates.append(result["images_per_s"])
-        costs.append(1000 * (_cpu_seconds(pid) - before) / result["images"])
+        costs.append(1000 * (server.cpu_seconds() - before) / result["images"])
         shares.append(result["load_cpu_share"])
     print(
         f"{form:<16}{statistics.median(rates):>7.0f} requests a second ({min(rates):.0f}–{max(rates):.0f}), "
@@ -99,11 +100,6 @@ def _url_of(server: subprocess.Popen[bytes], log: IO[str]) -> str:
             return found[1]
         time.sleep(0.05)
     raise SystemExit("the server did not start")
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,10 @@ if not __package__:  # run as a file: make the project importable, and this fold
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-ROOT = Path(__file__).resolve().parent.parent
-PYTHON = ROOT / ".venv" / "runtime" / "bin" / "python"
+from benchmarks.machine import ROOT
+from benchmarks.machine import RUNTIME as PYTHON
+from benchmarks.processes import Tree
+
 FOLDER_SIZE = 1000
 SUMMARY = re.compile(r"(\d+) files? in ([\d.]+) s, ([\d.]+) a second: (\d+) classified")
 
@@ -80,20 +82,15 @@ def run_classify(folder: Path, model: str) -> tuple[float, list[float]]:
     command = [str(PYTHON), "-m", "serve", "classify", str(folder), "--model", model, "--output", os.devnull]
     memory: list[float] = []
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        tree = Tree(process.pid)
         while process.poll() is None:
-            memory.append(resident_megabytes(process.pid))
+            memory.append(tree.memory_mb()["rss"])
             time.sleep(0.5)
         printed = process.stderr.read() if process.stderr else ""
     found = SUMMARY.search(printed)
     if process.returncode or not found or found[1] != found[4]:
         raise SystemExit(f"classify left with {process.returncode}: {printed}")
     return float(found[3]), [each for each in memory if each] or [0.0]
-
-
-def resident_megabytes(pid: int) -> float:
-    """0 where the process has just ended."""
-    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) * 1024 / 1e6 if found else 0.0
 
 
 def run_bare(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, Queue
 from threading import Thread
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from serve.answers import prediction
 from serve.classifier import Classifier
@@ -82,11 +82,16 @@ def read_file(path: str, max_bytes: int) -> bytes:
             raise IsADirectoryError
         if not stat.S_ISREG(status.st_mode):
             raise _NotAFile
-        if status.st_size > max_bytes:
-            raise UploadTooLarge(f"The file has {status.st_size} bytes; the limit is {max_bytes} bytes.")
-        if data := file.read(max_bytes):
-            return data
-        raise EmptyFile("The file is empty.")
+        return read_within(file, status.st_size, max_bytes)
+
+
+def read_within(file: BinaryIO, size: int, max_bytes: int) -> bytes:
+    """The bytes of an open file that says to have so many; raises `EmptyFile` and `UploadTooLarge`."""
+    if size > max_bytes:
+        raise UploadTooLarge(f"The file has {size} bytes; the limit is {max_bytes} bytes.")
+    if data := file.read(max_bytes):
+        return data
+    raise EmptyFile("The file is empty.")
 
 
 def record_of(

@@ -1,7 +1,6 @@
 """`make` as a newcomer runs it, in a copy of the project."""
 
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -34,11 +33,6 @@ def make(tree: Path, *arguments: str, **environment: str) -> subprocess.Popen[st
         text=True,
         start_new_session=True,  # a process group of its own, which a test can send Ctrl-C to
     )
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def wait_until_ready(process: subprocess.Popen[str], url: str, seconds: float) -> None:

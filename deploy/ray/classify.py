@@ -26,8 +26,8 @@ from pyarrow import fs
 
 from serve.classifier import load_classifier
 from serve.config import ROOT, Config, load_config
-from serve.errors import ConfigError, EmptyFile, UploadTooLarge
-from serve.folder import UNREADABLE, read_file, record_of
+from serve.errors import ConfigError
+from serve.folder import UNREADABLE, read_file, read_within, record_of
 from serve.inputs import files_of
 from serve.memory import settle_allocator
 
@@ -80,11 +80,7 @@ class Classify:
 def read_object(root: str, path: str, max_bytes: int) -> bytes:
     """An object of a bucket; raises as `read_file`. root: the address that it was found under, with its options."""
     with system_of(root).open_input_file(path.partition("://")[2]) as file:
-        if file.size() > max_bytes:
-            raise UploadTooLarge(f"The file has {file.size()} bytes; the limit is {max_bytes} bytes.")
-        if data := file.read():
-            return bytes(data)
-        raise EmptyFile("The file is empty.")
+        return read_within(file, file.size(), max_bytes)
 
 
 @lru_cache
@@ -95,8 +91,13 @@ def system_of(root: str) -> fs.FileSystem:
 
 def located(place: str) -> tuple[fs.FileSystem, str]:
     """Where a folder or an address is, and its name there."""
-    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(place if "://" in place else str(Path(place).resolve()))
+    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(absolute(place))
     return found
+
+
+def absolute(place: str) -> str:
+    """An address as it is, a path from the root on."""
+    return place if "://" in place else str(Path(place).resolve())
 
 
 def listed(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -146,7 +147,6 @@ def write_rows(files: list[tuple[str, str]], flags: list[str], options: argparse
     size = max(_BATCH_ROWS, min(_PART_ROWS, -(-len(files) // workers)))
     parts = [files[start : start + size] for start in range(0, len(files), size)]
     tables = [pyarrow.table(dict(zip(("root", "file"), zip(*part, strict=True), strict=True))) for part in parts]
-    target = options.output if "://" in options.output else str(Path(options.output).resolve())
     ray.data.from_arrow(tables).map_batches(
         Classify,
         fn_constructor_args=(flags, options.top_k, str(Path.cwd())),
@@ -154,7 +154,9 @@ def write_rows(files: list[tuple[str, str]], flags: list[str], options: argparse
         batch_format="pyarrow",
         num_cpus=1 - _WRITING_CPUS,
         compute=ray.data.ActorPoolStrategy(size=workers),
-    ).write_parquet(target, mode=ray.data.SaveMode.APPEND, ray_remote_args={"num_cpus": _WRITING_CPUS})
+    ).write_parquet(
+        absolute(options.output), mode=ray.data.SaveMode.APPEND, ray_remote_args={"num_cpus": _WRITING_CPUS}
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

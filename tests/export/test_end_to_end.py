@@ -11,9 +11,10 @@ from PIL import Image
 from torch import nn
 from torchvision.models import DenseNet121_Weights
 
+from benchmarks.servers import free_port
 from serve.config import ROOT
 from serve.postprocess import load_class_index
-from tests.make_process import free_port, fresh_tree, make, wait_until_ready
+from tests.make_process import fresh_tree, make, wait_until_ready
 from tests.server_process import running_server
 
 RIGHT_AT_LEAST = 0.8

@@ -27,7 +27,8 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from tests.make_process import NOWHERE, free_port, fresh_tree, make, wait_until_ready
+from benchmarks.servers import free_port
+from tests.make_process import NOWHERE, fresh_tree, make, wait_until_ready
 from tests.server_process import ROOT, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 

@@ -19,6 +19,7 @@ from serve import workers
 from serve.config import ROOT
 from serve.errors import StartError
 from serve.workers import counting_together, share
+from tests.hostile.client import megabytes
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -84,9 +85,8 @@ def test_metrics_are_of_all_workers_whichever_is_asked(server: ServerProcess, ca
     assert metric(server, "serve_requests_in_progress") == 1
     assert metric(server, "serve_queue_depth") == 0
     assert metric(server, 'serve_stage_duration_seconds_count{stage="infer"}') == 24
-    resident = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in children(server))
-    page = os.sysconf("SC_PAGE_SIZE")
-    assert metric(server, "process_resident_memory_bytes") == pytest.approx(resident * page, rel=0.1)
+    resident = sum(megabytes(pid, "VmRSS") for pid in children(server))
+    assert metric(server, "process_resident_memory_bytes") == pytest.approx(resident * 1e6, rel=0.1)
     assert metric(server, "process_start_time_seconds") == pytest.approx(time.time(), abs=60)
 
 
