@@ -46,6 +46,9 @@ help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@sed -n '/^# WEIGHTS/,/^$$/s/^# /  /p' $(MAKEFILE_LIST)
 
+.DEFAULT: # whatever else was typed
+	@echo "There is no target '$@': make alone prints those that there are." >&2; exit 2
+
 serve: ## serve; without a DenseNet-121 export it first, or fall back to the embedded model
 	@$(install_runtime)
 	@need=$$($(PYTHON) -m export.prepare $(if $(MODEL),--model '$(MODEL)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')) \

@@ -10,6 +10,7 @@
 | wait for the network, an installation, a folder   | a line that says for what, before the waiting                 |
 | have no weights, or name a folder or nothing      | what was tried, and WEIGHTS=PATH                              |
 | start it twice                                    | the port that is taken, and the flag for another              |
+| mistype a target                                  | how to see those there are                                    |
 | mistype a flag, or a model's name                 | the mistake in the last line, on a screen that still shows it |
 | name a folder where a file was meant              | that it is a folder, and what takes folders                   |
 | send `-d` for `-F`, `image` for `file`, no `@`    | the words that curl wants                                     |
@@ -61,6 +62,13 @@ def test_make_alone_prints_the_targets(tree: Path) -> None:
     assert process.returncode == 0
     for words in ("make serve", "make test", "make export", "make check", "WEIGHTS", "PHOTOS", "PORT"):
         assert words in output
+
+
+def test_a_target_that_is_mistyped_is_named_with_the_way_to_the_others(tree: Path) -> None:
+    process = make(tree, "sevre")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.splitlines()[0] == "There is no target 'sevre': make alone prints those that there are."
 
 
 def test_a_python_that_is_too_old_says_so_and_how_to_name_another(tree: Path, tmp_path: Path) -> None:
