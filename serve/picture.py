@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Final, cast
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 # All the plug-ins that are ever used, imported here so that Pillow never goes looking for its forty others.
 from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  isort: skip
 from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
-from serve.claims import is_one_scan, require_modest_layout, require_modest_scans
+from serve.avif import require_modest_avif
+from serve.claims import is_one_scan, require_modest_exif, require_modest_layout, require_modest_scans
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
 from serve.preprocess import INTERPOLATIONS, Preprocessing, resized_size
 
@@ -65,6 +66,21 @@ _EXIF, _PHOTOSHOP = b"Exif\0\0", b"Photos"
 _REDUCED_TO: Final = 2
 
 
+# EXIF's orientations (CIPA DC-008, 4.6.4) but for 1, upright → what turns a picture back.
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# A WebP without loss has up to 65,536 sets of code tables: as how many pixels they count, for each byte and at most.
+_TABLE_PIXELS_A_BYTE: Final = 80
+_MOST_TABLE_PIXELS: Final = 24_000_000
+
+
 @dataclass(frozen=True)
 class PictureLimits:
     """What one picture may claim: width × height, before and after resizing; frames; CPU seconds to decode it."""
@@ -78,7 +94,7 @@ class _TimedFile(io.BytesIO):
     """A file in memory whose reader is sent away once it has used up its CPU time.
 
     Pillow's decoders come back for more every 64 KB at least, so this ends most of what runs away. What takes the whole
-    file at once (WebP, AVIF, TIFF's compressions) is bounded by its pixels alone.
+    file at once (WebP, AVIF, TIFF's compressions) is bounded by what was claimed for it and looked at before.
     """
 
     def __init__(self, data: bytes, limits: PictureLimits) -> None:
@@ -136,8 +152,13 @@ def open_image(data: bytes, spec: Preprocessing, limits: PictureLimits) -> Image
         raise UnsupportedFormat(
             f"The file is not a picture in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."
         )
-    if format_name == "TIFF":
-        require_modest_layout(data, limits.max_pixels)
+    match format_name:
+        case "JPEG":
+            require_modest_exif(data)
+        case "TIFF":
+            require_modest_layout(data, limits.max_pixels)
+        case "AVIF":
+            require_modest_avif(data, limits.max_pixels, limits.max_frames)
     try:
         image = Image.open(_TimedFile(data, limits), formats=[format_name])
         frames = 1 if format_name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
@@ -163,8 +184,14 @@ def open_image(data: bytes, spec: Preprocessing, limits: PictureLimits) -> Image
 
 
 def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
-    """About how many pixels `decode` will hold: all of them, but for a JPEG that is reduced while it is read."""
+    """About how many pixels `decode` will hold: all of them, but for a JPEG that is reduced while it is read, and more
+    for a WebP without loss.
+    """
     pixels = image.width * image.height
+    if image.format == "WEBP":
+        data = cast(io.BytesIO, image.fp).getvalue()  # type: ignore[attr-defined]
+        tables = min(_MOST_TABLE_PIXELS, _TABLE_PIXELS_A_BYTE * len(data))
+        return pixels + (tables if b"VP8L" in data or b"ALPH" in data else 0)
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.info.get("progressive") or not reduce_for:
         return pixels
     reduced = min(image.size) >= 4 * reduce_for.resize
@@ -198,9 +225,7 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
         raise
     except Exception as error:  # as in open_image, and zlib's, struct's and the codecs' own
         raise _undecodable(format_name) from error
-    if apply_orientation:
-        _turn_upright(rgb)
-    return rgb
+    return _upright(rgb) if apply_orientation else rgb
 
 
 def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:
@@ -230,14 +255,16 @@ def _scale_16_bit(image: Image.Image) -> Image.Image:
     return scaled
 
 
-def _turn_upright(rgb: Image.Image) -> None:
-    """Apply EXIF orientation in place. A picture whose EXIF cannot be read is taken as upright."""
+def _upright(rgb: Image.Image) -> Image.Image:
+    """The picture as its EXIF says it is to be held. One whose EXIF cannot be read is taken as upright."""
+    # Not by ImageOps.exif_transpose, which makes objects of all that is in the EXIF, to write it anew.
     try:
-        ImageOps.exif_transpose(rgb, in_place=True)
+        turn = _TURNS.get(rgb.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
-    except Exception:  # noqa: S110  broken metadata around a sound picture: torchvision's loader would not have looked
-        pass
+    except Exception:  # broken metadata around a sound picture: torchvision's loader would not have looked
+        return rgb
+    return rgb if turn is None else rgb.transpose(turn)
 
 
 def _undecodable(format_name: str) -> UndecodableImage:

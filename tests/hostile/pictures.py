@@ -4,13 +4,27 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
 
+from tests.hostile.avif import (
+    Item,
+    avif,
+    avif_grid,
+    avif_of_runs,
+    avif_of_samples,
+    avif_of_size,
+    coded,
+    frames_in_one,
+    full,
+)
+
 Entry = tuple[int, int, int, int]  # of a TIFF directory: tag, type, number of values, value or offset
 
 _MANY_BYTES = 19_000_000
+_SHARED = 200  # where the data of several strips or tags lies
 _SMALL = Image.radial_gradient("L").convert("RGB")
 
 
@@ -93,12 +107,6 @@ def animated_webp(width: int, height: int, frames: int = 1) -> bytes:
     return webp(extended + b"ANIM" + struct.pack("<I", 6) + bytes(6) + frame * frames)
 
 
-def avif_of_size(width: int, height: int) -> bytes:
-    plain = encoded(_SMALL, format="AVIF")
-    at = plain.find(b"ispe") + 8
-    return plain[:at] + struct.pack(">II", width, height) + plain[at + 8 :]
-
-
 def bmp(width: int, height: int, bits: int, compression: int, data: bytes) -> bytes:
     header = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, 0, 0, 0, 256 if bits == 8 else 0, 0)
     palette = bytes(1024) if bits == 8 else b""
@@ -113,6 +121,58 @@ def _webp_that_claims(width: int, height: int) -> bytes:
 def _tiff_of_strips(count: int) -> bytes:
     entries = [*tiff_entries(10, count, compression=1, t278=1), (273, 4, count, 200), (279, 4, count, 200)]
     return tiff(entries, bytes(4 * count + 10_000))
+
+
+def _tiff_of_shared_strips(count: int) -> bytes:
+    """Strips of a row each that are all the same megabyte of empty deflate blocks."""
+    row = b"\x01" + struct.pack("<HH", 10, 10 ^ 0xFFFF) + bytes(10)
+    strip = b"\x78\x01" + b"\0\0\0\xff\xff" * 200_000 + row + struct.pack(">I", zlib.adler32(bytes(10)))
+    tables = struct.pack(f"<{count}I", *[_SHARED + 8 * count] * count) + struct.pack(
+        f"<{count}I", *[len(strip)] * count
+    )
+    entries = [*tiff_entries(10, count, t278=1), (273, 4, count, _SHARED), (279, 4, count, _SHARED + 4 * count)]
+    return tiff(entries).ljust(_SHARED, b"\0") + tables + strip
+
+
+def _tiff_of_shared_tags(count: int, size: int) -> bytes:
+    """Tags that nobody knows, each of them all the bytes there are."""
+    strip = zlib.compress(bytes(81))
+    at = 20_000
+    entries = [*tiff_entries(9, 9, t273=at, t279=len(strip)), *((40_000 + n, 7, size, at) for n in range(count))]
+    return tiff(entries).ljust(at, b"\0") + strip + bytes(size)
+
+
+def _tiff_of_values(tag: int, kind: int, count: int) -> bytes:
+    return tiff(
+        [*tiff_entries(9, 9, compression=1, t273=_SHARED, t279=81), (tag, kind, count, _SHARED)], bytes(8 * count)
+    )
+
+
+def _tiff_of_tile(side: int) -> bytes:
+    """Nine by nine pixels in a tile of 16-bit RGBA."""
+    data = zeros(side * side * 8)
+    entries = tiff_entries(9, 9, t262=2, t277=4, t322=side, t323=side, t324=_SHARED + 8, t325=len(data), t338=2)
+    entries = [each for each in entries if each[0] not in (258, 278)] + [(258, 3, 4, _SHARED)]
+    return tiff(entries).ljust(_SHARED, b"\0") + struct.pack("<4H", 16, 16, 16, 16) + data
+
+
+def _tiff_of_scans(side: int, scans: int) -> bytes:
+    """One strip that is a progressive JPEG."""
+    data = jpeg_of_scans(side, scans)
+    entries = tiff_entries(side, side, compression=7, t262=6, t277=3, t273=_SHARED, t279=len(data))
+    return tiff(entries).ljust(_SHARED, b"\0") + data
+
+
+def exif_of_values(count: int, tag: int = 0x9000) -> bytes:
+    """EXIF that turns the picture, and a tag of so many fractions."""
+    return tiff([(274, 3, 1, 3), (tag, 5, count, 99)]).ljust(99, b"\0") + b"\0\1\0\1\0\1\0\1" * count
+
+
+def jpeg_of_exif(data: bytes) -> bytes:
+    """Without a JFIF header, so that the resolution is the EXIF's; in as many segments as it needs."""
+    plain = encoded(_SMALL, format="JPEG")
+    parts = (data[start : start + 65_000] for start in range(0, len(data), 65_000))
+    return plain[:2] + b"".join(segment(0xE1, b"Exif\0\0" + part) for part in parts) + plain[20:]
 
 
 # What has to be refused, and with which status.
@@ -161,7 +221,18 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int]] = {
     "webp that claims 16,384": (lambda: _webp_that_claims(16_384, 16_384), 413),
     "webp that claims more than it has": (lambda: _webp_that_claims(3000, 3000), 422),
     "avif that claims 60,000": (lambda: avif_of_size(60_000, 60_000), 422),
-    "avif that claims 16,000": (lambda: avif_of_size(16_000, 16_000), 413),
+    "avif that claims more than it has": (lambda: avif_of_size(7_000, 7_000), 422),
+    "avif that claims less than it has": (lambda: avif([replace(coded(11_000, 11_000), size=(64, 64))]), 422),
+    "avif of a grid that claims less than it has": (lambda: avif_grid(64, 8, 8, claimed=(64, 64)), 422),
+    "avif of 40,000 items": (lambda: avif([coded(64, 64)] + [Item(b"mime")] * 40_000), 413),
+    "avif of items without bytes": (lambda: avif([coded(64, 64)], more_places=b"\0\2\0\0\0\0\xff\xff" * 8_000), 413),
+    "avif of shared bytes": (lambda: avif([coded(64, 64), Item(b"mime", b"", places=[(0, 19 << 20)] * 900)]), 422),
+    "avif of a million properties": (lambda: avif([replace(coded(64, 64), properties=full(b"pixi", 0) * 10**6)]), 413),
+    "avif of frames in one item": (lambda: avif([frames_in_one(coded(5_000, 4_000), 60)]), 413),
+    "avif of much EXIF": (lambda: avif([coded(64, 64), Item(b"Exif", bytes(4) + exif_of_values(700_000))]), 413),
+    "avif of parts that are large together": (lambda: avif([coded(7_000, 7_000)] * 4), 413),
+    "avif of 2,000,000 samples": (lambda: avif_of_samples(2_000_000), 413),
+    "avif of runs of samples": (lambda: avif_of_runs(2_000_000), 413),
     "tiff of 60,000 entries": (
         lambda: tiff([(tag, 7, _MANY_BYTES, 8) for tag in range(1000, 60_000)], bytes(_MANY_BYTES - 720_000)),
         413,
@@ -175,6 +246,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int]] = {
     "tiff 60,000 × 60,000": (lambda: tiff(tiff_entries(60_000, 60_000, t273=200, t279=999), zeros(1 << 20)), 413),
     "tiff of two million strips": (lambda: _tiff_of_strips(2_000_000), 413),
     "tiff whose directory is missing": (lambda: b"II*\0\xff\xff\xff\xff" + bytes(99), 422),
+    "tiff of strips that share their bytes": (lambda: _tiff_of_shared_strips(5_000), 422),
+    "tiff of tags that share their bytes": (lambda: _tiff_of_shared_tags(1_000, 18_000_000), 422),
+    "tiff of a million resolutions": (lambda: _tiff_of_values(282, 5, 1_000_000), 413),
+    "tiff of private numbers": (lambda: _tiff_of_values(34_675, 5, 1_000_000), 413),
+    "tiff of a tile larger than its picture": (lambda: _tiff_of_tile(7_056), 413),
+    "tiff of a JPEG of many scans": (lambda: _tiff_of_scans(6_000, 60), 413),
+    "jpeg of much EXIF": (lambda: jpeg_of_exif(exif_of_values(2_000_000, 0x11A)), 413),
     "bmp that claims 7000 × 7000": (lambda: bmp(7000, 7000, 32, 0, b""), 422),
     "bmp of runs of nothing": (lambda: bmp(7000, 7000, 8, 1, b"\0\2\0\0" * 4_700_000), 413),
     "bmp of single runs": (lambda: bmp(7000, 7000, 8, 1, b"\1\0" * 9_400_000), 413),
@@ -185,6 +263,9 @@ ACCEPTED: dict[str, Callable[[], bytes]] = {
     "png of data that goes on": lambda: png(9, 9, zeros(1000 << 20)),
     "jpeg of 2000 scans of few pixels": lambda: jpeg_of_scans(500, 2000),
     "jpeg of a large colour profile": lambda: jpeg(segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(65_000)) * 290),
+    "png of much EXIF": lambda: png(9, 9, zeros(252), more=png_chunk(b"eXIf", exif_of_values(2_000_000))),
+    "jpeg of as much EXIF as may be": lambda: jpeg_of_exif(exif_of_values(60_000, 0x11A)),
+    "avif of a grid": lambda: avif_grid(64, 8, 8),
     "jpeg of broken EXIF": lambda: jpeg(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(999))),
     "tiff that points to itself": lambda: tiff(
         tiff_entries(10, 10, compression=1, t273=200, t279=100), bytes(300), following=8

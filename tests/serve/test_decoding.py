@@ -113,11 +113,13 @@ def test_twelve_megapixels_take_at_most_a_fifth_of_the_time() -> None:
     data = jpeg(photograph(4000, 3000), quality=30)
     assert 900_000 < len(data) < 1_100_000
     times: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(5):
+    for rounds in range(20):  # the least of each is what it takes, once neither was disturbed
         for reduced, taken in times.items():
             started = time.process_time()
             prepared(data, reduced)
             taken.append(time.process_time() - started)
+        if rounds >= 4 and min(times[True]) <= 0.2 * min(times[False]):
+            break
     assert min(times[True]) <= 0.2 * min(times[False])
 
 

@@ -1,0 +1,145 @@
+"""AVIF files put together from boxes and what Pillow's encoder makes, so that any part of them can be another."""
+
+import io
+import struct
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from serve.av1 import FRAME_HEADERS
+
+Place = tuple[int, int]  # first byte, from that of the item on, and length
+
+
+@dataclass(frozen=True)
+class Item:
+    """kind: four letters. size: claimed. properties: boxes beside that. places: if there are none, all of `data`."""
+
+    kind: bytes
+    data: bytes = b""
+    size: tuple[int, int] | None = None
+    properties: bytes = b""
+    places: list[Place] = field(default_factory=list)
+
+
+def box(kind: bytes, *parts: bytes) -> bytes:
+    data = b"".join(parts)
+    return struct.pack(">I4s", 8 + len(data), kind) + data
+
+
+def full(kind: bytes, version: int, *parts: bytes) -> bytes:
+    return box(kind, struct.pack(">I", version << 24), *parts)
+
+
+def encoded(*images: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    images[0].save(buffer, "AVIF", save_all=len(images) > 1, append_images=images[1:], speed=10)
+    return buffer.getvalue()
+
+
+def coded(width: int, height: int) -> Item:
+    """A picture of one colour."""
+    plain = encoded(Image.new("RGB", (width, height), (10, 200, 30)))
+    config = plain.index(b"av1C") - 4
+    length = int.from_bytes(plain[config : config + 4], "big")
+    data = plain[plain.index(b"mdat") + 4 :]
+    return Item(b"av01", data, (width, height), plain[config : config + length])
+
+
+def avif(items: list[Item], more_places: bytes = b"", references: bytes = b"") -> bytes:
+    """A file of these items, the first of them the picture. more_places: entries of the `iloc` table."""
+    entries = [
+        full(b"infe", 2, struct.pack(">HH4s", number, 0, item.kind), b"\0") for number, item in enumerate(items, 1)
+    ]
+    # Properties that are alike are there once, as encoders have it: an index of theirs has seven bits.
+    properties: dict[bytes, bytes] = {}
+    index, belongs = 1, []
+    for number, item in enumerate(items, 1):
+        own = (full(b"ispe", 0, struct.pack(">II", *item.size)) if item.size else b"") + item.properties
+        if own and own not in properties:
+            count = 2 if item.kind == b"av01" else 1
+            properties[own] = struct.pack(">B", count) + bytes(range(index, index + count))
+            index += count
+        if own:
+            belongs.append(struct.pack(">H", number) + properties[own])
+
+    def head(start: int) -> bytes:
+        places, at = [], start
+        for number, item in enumerate(items, 1):
+            own = [(at + first, length) for first, length in item.places or [(0, len(item.data))]]
+            places.append(
+                struct.pack(">HHH", number, 0, len(own)) + b"".join(struct.pack(">II", *each) for each in own)
+            )
+            at += len(item.data)
+        locations = struct.pack(">HH", 0x4400, (len(items) + len(more_places) // 8) & 0xFFFF), *places, more_places
+        meta = full(
+            b"meta",
+            0,
+            full(b"hdlr", 0, bytes(4), b"pict", bytes(13)),
+            full(b"pitm", 0, b"\0\1"),
+            full(b"iloc", 0, *locations),
+            full(b"iinf", 0, struct.pack(">H", len(items) & 0xFFFF), *entries),
+            references,
+            box(b"iprp", box(b"ipco", *properties), full(b"ipma", 0, struct.pack(">I", len(belongs)), *belongs)),
+        )
+        data = b"".join(item.data for item in items)
+        return box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf") + meta + struct.pack(">I4s", 8 + len(data), b"mdat")
+
+    return head(len(head(0))) + b"".join(item.data for item in items)
+
+
+def avif_of_size(width: int, height: int) -> bytes:
+    """A small picture that claims to be larger."""
+    return avif([replace(coded(640, 480), size=(width, height))])
+
+
+def avif_grid(side: int, across: int, down: int, claimed: tuple[int, int] | None = None) -> bytes:
+    """A picture of tiles, all of them the same."""
+    width, height = side * across, side * down
+    grid = struct.pack(">BBBBHH", 0, 0, down - 1, across - 1, width, height)
+    tiles = [coded(side, side)] * (across * down)
+    # `dimg`: what the picture is derived from.
+    numbers = b"".join(struct.pack(">H", number) for number in range(2, 2 + len(tiles)))
+    references = full(b"iref", 0, box(b"dimg", struct.pack(">HH", 1, len(tiles)), numbers))
+    return avif([Item(b"grid", grid, claimed or (width, height)), *tiles], references=references)
+
+
+def frames_in_one(item: Item, times: int) -> Item:
+    """The same with its frame that many times."""
+    start, position = 0, 0
+    while position < len(item.data):
+        kind, position = item.data[position] >> 3 & 15, position + 1
+        size = shift = 0
+        while True:
+            byte = item.data[position]
+            position += 1
+            size |= (byte & 127) << shift
+            shift += 7
+            if not byte & 128:
+                break
+        if kind in FRAME_HEADERS:
+            break
+        position += size
+        start = position
+    return replace(item, data=item.data[:start] + item.data[start:] * times)
+
+
+def _animated() -> bytearray:
+    return bytearray(encoded(*(Image.new("RGB", (64, 64), (shade, 10, 10)) for shade in (0, 90, 180))))
+
+
+def avif_of_samples(count: int) -> bytes:
+    """An animation of frames of a byte each."""
+    data = _animated()
+    for name, at, values in ((b"stsz", 8, (1, count)), (b"stsc", 16, (count,)), (b"stts", 12, (count,))):
+        start = data.index(name) + at
+        data[start : start + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
+    return bytes(data) + bytes(count)
+
+
+def avif_of_runs(count: int) -> bytes:
+    """An animation whose only chunk is said to have so many frames, by its run alone."""
+    data = _animated()
+    start = data.index(b"stsc") + 16
+    data[start : start + 4] = struct.pack(">I", count)
+    return bytes(data)
