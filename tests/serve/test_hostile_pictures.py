@@ -2,14 +2,17 @@
 
 import os
 import re
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 from PIL import Image
 
+from benchmarks.processes import Tree
 from serve.claims import require_modest_scans
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
 from serve.memory import Room
@@ -28,6 +31,8 @@ from tests.hostile.pictures import (
     tiff,
     tiff_entries,
 )
+from tests.server_process import ROOT, ServerProcess, running_server
+from tests.tiny_model import PATH as TINY_MODEL
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = PictureLimits(50_000_000, 1000, 1.5)
@@ -59,6 +64,29 @@ def test_it_is_refused_in_little_time_and_memory(name: str, capfd: pytest.Captur
     assert problem["status"] == status, problem
     assert re.search("the limit|is given|truncated or corrupt", problem["detail"]), problem
     assert capfd.readouterr() == ("", "")  # no library writes past the log
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with running_server(sys.executable, "--model", str(TINY_MODEL), "--log-format", "json") as started:
+        yield started
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_server_refuses_it_as_soon_and_goes_on(server: ServerProcess, name: str) -> None:
+    make, status = REFUSED[name]
+    data = make()
+    tree = Tree(server.process.pid)
+    photo = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
+    with httpx2.Client(base_url=server.url, timeout=30) as client:
+        assert client.post("/upload", files={"file": photo}).status_code == 200
+        Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+        before, spent = megabytes(server.process.pid, "VmHWM"), tree.cpu_seconds()
+        answer = client.post("/upload", files={"file": data})
+        assert tree.cpu_seconds() - spent <= MOST_SECONDS + 0.5  # of which taking 20 MiB in has its part
+        assert megabytes(server.process.pid, "VmHWM") - before <= MOST_MEGABYTES
+        assert (answer.status_code, answer.json()["status"]) == (status, status)
+        assert client.get("/livez", timeout=1).status_code == 200
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
