@@ -28,7 +28,7 @@ def page(document: Json) -> str:
     information = document["info"]
     title = f"{information['title']} {information['version']}"
     operations = [
-        _operation(method, path, item[method], item.get("parameters", []), document)
+        _operation(method, path, item[method], document)
         for path, item in document["paths"].items()
         for method in ("get", "post")
         if method in item
@@ -44,43 +44,58 @@ def page(document: Json) -> str:
         f"<h1>{html.escape(title)}</h1><p>{_text(information['description'])}</p>"
         '<p>The same for machines: <a href="/openapi.json">/openapi.json</a>, OpenAPI 3.1. To try it: '
         "<code>curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload</code></p>"
-        f"{''.join(operations)}<h1>Objects</h1>{''.join(schemas)}</main></body></html>\n"
+        f"{''.join(operations)}{_common_answers(document)}<h1>Objects</h1>{''.join(schemas)}</main></body></html>\n"
     )
 
 
-def _operation(method: str, path: str, operation: Json, shared: list[Json], document: Json) -> str:
+def _operation(method: str, path: str, operation: Json, document: Json) -> str:
     parts = [
         f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{_text(operation['summary'])}"
         f"{'' if operation['summary'].endswith('?') else '.'} "
         f"{_text(operation.get('description', ''))}</p>"
     ]
-    parameters = [_resolved(each, document) for each in [*shared, *operation.get("parameters", [])]]
-    if parameters:
-        rows = [
-            (
-                f"<code>{html.escape(each['name'])}</code>",
-                each["in"],
-                _text(each.get("description", "")) + f" <code>{html.escape(_brief(each['schema']))}</code>",
-            )
-            for each in {(each["in"], each["name"]): each for each in parameters}.values()
-        ]
-        parts.append(_table("Parameters", rows))
+    parameters = [_resolved(each, document) for each in operation["parameters"]]
+    rows = [
+        (
+            f"<code>{html.escape(each['name'])}</code>",
+            each["in"],
+            _text(each["description"]) + f" <code>{html.escape(_brief(each['schema']))}</code>",
+        )
+        for each in parameters
+    ]
+    parts.append(_table("Parameters", rows))
     if "requestBody" in operation:
         rows = [
             (f"<code>{html.escape(kind)}</code>", "", _schema(body["schema"]))
             for kind, body in operation["requestBody"]["content"].items()
         ]
         parts.append(_table("Body", rows))
+    parts.append(_answers("Answers", {key: each for key, each in operation["responses"].items() if "$ref" not in each}))
+    return "".join(parts)
+
+
+def _answers(title: str, responses: Json) -> str:
     rows = [
         (
             status,
             "<br>".join(f"<code>{html.escape(kind)}</code>" for kind in response["content"]),
             _text(response["description"]) + " " + _schema(next(iter(response["content"].values()))["schema"]),
         )
-        for status, response in operation["responses"].items()
+        for status, response in responses.items()
     ]
-    parts.append(_table("Answers", rows))
-    return "".join(parts)
+    return _table(title, rows)
+
+
+def _common_answers(document: Json) -> str:
+    """What every operation refers to, once."""
+    referring = [operation["responses"] for item in document["paths"].values() for operation in item.values()]
+    found = {
+        status: _resolved(response, document)
+        for responses in referring
+        for status, response in responses.items()
+        if "$ref" in response
+    }
+    return f"<h2>Before there is a request</h2>{_answers('Answers', dict(sorted(found.items())))}"
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> str:

@@ -31,7 +31,7 @@ LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 # Reading JSON holds the lock of Python, and so the event loop, by the values that are in it: so many tensors of them,
 # and so many lists and objects beside theirs. A picture's 150,528 values take 3 MB as Python writes them.
 MAX_JSON_BYTES: Final = 8 * 2**20
-_MAX_JSON_ROWS: Final = 4
+MAX_JSON_ROWS: Final = 4
 _MORE_PARTS: Final = 1000
 _MAX_ID_CHARACTERS: Final = 1024
 _SHOWN_CHARACTERS: Final = 40
@@ -147,11 +147,11 @@ def _split(length_header: str | None, body: bytes, signature: Signature) -> tupl
             "counted."
         )
     brackets = body.count(b"[", 0, length) + body.count(b"{", 0, length)
-    most = _MAX_JSON_ROWS * (1 + 3 + 3 * signature.side) + _MORE_PARTS
+    most = MAX_JSON_ROWS * (1 + 3 + 3 * signature.side) + _MORE_PARTS
     if brackets > most:
         raise BadTensor(f"The request has {brackets} lists and objects; the limit is {most}.")
     values = body.count(b",", 0, length)
-    most = _MAX_JSON_ROWS * 3 * signature.side**2 + _MORE_PARTS
+    most = MAX_JSON_ROWS * 3 * signature.side**2 + _MORE_PARTS
     if values > most:
         raise UploadTooLarge(
             f"The request has more than {most} values in JSON, the limit; binary tensors are not counted."

@@ -11,9 +11,23 @@ _TEXT: Final = {"type": "string"}
 _SHAPE: Final = {"type": "array", "items": {"type": "integer", "minimum": -1}, "minItems": 1}
 # A PNG of one pixel.
 _PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
-INFERENCE_EXAMPLE: Final = {
+_RETRIEVER: Final = {"imagenet_id": "n02099601", "label": "golden_retriever", "probability": 0.9312}
+# Examples; the answers are of a server whose model has no name yet.
+PREDICTION: Final = {**_RETRIEVER, "top_k": [_RETRIEVER]}
+INFERENCE_REQUEST: Final = {
     "inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [_PIXEL]}],
-    "outputs": [{"name": "logits", "parameters": {"classification": 5}}],
+    "outputs": [{"name": "logits", "parameters": {"classification": 2}}],
+}
+INFERENCE_ANSWER: Final = {
+    "model_version": "1",
+    "outputs": [
+        {
+            "name": "logits",
+            "datatype": "BYTES",
+            "shape": [1, 2],
+            "data": ["15.6228256:285:Egyptian_cat", "14.5257072:281:tabby"],
+        }
+    ],
 }
 
 
@@ -43,8 +57,8 @@ def schemas(side: int, class_count: int, max_rows: int) -> Json:
     }
     rows = {"type": "integer", "minimum": 1, "maximum": max_rows}
     taken = {
-        "name": {"enum": ["input", "image"]},
-        "datatype": {"enum": ["FP32", "BYTES"], "description": "FP32 for input, BYTES for image."},
+        "name": {"type": "string", "enum": ["input", "image"]},
+        "datatype": {"type": "string", "enum": ["FP32", "BYTES"], "description": "FP32 for input, BYTES for image."},
         "shape": {
             "description": f"[N, 3, {side}, {side}] for input, [N] for image.",
             "oneOf": [
@@ -52,7 +66,7 @@ def schemas(side: int, class_count: int, max_rows: int) -> Json:
                 {"type": "array", "prefixItems": [rows], **_length(1)},
             ],
         },
-        "data": {"type": "array", "description": "Numbers, nested or in a row; for image base64 strings."},
+        "data": {"type": "array", "items": {}, "description": "Numbers, nested or in a row; for image base64 strings."},
         "parameters": _record({"binary_data_size": {"type": "integer", "minimum": 0}}),
     }
     wanted = {
@@ -66,7 +80,7 @@ def schemas(side: int, class_count: int, max_rows: int) -> Json:
     }
     given = {
         "name": {"const": "logits"},
-        "datatype": {"enum": ["FP32", "BYTES"]},
+        "datatype": {"type": "string", "enum": ["FP32", "BYTES"]},
         "shape": _SHAPE,
         "data": {"type": "array", "items": {"type": ["number", "string"]}},
         "parameters": _record({"binary_data_size": {"type": "integer", "minimum": 0}}),
@@ -83,19 +97,21 @@ def schemas(side: int, class_count: int, max_rows: int) -> Json:
                     "maxItems": max_rows,
                     "items": {
                         "oneOf": [
-                            _record({"filename": _TEXT, **prediction}, "filename", *prediction),
-                            _record({"filename": _TEXT, **problem}, "filename", *problem),
+                            {"$ref": "#/components/schemas/NamedPrediction"},
+                            {"$ref": "#/components/schemas/NamedProblem"},
                         ]
                     },
                 }
             },
             "results",
         ),
+        "NamedPrediction": _record({"filename": _TEXT, **prediction}, "filename", *prediction),
+        "NamedProblem": _record({"filename": _TEXT, **problem}, "filename", *problem),
         "Problem": _record({**problem, "request_id": _TEXT}, *problem),
         "ModelCard": _record(
             {
                 "name": _TEXT,
-                "variant": {"enum": ["fp32", "int8"]},
+                "variant": {"type": "string", "enum": ["fp32", "int8"]},
                 "class_count": {"type": "integer", "minimum": 1},
                 "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
                 "input_size": {
