@@ -5,7 +5,7 @@ Domain errors leave every handler here; `app.py` makes the protocol's error obje
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from starlette.requests import Request
@@ -16,9 +16,13 @@ from serve import __version__
 from serve.classifier import Classified, Job, Prepared
 from serve.errors import UnknownModel, UnsupportedBody
 from serve.handlers import Server, until, while_connected
-from serve.inference import LENGTH_HEADER, InferenceRequest, Signature, parse_request, write_answer
+from serve.inference import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_answer
 from serve.scheduler import Outcome
 from serve.upload import read_body
+
+# The protocol's two ways to name a model.
+MODEL: Final = "/v2/models/{name}"
+MODEL_VERSION: Final = f"{MODEL}/versions/{{version}}"
 
 
 class InferenceServer:
@@ -31,13 +35,20 @@ class InferenceServer:
 
     def routes(self) -> list[Route]:
         """All of them."""
+        of_models = [
+            route
+            for model in (MODEL, MODEL_VERSION)
+            for route in (
+                Route(model, self.model_metadata),
+                Route(f"{model}/ready", self.model_ready),
+                Route(f"{model}/infer", self.infer, methods=["POST"]),
+            )
+        ]
         return [
             Route("/v2", self.metadata),
             Route("/v2/health/live", self.live),
             Route("/v2/health/ready", self.ready),
-            Route("/v2/models/{name}", self.model_metadata),
-            Route("/v2/models/{name}/ready", self.model_ready),
-            Route("/v2/models/{name}/infer", self.infer, methods=["POST"]),
+            *of_models,
         ]
 
     async def metadata(self, request: Request) -> Response:
@@ -96,3 +107,6 @@ class InferenceServer:
         name: Any = request.path_params["name"]
         if name != self._signature.model:
             raise UnknownModel(f"There is no model {str(name)[:40]!r}; {self._signature.model!r} is served.")
+        version: Any = request.path_params.get("version", VERSION)
+        if version != VERSION:
+            raise UnknownModel(f"There is no version {str(version)[:40]!r} of {name!r}; {VERSION!r} is served.")

@@ -27,6 +27,7 @@ from serve.postprocess import Label
 INPUT: Final = "input"
 IMAGE: Final = "image"
 OUTPUT: Final = "logits"
+VERSION: Final = "1"  # of the model; there is one
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 # Reading JSON holds the lock of Python, and so the event loop, by the values that are in it: so many tensors of them,
 # and so many lists and objects beside theirs. A picture's 150,528 values take 3 MB as Python writes them.
@@ -53,7 +54,7 @@ class Signature:
         side = self.side
         return {
             "name": self.model,
-            "versions": ["1"],
+            "versions": [VERSION],
             "platform": "onnxruntime_onnx",
             "inputs": [
                 {"name": INPUT, "datatype": "FP32", "shape": [-1, 3, side, side]},
@@ -125,7 +126,7 @@ def write_answer(
         output["parameters"] = {"binary_data_size": len(raw)}
     else:
         output["data"] = values
-    answer = {"model_name": signature.model, "model_version": "1", "outputs": [output]}
+    answer = {"model_name": signature.model, "model_version": VERSION, "outputs": [output]}
     if request.id is not None:
         answer["id"] = request.id
     head = json.dumps(answer, allow_nan=False).encode()

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from serve import __version__
 from serve.config import Config
-from serve.inference import MAX_JSON_BYTES, MAX_JSON_ROWS
+from serve.inference import MAX_JSON_BYTES, MAX_JSON_ROWS, VERSION
 from serve.openapi_components import CONNECTION, HEADERS, MEANINGS, PARAMETERS, PROTOCOL_MEANINGS, RESPONSES
 from serve.openapi_schemas import INFERENCE_ANSWER, INFERENCE_REQUEST, PREDICTION, schemas
 
@@ -19,6 +19,7 @@ _ANYWHERE: Final = (403, 500)
 _PICTURES: Final = (400, 408, 411, 413, 415, 422, 429, 503, 504)
 _RETRY: Final = (429, 503)
 _MODEL: Final = "/v2/models/{name}"
+_MODEL_VERSION: Final = f"{_MODEL}/versions/{{version}}"
 
 
 def document(config: Config, model_name: str, side: int, class_count: int) -> Json:
@@ -71,6 +72,14 @@ def _own_parameters(model_name: str, class_count: int) -> Json:
     return {
         "topK": {"name": "top_k", "in": "query", "description": "How many classes to name.", "schema": count},
         "name": name | {"schema": {"type": "string"}, "example": model_name},
+        "version": {
+            "name": "version",
+            "in": "path",
+            "required": True,
+            "description": f"There is {VERSION} only.",
+            "schema": {"type": "string"},
+            "example": VERSION,
+        },
     }
 
 
@@ -105,16 +114,18 @@ def _protocol(model_name: str, guarded: bool) -> Json:
         "/v2": {"get": metadata},
         "/v2/health/live": {"get": _get("get_server_live", "Can the process answer?", schema="Live", protocol=True)},
         "/v2/health/ready": {"get": ready},
-        **_model(model_name, guarded),
+        **_model(_MODEL, model_name, guarded, "", ("name",)),
+        **_model(_MODEL_VERSION, model_name, guarded, "_version", ("name", "version")),
     }
 
 
-def _model(model_name: str, guarded: bool) -> Json:
-    common: Json = {"protocol": True, "guarded": guarded, "parameters": ("name",)}
-    metadata = _get("get_model_metadata", "Model metadata", schema="ModelMetadata", problems=(404,), **common)
-    ready = _get("get_model_ready", "Is the model ready?", schema="ModelReady", problems=(404, 503), **common)
+def _model(path: str, model_name: str, guarded: bool, suffix: str, parameters: tuple[str, ...]) -> Json:
+    """The paths of the model, by one of the two ways to name it. suffix: of the operations' names, which are unique."""
+    common: Json = {"protocol": True, "guarded": guarded, "parameters": parameters}
+    metadata = _get(f"get_model{suffix}_metadata", "Model metadata", schema="ModelMetadata", problems=(404,), **common)
+    ready = _get(f"get_model{suffix}_ready", "Is the model ready?", schema="ModelReady", problems=(404, 503), **common)
     infer = _operation(
-        "infer",
+        f"infer{suffix}",
         "Infer",
         {
             "application/json": {
@@ -129,16 +140,16 @@ def _model(model_name: str, guarded: bool) -> Json:
         "normalised, or `image`, encoded pictures (base64 within JSON), and gives `logits`. JSON may have "
         f"{MAX_JSON_BYTES} bytes and as many values as {MAX_JSON_ROWS} tensors of `input`; binary tensors are not "
         "counted.",
-        **common | {"parameters": ("name", "headLength", "timeout", "timing")},
+        **common | {"parameters": (*parameters, "headLength", "timeout", "timing")},
     )
     bodies = {
         "application/json": {"schema": _reference("InferenceRequest"), "example": INFERENCE_REQUEST},
         "application/octet-stream": {"schema": _BINARY},
     }
     return {
-        _MODEL: {"get": metadata},
-        f"{_MODEL}/ready": {"get": ready},
-        f"{_MODEL}/infer": {"post": infer | {"requestBody": {"required": True, "content": bodies}}},
+        path: {"get": metadata},
+        f"{path}/ready": {"get": ready},
+        f"{path}/infer": {"post": infer | {"requestBody": {"required": True, "content": bodies}}},
     }
 
 

@@ -80,6 +80,19 @@ def test_pictures_give_what_upload_gives(
         TABLE.append((CLIENT, f"{len(sent)} JPEG as BYTES: probabilities equal /upload's"))
 
 
+def test_a_version_is_found_by_its_number(client: Any, model: str, photos: dict[str, bytes]) -> None:
+    picture = images([photos["cat"]])
+    assert client.is_model_ready(model, model_version="1")
+    assert not client.is_model_ready(model, model_version="2")
+    (version_named,) = client.get_model_metadata(model, model_version="1")["versions"]
+    answer = client.infer(model, [picture], model_version=version_named)
+    assert answer.get_response()["model_version"] == "1"
+    assert np.array_equal(answer.as_numpy("logits"), client.infer(model, [picture]).as_numpy("logits"))
+    with pytest.raises(InferenceServerException, match="There is no version '2'"):
+        client.infer(model, [picture], model_version="2")
+    TABLE.append((CLIENT, 'model_version="1": the same answers; "2": 404'))
+
+
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
 def test_tensors_give_what_pictures_give(
     client: Any, model: str, server: ServerProcess, photos: dict[str, bytes], tmp_path: Any, binary: bool, run: Any

@@ -166,6 +166,19 @@ def test_an_unknown_model_or_route_gets_the_protocols_error(client: TestClient) 
     assert_error(client.get(INFER), 405, "GET is not allowed here; allowed: POST")
 
 
+def test_a_model_may_be_named_with_its_version(client: TestClient, cat: bytes) -> None:
+    versions = "/v2/models/tiny/versions"
+    assert client.get(f"{versions}/1").json() == client.get("/v2/models/tiny").json()
+    assert client.get(f"{versions}/1/ready").json() == {"name": "tiny", "ready": True}
+    body = images(1, data=[base64.b64encode(cat).decode()])
+    assert client.post(f"{versions}/1/infer", json=body).json() == infer(client, body).json()
+    for path in ("/2", "/01", "/2/ready", "/1/nothing", ""):
+        assert_error(client.get(f"{versions}{path}"), 404, "")
+    assert_error(client.post(f"{versions}/2/infer", json=body), 404, "There is no version '2' of 'tiny'; '1' is served")
+    assert_error(client.get("/v2/models/other/versions/1"), 404, "There is no model 'other'; 'tiny' is served")
+    assert_error(client.get(f"{versions}/1/infer"), 405, "GET is not allowed here; allowed: POST")
+
+
 GOOD = 3 * 224 * 224
 BAD: list[tuple[str, Any, str]] = [
     ("no inputs", {}, "'inputs' is not a list of one tensor"),

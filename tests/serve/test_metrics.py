@@ -38,6 +38,7 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
         assert client.get(f"/nothing-{number}").status_code == 404
     assert client.get("/v2/models/tiny").status_code == 200
     assert client.get("/v2/models/other").status_code == 404
+    assert client.get("/v2/models/tiny/versions/1").status_code == 200
     found = samples(client)
     assert value(found, "serve_requests_total", route="/upload", code="200") == 4
     assert value(found, "serve_requests_total", route="/upload", code="415") == 1
@@ -46,6 +47,7 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_requests_total", route="none", code="404") == 20
     assert value(found, "serve_requests_total", route="/v2/models/{name}", code="200") == 1
     assert value(found, "serve_requests_total", route="/v2/models/{name}", code="404") == 1
+    assert value(found, "serve_requests_total", route="/v2/models/{name}/versions/{version}", code="200") == 1
     assert value(found, "serve_request_duration_seconds_count", route="/upload") == 7
     assert value(found, "serve_request_duration_seconds_bucket", route="/upload", le="+Inf") == 7
     assert 0 < value(found, "serve_request_duration_seconds_sum", route="/upload") < 60

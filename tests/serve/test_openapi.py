@@ -44,6 +44,9 @@ HANDLERS = {
     "/v2/models/{name}": (InferenceServer, "model_metadata"),
     "/v2/models/{name}/ready": (InferenceServer, "model_ready"),
     "/v2/models/{name}/infer": (InferenceServer, "infer"),
+    "/v2/models/{name}/versions/{version}": (InferenceServer, "model_metadata"),
+    "/v2/models/{name}/versions/{version}/ready": (InferenceServer, "model_ready"),
+    "/v2/models/{name}/versions/{version}/infer": (InferenceServer, "infer"),
 }
 
 
@@ -70,11 +73,10 @@ class Driver:
 
     def ask(self, path: str, method: str, status: int) -> httpx2.Response:
         client = self.prepared(path, status)
-        name = "other" if status == 404 else "tiny"
         headers = {} if status == 401 else dict(KEY)
         if status == 403:
             headers["Origin"] = "https://evil.example"
-        target = path.replace("{name}", name)
+        target = of_model(path, version="2" if status == 404 else "1", name="other" if status == 404 else "tiny")
         if method == "get":
             return client.get(target, headers=headers)
         return self.send(client, target, headers, status)
@@ -122,6 +124,10 @@ class Driver:
         if status == 411:
             return client.send(without_length(client.build_request("POST", path, content=data, headers=headers)))
         return client.post(path, content=data, headers=headers)
+
+
+def of_model(path: str, name: str = "tiny", version: str = "1") -> str:
+    return path.replace("{name}", name).replace("{version}", version)
 
 
 def without_length(request: httpx2.Request) -> httpx2.Request:
@@ -215,7 +221,7 @@ def test_what_answers_connections_answers_them_wherever_they_go(
                 if "$ref" in response:
                     response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]
                 with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-                    connection.sendall(sent % (method.upper().encode(), path.replace("{name}", "tiny").encode()))
+                    connection.sendall(sent % (method.upper().encode(), of_model(path).encode()))
                     answer = http.client.HTTPResponse(connection)
                     answer.begin()
                 assert answer.status == status
@@ -243,7 +249,7 @@ def test_generators_of_clients_find_names_and_whole_schemas(client: TestClient) 
 def test_examples_have_what_their_schemas_require(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     shown = [each for each in nodes(document["paths"]) if "example" in each]
-    assert len(shown) == 3
+    assert len(shown) == 5
     for each in shown:
         reference = each["schema"].get("oneOf", [each["schema"]])[0]["$ref"]
         schema = document["components"]["schemas"][reference.rpartition("/")[2]]
