@@ -47,8 +47,9 @@ class TextFormatter(logging.Formatter):
 
 def set_up_logging(log_format: str, level: str) -> None:
     """Send all records of at least `level` to standard error. log_format: text, json, or auto (text on a terminal)."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # its remarks on odd pictures; the answer says what matters
-    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # on malformed bodies, of which the answer tells
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    for library in ("PIL", "python_multipart"):  # on odd pictures and malformed bodies, of which the answers tell
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())

@@ -3,8 +3,11 @@
 import io
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from PIL import Image, TiffImagePlugin
 
 from serve.log import JsonFormatter, TextFormatter, set_up_logging
 
@@ -32,19 +35,37 @@ def test_text_lines_show_what_a_person_wants_and_cannot_be_forged() -> None:
     assert line.endswith("10 bytes in, 20 out, 1.5 ms  abc")
 
 
+@contextmanager
+def logging_to(stream: io.StringIO, log_format: str, level: str) -> Iterator[None]:
+    """Logging set up with `stream` for standard error; afterwards the root logger is as before."""
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("sys.stderr", stream)
+        set_up_logging(log_format, level)
+        yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+
+
 @pytest.mark.parametrize(("terminal", "first"), [(True, "0123456789"), (False, "{")])
 def test_auto_is_text_on_a_terminal_and_json_elsewhere(
     terminal: bool, first: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(stream, "isatty", lambda: terminal)
-    monkeypatch.setattr("sys.stderr", stream)
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        set_up_logging("auto", "info")
+    with logging_to(stream, "auto", "info"):
         logging.getLogger("serve").info("hello")
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
     assert stream.getvalue()[0] in first
+
+
+def test_a_clients_picture_writes_no_errors() -> None:
+    """Pillow logs some of what it refuses as errors, which operators have alerts for."""
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "TIFF", tiffinfo={TiffImagePlugin.SAMPLESPERPIXEL: 3})
+    count = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # the entry SamplesPerPixel: one SHORT
+    assert picture.getvalue().count(count + b"\x03") == 1
+    stream = io.StringIO()
+    with logging_to(stream, "json", "info"), pytest.raises(SyntaxError):
+        TiffImagePlugin.TiffImageFile(io.BytesIO(picture.getvalue().replace(count + b"\x03", count + b"\x09")))
+    assert stream.getvalue() == ""
