@@ -7,13 +7,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ExceptionHandler, Scope
+from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from serve import __version__
 from serve.classifier import Classifier
@@ -39,6 +40,28 @@ def metrics_of(classifier: Classifier) -> Metrics:
     return Metrics({"version": __version__, "model": classifier.model.name, "variant": variant})
 
 
+class Cors(CORSMiddleware):
+    """Starlette's, but that what it refuses gets a problem too."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        answer = super().preflight_response(request_headers)
+        return answer if answer.status_code == 200 else _RefusedPreflight(answer)
+
+
+class _RefusedPreflight(Response):
+    """The same refusal, with the headers that browsers go by, in the form that errors have at its path."""
+
+    def __init__(self, plain: Response) -> None:
+        super().__init__()
+        self._what = bytes(plain.body).decode().removeprefix("Disallowed CORS ")
+        self._kept = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content = problem(400, "Bad Request", f"The preflight asks for a {self._what} that is not allowed.")
+        body, media_type = refusal(scope["path"], content)
+        await Response(body, 400, self._kept, media_type)(scope, receive, send)
+
+
 def create_app(
     config: Config, classifier: Classifier, lifecycle: Lifecycle | None = None, metrics: Metrics | None = None
 ) -> Starlette:
@@ -62,10 +85,11 @@ def create_app(
         *InferenceServer(server).routes(),
     ]
     cors = Middleware(
-        CORSMiddleware,
+        Cors,
         allow_origins=config.cors_origins,
         allow_methods=["*"],  # which method fits which route is the router's to say, with a problem
         allow_headers=["*"],
+        allow_private_network=True,  # a listed origin is listed wherever it and the server are
         expose_headers=["X-Request-ID", "Retry-After", "Server-Timing", LENGTH_HEADER],
     )
     keys = None

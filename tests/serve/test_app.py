@@ -269,6 +269,27 @@ def test_pages_of_other_origins_are_refused_unless_listed(client_for: ClientFor,
     assert_problem(listing.options("/upload", headers={**asked, "Origin": "https://other.example"}), 403)
 
 
+def test_preflights_of_listed_origins_may_come_from_a_public_network(client_for: ClientFor) -> None:
+    client = client_for(cors_origins=("https://elsewhere.example",))
+    asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "POST"}
+    answer = client.options("/upload", headers={**asked, "Access-Control-Request-Private-Network": "true"})
+    assert answer.status_code == 200
+    assert answer.headers["access-control-allow-private-network"] == "true"
+    assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
+
+
+def test_a_refused_preflight_gets_a_problem(client_for: ClientFor) -> None:
+    client = client_for(cors_origins=("https://elsewhere.example",))
+    asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "FETCH"}
+    answer = client.options("/upload", headers=asked)
+    assert_problem(answer, 400, "The preflight asks for a method that is not allowed.")
+    assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
+    assert "Access-Control-Request-Method" in answer.headers["vary"]
+    assert client.options("/v2", headers=asked).json() == {
+        "error": "The preflight asks for a method that is not allowed."
+    }
+
+
 def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
