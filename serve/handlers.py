@@ -111,7 +111,8 @@ class Server:
         return PrettyEnd(self._document)
 
     async def docs(self, request: Request) -> Response:
-        return HTMLResponse(self._docs, headers=security_headers(self._docs))
+        text = addressed(self._docs, request.scope["scheme"], request.headers.get("host", ""))
+        return HTMLResponse(text, headers=security_headers(text))
 
     async def upload(self, request: Request) -> Response:
         async with self.admitted() as (visit, arrival):

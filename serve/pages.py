@@ -18,7 +18,7 @@ _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
 _TOP_K: Final = 5
 _MEBIBYTE: Final = 2**20
-_ADDRESS: Final = "http://127.0.0.1:5000"  # as page.html has it
+_ADDRESS: Final = "http://127.0.0.1:5000"  # as page.html and docs_page.py have it
 _SANE_HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 _RANGE: Final = re.compile(r"\s*([^;,\s]+)\s*((?:;[^,]*)?)")
 

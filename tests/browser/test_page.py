@@ -341,6 +341,23 @@ def test_the_contract_for_people_is_a_page_without_complaints(browser: Browser, 
     page.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+def test_the_contract_for_people_can_be_read_in_any_light_and_at_any_width(
+    browser: Browser, server: ServerProcess, screenshots: Path, scheme: Any, width: int
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    visit = Visit(page, f"{server.url}/docs")
+    for each in page.locator("details").all():
+        each.evaluate("each => { each.open = true; }")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    ratio, text = page.evaluate(CONTRAST)
+    assert ratio >= 4.5, text
+    page.screenshot(path=screenshots / f"docs-{scheme}-{width}.png", full_page=True)
+    assert visit.complaints == []
+    page.close()
+
+
 def test_the_picture_in_the_readme(visit: Visit, photos: dict[str, bytes], screenshots: Path) -> None:
     visit.page.set_viewport_size({"width": 1000, "height": 700})
     visit.drop(*photos.items(), ("notes.txt", b"hello"))

@@ -302,3 +302,23 @@ def test_docs_is_a_page_that_needs_no_other_host_and_no_script(client: TestClien
         assert f'id="{name}"' in answer.text
     for link in links:
         assert not link.startswith("#") or f'id="{link[1:]}"' in answer.text
+
+
+def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path) -> None:
+    text = client_for().get("/docs").text
+    assert "Keys" not in text
+    for header in ("Retry-After", "WWW-Authenticate", "X-Request-ID"):
+        assert f'<code id="header-{header}">' in text
+    assert '<a href="#header-Retry-After">Retry-After</a>' in text
+    assert "path, required" in text
+    assert text.count("<summary>Example</summary>") == 5
+    guarded = client_for(api_keys_file=keys).get("/docs").text
+    assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
+    assert guarded.count('Wants <a href="#key">a key</a>.') == 8
+    assert '<a href="#header-WWW-Authenticate">' in guarded
+
+
+def test_docs_tells_the_address_it_was_asked_at(client: TestClient) -> None:
+    text = client.get("/docs", headers={"Host": "pictures.example:8080"}).text
+    assert "http://pictures.example:8080/upload" in text
+    assert "127.0.0.1:5000" not in text
