@@ -1,5 +1,6 @@
 """`/metrics`, read with the official parser after known traffic."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from serve import __version__, errors
+from serve.config import ROOT
 from serve.metrics import Metrics
 from serve.problems import RULES
 from tests.serve.conftest import ClientFor
@@ -112,6 +114,15 @@ def test_every_error_has_a_reason(error: type[errors.RequestError]) -> None:
     before = metrics.text()
     metrics.rejected(error("why"))
     assert before != metrics.text()
+
+
+def test_every_reason_is_explained_to_operators_with_its_status(client: TestClient) -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    told = re.findall(r"^\| `(\w+)` \| (\d{3}) \|", text, re.MULTILINE)
+    reasons = [dict(labels)["reason"] for name, labels in samples(client) if name == "serve_rejected_total"]
+    assert sorted(reason for reason, _ in told) == sorted(reasons)
+    statuses = {error.__name__.lower(): rule.status for error, rule in RULES.items()}
+    assert all(int(status) == statuses[reason.replace("_", "")] for reason, status in told)
 
 
 def test_the_process_is_measured_too(client: TestClient) -> None:
