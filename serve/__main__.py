@@ -28,6 +28,7 @@ from serve.errors import StartError
 from serve.listeners import listen
 from serve.log import set_up_logging
 from serve.memory import settle_allocator, trim
+from serve.strays import strays
 from serve.workers import Work, Workers, counting_together, share
 
 _START_FAILED = 2
@@ -50,6 +51,8 @@ def main() -> int:
             return run_command(command, sys.argv[2:])
         config = load_config(sys.argv[1:], os.environ)
         set_up_logging(config.log_format, config.log_level)
+        for stray in strays(os.environ):
+            log.warning("%s", stray)
         allow_connections(config.max_connections)
         # The address first: a taken port is the commonest mistake, and the model need not be loaded to find it.
         with ExitStack() as stack:
@@ -79,6 +82,9 @@ def run_command(name: str, arguments: list[str]) -> int:
     """One of the commands beside serving; its exit status. Raises `StartError`."""
     if name not in _COMMANDS:
         raise StartError(f"there is no command {name!r}; there are {', '.join(_COMMANDS)}, and none starts the server")
+    if name != "health":  # which is asked every few seconds
+        for stray in strays(os.environ):
+            print(f"serve: {stray}", file=sys.stderr)
     module = importlib.import_module(f"serve.{_COMMANDS[name]}")
     status: int = module.main(arguments, os.environ)
     return status

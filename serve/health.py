@@ -4,7 +4,10 @@ Standard library only, so that asking costs a tenth of a second. Prints one line
 """
 
 import http.client
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from types import FrameType
 from typing import Final
 
 from serve.config import argument_parser, load_config
@@ -20,20 +23,39 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     config = load_config(arguments, environment, parser)
     host = _LOOPBACK.get(config.host, config.host)
     where = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/readyz"
-    connection = http.client.HTTPConnection(host, config.port, timeout=TIMEOUT_SECONDS)
     try:
-        connection.request("GET", "/readyz")
-        status = connection.getresponse().status
+        with _within(TIMEOUT_SECONDS):
+            status = _status(host, config.port)
     except TimeoutError:
         print(f"not ready: {where} did not answer within {TIMEOUT_SECONDS:g} s")
         return 1
-    except (OSError, UnicodeError, http.client.HTTPException) as error:  # the second from names that no host can have
+    except (OSError, UnicodeError, http.client.HTTPException) as error:  # the last two from names that no host can have
         print(f"not ready: {where}: {getattr(error, 'strerror', None) or type(error).__name__}")
         return 1
-    finally:
-        connection.close()
     if status != http.client.OK:
         print(f"not ready: {where} answered {status}")
         return 1
     print(f"ready: {where}")
     return 0
+
+
+def _status(host: str, port: int) -> int:
+    with closing(http.client.HTTPConnection(host, port)) as connection:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status
+
+
+@contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """`TimeoutError` once what is within has taken so long in all; a socket's own limit is for each byte anew."""
+    before = signal.signal(signal.SIGALRM, _give_up)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _give_up(number: int, frame: FrameType | None) -> None:
+    raise TimeoutError

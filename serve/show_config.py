@@ -3,6 +3,8 @@
 Standard library only. Prints a line for each setting: its value, and where that came from.
 """
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -20,8 +22,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         for setting in fields(config)
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    for name, value, source in rows:
-        print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+    try:
+        for name, value, source in rows:
+            print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`; nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -10,6 +10,9 @@ import pytest
 
 from serve.config import ROOT, Config, load_config
 from serve.errors import ConfigError
+from serve.strays import strays
+from tests.server_process import running_server
+from tests.tiny_model import PATH as TINY_MODEL
 
 
 def test_defaults_are_the_contracts() -> None:
@@ -142,6 +145,43 @@ def test_the_effective_settings_are_told_with_their_sources(tmp_path: Path) -> N
     done = subprocess.run([*command, "--max-files", "0"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "serve: --max-files='0': not a whole number from 1 to 10000\n"
+
+
+def test_settings_that_nobody_reads_to_the_end_are_no_error() -> None:
+    command = f"{sys.executable} -m serve config | true"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_misspelt_variable_is_named_in_one_line() -> None:
+    environment = {**os.environ, "SERVE_PORTT": "3"}
+    done = subprocess.run(
+        [sys.executable, "-m", "serve", "config"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "serve: there is no setting SERVE_PORTT, which the environment has; is it SERVE_PORT?\n"
+    with running_server(
+        sys.executable, "--model", str(TINY_MODEL), "--log-format", "json", environment={"SERVE_QUX": "3"}
+    ) as server:
+        warnings = [line["message"] for line in server.log if line["level"] == "warning"]
+    assert warnings == ["there is no setting SERVE_QUX, which the environment has"]
+
+
+def test_what_kubernetes_tells_pods_of_services_is_no_misspelt_setting() -> None:
+    """Of Services called "serve" and "serve-model"; https://kubernetes.io/docs/concepts/services-networking/service."""
+    links = {}
+    for service in ("SERVE", "SERVE_MODEL"):
+        links |= {
+            f"{service}_SERVICE_HOST": "10.0.0.11",
+            f"{service}_SERVICE_PORT": "80",
+            f"{service}_SERVICE_PORT_HTTP": "80",
+            f"{service}_PORT": "tcp://10.0.0.11:80",
+            f"{service}_PORT_80_TCP": "tcp://10.0.0.11:80",
+            f"{service}_PORT_80_TCP_PROTO": "tcp",
+            f"{service}_PORT_80_TCP_PORT": "80",
+            f"{service}_PORT_80_TCP_ADDR": "10.0.0.11",
+        }
+    assert strays({**links, "SERVE_CONFIG": "x", "SERVE_MAX_FILES": "3", "PATH": "x", "RAY_SERVE_X": "1"}) == []
+    assert len(strays({"SERVE_MAX_FILE": "3", "SERVE_HOSTPORT": "x"})) == 2
 
 
 @pytest.mark.parametrize("text", ["cuda,cpu", "CUDAExecutionProvider CPUExecutionProvider", "CUDA, cpu"])

@@ -4,8 +4,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -85,6 +86,35 @@ def test_silence_is_1_and_soon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with answering(b"") as port:
         assert health.main(["--port", str(port)], {}) == 1
     assert capsys.readouterr().out == f"not ready: http://127.0.0.1:{port}/readyz did not answer within 0.2 s\n"
+
+
+def test_a_drip_of_bytes_is_no_answer_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(health, "TIMEOUT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(ConnectionError):
+                for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n":
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.1)
+
+        dripping = threading.Thread(target=drip, daemon=True)
+        dripping.start()
+        started = time.monotonic()
+        assert health.main(["--port", str(listener.getsockname()[1])], {}) == 1
+        assert time.monotonic() - started < 2
+        dripping.join(10)
+    assert "did not answer within 0.5 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("host", ["a b", "x" * 70])
+def test_a_name_that_no_host_can_have_is_1(host: str) -> None:
+    status, line, errors = ask("--host", host)
+    assert (status, errors) == (1, "")
+    assert line.startswith(f"not ready: http://{host}:5000/readyz: ")
 
 
 def test_a_setting_that_is_none_is_2() -> None:

@@ -88,6 +88,7 @@ MAY_IMPORT = {
     "http_protocol": {"connections", "metrics", "problems"},
     "health": {"config"},
     "show_config": {"config"},
+    "strays": {"config"},
     "leaving": set(),
     "progress": set(),
     "inputs": set(),
@@ -120,6 +121,7 @@ MAY_IMPORT = {
         "listeners",
         "log",
         "memory",
+        "strays",
         "workers",
     },
 }
