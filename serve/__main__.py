@@ -29,7 +29,7 @@ from serve.listeners import listen
 from serve.log import set_up_logging
 from serve.memory import settle_allocator, trim
 from serve.strays import strays
-from serve.workers import Work, Workers, counting_together, share
+from serve.workers import Work, Workers, count_alone, counting_together, share
 
 _START_FAILED = 2
 # What a Python that is not the project's own lacks first.
@@ -58,6 +58,7 @@ def main() -> int:
         with ExitStack() as stack:
             listeners = [stack.enter_context(listener) for listener in listen(config)]
             if config.workers == 1:
+                count_alone()
                 serve(config, listeners[0])
                 return 0
             stack.enter_context(counting_together())

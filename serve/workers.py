@@ -42,6 +42,12 @@ def share(count: int, workers: int, number: int) -> int:
     return max(1, count // workers + (number < count % workers))
 
 
+def count_alone() -> None:
+    """Count in this process's memory, whatever folder the environment had for somebody else's."""
+    for name in (_COUNTING_FOLDER, _COUNTING_FOLDER.lower()):  # the library goes by either
+        os.environ.pop(name, None)
+
+
 @contextmanager
 def counting_together() -> Iterator[None]:
     """A folder in which all workers count, for the length of a `with` block; raises `StartError`."""
@@ -52,6 +58,7 @@ def counting_together() -> Iterator[None]:
             f"several workers count in files, and there is no folder for them: {error.strerror}; "
             "mount a tmpfs at /tmp, or serve with --workers 1"
         ) from error
+    count_alone()
     os.environ[_COUNTING_FOLDER] = folder
     try:
         yield

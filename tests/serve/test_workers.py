@@ -188,6 +188,18 @@ def test_what_stops_a_start_is_said_once() -> None:
             assert words in done.stderr
 
 
+@pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
+@pytest.mark.parametrize("count", ["1", "2"])
+def test_a_folder_that_others_count_in_is_left_alone(tmp_path: Path, cat: bytes, name: str, count: str) -> None:
+    flags = [*FLAGS[:-4], "--workers", count]
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with running_server(sys.executable, *flags, environment={name: str(folder)}) as server:
+            assert upload(server, cat) == 200
+            assert metric(server, UPLOADS) == 1
+            assert metric(server, "process_resident_memory_bytes") > 1e6
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_system_without_a_folder_to_count_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_SHARED_MEMORY", "/nonexistent")
     monkeypatch.setattr(workers.tempfile, "tempdir", "/nonexistent")
