@@ -70,7 +70,7 @@ class Server:
         """Ready from start-up to shutdown; requests outside of it are refused."""
         self.inspector = Inspector(self.config.max_queue)
         self.scheduler: Scheduler[Job | Prepared, Prepared, Classified] = Scheduler(
-            self.classifier.prepare,
+            self._prepare,
             self.classifier.compute,
             streams=self.config.thread_plan.streams,
             max_queue=self.config.max_queue,
@@ -164,6 +164,15 @@ class Server:
             return self.classifier.open(picture, top_k)
         return await self.inspector.check(self.classifier.open, picture, top_k)
 
+    async def compute(self, jobs: Sequence[Job | Prepared], deadline: float) -> list[Outcome[Classified]]:
+        """As `Scheduler.run`."""
+        asyncio.get_running_loop().call_soon(self.metrics.note_queue)  # once they are queued
+        return await self.scheduler.run(jobs, deadline)
+
+    def _prepare(self, job: Job | Prepared) -> Prepared:
+        self.metrics.note_queue()  # it waits no more
+        return self.classifier.prepare(job)
+
     async def _give_memory_back(self) -> None:
         """Now and then return what a burst of large pictures has left, which malloc by itself may never do."""
         done = 0
@@ -179,7 +188,7 @@ class Server:
             alone = sum(bool(file.data) for file in files) == 1  # also beside the empty one that the page sends
             opened = [await self._open_or_tell(file, top_k, alone) for file in files]
         jobs = [job for job in opened if isinstance(job, Job)]
-        computed = iter(await self.scheduler.run(jobs, deadline) if jobs else [])
+        computed = iter(await self.compute(jobs, deadline) if jobs else [])
         return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
 
     async def _open_or_tell(self, file: UploadedFile, top_k: int, alone: bool) -> Job | RequestError:

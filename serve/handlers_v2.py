@@ -101,7 +101,7 @@ class InferenceServer:
             # All of them have to be sound: there is one answer.
             jobs: list[Job | Prepared] = [await self._server.open(each, 1, alone=False) for each in asked.pictures]
         jobs += [Prepared(row, 1, {}) for row in asked.rows]
-        return asked, await self._server.scheduler.run(jobs, deadline)
+        return asked, await self._server.compute(jobs, deadline)
 
     def _require_model(self, request: Request) -> None:
         name: Any = request.path_params["name"]

@@ -6,6 +6,7 @@ Labels take their values from fixed sets: route templates, status codes, stages,
 import operator
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,7 @@ class Metrics:
             "serve_queue_depth", "Pictures that wait for a CPU.", registry=self._registry, multiprocess_mode="livesum"
         )
         self._depth_now: Callable[[], int] = lambda: 0
+        self._depth_lock = threading.Lock()
         self._in_progress = Gauge(
             "serve_requests_in_progress",
             "Requests begun and not yet answered.",
@@ -102,15 +104,19 @@ class Metrics:
         """Read the queue's depth from here."""
         self._depth_now = depth
 
+    def note_queue(self) -> None:
+        """The queue's depth has changed; noted as it does, because another process may be the one that is asked."""
+        with self._depth_lock:  # or an older depth could be noted last
+            self._depth.set(self._depth_now())
+
     def began(self) -> None:
         """A request has come."""
         self._in_progress.inc()
-        self._depth.set(self._depth_now())  # noted as it goes: another process may be the one that is asked
 
     def ended(self, route: str, code: int, seconds: float) -> None:
         """It is answered, or given up. route: its template, or `NO_ROUTE`."""
         self._in_progress.dec()
-        self._depth.set(self._depth_now())
+        self.note_queue()
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
 
@@ -128,7 +134,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """All of it, as `MEDIA_TYPE`."""
-        self._depth.set(self._depth_now())
+        self.note_queue()
         return generate_latest(self._shown)
 
 

@@ -1,6 +1,8 @@
 """`/metrics`, read with the official parser after known traffic."""
 
 import re
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from serve import __version__, errors
-from serve.config import ROOT
+from serve.app import create_app
+from serve.classifier import Classifier
+from serve.config import ROOT, Config
 from serve.metrics import Metrics
 from serve.problems import RULES
 from tests.serve.conftest import ClientFor
@@ -106,6 +110,26 @@ def test_the_queue_is_read_when_it_is_asked_for() -> None:
     assert b"serve_queue_depth 3.0" in metrics.text()
     depth = 5
     assert b"serve_queue_depth 5.0" in metrics.text()
+
+
+def test_the_queue_is_noted_whenever_it_changes(
+    config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only when this process is asked: with several, another one tells what this one noted last."""
+    metrics = Metrics({"model": "tiny"})
+    original = Classifier.prepare
+    seen = []
+
+    def prepare(self: Classifier, job: Any) -> Any:
+        time.sleep(0.1)  # the event loop has the time to note what was queued
+        seen.append(metrics._registry.get_sample_value("serve_queue_depth"))
+        return original(self, job)
+
+    monkeypatch.setattr(Classifier, "prepare", prepare)
+    with TestClient(create_app(replace(config, streams=1), classifier, metrics=metrics)) as client:
+        files = [("file", (f"{number}.jpg", cat)) for number in range(3)]
+        assert client.post("/upload", files=files).status_code == 200
+    assert seen == [2, 1, 0]
 
 
 @pytest.mark.parametrize("error", RULES)
