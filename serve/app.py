@@ -142,7 +142,8 @@ def _refuser(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Re
     async def answer(request: Request, error: RequestError) -> Response:
         metrics.rejected(error)
         seconds = retry_after(error)
-        return _response(request, problem_of(error), {} if seconds is None else {"Retry-After": str(seconds)})
+        headers = {} if seconds is None else {"Retry-After": str(seconds)}
+        return _response(request, problem_of(error), headers | request.scope.get("timing", {}))
 
     return answer
 

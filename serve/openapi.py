@@ -18,6 +18,8 @@ _BINARY: Final = {"type": "string", "format": "binary"}
 _ANYWHERE: Final = (403, 500)
 _PICTURES: Final = (400, 408, 411, 413, 415, 422, 429, 503, 504)
 _RETRY: Final = (429, 503)
+# What only who has looked at a picture may answer.
+_LOOKED_AT: Final = (400, 413, 415, 422)
 _MODEL: Final = "/v2/models/{name}"
 _MODEL_VERSION: Final = f"{_MODEL}/versions/{{version}}"
 
@@ -190,7 +192,9 @@ def _operation(
     responses: Json = {"200": {"description": "The answer.", "headers": _some_headers(*headers), "content": content}}
     for status in sorted(own | CONNECTION.keys()):
         responses[str(status)] = (
-            _refusal(status, protocol) if status in own else {"$ref": f"#/components/responses/{CONNECTION[status]}"}
+            _refusal(status, protocol, "Server-Timing" in headers)
+            if status in own
+            else {"$ref": f"#/components/responses/{CONNECTION[status]}"}
         )
     operation: Json = {"operationId": identifier, "summary": summary, "responses": responses}
     operation["parameters"] = [
@@ -203,8 +207,10 @@ def _operation(
     return operation
 
 
-def _refusal(status: int, protocol: bool) -> Json:
+def _refusal(status: int, protocol: bool, timed: bool) -> Json:
     more = ("Retry-After",) if status in _RETRY else ("WWW-Authenticate",) if status == 401 else ()
+    if timed and status in _LOOKED_AT:
+        more = ("Server-Timing",)
     content: Json = {"application/json": {"schema": _reference("InferenceError")}} if protocol else {}
     if not protocol or status in CONNECTION:  # what never becomes a request is not looked at for its path either
         content["application/problem+json"] = {"schema": _reference("Problem")}

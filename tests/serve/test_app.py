@@ -366,6 +366,20 @@ def test_server_timing_is_told_where_switched_on(client_for: ClientFor, cat: byt
     assert "infer;dur=" in several.headers["server-timing"]
 
 
+@pytest.mark.parametrize(("length", "status"), [(None, 200), (5000, 422)])
+def test_the_stages_in_the_log_are_those_that_the_client_is_told(
+    client_for: ClientFor, cat: bytes, caplog: pytest.LogCaptureFixture, length: int | None, status: int
+) -> None:
+    caplog.set_level(logging.INFO, "serve.access")
+    answer = post_file(client_for(server_timing=True), cat[:length])
+    assert answer.status_code == status
+    told = re.findall(r"(\w+);dur=([0-9.]+)", answer.headers["server-timing"])
+    logged = caplog.records[-1].fields["stages_ms"]  # type: ignore[attr-defined]
+    assert {stage: float(spent) for stage, spent in told} == logged
+    assert logged["read"] > 0
+    assert "server-timing" not in post_file(client_for(), cat[:length]).headers
+
+
 @pytest.mark.parametrize(
     ("headers", "told"),
     [

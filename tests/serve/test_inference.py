@@ -325,7 +325,12 @@ def test_stages_are_told_where_switched_on(client_for: ClientFor, cat: bytes) ->
     raw = framed(cat)
     body = images(1, parameters={"binary_data_size": len(raw)})
     assert "server-timing" not in infer(client_for(), body, raw).headers
-    assert "infer;dur=" in infer(client_for(server_timing=True), body, raw).headers["server-timing"]
+    timed = client_for(server_timing=True)
+    assert "infer;dur=" in infer(timed, body, raw).headers["server-timing"]
+    raw = framed(cat[:5000])
+    refused = infer(timed, images(1, parameters={"binary_data_size": len(raw)}), raw)
+    assert refused.status_code == 422
+    assert "queue;dur=" in refused.headers["server-timing"]
 
 
 def test_limits_are_those_of_upload(client_for: ClientFor, cat: bytes) -> None:

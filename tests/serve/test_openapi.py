@@ -216,7 +216,7 @@ def test_what_answers_connections_answers_them_wherever_they_go(
                 slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
                 head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/bmp\r\nContent-Length: {len(slow)}"
                 busy.sendall(head.encode() + b"\r\n\r\n" + slow)
-                time.sleep(0.5)
+                time.sleep(1)
             for (path, method), response in operations.items():
                 if "$ref" in response:
                     response = document["components"]["responses"][response["$ref"].rpartition("/")[2]]
@@ -226,7 +226,10 @@ def test_what_answers_connections_answers_them_wherever_they_go(
                     answer.begin()
                 assert answer.status == status
                 assert answer.headers["Content-Type"] in response["content"]
-                assert all(answer.headers[name] for name in response["headers"])
+                always = [
+                    name for name in response["headers"] if document["components"]["headers"][name].get("required")
+                ]
+                assert all(answer.headers[name] for name in always)
 
 
 def test_generators_of_clients_find_names_and_whole_schemas(client: TestClient) -> None:
