@@ -15,7 +15,10 @@ from tests.clients.conftest import TABLE
 from tests.server_process import ServerProcess
 
 # What PromQL has names for itself, as far as it is used here.
-FUNCTIONS = {"rate", "sum", "count", "histogram_quantile", "min_over_time", "by", "and", "on", "label_values"}
+FUNCTIONS = {"rate", "sum", "count", "histogram_quantile", "min_over_time", "max_over_time", "absent", "label_values"}
+OPERATORS = {"by", "and", "on", "unless"}
+# What Prometheus itself notes of each target.
+OWN = {"up"}
 # Labels that Prometheus adds.
 TARGET_LABELS = {"job", "instance"}
 STRING = re.compile(r'"[^"]*"')
@@ -32,7 +35,8 @@ def series(server: ServerProcess, photos: dict[str, bytes]) -> dict[str, list[di
     """Every sample's labels by its name, after a picture was classified and each route of it was asked."""
     model = requests.get(f"{server.url}/model", timeout=10).json()["name"]
     requests.post(f"{server.url}/upload", files={"file": photos["cat"]}, timeout=10)
-    requests.post(f"{server.url}/v2/models/{model}/infer", json={}, timeout=10)
+    for path in (f"/v2/models/{model}/infer", f"/v2/models/{model}/versions/1/infer"):
+        requests.post(f"{server.url}{path}", json={}, timeout=10)
     found: dict[str, list[dict[str, str]]] = {}
     for family in text_string_to_metric_families(requests.get(f"{server.url}/metrics", timeout=10).text):
         for sample in family.samples:
@@ -84,7 +88,13 @@ def unknown(expression: str, series: dict[str, list[dict[str, str]]]) -> list[st
 def used(expression: str) -> set[str]:
     """The metrics in an expression."""
     bare = re.sub(r"\{[^{}]*\}", " ", STRING.sub('""', expression))
-    return set(re.findall(r"[a-zA-Z_]\w*", NEUTRAL.sub(" ", GROUPING.sub(" ", bare)))) - FUNCTIONS - TARGET_LABELS
+    return (
+        set(re.findall(r"[a-zA-Z_]\w*", NEUTRAL.sub(" ", GROUPING.sub(" ", bare))))
+        - FUNCTIONS
+        - OPERATORS
+        - OWN
+        - TARGET_LABELS
+    )
 
 
 @pytest.mark.parametrize("read", [dashboard, alerts])
@@ -92,6 +102,24 @@ def test_all_that_they_name_is_there(read: Any, deployed: Path, series: dict[str
     expressions = list(read(deployed))
     assert [wrong for expression in expressions for wrong in unknown(expression, series)] == []
     TABLE.append((f"Grafana and Prometheus: {read.__name__}", f"{len(expressions)} expressions name what there is"))
+
+
+PICTURES = {"/upload", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"}
+
+
+@pytest.mark.parametrize("read", [dashboard, alerts])
+def test_what_is_told_of_pictures_is_told_of_all_routes_that_take_them(read: Any, deployed: Path) -> None:
+    named = [
+        value for expression in read(deployed) for _, _, value in MATCHER.findall(expression) if "/upload" in value
+    ]
+    assert len(named) >= 4
+    assert all(set(value.split("|")) == PICTURES for value in named)
+
+
+def test_a_server_that_is_gone_or_refuses_everything_is_noticed(deployed: Path) -> None:
+    expressions = " ".join(alerts(deployed))
+    for part in ("up == 0", "absent(serve_build_info)", 'reason="not_ready"', "unless"):
+        assert part in expressions
 
 
 def test_what_is_not_there_is_found(series: dict[str, list[dict[str, str]]]) -> None:
