@@ -6,7 +6,9 @@ The only module that imports onnxruntime. Errors that leave here: `ModelError`, 
 import hashlib
 import json
 import os
+import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +28,7 @@ OUTPUT_NAME: Final = "logits"
 # What a file must say of itself to be served; preprocess.py asks for the entries that it needs besides.
 _REQUIRED_ENTRIES: Final = ("name", "variant", "class_count")
 _CPU: Final = "cpu"
+_ON_CUDA: Final = {"cuda", "tensorrt"}
 _FATAL: Final = 4  # onnxruntime's log severity: our own errors say what is wrong
 
 
@@ -64,6 +67,9 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
     names, the first choice first. Raises `ModelError` naming the file and what to do.
     """
     chosen = _chosen(providers)
+    if _ON_CUDA & set(providers):
+        with redirect_stdout(sys.stderr):  # it prints what it does not find
+            ort.preload_dlls()  # CUDA and cuDNN where pip has put them, which no loader looks at by itself
     try:
         sha256 = _sha256(path)
     except OSError as error:

@@ -108,5 +108,34 @@ def test_a_provider_that_does_not_start_is_no_silent_fallback(
         load_model(tiny_model, 1, ("cuda", "cpu"))
 
 
+@pytest.mark.parametrize("provider", ["CUDA", "Tensorrt"])
+def test_cuda_is_loaded_from_where_pip_puts_it_before_a_session_wants_it(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], provider: str
+) -> None:
+    monkeypatch.setattr(
+        ort, "get_available_providers", lambda: [f"{provider}ExecutionProvider", "CPUExecutionProvider"]
+    )
+    calls = []
+
+    def preload() -> None:
+        calls.append("preload")
+        print("Failed to load libcudnn.so.9")
+
+    def start(*_: Any, **__: Any) -> Any:
+        calls.append("session")
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(ort, "preload_dlls", preload)
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    with pytest.raises(ModelError):
+        load_model(tiny_model, 1, (provider.lower(), "cpu"))
+    assert calls == ["preload", "session"]
+    assert capsys.readouterr() == ("", "Failed to load libcudnn.so.9\n")  # standard output is for `classify`
+    calls.clear()
+    with pytest.raises(ModelError):
+        load_model(tiny_model, 1, ("cpu",))
+    assert calls == ["session"]
+
+
 def test_the_cpu_alone_is_the_default(tiny_model: Path) -> None:
     assert load_model(tiny_model, 1).class_count == load_model(tiny_model, 1, ("cpu",)).class_count
