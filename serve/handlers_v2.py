@@ -76,7 +76,7 @@ class InferenceServer:
         async with self._server.admitted() as (visit, arrival):
             started = time.monotonic()
             seconds = self._server.timeout_of(request)
-            if request.headers.get("content-encoding", "identity") != "identity":
+            if request.headers.get("content-encoding", "identity").lower() != "identity":
                 raise UnsupportedBody("The body is compressed, which is not supported; send it as it is.")
             chunks = arrival.paced(request.stream())
             body = await read_body(request.headers, chunks, self._server.limits.max_bytes)

@@ -294,10 +294,10 @@ def _wanted(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
 
 
 def _parameters(owner: dict[str, Any], name: str) -> dict[str, Any]:
-    parameters = owner.get("parameters", {})
-    if not isinstance(parameters, dict):
+    parameters = owner.get("parameters")
+    if not (parameters is None or isinstance(parameters, dict)):
         raise BadTensor(f"The parameters of '{name}' are no JSON object.")
-    return parameters
+    return parameters or {}
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:

@@ -348,6 +348,13 @@ def test_much_json_and_compressed_bodies_are_refused(client: TestClient) -> None
     assert_error(client.post(INFER, content=b"x", headers={"Content-Encoding": "gzip"}), 415, "compressed")
 
 
+def test_what_says_nothing_may_be_said(client: TestClient, cat: bytes) -> None:
+    tensor = images(1, data=[base64.b64encode(cat).decode()], parameters=None)
+    body = tensor | {"id": None, "parameters": None, "outputs": [{"name": "logits", "parameters": None}]}
+    answer = client.post(INFER, json=body, headers={"Content-Encoding": "Identity"})
+    assert logits_of(answer).shape == (1, 1000)
+
+
 def test_other_pictures_than_jpegs_are_taken(client: TestClient) -> None:
     png = (PICTURES / "rgb.png").read_bytes()
     raw = framed(png)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 from PIL import Image, TiffImagePlugin
+from starlette.testclient import TestClient
 
 from serve.log import JsonFormatter, TextFormatter, set_up_logging
 
@@ -57,6 +58,14 @@ def test_auto_is_text_on_a_terminal_and_json_elsewhere(
     with logging_to(stream, "auto", "info"):
         logging.getLogger("serve").info("hello")
     assert stream.getvalue()[0] in first
+
+
+@pytest.mark.parametrize(("level", "lines"), [("info", 1), ("warning", 0)])
+def test_a_request_is_a_line_unless_the_level_hides_it(client: TestClient, level: str, lines: int) -> None:
+    stream = io.StringIO()
+    with logging_to(stream, "json", level):
+        client.get("/nothing")
+    assert stream.getvalue().count("GET /nothing 404") == lines
 
 
 def test_a_clients_picture_writes_no_errors() -> None:
