@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from serve.config import Config
-from serve.picture import ACCEPTED_FORMATS
+from serve.formats import ACCEPTED_FORMATS
 
 _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"

@@ -1,10 +1,10 @@
 """Encoded picture → its format by content → header check → upright RGB: the first frame, decoded within limits.
 
-What comes from the internet is looked at before a decoder sees it: format, size, frames, and for JPEG and TIFF what
-else their decoders would spend time or memory on (`serve/claims.py`). Pillow's plug-ins read through a file that ends
-their work when its time is up. The pixels are those of torchvision's usual loader, `Image.open(file).convert("RGB")`,
-with two stated exceptions: EXIF orientation is applied (unless turned off), and 16-bit grey is scaled to 8 bits where
-Pillow would clip it to white.
+What comes from the internet is looked at before a decoder sees it: format, size, frames, and for JPEG, TIFF and AVIF
+what else their decoders would spend time or memory on (`serve/claims.py`, `serve/avif.py`). Pillow's plug-ins read
+through a file that ends their work when its time is up. The pixels are those of torchvision's usual loader,
+`Image.open(file).convert("RGB")`, with two stated exceptions: EXIF orientation is applied (unless turned off), and
+16-bit grey is scaled to 8 bits where Pillow would clip it to white.
 
 Errors that leave here: `UnsupportedFormat`, `UndecodableImage`, `TooManyPixels`, `TooManyFrames`, `TooComplex`.
 """
@@ -28,22 +28,8 @@ from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  
 from serve.avif import require_modest_avif
 from serve.claims import is_one_scan, require_modest_exif, require_modest_layout, require_modest_scans
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
+from serve.formats import ACCEPTED_FORMATS, sniff_format
 from serve.preprocess import INTERPOLATIONS, Preprocessing, resized_size
-
-ACCEPTED_FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
-
-# How a file of each format begins. BMP's two letters alone would claim plain text, so the size of its second header
-# (the known versions of BITMAPINFOHEADER) is looked at too.
-_SIGNATURES: Final = {
-    "JPEG": re.compile(rb"\xff\xd8\xff"),
-    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
-    "GIF": re.compile(rb"GIF8[79]a"),
-    "BMP": re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
-    "TIFF": re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
-    "AVIF": re.compile(rb".{4}ftyp(.{4})*?avi[fs]", re.DOTALL),
-}
-_SIGNATURE_BYTES: Final = 64
 
 # Pillow's own bomb guard knows one limit for the whole process; `open_image` applies ours, which is a setting.
 Image.MAX_IMAGE_PIXELS = None
@@ -52,19 +38,9 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # CPU seconds that reading a header may take; ordinary ones take a thousandth.
 _HEADER_SECONDS: Final = 0.5
 
-# JPEG's markers (ITU-T T.81, table B.1); ordinary files have ten or twenty segments before their pixels.
-_START_OF_SCAN: Final = b"\xff\xda"
-_FIRST_MARKER_WITH_LENGTH: Final = 0xC0
-_QUICK_SEGMENTS: Final = 64
-_QUICK_BYTES: Final = 256 * 1024
-_QUICK_FILE_BYTES: Final = 2**20
-# Segments made of entries that are each read: EXIF's and Photoshop's (APP13).
-_EXIF, _PHOTOSHOP = b"Exif\0\0", b"Photos"
-
 # A reduced JPEG keeps this many times the side it is then resized to, as Pillow's own `thumbnail` does. With less, what
 # aliases in so small a picture shows in the answers: docs/serving.md has the figures.
 _REDUCED_TO: Final = 2
-
 
 # EXIF's orientations (CIPA DC-008, 4.6.4) but for 1, upright → what turns a picture back.
 _TURNS: Final = {
@@ -114,32 +90,6 @@ class _TimedFile(io.BytesIO):
         if time.thread_time() > self._until:
             raise TooComplex(self._refusal)
         return super().read(size)
-
-
-def sniff_format(data: bytes) -> str | None:
-    """The accepted format that `data` begins like, a key of `ACCEPTED_FORMATS`, or None."""
-    head = data[:_SIGNATURE_BYTES]
-    return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
-
-
-def is_quick_to_open(data: bytes) -> bool:
-    """Whether `open_image` is sure to be done within a few milliseconds: a small JPEG of few segments before its
-    pixels."""
-    if len(data) > _QUICK_FILE_BYTES or sniff_format(data) != "JPEG":
-        return False
-    position, seen = 2, []
-    for _ in range(_QUICK_SEGMENTS):
-        head = data[position : position + 10]
-        marker = head[:2]
-        if marker == _START_OF_SCAN:
-            return True
-        seen.append(head[4:])
-        if len(head) < 10 or head[0] != 0xFF or head[1] < _FIRST_MARKER_WITH_LENGTH or position > _QUICK_BYTES:
-            return False
-        if seen.count(_EXIF) > 1 or seen.count(_PHOTOSHOP) > 1:
-            return False
-        position += 2 + int.from_bytes(head[2:4], "big")
-    return False
 
 
 def open_image(data: bytes, spec: Preprocessing, limits: PictureLimits) -> Image.Image:

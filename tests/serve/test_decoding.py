@@ -12,7 +12,8 @@ from PIL import Image
 
 from serve.config import ROOT
 from serve.errors import UndecodableImage
-from serve.picture import PictureLimits, decode, is_quick_to_open, open_image
+from serve.formats import is_quick_to_open
+from serve.picture import PictureLimits, decode, open_image
 from serve.preprocess import Preprocessing, to_input
 from tests.references import PICTURES
 
