@@ -5,27 +5,20 @@ comes in: `input` FP32 `[N, 3, S, S]`, normalised, or `image` BYTES `[N]`, encod
 JSON). One goes out: `logits` FP32 `[N, classes]`, or where asked for the most probable classes as BYTES `[N, k]`, each
 `logit:index:label`.
 
-Nothing is allocated by what a message claims: sizes are compared with the bytes that are there.
 Errors that leave here: `BadTensor`, `TooManyFiles`, `UploadTooLarge`.
 """
 
-import base64
-import binascii
-import contextlib
 import json
-import math
-import struct
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from serve.errors import BadTensor, TooManyFiles, UploadTooLarge
+from serve.errors import BadTensor, UploadTooLarge
 from serve.postprocess import Label
+from serve.tensors import IMAGE, INPUT, LENGTH, floats, parameters_of, pictures, require_datatype, shape_of, shown
 
-INPUT: Final = "input"
-IMAGE: Final = "image"
 OUTPUT: Final = "logits"
 VERSION: Final = "1"  # of the model; there is one
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
@@ -35,9 +28,7 @@ MAX_JSON_BYTES: Final = 8 * 2**20
 MAX_JSON_ROWS: Final = 4
 _MORE_PARTS: Final = 1000
 _MAX_ID_CHARACTERS: Final = 1024
-_SHOWN_CHARACTERS: Final = 40
 _SIGNIFICANT_DIGITS: Final = 9  # which FP32 survives
-_LENGTH: Final = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -84,23 +75,23 @@ def parse_request(length_header: str | None, body: bytes, signature: Signature) 
     tensor = _only(message, "inputs")
     name = tensor.get("name")
     rows: list[npt.NDArray[np.float32]] = []
-    pictures: list[bytes] = []
+    encoded: list[bytes] = []
     if name == INPUT:
-        _require_datatype(tensor, INPUT, "FP32")
+        require_datatype(tensor, INPUT, "FP32")
         side = signature.side
-        shape = _shape(tensor, INPUT, (3, side, side), signature.max_rows)
-        rows = list(_floats(tensor, shape, tail)[:, None])
+        shape = shape_of(tensor, INPUT, (3, side, side), signature.max_rows)
+        rows = list(floats(tensor, shape, tail)[:, None])
     elif name == IMAGE:
-        _require_datatype(tensor, IMAGE, "BYTES")
-        (count,) = _shape(tensor, IMAGE, (), signature.max_rows)
-        pictures = _pictures(tensor, count, tail)
+        require_datatype(tensor, IMAGE, "BYTES")
+        (count,) = shape_of(tensor, IMAGE, (), signature.max_rows)
+        encoded = pictures(tensor, count, tail)
     else:
-        raise BadTensor(f"There is no input {_shown(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
+        raise BadTensor(f"There is no input {shown(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
     classes, binary = _wanted(message, len(signature.labels))
     identifier = message.get("id")
     if not (identifier is None or (isinstance(identifier, str) and len(identifier) <= _MAX_ID_CHARACTERS)):
         raise BadTensor(f"The request's id is no string of at most {_MAX_ID_CHARACTERS} characters.")
-    return InferenceRequest(identifier, rows, pictures, classes, binary)
+    return InferenceRequest(identifier, rows, encoded, classes, binary)
 
 
 def write_answer(
@@ -118,7 +109,7 @@ def write_answer(
         values = [_ranked(row, request.classes, signature.labels) for row in logits]
         output |= {"datatype": "BYTES", "shape": [len(logits), request.classes]}
         values = [entry for row in values for entry in row]
-        raw = b"".join(_LENGTH.pack(len(entry)) + entry for entry in (value.encode() for value in values))
+        raw = b"".join(LENGTH.pack(len(entry)) + entry for entry in (value.encode() for value in values))
     else:
         values = [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in logits.ravel().tolist()]
         raw = logits.astype("<f4").tobytes()
@@ -138,7 +129,7 @@ def _split(length_header: str | None, body: bytes, signature: Signature) -> tupl
     length = len(body)
     if length_header is not None:
         if not (length_header.isascii() and length_header.isdigit() and len(length_header) <= 15):
-            raise BadTensor(f"{LENGTH_HEADER}: {_shown(length_header)} is not a number of bytes.")
+            raise BadTensor(f"{LENGTH_HEADER}: {shown(length_header)} is not a number of bytes.")
         length = int(length_header)
         if length > len(body):
             raise BadTensor(f"{LENGTH_HEADER} is {length}, but the body has {len(body)} bytes.")
@@ -174,136 +165,25 @@ def _only(message: dict[str, Any], key: str) -> dict[str, Any]:
     return tensor
 
 
-def _require_datatype(tensor: dict[str, Any], name: str, datatype: str) -> None:
-    if tensor.get("datatype") != datatype:
-        raise BadTensor(f"The datatype of '{name}' is {_shown(tensor.get('datatype'))}; the model takes {datatype}.")
-
-
-def _shape(tensor: dict[str, Any], name: str, row: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
-    """`(N, *row)`, as the tensor says it."""
-    shape = tensor.get("shape")
-    wanted = ", ".join(["N", *map(str, row)])
-    is_shape = isinstance(shape, list) and all(type(side) is int for side in shape)
-    if not is_shape or len(shape) != 1 + len(row) or tuple(shape[1:]) != row or shape[0] < 1:  # type: ignore[arg-type,index]
-        raise BadTensor(f"The shape of '{name}' is {_shown(shape)}; the model takes [{wanted}] with N at least 1.")
-    if shape[0] > max_rows:  # type: ignore[index]
-        raise TooManyFiles(f"The shape of '{name}' is {_shown(shape)}; the limit is {max_rows} rows a request.")
-    return tuple(shape)  # type: ignore[arg-type]
-
-
-def _raw(tensor: dict[str, Any], name: str, tail: memoryview) -> memoryview | None:
-    """The tensor's bytes where it is a binary one."""
-    size = _parameters(tensor, name).get("binary_data_size")
-    if size is None:
-        if len(tail):
-            raise BadTensor(f"{len(tail)} bytes follow the JSON, but '{name}' has no binary_data_size.")
-        return None
-    if "data" in tensor:
-        raise BadTensor(f"The tensor '{name}' has both data and binary_data_size.")
-    if type(size) is not int or size != len(tail):
-        raise BadTensor(f"The binary_data_size of '{name}' is {_shown(size)}, but {len(tail)} bytes follow the JSON.")
-    return tail
-
-
-def _floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> npt.NDArray[np.float32]:
-    raw = _raw(tensor, INPUT, tail)
-    count = math.prod(shape)
-    values = np.full(1, np.nan, np.float32)
-    if raw is not None:
-        if len(raw) != 4 * count:
-            raise BadTensor(f"The shape of '{INPUT}' takes {4 * count} bytes, and it has {len(raw)}.")
-        values = np.frombuffer(raw, "<f4").astype(np.float32)
-    else:
-        numbers = _flat(tensor.get("data"), shape)
-        if numbers is None:
-            raise BadTensor(
-                f"The data of '{INPUT}' do not have its shape, {list(shape)}, nor are they {count} numbers in a row."
-            )
-        # One by one, because numpy would take text for numbers, and allocate by the longest.
-        if not all(type(number) in (int, float) for number in numbers):
-            raise BadTensor(f"The data of '{INPUT}' are not all numbers.")
-        with np.errstate(over="ignore"), contextlib.suppress(OverflowError):  # which the next check finds
-            values = np.array(numbers, np.float64).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise BadTensor(f"The data of '{INPUT}' are not all finite FP32 numbers.")
-    return values.reshape(shape)
-
-
-def _flat(data: Any, shape: tuple[int, ...]) -> list[Any] | None:
-    """Nested lists of this shape, or a single one of as many elements, as a single one; None where it is neither."""
-    if isinstance(data, list) and len(data) == math.prod(shape) and not any(isinstance(entry, list) for entry in data):
-        return data
-    level = [data]
-    for side in shape:
-        if not all(isinstance(part, list) and len(part) == side for part in level):
-            return None
-        level = [entry for part in level for entry in part]
-    return level
-
-
-def _pictures(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
-    raw = _raw(tensor, IMAGE, tail)
-    if raw is not None:
-        pictures = _unpacked(raw, count)
-    else:
-        data = tensor.get("data")
-        if not isinstance(data, list) or not all(isinstance(entry, str) for entry in data):
-            raise BadTensor(f"The data of '{IMAGE}' are no list of base64 strings.")
-        _require_count(len(data), count)
-        try:
-            pictures = [base64.b64decode(entry, validate=True) for entry in data]
-        except (binascii.Error, ValueError) as error:
-            raise BadTensor(f"The data of '{IMAGE}' are not base64, which pictures within JSON are sent as.") from error
-    _require_count(len(pictures), count)
-    return pictures
-
-
-def _require_count(found: int, count: int) -> None:
-    if found != count:
-        many = "more" if found > count else found
-        raise BadTensor(f"The shape of '{IMAGE}' is [{count}], but it has {many} elements.")
-
-
-def _unpacked(raw: memoryview, count: int) -> list[bytes]:
-    """The elements of a binary BYTES tensor, each behind its length in four bytes; no more than one beyond `count`."""
-    elements: list[bytes] = []
-    position = 0
-    while position < len(raw) and len(elements) <= count:
-        start = position + _LENGTH.size
-        length = _LENGTH.unpack_from(raw, position)[0] if start <= len(raw) else len(raw)
-        position = start + length
-        if position > len(raw):
-            raise BadTensor(f"An element of '{IMAGE}' is longer than the bytes that are left.")
-        elements.append(bytes(raw[start:position]))
-    return elements
-
-
 def _wanted(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
     """How many classes the answer names, 0 for logits, and whether its tensor is binary."""
-    binary = _flag(_parameters(message, "the request"), "binary_data_output")
+    binary = _flag(parameters_of(message, "the request"), "binary_data_output")
     if message.get("outputs") in (None, []):
         return 0, binary
     output = _only(message, "outputs")
     if output.get("name") != OUTPUT:
-        raise BadTensor(f"There is no output {_shown(output.get('name'))}; the model gives '{OUTPUT}'.")
-    parameters = _parameters(output, OUTPUT)
+        raise BadTensor(f"There is no output {shown(output.get('name'))}; the model gives '{OUTPUT}'.")
+    parameters = parameters_of(output, OUTPUT)
     classes = parameters.get("classification", 0)
     if type(classes) is not int or not 0 <= classes <= class_count:
-        raise BadTensor(f"classification={_shown(classes)} is not a whole number from 1 to {class_count}.")
+        raise BadTensor(f"classification={shown(classes)} is not a whole number from 1 to {class_count}.")
     return classes, _flag(parameters, "binary_data", binary)
-
-
-def _parameters(owner: dict[str, Any], name: str) -> dict[str, Any]:
-    parameters = owner.get("parameters")
-    if not (parameters is None or isinstance(parameters, dict)):
-        raise BadTensor(f"The parameters of '{name}' are no JSON object.")
-    return parameters or {}
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise BadTensor(f"{key}={_shown(value)} is neither true nor false.")
+        raise BadTensor(f"{key}={shown(value)} is neither true nor false.")
     return value
 
 
@@ -311,8 +191,3 @@ def _ranked(logits: npt.NDArray[np.float32], k: int, labels: tuple[Label, ...]) 
     """As Triton writes them: the value, the class's position and its label; equal ones in the order of the classes."""
     order = np.argsort(-logits, kind="stable")[:k]
     return [f"{logits[index]:.{_SIGNIFICANT_DIGITS}g}:{index}:{labels[index].name}" for index in order]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
