@@ -27,6 +27,8 @@ FILE_PART: Final = "file"
 _MAX_OTHER_PARTS: Final = 32
 _SHOWN_NAME_CHARACTERS: Final = 40
 _LONGEST_NAME: Final = 255
+# Of a Content-Length; the longest number that the HTTP parser lets through has twenty without its leading noughts.
+_MOST_DIGITS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,11 @@ async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max
     if length is None and "transfer-encoding" not in headers:
         raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
     too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes a request.")
-    if length is not None and int(length) > max_bytes:  # the HTTP parser has let only digits through
-        raise too_large
+    if length is not None:
+        if len(length) > _MOST_DIGITS:  # which may all be noughts, and thousands of them are more than `int` takes
+            raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MOST_DIGITS} digits.")
+        if int(length) > max_bytes:  # the HTTP parser has let only digits through
+            raise too_large
     received = 0
     async for chunk in chunks:
         received += len(chunk)

@@ -145,7 +145,19 @@ def odd_content_type(chance: random.Random) -> Attack:
 
 def length_that_lies(chance: random.Random) -> Attack:
     length = chance.choice(
-        (b"99999999999999999999", b"-1", b"+5", b"0x10", b"1e3", b"5 5", b"", b"20971521", b"4294967296")
+        (
+            b"99999999999999999999",
+            b"-1",
+            b"+5",
+            b"0x10",
+            b"1e3",
+            b"5 5",
+            b"",
+            b"20971521",
+            b"4294967296",
+            b"9" * 5000,
+            b"0" * 5000 + b"5",  # a number to the HTTP parser, and too many digits for `int`
+        )
     )
     data = head(more=b"Content-Type: image/jpeg\r\nContent-Length: " + length + b"\r\n") + SOUND["rgb.jpg"]
     return Attack(data, frozenset({400, 411, 413}))

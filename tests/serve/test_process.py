@@ -183,6 +183,17 @@ def test_a_claimed_length_over_the_limit_is_refused_unread(server: ServerProcess
     assert b"20971520 bytes" in answer
 
 
+def test_a_length_of_more_digits_than_a_number_takes_is_refused(server: ServerProcess) -> None:
+    with socket.create_connection(address(server), timeout=10) as raw:
+        raw.sendall(
+            b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %s5\r\n\r\nhello"
+            % (b"0" * 5000)
+        )
+        answer = raw.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"5001 digits; the limit is 20 digits" in answer
+
+
 def test_a_client_that_goes_away_leaves_no_trace_but_its_log_line(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=10) as raw:
         raw.sendall(
