@@ -17,6 +17,7 @@ import os
 import resource
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -60,6 +61,7 @@ def main() -> int:
             if config.workers == 1:
                 count_alone()
                 serve(config, listeners[0])
+                leave_threads_behind()
                 return 0
             stack.enter_context(counting_together())
             return Workers(listeners, worker_of(config), config.grace_seconds).run()
@@ -101,6 +103,16 @@ def allow_connections(count: int) -> None:
                 f"max_connections={count} needs {needed} open files, and the system allows {hard} (ulimit -n)"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def leave_threads_behind() -> None:
+    """End the process with 0 where a thread still works on what nobody waits for any more, a decoder that ran away.
+
+    Python's own ending would wait for some of them, and free what others are at.
+    """
+    if threading.active_count() > 1:
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def worker_of(config: Config) -> Work:

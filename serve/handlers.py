@@ -85,7 +85,7 @@ class Server:
             trimming.cancel()
             self.lifecycle.begin_drain()
             self.inspector.close()
-            self.scheduler.close()
+            self.scheduler.close(self.lifecycle.seconds_left)
 
     async def root(self, request: Request) -> Response:
         if prefers_html(request.headers.get("accept", "")):

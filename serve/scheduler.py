@@ -134,8 +134,12 @@ class Scheduler(Generic[Item, Prepared, Result]):
         with self._changed:
             self._require_room(count)
 
-    def close(self) -> None:
-        """End the threads; each finishes the item it is at, and tasks that still wait end with `NotReady`."""
+    def close(self, seconds: float) -> None:
+        """End the threads; each finishes the item it is at, and tasks that still wait end with `NotReady`.
+
+        seconds: how long that may take; a thread that takes longer is left behind.
+        """
+        until = time.monotonic() + seconds
         with self._changed:
             self._closed = True
             for task in self._tasks:
@@ -143,7 +147,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
                     task.loop.call_soon_threadsafe(_give_up, task)
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, until - time.monotonic()))
 
     def _require_room(self, count: int) -> None:
         if self._closed:

@@ -18,9 +18,11 @@ STOP_SECONDS = 40.0
 class ServerProcess:
     """A started server: `url` once it is ready, `log` as parsed JSON lines, `stop` for its exit status."""
 
-    def __init__(self, python: str | Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, python: str | Path, *flags: str, environment: dict[str, str] | None = None, code: str = ""
+    ) -> None:
         self.process = subprocess.Popen(
-            [str(python), "-m", "serve", "--port", "0", *flags],
+            [str(python), *(["-c", code] if code else ["-m", "serve"]), "--port", "0", *flags],
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             stderr=subprocess.PIPE,
@@ -62,10 +64,13 @@ class ServerProcess:
 
 @contextmanager
 def running_server(
-    python: str | Path, *flags: str, environment: dict[str, str] | None = None
+    python: str | Path, *flags: str, environment: dict[str, str] | None = None, code: str = ""
 ) -> Iterator[ServerProcess]:
-    """A server for the length of a `with` block; one that ignores SIGTERM is killed."""
-    server = ServerProcess(python, *flags, environment=environment)
+    """A server for the length of a `with` block; one that ignores SIGTERM is killed.
+
+    code: what starts it, where it is not started as it always is.
+    """
+    server = ServerProcess(python, *flags, environment=environment, code=code)
     try:
         yield server
     finally:

@@ -125,6 +125,31 @@ def test_a_stalled_upload_does_not_outlast_the_grace_period(cat: bytes) -> None:
             assert time.monotonic() - started < 4
 
 
+RUNAWAY = """
+import runpy, sys, time
+from serve.classifier import Classifier
+Classifier.{step} = lambda *_: time.sleep(60)
+sys.argv[0] = "serve"
+runpy.run_module("serve", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("step", ["open", "prepare"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_decoder_that_runs_away_does_not_outlast_the_grace_period(cat: bytes, step: str, workers: str) -> None:
+    """Its stand-in sleeps in C, as a decoder may compute there, and nothing can interrupt it."""
+    flags = (*FLAGS, "--grace-seconds", "3", "--workers", workers, "--request-timeout-ms", "60000")
+    with running_server(sys.executable, *flags, code=RUNAWAY.format(step=step)) as server:
+        files = [("file", ("cat.jpg", cat))] * 2  # one alone has its header checked on the event loop
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(httpx2.post, f"{server.url}/upload", files=files, timeout=30)
+            time.sleep(1)
+            started = sigterm(server)
+            assert answer.result().status_code == 503
+        assert_clean_end(server)
+        assert time.monotonic() - started <= 3
+
+
 def test_a_second_ctrl_c_waits_for_nobody_and_leaves_no_trace() -> None:
     with (
         running_server(sys.executable, *FLAGS) as server,

@@ -82,7 +82,7 @@ def make(work: Work) -> Iterator[Make]:
     for gate in work.gates.values():
         gate.set()
     for scheduler in made:
-        scheduler.close()
+        scheduler.close(LONG)
 
 
 def soon() -> float:
@@ -331,8 +331,24 @@ def test_closing_ends_the_threads_after_what_they_are_at(make: Make, work: Work)
     scheduler = make(streams=3)
     assert threading.active_count() == before + 3
     asyncio.run(scheduler.run(["a"], soon()))
-    scheduler.close()
+    scheduler.close(LONG)
     assert threading.active_count() == before
+
+
+def test_closing_waits_no_longer_than_it_may_for_a_step_that_does_not_end(make: Make, work: Work) -> None:
+    scheduler = make(streams=2)
+    work.gate("endless", "as well")
+
+    async def scenario() -> None:
+        tasks = [asyncio.ensure_future(scheduler.run([item], soon())) for item in work.gates]
+        await work.until_begun(*work.gates)
+        began = time.monotonic()
+        scheduler.close(0.3)
+        assert 0.3 <= time.monotonic() - began < 3
+        work.open(*work.gates)
+        assert [results(await task) for task in tasks] == [["endless!"], ["as well!"]]
+
+    asyncio.run(scenario())
 
 
 def test_a_waiter_whose_event_loop_is_gone_harms_nobody(make: Make, work: Work) -> None:
