@@ -76,6 +76,7 @@ class Server:
             max_queue=self.config.max_queue,
             item_seconds=self.classifier.model.infer_seconds,
         )
+        self.classifier.room.aside = self.scheduler.aside
         self.metrics.watch_queue(lambda: self.scheduler.depth)
         self.lifecycle.start()
         trimming = asyncio.ensure_future(self._give_memory_back())

@@ -10,8 +10,8 @@ arena for each thread, which keep what they once held.
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 _MEBIBYTE: Final = 2**20
@@ -28,6 +28,8 @@ _SETTINGS: Final = {
     _TRIM_THRESHOLD: 32 * _MEBIBYTE,
     _MMAP_THRESHOLD: 8 * _MEBIBYTE,
 }
+# Units of `Room` that large requests leave free.
+_RESERVE: Final = 4_000_000
 
 
 def settle_allocator() -> None:
@@ -46,28 +48,51 @@ def trim() -> None:
 
 
 class Room:
-    """So many units for all threads together; who asks first is served first, so large requests are not starved."""
+    """So many units for all threads together, and a reserve besides that is kept for small requests.
 
-    def __init__(self, units: int) -> None:
+    Small ones, which would fit into the reserve, use both, but only the reserve while a large one waits. So neither
+    holds up the other. Within each kind who asks first is served first. aside: entered by a thread while it waits.
+    """
+
+    def __init__(self, units: int, reserve: int = _RESERVE) -> None:
+        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
         self._units = units
-        self._free = units
-        self._queue: deque[object] = deque()
+        self._reserve = reserve
+        self._held = {True: 0, False: 0}  # by small ones, by large ones
+        self._queues: dict[bool, deque[object]] = {True: deque(), False: deque()}
         self._changed = threading.Condition()
 
     @contextmanager
     def taken(self, units: int) -> Iterator[None]:
         """Hold so many units for a `with` block, all of them at most; waits until they are free."""
         units = min(units, self._units)
-        ticket = object()
+        small = units <= self._reserve
         with self._changed:
-            self._queue.append(ticket)
-            self._changed.wait_for(lambda: self._queue[0] is ticket and self._free >= units)
-            self._queue.popleft()
-            self._free -= units
-            self._changed.notify_all()
+            if self._queues[small] or not self._fits(units, small):
+                self._wait(units, small)
+            self._held[small] += units
         try:
             yield
         finally:
             with self._changed:
-                self._free += units
+                self._held[small] -= units
                 self._changed.notify_all()
+
+    def _wait(self, units: int, small: bool) -> None:
+        queue, ticket = self._queues[small], object()
+        queue.append(ticket)
+        try:
+            with self.aside():
+                self._changed.wait_for(lambda: queue[0] is ticket and self._fits(units, small))
+        finally:
+            queue.remove(ticket)
+            self._changed.notify_all()
+
+    def _fits(self, units: int, small: bool) -> bool:
+        smalls = self._held[True] + units * small
+        if small and smalls <= self._reserve:
+            return True
+        if small and self._queues[False]:
+            return False
+        larges = self._held[False] + units * (not small)
+        return larges + max(0, smalls - self._reserve) <= self._units

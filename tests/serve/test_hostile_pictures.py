@@ -3,9 +3,8 @@
 import os
 import re
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
@@ -15,7 +14,6 @@ from PIL import Image
 from benchmarks.processes import Tree
 from serve.claims import require_modest_scans
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
-from serve.memory import Room
 from serve.picture import PictureLimits, decode, decoding_pixels, open_image
 from serve.preprocess import Preprocessing, to_input
 from serve.problems import problem_of
@@ -142,34 +140,3 @@ def test_a_tiff_tile_is_too_large_whatever_kind_of_number_says_so(kind: int) -> 
 
 def test_ordinary_progressive_pictures_of_any_size_are_far_from_the_limit_of_scans() -> None:
     assert jpeg_of_scans(7000, 0).count(b"\xff\xda") == 10
-
-
-def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> None:
-    room = Room(10)
-    held, most, order = 0, 0, []
-    lock = threading.Lock()
-
-    def use(name: str, units: int) -> None:
-        nonlocal held, most
-        with room.taken(units):
-            with lock:
-                order.append(name)
-                held += min(units, 10)
-                most = max(most, held)
-            time.sleep(0.02)
-            with lock:
-                held -= min(units, 10)
-
-    def started(target: Callable[..., None], *arguments: object) -> threading.Thread:
-        thread = threading.Thread(target=target, args=arguments)
-        thread.start()
-        time.sleep(0.005)  # so that they ask in this order
-        return thread
-
-    threads = [started(use, "small", 4), started(use, "huge", 99)]
-    threads += [started(use, f"later {number}", 4) for number in range(4)]
-    for thread in threads:
-        thread.join(5)
-    assert order[:2] == ["small", "huge"]  # not overtaken by the small ones that would fit
-    assert len(order) == 6
-    assert most == 10

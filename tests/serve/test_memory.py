@@ -1,0 +1,122 @@
+"""Memory for decoding: bounded, in turns, and no small picture behind the large ones."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+import pytest
+
+from serve.errors import DeadlinePassed
+from serve.memory import Room
+from serve.scheduler import Scheduler
+
+LONG = 30.0
+
+
+def started(target: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=target, args=arguments)
+    thread.start()
+    time.sleep(0.005)  # so that they ask in this order
+    return thread
+
+
+def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> None:
+    room = Room(10, reserve=0)
+    held, most, order = 0, 0, []
+    lock = threading.Lock()
+
+    def use(name: str, units: int) -> None:
+        nonlocal held, most
+        with room.taken(units):
+            with lock:
+                order.append(name)
+                held += min(units, 10)
+                most = max(most, held)
+            time.sleep(0.02)
+            with lock:
+                held -= min(units, 10)
+
+    threads = [started(use, "small", 4), started(use, "huge", 99)]
+    threads += [started(use, f"later {number}", 4) for number in range(4)]
+    for thread in threads:
+        thread.join(5)
+    assert order[:2] == ["small", "huge"]  # not overtaken by the small ones that would fit
+    assert len(order) == 6
+    assert most == 10
+
+
+def test_small_requests_do_not_wait_for_large_ones_and_leave_no_less_to_them() -> None:
+    room = Room(10, reserve=4)
+    entered = []
+
+    def enter(name: str, units: int, leave: threading.Event) -> None:
+        with room.taken(units):
+            entered.append(name)
+            assert leave.wait(LONG)
+
+    over = threading.Event()
+    with ExitStack() as held:
+        held.enter_context(room.taken(10))
+        waiting = started(enter, "large", 7, over)
+        held.enter_context(room.taken(3))
+        third = started(enter, "beyond the reserve", 2, over)
+        time.sleep(0.05)
+        assert entered == []
+    over.set()
+    for thread in (waiting, third):
+        thread.join(5)
+    assert sorted(entered) == ["beyond the reserve", "large"]
+
+
+def test_small_requests_may_use_all_there_is_while_no_large_one_waits() -> None:
+    room = Room(10, reserve=4)
+    with ExitStack() as held:
+        for _ in range(7):
+            held.enter_context(room.taken(2))
+        waiting = started(lambda: held.enter_context(room.taken(2)))
+        time.sleep(0.05)
+        assert waiting.is_alive()
+        held.close()
+        waiting.join(5)
+        assert not waiting.is_alive()
+
+
+def test_a_small_picture_is_done_while_every_thread_has_a_large_one() -> None:
+    """Three large ones on two threads: one is decoded, and the others wait for its memory but for no CPU."""
+    room, first, may_end = Room(10, reserve=4), threading.Event(), threading.Event()
+
+    def decode(units: int) -> int:
+        with room.taken(units):
+            if units == 10:
+                first.set()
+                assert may_end.wait(LONG)
+        return units
+
+    scheduler = Scheduler(decode, lambda units, wide: units, streams=2, max_queue=9, item_seconds=0.1)
+    room.aside = scheduler.aside
+
+    async def ask(units: int, seconds: float = LONG) -> int | None:
+        return (await scheduler.run([units], time.monotonic() + seconds))[0].unwrap()
+
+    async def scenario() -> None:
+        larges = [asyncio.ensure_future(ask(10)) for _ in range(3)]
+        assert await asyncio.to_thread(first.wait, LONG)
+        with pytest.raises(DeadlinePassed):
+            await ask(10, seconds=0.1)
+        assert [await asyncio.wait_for(ask(1), 5) for _ in range(20)] == [1] * 20
+        assert scheduler.depth == 3  # of those accepted; one of them nobody waits for
+        may_end.set()
+        assert await asyncio.gather(*larges) == [10] * 3
+        assert scheduler.depth == 0
+
+    before = threading.active_count()
+    try:
+        asyncio.run(scenario())
+        give_up = time.monotonic() + LONG
+        while threading.active_count() > before:
+            assert time.monotonic() < give_up
+            time.sleep(0.01)
+    finally:
+        scheduler.close(LONG)
