@@ -6,23 +6,28 @@ Errors that leave here: `ConfigError` at the start, for a file that cannot be re
 import hashlib
 import hmac
 import logging
+import re
 from pathlib import Path
+from typing import Final
 
 from serve.errors import ConfigError, Unauthorised
+
+_COMMENT: Final = re.compile(r"(^|\s)#.*")
 
 log = logging.getLogger("serve")
 
 
 class KeyFile:
-    """The keys in a file: one a line; empty lines and what follows a # are left out."""
+    """The keys in a file: one a line; empty lines, and comments from a # at the start or after white space, do not
+    count."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._seen: tuple[int, ...] | str = self._stamp()  # or why it cannot be read
         self._digests = self._read()
 
-    def require(self, key: str | None) -> None:
-        """Raise `Unauthorised` unless `key` is one of them; takes as long for any key that is not."""
+    def require(self, key: bytes | None) -> None:
+        """Raise `Unauthorised` unless `key` is one of them, in UTF-8; takes as long for any key that is not."""
         self._reread_if_changed()
         if key is None:
             raise Unauthorised("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
@@ -57,15 +62,15 @@ class KeyFile:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise self._unreadable(error) from error
-        keys = [key for line in lines if (key := line.split("#")[0].strip())]
+        keys = [key for line in lines if (key := _COMMENT.sub("", line).strip())]
         if not keys:
             raise ConfigError(f"API keys file {self._path}: no key in it")
-        return [_digest(key) for key in keys]
+        return [_digest(key.encode()) for key in keys]
 
     def _unreadable(self, error: Exception) -> ConfigError:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         return ConfigError(f"API keys file {self._path}: {reason}")
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

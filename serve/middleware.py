@@ -140,7 +140,7 @@ class KeyGuard:
         metrics: Metrics,
         prefixes: tuple[str, ...],
         but: tuple[str, ...],
-        require: Callable[[str | None], None],
+        require: Callable[[bytes | None], None],
     ) -> None:
         self.app = app
         self.metrics = metrics
@@ -229,11 +229,11 @@ def _request_id(scope: Scope) -> str:
     return sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
-def _api_key(scope: Scope) -> str | None:
-    scheme, _, token = _header(scope, b"authorization").decode("latin-1").partition(" ")
-    if scheme.lower() == "bearer":
+def _api_key(scope: Scope) -> bytes | None:
+    scheme, _, token = _header(scope, b"authorization").partition(b" ")
+    if scheme.lower() == b"bearer":
         return token.strip()
-    return _header(scope, b"x-api-key").decode("latin-1") or None
+    return _header(scope, b"x-api-key") or None
 
 
 def _below_any(scope: Scope, prefixes: tuple[str, ...]) -> bool:

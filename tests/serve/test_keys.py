@@ -63,6 +63,33 @@ def test_anything_else_is_401_and_told_what_is_wanted(
     assert "first-key" not in answer.text
 
 
+def test_a_comment_begins_at_the_start_of_a_line_or_after_white_space(file: Path) -> None:
+    file.write_text("abc#def\n #none\n#none either\nghi\t# of the phone\n#\n")
+    keys = KeyFile(file)
+    keys.require(b"abc#def")
+    keys.require(b"ghi")
+    for no_key in (b"abc", b"none", b"#none", b"#none either", b"#", b""):
+        with pytest.raises(Unauthorised):
+            keys.require(no_key)
+
+
+@pytest.mark.parametrize("header", [(b"Authorization", b"Bearer "), (b"X-API-Key", b"")])
+def test_a_key_may_have_any_letters_and_is_sent_as_utf_8(
+    client: TestClient, file: Path, cat: bytes, header: tuple[bytes, bytes]
+) -> None:
+    file.write_text("clé-日本\n", encoding="utf-8")
+    name, before = header
+
+    def status(key: bytes) -> int:
+        return client.post(
+            "/upload", content=cat, headers={b"content-type": b"image/jpeg", name: before + key}
+        ).status_code
+
+    assert status("clé-日本".encode()) == 200
+    assert status("clé-日".encode()) == 401
+    assert status(b"\xff\xfe") == 401
+
+
 def test_probes_and_the_card_stay_open_and_what_is_below_a_guarded_path_does_not(client: TestClient) -> None:
     for path in ("/", "/livez", "/readyz", "/model"):
         assert client.get(path).status_code == 200
@@ -84,9 +111,9 @@ def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
     before = file.stat()
     file.write_text(file.read_text().replace("first-key", "other-key"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    keys.require("other-key")
+    keys.require(b"other-key")
     with pytest.raises(Unauthorised):
-        keys.require("first-key")
+        keys.require(b"first-key")
 
 
 def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
@@ -96,17 +123,17 @@ def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
     for broken in (b"", b"\xff\xfe"):
         file.write_bytes(broken)
         for _ in range(3):
-            keys.require("first-key")
+            keys.require(b"first-key")
     file.unlink()
-    keys.require("second-key")
-    keys.require("second-key")
+    keys.require(b"second-key")
+    keys.require(b"second-key")
     assert [record.getMessage().split(": ")[1].split(";")[0] for record in caplog.records] == [
         "no key in it",
         "not UTF-8",
         "No such file or directory",
     ]
     with pytest.raises(Unauthorised):
-        keys.require("third-key")
+        keys.require(b"third-key")
 
 
 @pytest.mark.parametrize(
