@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import MAX_BOUNDARY_LENGTH, MultipartParser, parse_options_header
 
 from serve.errors import (
     EmptyFile,
@@ -25,6 +25,13 @@ from serve.errors import (
 FILE_PART: Final = "file"
 # Other form fields are read over and dropped; a page may send a few, an attacker thousands.
 _MAX_OTHER_PARTS: Final = 32
+# Of one part; the parser's own defaults, said here because it tells which was broken by its words alone.
+_MAX_PART_HEADERS: Final = 8
+_MAX_PART_HEADER_BYTES: Final = 4096 + 128
+_BROKEN_LIMITS: Final = {
+    "Maximum header count exceeded": f"A part has more headers than the limit of {_MAX_PART_HEADERS}.",
+    "Maximum header size exceeded": f"A header of a part is longer than the limit of {_MAX_PART_HEADER_BYTES} bytes.",
+}
 _SHOWN_NAME_CHARACTERS: Final = 40
 _LONGEST_NAME: Final = 255
 # Of a Content-Length; the longest number that the HTTP parser lets through has twenty without its leading noughts.
@@ -97,14 +104,23 @@ async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max
 async def _read_multipart(boundary: bytes, chunks: AsyncIterator[bytes], max_files: int) -> list[UploadedFile]:
     if not boundary:
         raise MalformedUpload("The Content-Type multipart/form-data lacks its boundary; let the client set the header.")
+    if len(boundary) > MAX_BOUNDARY_LENGTH:
+        raise MalformedUpload(
+            f"The boundary of the multipart body has {len(boundary)} bytes; the limit is {MAX_BOUNDARY_LENGTH} bytes."
+        )
     collector = _PartCollector(max_files)
     try:
-        parser = MultipartParser(boundary, collector.callbacks())  # type: ignore[arg-type]  # its TypedDict asks for all
+        parser = MultipartParser(
+            boundary,
+            collector.callbacks(),  # type: ignore[arg-type]  # its TypedDict asks for all
+            max_header_count=_MAX_PART_HEADERS,
+            max_header_size=_MAX_PART_HEADER_BYTES,
+        )
         async for chunk in chunks:
             parser.write(chunk)
         parser.finalize()
     except FormParserError as error:
-        raise MalformedUpload("The multipart body is malformed.") from error
+        raise MalformedUpload(_BROKEN_LIMITS.get(str(error), "The multipart body is malformed.")) from error
     if not collector.complete:
         raise MalformedUpload("The multipart body ends before its closing boundary.")
     if not collector.files:

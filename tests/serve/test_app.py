@@ -158,7 +158,24 @@ def test_a_body_of_unknown_length_is_asked_for_one(client: TestClient) -> None:
             400,
             ["closing boundary"],
         ),
-        ("multipart/form-data; boundary=" + "x" * 500, b"x", 400, ["malformed"]),
+        (
+            "multipart/form-data; boundary=" + "x" * 500,
+            b"x",
+            400,
+            ["boundary", "has 500 bytes; the limit is 256 bytes"],
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\n" + b"A: b\r\n" * 9 + b"\r\na\r\n--x--\r\n",
+            400,
+            ["more headers than the limit of 8"],
+        ),
+        (
+            "multipart/form-data; boundary=x",
+            b"--x\r\nA: " + b"b" * 5000 + b"\r\n\r\na\r\n--x--\r\n",
+            400,
+            ["longer than the limit of 4224 bytes"],
+        ),
         (JPEG, b"", 400, ["empty"]),
     ],
 )
