@@ -14,6 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from serve.connections import Connections
+from serve.framing import Fault, fault_of
 from serve.metrics import Metrics
 from serve.problems import problem, refusal
 
@@ -31,8 +32,13 @@ _MAX_PIPELINED: Final = 8
 _BYTES_A_SECOND: Final = 64 * 1024
 
 
-_BYTES_LIMIT: Final = f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes."
-_HEADERS_LIMIT: Final = f"The request has more headers than the limit of {_MAX_HEADERS}."
+def _too_large(detail: str) -> Fault:
+    return Fault(431, "Request Header Fields Too Large", detail)
+
+
+_BYTES_LIMIT: Final = _too_large(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
+_HEADERS_LIMIT: Final = _too_large(f"The request has more headers than the limit of {_MAX_HEADERS}.")
+_NO_HTTP: Final = Fault(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
 
 
 class _NoMore(Exception):
@@ -59,7 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
     _kept_bytes = 0  # received since the parser last handed something on
     _in_body = False
     _headers = 0
-    _too_large = ""  # what of the head is, and its limit
+    _fault = _NO_HTTP  # what ends the parsing, where the parser does
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -91,7 +97,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._before_head and self._head_timer is None:  # bytes between requests end uvicorn's own waiting
             self._wait_for_head()
         if self._kept_bytes > _MAX_HEAD_BYTES:
-            self._too_large = _BYTES_LIMIT
+            self._fault = _BYTES_LIMIT
             self.send_400_response("")
 
     def pause_writing(self) -> None:
@@ -123,7 +129,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value) + len(": \r\n"))
         self._headers += 1
         if self._headers > _MAX_HEADERS:
-            self._too_large = _HEADERS_LIMIT
+            self._fault = _HEADERS_LIMIT
             raise _NoMore
         if not self._in_body:  # or it is a trailer, which nobody here wants
             super().on_header(name, value)
@@ -131,6 +137,9 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._is_to_be_declined():
             return
+        if fault := fault_of(self.parser.get_http_version(), self.headers):
+            self._fault = fault
+            raise _NoMore
         self._stop_waiting_for_head()
         self._before_head = self._begun = False
         self._in_body = True
@@ -160,10 +169,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def send_400_response(self, msg: str) -> None:
-        if self._too_large:
-            self._refuse(431, "Request Header Fields Too Large", self._too_large)
-        else:
-            self._refuse(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
+        self._refuse(*self._fault)
 
     def _feed(self, data: bytes) -> None:
         self._kept_bytes += len(data)
@@ -220,7 +226,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._kept_bytes = 0
         self._head_bytes += length
         if self._head_bytes > _MAX_HEAD_BYTES:
-            self._too_large = _BYTES_LIMIT
+            self._fault = _BYTES_LIMIT
             raise _NoMore
 
     def _refuse(self, status: int, title: str, detail: str, headers: str = "") -> None:

@@ -171,10 +171,13 @@ def lengths_that_disagree(chance: random.Random) -> Attack:
             b"Transfer-Encoding: chunked, identity\r\n",
             b"Transfer-Encoding: gzip\r\n",
             b"Transfer-Encoding : chunked\r\n",
+            b"Transfer-Encoding: gzip, chunked\r\n",
+            b"Transfer-Encoding: chunked, chunked\r\n",
+            b"Host: 127.0.0.2\r\n",
             b"",
         )
     )
-    return Attack(head(more=b"Content-Type: image/jpeg\r\n" + more) + b"0\r\n\r\n", frozenset({400, 411, 415}))
+    return Attack(head(more=b"Content-Type: image/jpeg\r\n" + more) + b"0\r\n\r\n", frozenset({400, 411, 415, 501}))
 
 
 def odd_chunks(chance: random.Random) -> Attack:
