@@ -7,7 +7,6 @@ client may leave an answer unread. What is no HTTP gets a problem of the contrac
 import asyncio
 import logging
 import sys
-import uuid
 from typing import Any, Final, cast
 
 import httptools
@@ -17,6 +16,7 @@ from serve.connections import Connections
 from serve.framing import Fault, fault_of
 from serve.metrics import Metrics
 from serve.problems import problem, refusal
+from serve.request_ids import request_id_of
 
 log = logging.getLogger("serve.access")
 
@@ -255,9 +255,9 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
             scope = cast(dict[str, Any], self.cycle.scope)
             scope["refused"] = status
-            request_id, path = scope.setdefault("request_id", uuid.uuid4().hex), scope["path"]
+            request_id, path = scope.setdefault("request_id", request_id_of(scope["headers"])), scope["path"]
         else:
-            request_id, path = uuid.uuid4().hex, ""
+            request_id, path = request_id_of(self.headers if self._begun else ()), ""
             fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
             log.info("%d %s", status, detail, extra={"fields": fields})
             if self.metrics is not None:

@@ -6,15 +6,14 @@ given: a defect becomes a 500 that carries the request id under which it was log
 
 import asyncio
 import logging
-import re
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from serve.errors import ForeignOrigin, Unauthorised
 from serve.metrics import Metrics
 from serve.problems import is_below, problem, problem_of, refusal
+from serve.request_ids import request_id_of
 from serve.tracing import trace_of
 
 Message = MutableMapping[str, Any]
@@ -26,8 +25,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 access_log = logging.getLogger("serve.access")
 error_log = logging.getLogger("serve.error")
 
-# Ids are logged and sent back, so only what is harmless in both places is taken from a client.
-_SANE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 # After an early refusal, what the client is still sending is read and dropped for a moment, because closing on unread
 # bytes resets the connection and the client may lose the answer (RFC 9112, section 9.6).
 _LINGER_SECONDS: Final = 2.0
@@ -53,7 +50,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = scope.setdefault("request_id", _request_id(scope))
+        request_id = scope.setdefault("request_id", request_id_of(scope["headers"]))
         record = {"status": 0, "bytes_in": 0, "bytes_out": 0}
 
         async def counting_receive() -> Message:
@@ -222,11 +219,6 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
     if "stages" in scope:
         fields["stages_ms"] = {stage: round(spent * 1000, 3) for stage, spent in scope["stages"].items()}
     access_log.info("%s %s %d", fields["method"], path, record["status"], extra={"fields": fields})
-
-
-def _request_id(scope: Scope) -> str:
-    sent = _header(scope, b"x-request-id").decode("latin-1")
-    return sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def _api_key(scope: Scope) -> bytes | None:

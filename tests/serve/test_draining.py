@@ -246,6 +246,42 @@ def test_what_is_no_http_is_a_problem_and_heads_have_a_limit(
         assert b"X-Request-ID: " in answer
 
 
+ID = b"X-Request-ID: the-clients-own\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (CHUNKED.replace(b"Host", ID + b"Host") + b"zz\r\n", b"400"),
+        (GET + ID + b"Host: y\r\n\r\n", b"400"),
+        (GET + ID + b"A: b\r\n" * 200 + b"\r\n", b"431"),
+        (GET + ID + b"A: " + b"b" * 70_000 + b"\r\n\r\n", b"431"),
+        (GET + ID + b"Accept: *\r\nA\x00: b\r\n\r\n", b"400"),
+    ],
+    ids=["chunk", "framing", "many", "large", "character"],
+)
+def test_what_is_refused_before_it_is_a_request_keeps_its_id(
+    tiny_server: ServerProcess, sent: bytes, status: bytes
+) -> None:
+    for request, kept in ((sent, True), (sent.replace(b"the-clients-own", b"a b"), False)):
+        with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
+            raw.sendall(request)
+            answer = raw.recv(4096)
+        assert answer.split()[1] == status
+        assert (b"X-Request-ID: the-clients-own\r\n" in answer) == kept
+        assert b"X-Request-ID: a b" not in answer
+
+
+def test_a_refusal_does_not_take_the_id_of_the_request_before(tiny_server: ServerProcess) -> None:
+    with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
+        raw.sendall(GET + ID + b"\r\n")
+        assert b"the-clients-own" in raw.recv(4096)
+        raw.sendall(b"\x16\x03\x01 rubbish\r\n\r\n")
+        answer = raw.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"the-clients-own" not in answer
+
+
 def test_a_second_head_on_a_connection_has_the_same_limit(tiny_server: ServerProcess) -> None:
     with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
         raw.sendall(GET + b"\r\n")
