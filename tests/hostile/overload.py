@@ -32,6 +32,7 @@ CLIENTS = 16
 CAPACITY_SECONDS = 10.0
 LONE_SECONDS = 1.0
 DEADLINE_SECONDS = 10.0  # the server's own default
+LEAST_OFFERED = 0.95
 MOST_AT_ONCE = 900  # fewer than the server's connections, which is another limit than this one
 HANG = -1
 IDLE_SECONDS = 30.0  # fewer than the server's
@@ -39,11 +40,16 @@ IDLE_SECONDS = 30.0  # fewer than the server's
 
 @dataclass
 class Phase:
-    """Answers of one kind of load: status and seconds of each, in the order in which they came."""
+    """Answers of one kind of load: status and seconds of each, in the order in which they came.
+
+    planned and sent: requests of an open loop, as there should have been and as there were.
+    """
 
     answers: list[tuple[int, float]] = field(default_factory=list)
     seconds: float = 0.0
     peak_megabytes: float = 0.0
+    planned: int = 0
+    sent: int = 0
 
     def with_more(self, other: "Phase") -> "Phase":
         """Both together."""
@@ -144,7 +150,7 @@ def open_loop(server: ServerProcess, data: bytes, rate: float, seconds: float) -
     """So many requests a second, evenly, whatever became of those before."""
     parts = urlsplit(server.url)
     address, request = (parts.hostname or "", parts.port or 0), post(data)
-    phase, sent = Phase(), 0
+    phase, sent = Phase(planned=int(rate * seconds)), 0
     idle: list[Connection] = []
     asking: set[Connection] = set()
     started = sampled = time.perf_counter()
@@ -180,7 +186,7 @@ def open_loop(server: ServerProcess, data: bytes, rate: float, seconds: float) -
                 phase.peak_megabytes = max(phase.peak_megabytes, megabytes(server.process.pid, "VmRSS"))
     for connection in [*idle, *asking]:
         connection.socket.close()
-    phase.seconds = seconds
+    phase.seconds, phase.sent = seconds, sent
     return phase
 
 
@@ -209,7 +215,9 @@ def judge(capacity: Phase, before: Phase, overloaded: Phase, after: Phase) -> li
     odd = {status: count for status, count in statuses.items() if status not in (200, 429, 503, 504)}
     enough = overloaded.rate >= 0.9 * capacity.rate
     peak = overloaded.peak_megabytes
+    planned, sent = overloaded.planned, overloaded.sent
     return [
+        ("the load is offered", f"{sent} of {planned} requests", sent >= LEAST_OFFERED * planned),
         ("no answer but 200, 429, 503, 504", str(dict(sorted(statuses.items()))), not odd),
         ("accepted ones meet their deadline", f"{last:.2f} s", last <= DEADLINE_SECONDS),
         ("p99 ≤ 3 × p50 at capacity", f"{p99:.3f} / {p50:.3f} s", p99 <= 3 * p50),

@@ -33,6 +33,8 @@ HANG_SECONDS = 40.0
 MOST_AT_ONCE = 2000
 SETTLED_MINUTES = 5.0
 MOST_DRIFT = 0.05
+LEAST_OFFERED = 0.95
+REST_SECONDS = 6.0  # longer than it takes the server to give memory back, and to let go of connections
 REFUSALS = (408, 429, 503, 504)
 
 
@@ -48,13 +50,18 @@ class Sample:
 
 @dataclass
 class Record:
-    """What became of the requests, by kind and outcome; the longest that one took; the process over time."""
+    """What became of the requests, by kind and outcome; the longest that one took; the process over time.
+
+    planned: requests there should have been. rests: the process at rest, before the load and after it.
+    """
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    planned: int = 0
     sent: int = 0
     worst_seconds: float = 0.0
     odd: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    rests: list[Sample] = field(default_factory=list)
 
 
 class Mix:
@@ -70,6 +77,14 @@ class Mix:
         self._huge = buffer.getvalue()
         self._makers, self._weights = list(KINDS), list(KINDS.values())
 
+    def one_of_each(self) -> list[tuple[str, Attack]]:
+        """What makes a server start all that it starts only where it is needed."""
+        bad = [("bad", make(self._chance)) for make in self._makers]
+        return [*bad, ("good", Attack(post(self._photos[0]), frozenset({200}))), ("huge", self._whole())]
+
+    def _whole(self) -> Attack:
+        return Attack(post(self._huge), frozenset({200}))
+
     def next(self) -> tuple[str, Attack]:
         photo = self._chance.choice(self._photos)
         match self._chance.random():
@@ -78,7 +93,7 @@ class Mix:
             case share if share < 0.85:
                 return "bad", self._chance.choices(self._makers, self._weights)[0](self._chance)
             case share if share < 0.88:
-                return "huge", Attack(post(self._huge), frozenset({200}))
+                return "huge", self._whole()
             case share if share < 0.90:
                 return "too large", Attack(post(photo + bytes(21 << 20)), frozenset({413}))
             case share if share < 0.97:
@@ -142,8 +157,13 @@ async def soak(server: ServerProcess, minutes: float, seed: int) -> Record:
     photo = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
     capacity = await closed_loop(asking(server, photo), CLIENTS, CAPACITY_SECONDS)
     rate = TIMES * capacity.rate
-    record, mix = Record(), Mix(seed)
+    mix = Mix(seed)
+    for kind, attack in mix.one_of_each():
+        await attend(Record(), kind, attack, *at)
+    record = Record(planned=int(60 * minutes * rate))
     asked: set[asyncio.Task[None]] = set()
+    await asyncio.sleep(REST_SECONDS)
+    record.rests.append(sample(server, 0.0))
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < 60 * minutes:
         while record.sent < elapsed * rate and len(asked) < MOST_AT_ONCE:
@@ -157,13 +177,13 @@ async def soak(server: ServerProcess, minutes: float, seed: int) -> Record:
                 print(f"\r{elapsed / 60:.1f} of {minutes:g} minutes", end="", file=sys.stderr, flush=True)
         await asyncio.sleep(0.01)
     await asyncio.gather(*asked)
-    await asyncio.sleep(6)  # longer than it takes the server to give memory back
-    record.samples.append(sample(server, time.perf_counter() - started))
+    await asyncio.sleep(REST_SECONDS)
+    record.rests.append(sample(server, time.perf_counter() - started))
     return record
 
 
 def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
-    """The table, and whether all is accounted for and nothing has grown."""
+    """The table, and whether the load was offered, all is accounted for and nothing has grown."""
     kinds = sorted({kind for kind, _ in record.outcomes})
     outcomes = ["answered", "refused", "aborted by us", "wrong", "lost", "hung"]
     lines = [f"{'kind':<12}" + "".join(f"{outcome:>15}" for outcome in outcomes)]
@@ -179,18 +199,25 @@ def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
     early, late = around(settled), around(60 * minutes - 30)
     first, last = (statistics.median(each.megabytes for each in part) for part in (early, late))
     drift = last / first - 1
-    files = (max(each.files for each in early), record.samples[-1].files)
-    threads = (max(each.threads for each in early), record.samples[-1].threads)
+    before, after = record.rests
+    offered = record.sent / record.planned
     lines += [
         "",
+        f"planned {record.planned}, sent {record.sent} ({offered:.1%}; at least {LEAST_OFFERED:.0%})",
         f"sent {record.sent} = answered + refused + aborted by us {accounted}",
         f"RSS, MB: {first:.0f} after {settled / 60:.1f} minutes, {last:.0f} at the end ({drift:+.1%}; at most +5.0%), "
         f"{max(each.megabytes for each in record.samples):.0f} at its peak",
-        f"file descriptors: at most {files[0]} then, {files[1]} at rest; "
-        f"threads: {threads[0]} then, {threads[1]} at rest",
+        f"at rest, before and after: file descriptors {before.files} and {after.files}, "
+        f"threads {before.threads} and {after.threads}",
         f"worst latency: {record.worst_seconds:.2f} s",
     ]
-    kept = accounted == record.sent and drift <= MOST_DRIFT and files[1] <= files[0] and threads[1] <= threads[0]
+    kept = (
+        offered >= LEAST_OFFERED
+        and accounted == record.sent
+        and drift <= MOST_DRIFT
+        and after.files <= before.files
+        and after.threads <= before.threads
+    )
     return lines, kept
 
 

@@ -13,13 +13,18 @@ from tests.hostile.soak import judge as judge_soak
 
 def soaked(**changes: object) -> Record:
     outcomes = Counter({("good", "answered"): 70, ("good", "refused"): 20, ("aborted", "aborted by us"): 10})
-    steady = [Sample(at, 150.0, 20, 12) for at in range(601)]
-    return replace(Record(outcomes, 100, 1.5, [], [*steady, Sample(606, 150.0, 14, 10)]), **changes)  # type: ignore[arg-type]
+    busy = [Sample(at, 150.0, 500, 12) for at in range(601)]
+    return replace(Record(outcomes, 105, 100, 1.5, [], busy, rests(14, 10)), **changes)  # type: ignore[arg-type]
+
+
+def rests(files: int, threads: int) -> list[Sample]:
+    return [Sample(0, 140.0, 14, 10), Sample(606, 150.0, files, threads)]
 
 
 def test_a_run_in_which_all_is_accounted_for_and_nothing_grows_is_kept() -> None:
     lines, kept = judge_soak(soaked(), 10)
     assert kept
+    assert "planned 105, sent 100 (95.2%; at least 95%)" in lines
     assert "sent 100 = answered + refused + aborted by us 100" in lines
 
 
@@ -30,10 +35,11 @@ def test_a_run_in_which_all_is_accounted_for_and_nothing_grows_is_kept() -> None
         {"outcomes": Counter({("good", "answered"): 99, ("good", "lost"): 1})},
         {"outcomes": Counter({("bad", "answered"): 99, ("bad", "wrong"): 1})},
         {"samples": [Sample(at, 150.0 + at / 40, 20, 12) for at in range(606)]},
-        {"samples": [*(Sample(at, 150.0, 20, 12) for at in range(601)), Sample(606, 150.0, 21, 12)]},
-        {"samples": [*(Sample(at, 150.0, 20, 12) for at in range(601)), Sample(606, 150.0, 20, 13)]},
+        {"rests": rests(15, 10)},
+        {"rests": rests(14, 11)},
+        {"planned": 106},
     ],
-    ids=["one missing", "one lost", "one wrong", "memory grows", "a file stays open", "a thread stays"],
+    ids=["one missing", "one lost", "one wrong", "memory grows", "a file stays open", "a thread stays", "no load"],
 )
 def test_anything_missing_or_growing_is_not(changes: dict[str, object]) -> None:
     assert not judge_soak(soaked(**changes), 10)[1]
@@ -51,7 +57,7 @@ def test_the_mix_has_every_kind_and_the_same_seed_the_same() -> None:
 def phase(count: int, seconds: float, each: float, **others: int) -> Phase:
     answers = [(200, each)] * count
     answers += [(int(status[1:]), 0.01) for status, times in others.items() for _ in range(times)]
-    return Phase(answers, seconds, 150.0)
+    return Phase(answers, seconds, 150.0, planned=len(answers), sent=len(answers))
 
 
 def verdicts(capacity: Phase, before: Phase, overloaded: Phase, after: Phase) -> list[bool]:
@@ -61,14 +67,15 @@ def verdicts(capacity: Phase, before: Phase, overloaded: Phase, after: Phase) ->
 def test_overload_keeps_its_promises_or_each_is_seen_to_be_broken() -> None:
     capacity, alone = phase(800, 10, 0.2), phase(50, 1, 0.02)
     good = phase(24_000, 300, 0.5, _429=70_000, _503=3)
-    assert verdicts(capacity, alone, good, alone) == [True] * 6
+    assert verdicts(capacity, alone, good, alone) == [True] * 7
     broken = [
         phase(24_000, 300, 0.5, _500=1),
         phase(24_000, 300, 11.0),
         phase(24_000, 300, 0.7),
         phase(20_000, 300, 0.5),
     ]
-    for position, overloaded in enumerate(broken):
+    for position, overloaded in enumerate(broken, start=1):
         assert not verdicts(capacity, alone, overloaded, alone)[position]
-    assert not verdicts(capacity, alone, good, phase(50, 1, 0.05))[4]
-    assert not verdicts(capacity, alone, replace(good, peak_megabytes=900.0), alone)[5]
+    assert not verdicts(capacity, alone, good, phase(50, 1, 0.05))[5]
+    assert not verdicts(capacity, alone, replace(good, peak_megabytes=900.0), alone)[6]
+    assert not verdicts(capacity, alone, replace(good, planned=100_000), alone)[0]
