@@ -3,7 +3,7 @@
 Every item takes one thread through two steps: `prepare`, which is one thread's work, and `compute`, which can spread
 over all CPUs. It does so (it is `wide`) where the thread finds itself alone; while others work or wait, each has one
 CPU and they run side by side. So one caller gets the shortest answer, many get the highest rate, and there are never
-more busy threads than CPUs.
+more busy threads than CPUs; but for a moment, where one comes back that had stepped aside to wait for something else.
 
 Admission is bounded by items waiting. A queue that has overflowed is kept short until it has been empty: a burst may
 use all of it, but who is accepted while more comes than can be done waits a quarter of the time. Tasks take turns item
