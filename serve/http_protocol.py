@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from serve.connections import Connections
 from serve.framing import Fault, fault_of
 from serve.metrics import Metrics
+from serve.one_write import OneWrite
 from serve.problems import problem, refusal
 from serve.request_ids import request_id_of
 
@@ -69,7 +70,7 @@ class HttpProtocol(HttpToolsProtocol):
     _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_OneWrite(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
+        super().connection_made(OneWrite(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
         if self.all_connections.opened(self):
             self._wait_for_head()
         else:
@@ -270,43 +271,3 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(head.encode() + body)
         self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)
-
-
-class _OneWrite:
-    """A transport that sends an answer's head together with what follows it, and whose end has an end.
-
-    uvicorn writes them apart, which costs a system call, and wakes the client for half an answer. And asyncio waits for
-    ever for the client to read what is left when a transport is closed; here it has so many seconds.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._seconds = seconds
-        self._head = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._head:
-            self._head += data
-            self._send()
-        else:
-            self._head = data
-            self._loop.call_soon(self._send)  # should nothing follow
-
-    def write_eof(self) -> None:
-        self._send()
-        self._transport.write_eof()
-
-    def close(self) -> None:
-        self._send()
-        if self._transport.get_write_buffer_size() and not self._transport.is_closing():
-            self._loop.call_later(self._seconds, self._transport.abort)
-        self._transport.close()
-
-    def _send(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)

@@ -9,6 +9,8 @@ import sys
 import warnings
 from datetime import UTC, datetime
 
+_encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each line
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a record; line breaks inside values are escaped, so a record is always one line."""
@@ -23,7 +25,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return _encode(line)
 
 
 class TextFormatter(logging.Formatter):

@@ -1,0 +1,44 @@
+"""How an answer leaves: in one piece where it can, and not for ever. No error leaves this module."""
+
+import asyncio
+from typing import Any
+
+
+class OneWrite:
+    """A transport that sends an answer's head together with what follows it, and whose end has an end.
+
+    uvicorn writes them apart, which costs a system call, and wakes the client for half an answer. And asyncio waits for
+    ever for the client to read what is left when a transport is closed; here it has so many seconds.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._seconds = seconds
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            self._head += data
+            self._send()
+        else:
+            self._head = data
+            self._loop.call_soon(self._send)  # should nothing follow
+
+    def write_eof(self) -> None:
+        self._send()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._send()
+        if self._transport.get_write_buffer_size() and not self._transport.is_closing():
+            self._loop.call_later(self._seconds, self._transport.abort)
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
