@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import httpx2
@@ -78,6 +79,43 @@ def test_nothing_but_the_log_reads_a_clock_that_can_jump(path: Path) -> None:
     used = {f"{node.value.id}.{node.attr}" for node in attributes if isinstance(node.value, ast.Name)}
     jumping = used & {"time.time", "time.time_ns", "time.localtime", "datetime.utcnow", "datetime.today"}
     assert not jumping
+
+
+# What a process of this Python imports before all else: a time of day that is so many seconds off.
+OTHER_CLOCK = """
+import os, time
+from pathlib import Path
+real, off = time.time, Path(os.environ["CLOCK_OFF_BY"])
+time.time = lambda: real() + float(off.read_text())
+time.time_ns = lambda: int(1e9 * time.time())
+"""
+
+
+def test_a_clock_that_jumps_ends_no_request_and_no_connection(tmp_path: Path, cat: bytes) -> None:
+    (tmp_path / "sitecustomize.py").write_text(OTHER_CLOCK)
+    off = tmp_path / "off"
+    off.write_text("0")
+    environment = {"PYTHONPATH": str(tmp_path), "CLOCK_OFF_BY": str(off)}
+    with (
+        running_server(sys.executable, *FLAGS, str(TINY_MODEL), environment=environment) as server,
+        httpx2.Client(base_url=server.url, timeout=30) as client,
+    ):
+        days = []
+        for seconds in (0, 86_400, -30 * 86_400, 3600):
+            off.write_text(str(seconds))
+            time.sleep(1.2)  # uvicorn looks at the clock for its Date header once a second
+            files = [("file", ("cat.jpg", cat))] * 8
+            results = client.post("/upload", files=files).json()["results"]
+            assert all(result["label"] for result in results)
+            assert client.get("/readyz").status_code == 200
+            days.append(
+                round((parsedate_to_datetime(client.get("/livez").headers["date"]).timestamp() - time.time()) / 3600)
+            )
+        assert days == [0, 24, -720, 1]
+        assert server.stop() == 0
+        uploads = [line for line in server.log if line.get("path") == "/upload"]
+        assert len(uploads) == 4
+        assert all(0 < line["ms"] < 30_000 and min(line["stages_ms"].values()) >= 0 for line in uploads)
 
 
 def test_a_second_sigterm_changes_nothing(cat: bytes) -> None:
