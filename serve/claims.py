@@ -33,6 +33,8 @@ _TIFF_PARTS: Final = 250_000
 # A tile is decoded whole, however little of it is in the picture.
 _TIFF_TILE_PIXELS: Final = 2**22
 _TIFF_ENTRIES: Final = 1024
+# Some writers store tiles that are alike once: what that may come to in a file that is smaller.
+_TIFF_SHARED_BYTES: Final = 2**22
 # Values of a tag: what describes the pixels, colour maps and other lists, what programs keep for themselves.
 _TIFF_FEW_VALUES: Final = 1024
 _TIFF_VALUES: Final = 3 * 2**16
@@ -125,7 +127,7 @@ def require_modest_layout(data: bytes, max_pixels: int) -> None:
             return
         for offsets, byte_counts in ((_STRIP_OFFSETS, _STRIP_BYTE_COUNTS), (_TILE_OFFSETS, _TILE_BYTE_COUNTS)):
             lengths = directory.numbers(byte_counts)
-            if sum(lengths) > len(data):
+            if sum(lengths) > max(len(data), _TIFF_SHARED_BYTES):
                 raise _claims_more("strips or tiles")
             if compression in _JPEG_COMPRESSIONS:
                 _require_modest_tiff_scans(data, width * height, directory.numbers(offsets), lengths)

@@ -134,6 +134,19 @@ def _tiff_of_shared_strips(count: int) -> bytes:
     return tiff(entries).ljust(_SHARED, b"\0") + tables + strip
 
 
+def _tiff_of_one_strip(count: int) -> bytes:
+    """Strips of a row each that are all the same, as writers have it that look for tiles that are alike."""
+    return _tiff_of_strips_that_are(zlib.compress(bytes(10)), count)
+
+
+def _tiff_of_strips_that_are(strip: bytes, count: int) -> bytes:
+    tables = struct.pack(f"<{count}I", *[_SHARED + 8 * count] * count) + struct.pack(
+        f"<{count}I", *[len(strip)] * count
+    )
+    entries = [*tiff_entries(10, count, t278=1), (273, 4, count, _SHARED), (279, 4, count, _SHARED + 4 * count)]
+    return tiff(entries).ljust(_SHARED, b"\0") + tables + strip
+
+
 def _tiff_of_shared_tags(count: int, size: int) -> bytes:
     """Tags that nobody knows, each of them all the bytes there are."""
     strip = zlib.compress(bytes(81))
@@ -267,6 +280,7 @@ ACCEPTED: dict[str, Callable[[], bytes]] = {
     "jpeg of as much EXIF as may be": lambda: jpeg_of_exif(exif_of_values(60_000, 0x11A)),
     "avif of a grid": lambda: avif_grid(64, 8, 8),
     "jpeg of broken EXIF": lambda: jpeg(segment(0xE1, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(999))),
+    "tiff of strips that are alike and there once": lambda: _tiff_of_one_strip(3_000),
     "tiff that points to itself": lambda: tiff(
         tiff_entries(10, 10, compression=1, t273=200, t279=100), bytes(300), following=8
     ),
