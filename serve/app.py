@@ -57,7 +57,7 @@ class _RefusedPreflight(Response):
         self._kept = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = problem(400, "Bad Request", f"The preflight asks for a {self._what} that is not allowed.")
+        content = problem(400, "Bad Request", f"What the preflight asks for is not allowed: {self._what}.")
         body, media_type = refusal(scope["path"], content)
         await Response(body, 400, self._kept, media_type)(scope, receive, send)
 

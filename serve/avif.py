@@ -18,6 +18,8 @@ from typing import Final
 from serve.av1 import FRAME_HEADERS, SEQUENCE_HEADER, Size, frame_size, units
 from serve.errors import TooComplex, TooManyFrames, TooManyPixels, UndecodableImage
 
+Pieces = tuple[tuple[int, int], ...]  # first byte and length of each
+
 # Boxes of a file, and properties among them; ordinary files have thirty.
 _BOXES: Final = 2000
 # Bytes of the tables of items together; a picture of a thousand tiles has 40 KB.
@@ -33,6 +35,9 @@ _TIMES_THE_PIXELS: Final = 3
 # Bytes of a picture's EXIF, of which Pillow makes objects.
 _EXIF_BYTES: Final = 256 * 1024
 
+# Of which a file's items have one each.
+_SINGLE: Final = (b"iinf", b"iloc", b"iprp", b"idat")
+_AV01: Final = int.from_bytes(b"av01", "big")
 # What of a track is looked at.
 _TRACK_BOXES: Final = (b"tkhd", b"stsd", b"stsz", b"stco", b"co64", b"stsc", b"stts", b"stss")
 
@@ -47,6 +52,10 @@ class _Items:
     extents: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     within: dict[int, int] = field(default_factory=dict)  # where an item's extents are counted from
     data_start: int = 0  # of the `idat` box's bytes
+
+    def pieces_of(self, item: int) -> Pieces:
+        within = self.data_start if self.within.get(item) == 1 else 0
+        return tuple((within + start, length) for start, length in self.extents[item])
 
 
 def require_modest_avif(data: bytes, max_pixels: int, max_frames: int) -> None:
@@ -70,6 +79,7 @@ class _Reader:
         self._boxes_seen = 0
         self._table_bytes = 0
         self._pixels = 0
+        self._coded: dict[Pieces, tuple[int, set[Size]]] = {}
 
     def check(self) -> None:
         for kind, start, end in self._boxes(0, len(self._data)):
@@ -106,22 +116,24 @@ class _Reader:
     # Items ------------------------------------------------------------------------------------------------------------
 
     def _check_items(self, start: int, end: int) -> None:
-        items = _Items()
+        items, seen = _Items(), set[bytes]()
         for kind, first, last in self._boxes(start, end):
             self._count_table(kind, first, last)
+            if kind in _SINGLE and kind in seen:
+                raise _corrupt("")
+            seen.add(kind)
             if kind == b"iinf":
-                wide = self._number(1, first)
-                for inner, infe, _ in self._boxes(first + (8 if wide else 6), last):
-                    if inner == b"infe":
-                        number = 4 if self._number(1, infe) > 2 else 2
-                        items.kinds[self._number(number, infe + 4)] = self._data[infe + 6 + number : infe + 10 + number]
+                self._read_kinds(items, first, last)
             elif kind == b"iloc":
-                self._read_places(items, first)
+                self._read_places(items, first, last)
             elif kind == b"idat":
                 items.data_start = first
             elif kind == b"iprp":
                 self._read_properties(items, first, last)
-        if sum(length for extents in items.extents.values() for _, length in extents) > len(self._data):
+        # Items that are alike may have the same bytes, as tiles of one colour have; several pieces are joined anew.
+        every = [items.pieces_of(item) for item in items.extents]
+        held = [*{pieces for pieces in every if len(pieces) == 1}, *(pieces for pieces in every if len(pieces) != 1)]
+        if sum(length for pieces in held for _, length in pieces) > len(self._data):
             raise _corrupt("its items have more bytes than the file; ")
         for item, kind in items.kinds.items():
             if kind in (b"av01", b"grid"):
@@ -135,7 +147,20 @@ class _Reader:
             if self._table_bytes > _TABLE_BYTES:
                 raise TooComplex(f"The AVIF picture's tables of items are larger than the limit, {_TABLE_BYTES} bytes.")
 
-    def _read_places(self, items: _Items, position: int) -> None:
+    def _read_kinds(self, items: _Items, start: int, end: int) -> None:
+        wide = 4 if self._number(1, start) else 2
+        entries = list(self._boxes(start + 4 + wide, end))
+        if len(entries) != self._number(wide, start + 4):
+            raise _corrupt("")
+        for kind, first, _ in entries:
+            version = self._number(1, first)
+            size = {2: 2, 3: 4}.get(version, 0)
+            item = self._number(size, first + 4)
+            if kind != b"infe" or not size or item in items.kinds:
+                raise _corrupt("")
+            items.kinds[item] = self._data[first + 6 + size : first + 10 + size]
+
+    def _read_places(self, items: _Items, position: int, end: int) -> None:
         version, sizes = self._number(1, position), self._number(2, position + 4)
         offset, length, base, index = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15, sizes & 15 if version else 0
         wide = 4 if version == 2 else 2
@@ -154,7 +179,7 @@ class _Reader:
             seen += 1 + extents
             if seen > _EXTENTS:
                 raise TooComplex(f"The AVIF picture's items are in more pieces than the limit, {_EXTENTS} pieces.")
-            if item in items.extents:
+            if item in items.extents or position + extents * (index + offset + length) > end:
                 raise _corrupt("")
             places = items.extents[item] = []
             for _ in range(extents):
@@ -166,6 +191,8 @@ class _Reader:
         for kind, first, last in self._boxes(start, end):
             self._count_table(kind, first, last)
             if kind == b"ipco":
+                if items.properties:
+                    raise _corrupt("")
                 for inner, body, _ in self._boxes(first, last):
                     is_size = inner == b"ispe"
                     items.properties.append((self._number(4, body + 4), self._number(4, body + 8)) if is_size else None)
@@ -175,27 +202,28 @@ class _Reader:
                 for _ in range(self._number(4, first + 4)):
                     item, count = self._number(wide, position), self._number(1, position + wide)
                     position += wide + 1
+                    if position + count * index > last:
+                        raise _corrupt("")
                     for _ in range(count):
                         items.associated[item].append(self._number(index, position) & (1 << 8 * index - 1) - 1)
                         position += index
 
     def _check_item(self, items: _Items, item: int, kind: bytes) -> None:
-        data = self._bytes_of(items, item)
+        pieces = items.pieces_of(item)
         sizes = [items.properties[index - 1] for index in items.associated[item] if index]
         claimed = next((size for size in sizes if size), None)
         if claimed is None:
             raise _corrupt("a part of it has no size; ")
         if kind == b"grid":
+            data = self._joined(pieces)
             held = struct.unpack_from(">II" if data[1] & 1 else ">HH", data, 4)
             if held != claimed:
                 raise _corrupt(_claim(claimed, held))
         else:
-            self._check_frames(data, claimed)
+            self._check_frames(pieces, claimed)
 
-    def _bytes_of(self, items: _Items, item: int) -> bytes:
-        within = items.data_start if items.within.get(item) == 1 else 0
-        places = items.extents[item]
-        return b"".join(self._data[within + start : within + start + length] for start, length in places)
+    def _joined(self, pieces: Pieces) -> bytes:
+        return b"".join(self._data[start : start + length] for start, length in pieces)
 
     # Tracks, of animations --------------------------------------------------------------------------------------------
 
@@ -206,9 +234,13 @@ class _Reader:
             for kind, body, body_end in self._boxes(first, last):
                 if kind in (b"mdia", b"minf", b"stbl"):
                     inside.append((body, body_end))
+                elif kind == b"meta":
+                    self._check_items(body + 4, body_end)
                 elif kind in _TRACK_BOXES and boxes.setdefault(kind, body) != body:
                     raise _corrupt("")
-        if b"stsd" not in boxes or self._data[boxes[b"stsd"] + 12 :][:4] != b"av01":
+        if b"stsd" in boxes and self._number(4, boxes[b"stsd"] + 4) != 1:
+            raise _corrupt("")
+        if b"stsd" not in boxes or self._number(4, boxes[b"stsd"] + 12) != _AV01:
             return  # which the decoder passes over
         samples, runs, wide = boxes[b"stsz"], boxes[b"stsc"], 8 if b"co64" in boxes else 4
         if wide == 8 and b"stco" in boxes:
@@ -224,7 +256,7 @@ class _Reader:
         header = boxes[b"tkhd"] + (88 if self._number(1, boxes[b"tkhd"]) else 76)
         size = (self._number(4, header) >> 16, self._number(4, header + 4) >> 16)
         place, length = self._number(wide, chunks + 8), self._number(4, samples + 4) or self._number(4, samples + 12)
-        self._check_frames(self._data[place : place + length], size)
+        self._check_frames(((place, length),), size)
 
     def _samples(self, chunks: int, runs_at: int, count: int) -> int:
         """Of so many chunks; runs of them have as many each."""
@@ -241,25 +273,34 @@ class _Reader:
 
     # AV1 --------------------------------------------------------------------------------------------------------------
 
-    def _check_frames(self, data: bytes, claimed: Size) -> None:
+    def _check_frames(self, pieces: Pieces, claimed: Size) -> None:
         """Of one item or sample: the size that its sequence headers give, and how many frames there are to decode."""
-        frames, found = 0, False
-        for number, (kind, body) in enumerate(units(data)):
-            if kind == SEQUENCE_HEADER:
-                found = True
-                if (held := frame_size(body)) != claimed:
-                    raise _corrupt(_claim(claimed, held))
-            frames += kind in FRAME_HEADERS
-            if frames > _LAYERS or number > _UNITS:
-                raise TooComplex(f"The AVIF picture has a part of more frames than the limit, {_LAYERS} frames.")
-        if not found:
-            raise _corrupt("")
+        if pieces not in self._coded:
+            self._coded[pieces] = _frames_of(self._joined(pieces))
+        frames, sizes = self._coded[pieces]
+        for held in sizes:
+            if held != claimed:
+                raise _corrupt(_claim(claimed, held))
         self._pixels += claimed[0] * claimed[1] * max(1, frames)
         if self._pixels > _TIMES_THE_PIXELS * self._max_pixels:
             raise TooManyPixels(
                 f"The AVIF picture's parts have {self._pixels} pixels together; the limit is "
                 f"{_TIMES_THE_PIXELS * self._max_pixels} pixels."
             )
+
+
+def _frames_of(data: bytes) -> tuple[int, set[Size]]:
+    """How many frames AV1 data has, and the sizes that its sequence headers give, of which there is one at least."""
+    frames, sizes = 0, set()
+    for number, (kind, body) in enumerate(units(data)):
+        if kind == SEQUENCE_HEADER:
+            sizes.add(frame_size(body))
+        frames += kind in FRAME_HEADERS
+        if frames > _LAYERS or number > _UNITS:
+            raise TooComplex(f"The AVIF picture has a part of more frames than the limit, {_LAYERS} frames.")
+    if not sizes:
+        raise _corrupt("")
+    return frames, sizes
 
 
 def _claim(claimed: Size, held: tuple[int, ...]) -> str:

@@ -131,8 +131,8 @@ def require_modest_layout(data: bytes, max_pixels: int) -> None:
                 raise _claims_more("strips or tiles")
             if compression in _JPEG_COMPRESSIONS:
                 _require_modest_tiff_scans(data, width * height, directory.numbers(offsets), lengths)
-    except struct.error:
-        return  # truncated
+    except (struct.error, OverflowError):
+        return  # it points to where nothing is
 
 
 def _require_modest_tiff_scans(data: bytes, pixels: int, offsets: Sequence[int], lengths: Sequence[int]) -> None:

@@ -34,6 +34,8 @@ from serve.upload import UploadedFile, UploadLimits, read_upload
 
 T = TypeVar("T")
 
+# All are answered by then, so nobody waits for what a thread is still at.
+_CLOSING_SECONDS: Final = 0.3
 _TRIM_SECONDS: Final = 5.0
 
 
@@ -76,7 +78,6 @@ class Server:
             max_queue=self.config.max_queue,
             item_seconds=self.classifier.model.infer_seconds,
         )
-        self.classifier.room.aside = self.scheduler.aside
         self.metrics.watch_queue(lambda: self.scheduler.depth)
         self.lifecycle.start()
         trimming = asyncio.ensure_future(self._give_memory_back())
@@ -86,7 +87,7 @@ class Server:
             trimming.cancel()
             self.lifecycle.begin_drain()
             self.inspector.close()
-            self.scheduler.close(self.lifecycle.seconds_left)
+            self.scheduler.close(_CLOSING_SECONDS)
 
     async def root(self, request: Request) -> Response:
         if prefers_html(request.headers.get("accept", "")):

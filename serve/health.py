@@ -49,7 +49,8 @@ def _status(host: str, port: int) -> int:
 def _within(seconds: float) -> Iterator[None]:
     """`TimeoutError` once what is within has taken so long in all; a socket's own limit is for each byte anew."""
     before = signal.signal(signal.SIGALRM, _give_up)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # More than once, because trying the next of several addresses takes the first for an answer.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:
         yield
     finally:

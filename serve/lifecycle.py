@@ -4,7 +4,6 @@ Errors that leave here: `NotReady`, for a request that comes too early or too la
 """
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -17,8 +16,6 @@ _ARRIVING_SHARE: Final = 0.5
 _REFUSING_SECONDS: Final = 3.0
 # Of the grace period, how much is kept for sending the last answers.
 _ANSWERING_SECONDS: Final = 1.5
-# Of the grace period, how much the process itself may take to end.
-_LEAVING_SECONDS: Final = 0.3
 
 
 class Visit:
@@ -56,7 +53,6 @@ class Lifecycle:
         self._grace = grace_seconds
         self._started = False
         self._draining = False
-        self._drained_at = 0.0
         self._visits: set[Visit] = set()
         self._empty = asyncio.Event()
 
@@ -70,11 +66,6 @@ class Lifecycle:
         """Whether the end has begun."""
         return self._draining
 
-    @property
-    def seconds_left(self) -> float:
-        """What is left, once the end has begun, for those who still work and for whom nobody waits."""
-        return max(0.0, self._drained_at + self._grace - _LEAVING_SECONDS - time.monotonic())
-
     def start(self) -> None:
         """The model is loaded and warm: accept requests."""
         self._started = True
@@ -82,8 +73,6 @@ class Lifecycle:
     def begin_drain(self) -> bool:
         """Accept no more requests, from this moment on; whether that is news. Safe to call from a signal handler."""
         news = not self._draining
-        if news:
-            self._drained_at = time.monotonic()
         self._draining = True
         return news
 
@@ -98,8 +87,7 @@ class Lifecycle:
             await self._empty.wait()
 
     def end_now(self) -> None:
-        """Let go of all requests in flight, which end with `NotReady`, and of what is left of the grace period."""
-        self._grace = 0.0
+        """Let go of all requests in flight, which end with `NotReady`."""
         now = asyncio.get_running_loop().time()
         for visit in self._visits:
             visit.scope.reschedule(now)

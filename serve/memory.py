@@ -10,8 +10,8 @@ arena for each thread, which keep what they once held.
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 _MEBIBYTE: Final = 2**20
@@ -51,11 +51,10 @@ class Room:
     """So many units for all threads together, and a reserve besides that is kept for small requests.
 
     Small ones, which would fit into the reserve, use both, but only the reserve while a large one waits. So neither
-    holds up the other. Within each kind who asks first is served first. aside: entered by a thread while it waits.
+    holds up the other. Within each kind who asks first is served first.
     """
 
     def __init__(self, units: int, reserve: int = _RESERVE) -> None:
-        self.aside: Callable[[], AbstractContextManager[None]] = nullcontext
         self._units = units
         self._reserve = reserve
         self._held = {True: 0, False: 0}  # by small ones, by large ones
@@ -82,8 +81,7 @@ class Room:
         queue, ticket = self._queues[small], object()
         queue.append(ticket)
         try:
-            with self.aside():
-                self._changed.wait_for(lambda: queue[0] is ticket and self._fits(units, small))
+            self._changed.wait_for(lambda: queue[0] is ticket and self._fits(units, small))
         finally:
             queue.remove(ticket)
             self._changed.notify_all()

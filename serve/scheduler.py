@@ -3,7 +3,7 @@
 Every item takes one thread through two steps: `prepare`, which is one thread's work, and `compute`, which can spread
 over all CPUs. It does so (it is `wide`) where the thread finds itself alone; while others work or wait, each has one
 CPU and they run side by side. So one caller gets the shortest answer, many get the highest rate, and there are never
-more busy threads than CPUs; but for a moment, where one comes back that had stepped aside to wait for something else.
+more busy threads than CPUs.
 
 Admission is bounded by items waiting. A queue that has overflowed is kept short until it has been empty: a burst may
 use all of it, but who is accepted while more comes than can be done waits a quarter of the time. Tasks take turns item
@@ -18,7 +18,7 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -92,15 +92,14 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._waiting = 0
         self._busy = 0
         self._wide = False
-        self._aside = 0
         self._closed = False
         self.done = 0  # items that a thread has been through, for whom it helps to know whether anything happened
         self._changed = threading.Condition()
-        self._at = threading.local()  # `task`, what the calling thread is at
-        self._streams = streams
-        self._threads: set[threading.Thread] = set()
-        for _ in range(streams):
-            self._start_thread()
+        self._threads = [
+            threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in range(streams)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     async def run(self, items: Sequence[Item], deadline: float) -> list[Outcome[Result]]:
         """The outcome of each item, in their order; cancelling the caller drops what has not begun.
@@ -127,8 +126,8 @@ class Scheduler(Generic[Item, Prepared, Result]):
 
     @property
     def depth(self) -> int:
-        """Items that wait for a thread, or on one that has stepped aside."""
-        return self._waiting + self._aside
+        """Items that wait for a thread."""
+        return self._waiting
 
     def require_room(self, count: int = 1) -> None:
         """Raise the `QueueFull` that `run` would raise now for so many items."""
@@ -147,59 +146,25 @@ class Scheduler(Generic[Item, Prepared, Result]):
                 with contextlib.suppress(RuntimeError):  # as in `_finish`
                     task.loop.call_soon_threadsafe(_give_up, task)
             self._changed.notify_all()
-            threads = list(self._threads)
-        for thread in threads:
+        for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Entered within a step, by its thread, to wait for something else than a CPU: another has its CPU meanwhile.
-
-        Raises `DeadlinePassed` where by the end nobody waits for the item.
-        """
-        task: _Task | None = getattr(self._at, "task", None)
-        if task is None:  # not one of these threads
-            yield
-            return
-        with self._changed:
-            self._busy -= 1
-            self._aside += 1
-            self._changed.notify()
-            if not self._closed and len(self._threads) < self._streams + self._aside:
-                with contextlib.suppress(RuntimeError):  # the system gives no more threads, and who is there goes on
-                    self._start_thread()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._aside -= 1
-                self._busy += 1  # for a moment one too many, until another is done with its item
-                self._changed.notify_all()  # to end the one too many
-        if task.done.done() or task.deadline <= time.monotonic():
-            raise DeadlinePassed.before_answer()
-
-    def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._work, name=f"stream-{len(self._threads)}", daemon=True)
-        thread.start()
-        self._threads.add(thread)
 
     def _require_room(self, count: int) -> None:
         if self._closed:
             raise NotReady("The server is shutting down.")
-        idle = max(0, self._streams - self._busy)
-        waiting = self.depth
-        if not waiting:
+        idle = len(self._threads) - self._busy
+        if not self._waiting:
             self._limit = self._max_queue
         limit = self._limit
-        too_many = waiting + count - idle - self._max_queue
-        if waiting + 1 - idle > limit:  # not even one: it is the queue that is too long, not the task
+        too_many = self._waiting + count - idle - self._max_queue
+        if self._waiting + 1 - idle > limit:  # not even one: it is the queue that is too long, not the task
             self._limit = max(1, self._max_queue // _OVERFLOWED)
-            too_many = max(too_many, waiting + 1 - self._limit)
+            too_many = max(too_many, self._waiting + 1 - self._limit)
         elif too_many <= 0:
             return
-        seconds = (too_many + idle) * self._item_seconds / self._streams
+        seconds = (too_many + idle) * self._item_seconds / len(self._threads)
         raise QueueFull(
-            f"There is no room for {count} picture{'s' * (count > 1)}: {waiting} are waiting and the limit is "
+            f"There is no room for {count} picture{'s' * (count > 1)}: {self._waiting} are waiting and the limit is "
             f"{limit}; try again in a moment.",
             retry_after=seconds,
         )
@@ -217,12 +182,11 @@ class Scheduler(Generic[Item, Prepared, Result]):
             pass
 
     def _work_on_next(self) -> bool:
-        """Take one item through both steps; False once the thread is not needed any more."""
+        """Take one item through both steps; False once the scheduler is closed."""
         taken = self._take()
         if taken is None:
             return False
         task, position, item = taken
-        self._at.task = task
         started = time.monotonic()
         queued = started - task.submitted
         wide = False
@@ -232,20 +196,17 @@ class Scheduler(Generic[Item, Prepared, Result]):
             outcome = Outcome(queued, self._compute(prepared, wide))
         except BaseException as error:  # whatever it is, it is this item's outcome and nobody else's
             outcome = Outcome(queued, error=error)
-        self._at.task = None
         self._finish(task, position, outcome)
         self._release(None if wide or outcome.error else time.monotonic() - started)
         return True
 
     def _take(self) -> tuple[_Task, int, Any] | None:
-        """The next item, as soon as a CPU is free for it; None once the thread is not needed any more."""
+        """The next item, as soon as a CPU is free for it; None once the scheduler is closed."""
         with self._changed:
             while True:
-                while not self._is_over() and (self._wide or not self._tasks or self._busy >= self._streams):
+                while not self._closed and (self._wide or not self._tasks):
                     self._changed.wait()
-                if self._is_over():
-                    self._threads.discard(threading.current_thread())
-                    self._changed.notify()  # what it was woken for is for another
+                if self._closed:
                     return None
                 task = self._tasks.popleft()
                 if task.deadline <= time.monotonic():
@@ -259,14 +220,10 @@ class Scheduler(Generic[Item, Prepared, Result]):
                     self._tasks.append(task)  # behind the others: they take turns
                 return task, position, item
 
-    def _is_over(self) -> bool:
-        """Whether the calling thread is one too many."""
-        return self._closed or len(self._threads) > self._streams + self._aside
-
     def _widen(self) -> bool:
         """Whether the calling thread is alone, and so may have all CPUs until it is released."""
         with self._changed:
-            self._wide = self._busy == 1 and not self._tasks and not self._aside
+            self._wide = self._busy == 1 and not self._tasks
             return self._wide
 
     def _release(self, seconds: float | None) -> None:

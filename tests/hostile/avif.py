@@ -46,8 +46,9 @@ def coded(width: int, height: int) -> Item:
     return Item(b"av01", data, (width, height), plain[config : config + length])
 
 
-def avif(items: list[Item], more_places: bytes = b"", references: bytes = b"") -> bytes:
-    """A file of these items, the first of them the picture. more_places: entries of the `iloc` table."""
+def avif(items: list[Item], more_places: bytes = b"", references: bytes = b"", more_kinds: bytes = b"") -> bytes:
+    """A file of these items, the first of them the picture. more_places: entries of the `iloc` table. more_kinds: of
+    `iinf`, beyond its count."""
     entries = [
         full(b"infe", 2, struct.pack(">HH4s", number, 0, item.kind), b"\0") for number, item in enumerate(items, 1)
     ]
@@ -78,7 +79,7 @@ def avif(items: list[Item], more_places: bytes = b"", references: bytes = b"") -
             full(b"hdlr", 0, bytes(4), b"pict", bytes(13)),
             full(b"pitm", 0, b"\0\1"),
             full(b"iloc", 0, *locations),
-            full(b"iinf", 0, struct.pack(">H", len(items) & 0xFFFF), *entries),
+            full(b"iinf", 0, struct.pack(">H", len(items) & 0xFFFF), *entries, more_kinds),
             references,
             box(b"iprp", box(b"ipco", *properties), full(b"ipma", 0, struct.pack(">I", len(belongs)), *belongs)),
         )
@@ -93,11 +94,13 @@ def avif_of_size(width: int, height: int) -> bytes:
     return avif([replace(coded(640, 480), size=(width, height))])
 
 
-def avif_grid(side: int, across: int, down: int, claimed: tuple[int, int] | None = None) -> bytes:
-    """A picture of tiles, all of them the same."""
+def avif_grid(side: int, across: int, down: int, claimed: tuple[int, int] | None = None, shared: bool = False) -> bytes:
+    """A picture of tiles, all of them the same. shared: and there once."""
     width, height = side * across, side * down
     grid = struct.pack(">BBBBHH", 0, 0, down - 1, across - 1, width, height)
-    tiles = [coded(side, side)] * (across * down)
+    tile = coded(side, side)
+    again = replace(tile, data=b"", places=[(-len(tile.data), len(tile.data))]) if shared else tile
+    tiles = [tile, *[again] * (across * down - 1)]
     # `dimg`: what the picture is derived from.
     numbers = b"".join(struct.pack(">H", number) for number in range(2, 2 + len(tiles)))
     references = full(b"iref", 0, box(b"dimg", struct.pack(">HH", 1, len(tiles)), numbers))
@@ -124,13 +127,66 @@ def frames_in_one(item: Item, times: int) -> Item:
     return replace(item, data=item.data[:start] + item.data[start:] * times)
 
 
-def _animated() -> bytearray:
-    return bytearray(encoded(*(Image.new("RGB", (64, 64), (shade, 10, 10)) for shade in (0, 90, 180))))
+def avif_of_associations(boxes: int, count: int) -> bytes:
+    """Tables of properties that claim so many entries each, whose bytes are those of whatever comes next."""
+    more = full(b"ipma", 0, struct.pack(">I", count)) * boxes
+    return _with_more(avif([coded(64, 64)]), more, b"iprp", b"meta") + bytes(4 * count)
+
+
+def avif_named_twice() -> bytes:
+    """A picture that claims to be smaller, and is said once more, beyond the count, to be of another kind."""
+    other = full(b"infe", 2, struct.pack(">HH4s", 1, 0, b"zzzz"), b"\0")
+    return avif([replace(coded(2_000, 2_000), size=(64, 64))], more_kinds=other)
+
+
+def avif_of_two_descriptions() -> bytes:
+    """An animation that claims to be smaller, and whose first description is of another coding."""
+    data, moov = _movie(512)
+    start = moov.index(b"stsd")
+    description = bytes(moov[start + 12 : start - 4 + int.from_bytes(moov[start - 4 : start], "big")])
+    moov[start + 8 : start + 12] = struct.pack(">I", 2)
+    moov[start + 16 : start + 20] = b"zzzz"
+    header = moov.index(b"tkhd") + 4 + (88 if moov[moov.index(b"tkhd") + 4] else 76)
+    moov[header : header + 8] = struct.pack(">II", 64 << 16, 64 << 16)
+    return data + _with_more(bytes(moov), description, b"stsd", b"stbl", b"minf", b"mdia", b"trak", b"moov")
+
+
+def avif_of_track_items(count: int) -> bytes:
+    """An animation whose track has items of its own."""
+    data, moov = _movie(64)
+    entries = (full(b"infe", 2, struct.pack(">HH4s", number, 0, b"mime"), b"\0") for number in range(count))
+    kinds = full(b"iinf", 0, struct.pack(">H", count), *entries)
+    meta = full(b"meta", 0, full(b"hdlr", 0, bytes(4), b"pict", bytes(13)), kinds)
+    return data + _with_more(bytes(moov), meta, b"trak", b"moov")
+
+
+def _movie(side: int) -> tuple[bytes, bytearray]:
+    """An animation whose `moov` is called otherwise, and that `moov`, to be put behind it: nothing else moves."""
+    data = _animated(side)
+    start = data.index(b"moov") - 4
+    moov = data[start : start + int.from_bytes(data[start : start + 4], "big")]
+    return data.replace(b"moov", b"free"), bytearray(moov)
+
+
+def _with_more(data: bytes, more: bytes, *names: bytes) -> bytes:
+    """The same with something at the end of the first of these boxes, each of which is in the next."""
+    grown = bytearray(data)
+    start = grown.index(names[0]) - 4
+    end = start + int.from_bytes(grown[start : start + 4], "big")
+    grown[end:end] = more
+    for name in names:
+        start = grown.index(name) - 4
+        grown[start : start + 4] = struct.pack(">I", int.from_bytes(grown[start : start + 4], "big") + len(more))
+    return bytes(grown)
+
+
+def _animated(side: int = 64) -> bytes:
+    return encoded(*(Image.new("RGB", (side, side), (shade, 10, 10)) for shade in (0, 90, 180)))
 
 
 def avif_of_samples(count: int) -> bytes:
     """An animation of frames of a byte each."""
-    data = _animated()
+    data = bytearray(_animated())
     for name, at, values in ((b"stsz", 8, (1, count)), (b"stsc", 16, (count,)), (b"stts", 12, (count,))):
         start = data.index(name) + at
         data[start : start + 4 * len(values)] = struct.pack(f">{len(values)}I", *values)
@@ -139,7 +195,7 @@ def avif_of_samples(count: int) -> bytes:
 
 def avif_of_runs(count: int) -> bytes:
     """An animation whose only chunk is said to have so many frames, by its run alone."""
-    data = _animated()
+    data = bytearray(_animated())
     start = data.index(b"stsc") + 16
     data[start : start + 4] = struct.pack(">I", count)
     return bytes(data)

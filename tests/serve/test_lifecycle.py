@@ -114,9 +114,7 @@ def test_a_second_wish_to_end_waits_for_nobody() -> None:
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(lifecycle.drain())
         await asyncio.sleep(0)
-        assert 29 < lifecycle.seconds_left < 30
         lifecycle.end_now()
-        assert lifecycle.seconds_left == 0
         await asyncio.wait_for(draining, 5)
         with pytest.raises(NotReady):
             await endless

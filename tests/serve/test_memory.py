@@ -1,16 +1,11 @@
 """Memory for decoding: bounded, in turns, and no small picture behind the large ones."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-import pytest
-
-from serve.errors import DeadlinePassed
 from serve.memory import Room
-from serve.scheduler import Scheduler
 
 LONG = 30.0
 
@@ -81,41 +76,3 @@ def test_small_requests_may_use_all_there_is_while_no_large_one_waits() -> None:
         held.close()
         waiting.join(5)
         assert not waiting.is_alive()
-
-
-def test_a_small_picture_is_done_while_every_thread_has_a_large_one() -> None:
-    """Three large ones on two threads: one is decoded, and the others wait for its memory but for no CPU."""
-    room, first, may_end = Room(10, reserve=4), threading.Event(), threading.Event()
-
-    def decode(units: int) -> int:
-        with room.taken(units):
-            if units == 10:
-                first.set()
-                assert may_end.wait(LONG)
-        return units
-
-    scheduler = Scheduler(decode, lambda units, wide: units, streams=2, max_queue=9, item_seconds=0.1)
-    room.aside = scheduler.aside
-
-    async def ask(units: int, seconds: float = LONG) -> int | None:
-        return (await scheduler.run([units], time.monotonic() + seconds))[0].unwrap()
-
-    async def scenario() -> None:
-        larges = [asyncio.ensure_future(ask(10)) for _ in range(3)]
-        assert await asyncio.to_thread(first.wait, LONG)
-        with pytest.raises(DeadlinePassed):
-            await ask(10, seconds=0.1)
-        assert [await asyncio.wait_for(ask(1), 5) for _ in range(20)] == [1] * 20
-        assert scheduler.depth == 3  # of those accepted; one of them nobody waits for
-        may_end.set()
-        assert await asyncio.gather(*larges) == [10] * 3
-
-    before = threading.active_count()
-    try:
-        asyncio.run(scenario())
-        give_up = time.monotonic() + LONG
-        while scheduler.depth or threading.active_count() > before:
-            assert time.monotonic() < give_up
-            time.sleep(0.01)
-    finally:
-        scheduler.close(LONG)
