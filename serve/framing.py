@@ -35,7 +35,7 @@ def fault_of(version: str, headers: Sequence[tuple[bytes, bytes]]) -> Fault | No
     if codings.count(_CHUNKED) != 1 or codings[-1] != _CHUNKED:
         return _bad("The Transfer-Encoding does not end with chunked, or names it twice.")
     if len(codings) > 1:
-        return Fault(501, "Not Implemented", "The only Transfer-Encoding that is understood is chunked.")
+        return _bad("The only Transfer-Encoding that is understood is chunked.")
     return None
 
 

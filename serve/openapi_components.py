@@ -22,7 +22,6 @@ MEANINGS: Final = {
     429: "The queue is full.",
     431: "The head has more than 64 KiB or 128 fields.",
     500: "A defect; it is in the server's log under the request id.",
-    501: "A Transfer-Encoding other than chunked.",
     503: "Not ready yet, shutting down, or a connection too many.",
     504: "The request's own deadline passed before its answer.",
 }
@@ -102,11 +101,10 @@ def _common(description: str, *headers: str) -> Json:
 
 
 # What answers any connection, before there is a request on it.
-CONNECTION: Final = {400: "NoHttp", 408: "SlowHead", 431: "LargeHead", 501: "UnknownCoding", 503: "Crowded"}
+CONNECTION: Final = {400: "NoHttp", 408: "SlowHead", 431: "LargeHead", 503: "Crowded"}
 RESPONSES: Final[Json] = {
     "NoHttp": _common("What was sent is no HTTP/1.1, or leaves its host or its end uncertain."),
     "SlowHead": _common("The head comes too slowly."),
     "LargeHead": _common(MEANINGS[431]),
-    "UnknownCoding": _common(MEANINGS[501]),
     "Crowded": _common("There are as many connections as there may be.", "Retry-After"),
 }
