@@ -71,7 +71,7 @@ _UNCOMPRESSED, _JPEG_COMPRESSIONS = 1, (6, 7)
 
 def require_modest_scans(data: bytes, pixels: int) -> None:
     """Raise `TooComplex` for a JPEG of so many pixels that has more scans than its decoder should be asked to make."""
-    limit = max(_SCANS, _SCAN_PIXELS // max(1, pixels))
+    limit = _scan_limit(pixels)
     if data.count(_START_OF_SCAN) <= limit:  # at least as many as there are
         return
     scans = 0
@@ -81,6 +81,10 @@ def require_modest_scans(data: bytes, pixels: int) -> None:
             raise TooComplex(f"The JPEG picture has more scans than the limit for its size, {limit} scans.")
         if number > _SEGMENTS:
             raise TooComplex(f"The JPEG picture has more segments than the limit, {_SEGMENTS} segments.")
+
+
+def _scan_limit(pixels: int) -> int:
+    return max(_SCANS, _SCAN_PIXELS // max(1, pixels))
 
 
 def is_one_scan(data: bytes, components: int) -> bool:
@@ -136,7 +140,7 @@ def require_modest_layout(data: bytes, max_pixels: int) -> None:
 
 
 def _require_modest_tiff_scans(data: bytes, pixels: int, offsets: Sequence[int], lengths: Sequence[int]) -> None:
-    limit = max(_SCANS, _SCAN_PIXELS // max(1, pixels))
+    limit = _scan_limit(pixels)
     if data.count(_START_OF_SCAN) <= limit:
         return
     for offset, length in zip(offsets, lengths, strict=False):
