@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from serve.cpus import ThreadPlan, plan_threads
 from serve.errors import ConfigError
-from serve.values import Parser, one_of, origins, path_of, provider_names, switch, text_of, whole
+from serve.values import Parser, host_names, one_of, origins, path_of, provider_names, switch, text_of, whole
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -88,6 +88,12 @@ class Config:
     max_files: int = _setting(32, whole(1, 10_000), "files a request may have")
     exif_orientation: bool = _setting(
         True, switch, "turn pictures upright as their EXIF says: on or off (TIFF always turns)"
+    )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        host_names,
+        "names that the server answers to, separated by commas, *.example.org and * allowed; none: loopback names "
+        "if it listens on loopback only, else any",
     )
     cors_origins: tuple[str, ...] = _setting(
         (), origins, "origins whose pages may use the server from a browser, separated by commas"

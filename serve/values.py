@@ -56,6 +56,15 @@ def origins(text: str) -> tuple[str, ...]:
     return found
 
 
+def host_names(text: str) -> tuple[str, ...]:
+    """Names and addresses of hosts without port, `*.example.org` for all below a name, or `*` for any."""
+    found = words(text)
+    for name in found:
+        if name != "*" and not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]{0,252}|[0-9A-Fa-f:.]{2,45}", name):
+            raise ValueError(f"{name!r} is not a host such as example.org or *.example.org, without scheme and port")
+    return found
+
+
 def provider_names(text: str) -> tuple[str, ...]:
     """Execution providers, at least one, as they are written in onnxruntime or short: cuda, cpu."""
     found = tuple(word.lower().removesuffix("executionprovider") for word in words(text))

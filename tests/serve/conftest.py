@@ -18,7 +18,7 @@ PHOTOS = DATA / "photos"
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    return Config(model=str(TINY_MODEL), decode="exact")
+    return Config(model=str(TINY_MODEL), decode="exact", allowed_hosts=("*",))
 
 
 @pytest.fixture(scope="session")

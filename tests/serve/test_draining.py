@@ -54,7 +54,7 @@ def address(url: str) -> tuple[str, int]:
 
 
 def head(length: int, *lines: str) -> bytes:
-    text = ("POST /upload HTTP/1.1", "Host: x", "Content-Type: image/jpeg", f"Content-Length: {length}", *lines)
+    text = ("POST /upload HTTP/1.1", "Host: localhost", "Content-Type: image/jpeg", f"Content-Length: {length}", *lines)
     return "\r\n".join((*text, "", "")).encode()
 
 
@@ -185,9 +185,10 @@ def test_an_idle_connection_does_not_hold_up_the_end() -> None:
         assert time.monotonic() - started < 2
 
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = (
-    b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"1\r\nx\r\n"
 )
 
 
@@ -200,7 +201,7 @@ CHUNKED = (
         (b"GET / HTTP/1.1\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.0\r\n\r\n", b"200 OK"),
-        (b"GET / HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.0\r\nHost: localhost\r\nHost: y\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400 Bad Request"),
         (GET + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"400 Bad Request"),
         (GET + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400 Bad Request"),

@@ -214,7 +214,8 @@ def test_what_answers_connections_answers_them_wherever_they_go(
         with socket.create_connection(("127.0.0.1", port)) as busy:
             if status == 503:  # the one that there may be is at work, as long as a decoder may take
                 slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
-                head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/bmp\r\nContent-Length: {len(slow)}"
+                head = "POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/bmp\r\n"
+                head += f"Content-Length: {len(slow)}"
                 busy.sendall(head.encode() + b"\r\n\r\n" + slow)
                 time.sleep(1)
             for (path, method), response in operations.items():
