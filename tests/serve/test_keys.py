@@ -63,6 +63,14 @@ def test_anything_else_is_401_and_told_what_is_wanted(
     assert "first-key" not in answer.text
 
 
+def test_two_thousand_wrong_keys_are_all_refused(file: Path) -> None:
+    """Some of them share the first bytes of their digest with a key that is right."""
+    keys = KeyFile(file)
+    for number in range(2000):
+        with pytest.raises(Unauthorised):
+            keys.require(b"wrong-%d" % number)
+
+
 def test_a_comment_begins_at_the_start_of_a_line_or_after_white_space(file: Path) -> None:
     file.write_text("abc#def\n #none\n#none either\nghi\t# of the phone\n#\n")
     keys = KeyFile(file)

@@ -19,8 +19,10 @@ from starlette.testclient import TestClient
 
 from serve.arrival import Arrival
 from serve.classifier import Classifier
+from serve.config import Config
 from serve.handlers import Server
 from serve.handlers_v2 import InferenceServer
+from serve.openapi import document
 from serve.scheduler import Scheduler
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
@@ -282,6 +284,7 @@ def test_limits_and_keys_are_this_servers_own(client_for: ClientFor, keys: Path)
     assert open_one["components"]["parameters"]["topK"]["schema"]["maximum"] == 1000
     assert "401" not in upload["responses"]
     assert "security" not in upload
+    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/openapi.json").json()
     assert guarded["paths"]["/upload"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
     assert set(guarded["components"]["securitySchemes"]) == {"bearer", "apiKey"}
@@ -316,6 +319,7 @@ def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert '<a href="#header-Retry-After">Retry-After</a>' in text
     assert "path, required" in text
     assert text.count("<summary>Example</summary>") == 5
+    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/docs").text
     assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
     assert guarded.count('Wants <a href="#key">a key</a>.') == 8

@@ -30,6 +30,15 @@ def test_the_top_comes_in_falling_order_and_equals_keep_the_indexs() -> None:
     assert [entry.label.name for entry in top_k(logits, LABELS, 4)] == ["b", "c", "d", "a"]
 
 
+def test_equals_keep_the_indexs_order_among_a_thousand() -> None:
+    """Sorting methods that are not stable often seem so on a few."""
+    logits = np.random.default_rng(0).integers(0, 4, 1000).astype(np.float32)
+    labels = tuple(Label(f"n{position}", str(position)) for position in range(1000))
+    wanted = sorted(range(1000), key=lambda position: (-logits[position], position))
+    for k in (1, 7, 300, 1000):
+        assert [int(entry.label.name) for entry in top_k(logits, labels, k)] == wanted[:k]
+
+
 def test_the_class_index_has_every_imagenet_class() -> None:
     labels = load_class_index(ROOT / "imagenet_class_index.json", 1000)
     assert labels[0] == Label("n01440764", "tench")
