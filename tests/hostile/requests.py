@@ -305,7 +305,7 @@ def leaves_in_the_middle(chance: random.Random) -> Attack:
 
 
 def leaves_before_its_answer(chance: random.Random) -> Attack:
-    return Attack(post(chance.choice(list(SOUND.values()))), frozenset({NO_ANSWER}) | ANY_PICTURE, leave=True)
+    return Attack(post(chance.choice(list(SOUND.values()))), ANY_PICTURE, leave=True)
 
 
 def many_at_once(chance: random.Random) -> Attack:
