@@ -101,7 +101,8 @@ MAY_IMPORT = {
     "progress": set(),
     "inputs": set(),
     "folder": {"answers", "classifier", "errors", "problems", "regular_file"},
-    "records": {"errors", "folder"},
+    "records": {"errors", "folder", "printable"},
+    "output_file": {"command_line", "errors"},
     "evaluation": {"folder"},
     "classify": {
         "classifier",
@@ -112,6 +113,8 @@ MAY_IMPORT = {
         "inputs",
         "leaving",
         "log",
+        "output_file",
+        "printable",
         "progress",
         "records",
     },
