@@ -99,7 +99,7 @@ MAY_IMPORT = {
     "strays": {"config", "printable"},
     "leaving": set(),
     "progress": set(),
-    "inputs": set(),
+    "inputs": {"errors"},
     "folder": {"answers", "classifier", "errors", "problems", "regular_file"},
     "records": {"errors", "folder", "printable"},
     "output_file": {"command_line", "errors"},
