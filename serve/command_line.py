@@ -13,6 +13,11 @@ def one_line(text: object) -> str:
     return printable(shortened(str(text), _LONGEST))
 
 
+def printable_lines(text: object) -> str:
+    """Text of several lines, each of which can be read."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's own quotes unknown arguments as they are."""
 
