@@ -26,6 +26,8 @@ log = logging.getLogger("serve.access")
 _LINGER_SECONDS: Final = 2.0
 # Bytes a request line and its headers may have together; llhttp itself sets no limit.
 _MAX_HEAD_BYTES: Final = 64 * 1024
+# Its target, path and query: decoding takes time, and what a query may have is far less.
+_MAX_TARGET_BYTES: Final = 16 * 1024
 # Header fields, because each takes far more memory than its bytes; ordinary requests have ten or twenty.
 _MAX_HEADERS: Final = 128
 # Requests that may wait behind one that is being answered; browsers send none, and the few that do send a handful.
@@ -39,6 +41,9 @@ def _too_large(detail: str) -> Fault:
 
 
 _BYTES_LIMIT: Final = _too_large(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
+_TARGET_LIMIT: Final = Fault(
+    414, "URI Too Long", f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes."
+)
 _HEADERS_LIMIT: Final = _too_large(f"The request has more headers than the limit of {_MAX_HEADERS}.")
 # How often a client that closed its side is looked at, and the state of a TCP connection that it has reset (tcp(7)).
 _LOOK_SECONDS: Final = 0.1
@@ -151,6 +156,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._head_bytes + len(url) > _MAX_TARGET_BYTES:
+            self._fault = _TARGET_LIMIT
+            raise _NoMore
         self._count(len(url))
         super().on_url(url)
 

@@ -12,7 +12,7 @@ def whole(low: int, high: int) -> Parser:
     """A whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d+", text, re.ASCII) or not low <= int(text) <= high:
+        if not re.fullmatch(r"\d{1,20}", text, re.ASCII) or not low <= int(text) <= high:
             raise ValueError(f"not a whole number from {low} to {high}")
         return int(text)
 
@@ -36,9 +36,11 @@ def switch(text: str) -> bool:
 
 
 def text_of(text: str) -> str:
-    """Any text but none."""
+    """Any text but none, and none that the system takes to end earlier."""
     if not text:
         raise ValueError("empty")
+    if "\0" in text:
+        raise ValueError("there is a NUL in it")
     return text
 
 

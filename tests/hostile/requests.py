@@ -202,7 +202,7 @@ def head_too_large(chance: random.Random) -> Attack:
 
 
 def target_too_large(chance: random.Random) -> Attack:
-    return Attack(head(b"GET", b"/" + b"a" * chance.randrange(70_000, 200_000)), frozenset({431}))
+    return Attack(head(b"GET", b"/" + b"a" * chance.randrange(17_000, 200_000)), frozenset({414}))
 
 
 def no_http(chance: random.Random) -> Attack:

@@ -198,6 +198,12 @@ def test_a_head_may_have_64_kibibytes(server: ServerProcess, length: int, expect
     assert status(server, head_of(length)) == expected
 
 
+@pytest.mark.parametrize(("length", "expected"), [(16 * 1024, 404), (16 * 1024 + 1, 414)])
+def test_a_target_may_have_16_kibibytes(server: ServerProcess, length: int, expected: int) -> None:
+    target = b"/" + b"a" * (length - 1)
+    assert status(server, b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\n\r\n") == expected
+
+
 @pytest.mark.parametrize(("count", "expected"), [(128, 200), (129, 431)])
 def test_a_head_may_have_128_lines(server: ServerProcess, count: int, expected: int) -> None:
     lines = b"Host: localhost\r\n" + b"A: b\r\n" * (count - 1)

@@ -201,6 +201,7 @@ def test_every_documented_status_is_what_the_server_answers(driver: Driver, keys
     [
         (400, (), b"%s %s HTTP/1.1\r\nno header\r\n\r\n"),
         (408, ("--head-timeout-ms", "50"), b"%s %s HTTP/1.1\r\n"),
+        (414, (), b"%s %s?" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n"),
         (431, (), b"%s %s HTTP/1.1\r\nX-Long: " + b"x" * 70_000 + b"\r\n\r\n"),
         (503, ("--max-connections", "1", "--max-decode-ms", "5000"), b"%s %s HTTP/1.1\r\n\r\n"),
     ],

@@ -68,6 +68,36 @@ def test_a_class_index_that_does_not_fit_is_refused(tmp_path: Path, content: str
         load_class_index(path, 2)
 
 
+@pytest.mark.parametrize("odd", ["\x1b[31m", "\x9b", "\x7f", "\n", "\0", "\u2028", "\ud800"])
+@pytest.mark.parametrize("entry", [["n1{}", "b"], ["n1", "b{}"]])
+def test_a_name_with_control_characters_is_refused_and_its_class_named(
+    tmp_path: Path, odd: str, entry: list[str]
+) -> None:
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({"0": ["n0", "a"], "1": [part.format(odd) for part in entry]}))
+    with pytest.raises(ClassIndexError, match=r'entry "1" is .*without control characters') as found:
+        load_class_index(path, 2)
+    assert str(found.value).isprintable()
+
+
+def test_names_may_be_of_any_language_and_have_its_joiners(tmp_path: Path) -> None:
+    names = ["می\u200cخواهم", "秋田\u3000犬", "Spitz\u00a0(klein)", "👩\u200d🚒", "Zwerg\u00adschnauzer"]
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({str(number): ["n", name] for number, name in enumerate(names)}))
+    assert [label.name for label in load_class_index(path, len(names))] == names
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[" * 900 + "]" * 900, "9" * 10_000, '"' + "a" * 100_000 + '"', "NaN"]
+)
+def test_whatever_stands_for_a_class_the_error_is_short(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "index.json"
+    path.write_text(f'{{"0": {value}}}')
+    with pytest.raises(ClassIndexError) as found:
+        load_class_index(path, 1)
+    assert len(str(found.value)) < 500 + len(str(path))
+
+
 def test_a_missing_class_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClassIndexError, match="No such file"):
         load_class_index(tmp_path / "none.json", 2)
