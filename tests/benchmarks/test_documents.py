@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import documents
+from benchmarks import documents, queueing
 from benchmarks.documents import BLOCKS, DOCUMENTS, block, filled_in, read, refresh
 from benchmarks.installed import LOOP, OLD_WAY, OURS
 from benchmarks.machine import RESULTS, ROOT
@@ -91,6 +91,10 @@ def test_targets_and_charts_are_those_of_the_figures(kind: str) -> None:
 
 def test_the_chart_of_sizes_is_that_of_the_figures() -> None:
     assert (RESULTS / "sizes.svg").read_text(encoding="utf-8") == draw_sizes(read("sizes"))
+
+
+def test_the_simulation_goes_by_the_rate_that_was_measured_last() -> None:
+    assert read("queueing")["service_seconds"] == queueing.SERVICE_SECONDS
 
 
 def test_a_run_of_latency_takes_less_than_five_minutes_as_it_says() -> None:
