@@ -34,7 +34,7 @@ from benchmarks.targets import failures, judge
 
 _PHOTO: Final = ROOT / "tests/data/photos/rocket.jpg"
 # Seconds of each measurement, by clients. 64 clients in front of the old way take it seconds to fill and to empty.
-_STEPS: Final = (Step("photo", 1, 2.5), Step("photo", 4, 3.0), Step("photo", 16, 4.0), Step("photo", 64, 4.0, rounds=2))
+_STEPS: Final = (Step("photo", 1, 2.0), Step("photo", 4, 2.5), Step("photo", 16, 3.5), Step("photo", 64, 3.5, rounds=2))
 
 
 class CannotMeasure(Exception):
