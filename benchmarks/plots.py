@@ -9,7 +9,7 @@ from benchmarks.report import origin
 Result = dict[str, Any]
 _KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", OLD_WAY: "old", LOOP: "limit"}
 
-_DECODING = "ours and 'draft' decode at a reduced scale, the others in full"
+_DECODING = "ours and 'draft' decode at a reduced scale, 'exact' and the others in full"
 
 
 def draw(result: Result) -> dict[str, str]:

@@ -255,7 +255,7 @@ def test_charts_of_large_pictures_say_that_they_are_decoded_in_two_ways() -> Non
     measured["photos"]["large"] = {"bytes": 3_500_000, "width": 4000, "height": 3000}
     charts = draw(measured)
     for chart in ("latency-large-one-client.svg", "latency-large-throughput.svg"):
-        assert any("'draft' decode at a reduced scale, the others in full" in text for text in texts_of(charts[chart]))
+        assert any("'draft' decode at a reduced scale, 'exact' and the others in full" in text for text in texts_of(charts[chart]))
         assert {"ours", "mosec a, int8, draft"} <= set(texts_of(charts[chart]))
     assert not any("draft" in text for text in texts_of(charts["latency-one-client.svg"]))
 

@@ -99,7 +99,7 @@ def test_one_measurement_leaves_the_server_paused(photo: Photo) -> None:
         assert comes_true(lambda: state(server.process.pid) == "T")
     assert cell["images"] > 0
     assert cell["wrong"] == 0
-    assert 0 <= cell["others_cpu_share"] < 1
+    assert cell["others_cpu_share"] >= 0
 
 
 def test_a_load_without_figures_is_an_error_and_not_a_zero(tmp_path: Path) -> None:
@@ -180,16 +180,16 @@ def test_the_loop_is_measured_where_sixteen_clients_are_and_each_server_with_its
     script.write_text(LOOP_SCRIPT)
     loop = WorkerSpec("loop", Path(sys.executable), str(script), ())
     only_large = replace(SERVER, name="only large", photos=("large",))
-    steps = (Step("photo", 4, 0.05), Step("photo", 16, 0.05), Step("photo", 64, 0.05), Step("large", 1, 0.05))
+    steps = (Step("photo", 4, 0.01), Step("photo", 16, 0.05), Step("photo", 64, 0.05), Step("large", 1, 0.05))
     photos = {"photo": photo, "large": photo}
-    plan = Plan(steps, rounds=1, starts=1, answers=10)
+    plan = Plan(steps, rounds=1, starts=1, answers=100)
     results, left_out = measure_servers([SERVER, only_large], loop, photos, plan, Progress(5))
     assert left_out == []
     assert list(results["loop"]["clients"]) == ["16"]
     assert results["loop"]["clients"]["16"]["images_per_s"]["median"] == 100
     assert list(results["scripted"]["clients"]) == ["4", "16", "64", "large 1"]
     assert list(results["only large"]["clients"]) == ["large 1"]
-    assert results["scripted"]["clients"]["4"]["images"] >= 10
+    assert results["scripted"]["clients"]["4"]["images"] >= 100
 
 
 def test_answers_enough_for_a_p99_are_asked_of_all_rounds_together() -> None:
