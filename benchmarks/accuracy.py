@@ -9,7 +9,7 @@ alone. Those that the int8 model was calibrated on are left out.
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 import torch
 
+from benchmarks.records import Printed, add_output
 from export import calibration as records
 from export.errors import ExportError, PhotographError, WeightsError
 from export.int8 import RECORDS
@@ -30,7 +31,6 @@ from export.report import class_numbers
 from export.weights import Weights, build_network, default_weights, read_weights
 from serve.command_line import ArgumentParser, one_line
 from serve.model import report_file
-from serve.printable import printable
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _HEADER: Final = (
@@ -56,17 +56,21 @@ def main() -> int:
         metavar="FILE",
         help="fp32 and int8 model files (default: models/densenet121*.onnx)",
     )
+    add_output(parser)
     options = parser.parse_args()
+    printed = Printed("accuracy", parser, options)
+    models = options.models or sorted((ROOT / "models").glob("densenet121*.onnx"))
     try:
-        run(options.photos, options.weights, options.models or sorted((ROOT / "models").glob("densenet121*.onnx")))
+        run(options.photos, options.weights, models, printed.say)
     except ExportError as error:
         print(one_line(f"accuracy: {error}"), file=sys.stderr)
         return 1
+    printed.write()
     return 0
 
 
-def run(photos: Path, weights_file: Path | None, models: list[Path]) -> None:
-    """Print the table; raises `ExportError`."""
+def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callable[[str], None]) -> None:
+    """Say the table's lines; raises `ExportError`."""
     if not models:
         raise WeightsError("no models to measure; make them with 'make export', or name files with --models")
     absent = [str(path) for path in models if not path.is_file()]
@@ -80,9 +84,8 @@ def run(photos: Path, weights_file: Path | None, models: list[Path]) -> None:
     given = weights_file or _weights_of_export(models[0])
     weights = read_weights(given) if given else default_weights(architecture)
     _require_same(weights, cards[0])
-    seen = set(records.load(RECORDS / f"{architecture.name}.json").photographs)
     found = _find(photos)
-    paths = [path for path in found if path.name not in seen and _readable(path, architecture)]
+    paths = held_out(found, architecture)
     if not paths:
         raise PhotographError(f"photographs {photos}: none that int8 was not calibrated on")
     numbers = class_numbers()
@@ -101,16 +104,24 @@ def run(photos: Path, weights_file: Path | None, models: list[Path]) -> None:
         return (read_photograph(path, architecture.preprocessing) for path in paths)
 
     one, two = (milliseconds(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
-    print(f"{len(paths)} photographs, {sum(label is not None for label in labels)} of them labelled", end="")
-    print(f"; {len(found) - len(paths)} left out, calibrated on or unreadable; {cpu()['model']}, {cpu()['features']}\n")
-    print(_HEADER)
-    itself = compare(reference, reference, labels)
-    _print_row("PyTorch fp32 (reference)", None, None, None, itself)
+    say(
+        f"{len(paths)} photographs, {sum(label is not None for label in labels)} of them labelled; "
+        f"{len(found) - len(paths)} left out, calibrated on or unreadable; {cpu()['model']}, {cpu()['features']}"
+    )
+    say("")
+    say(_HEADER)
+    say(_row("PyTorch fp32 (reference)", None, None, None, compare(reference, reference, labels)))
     for name, content in contents.items():
         logits = logits_of(
             content, batches(), lambda done, total: _show_progress("onnxruntime", done, total), len(paths)
         )
-        _print_row(name, len(content) / 1e6, one[name], two[name], compare(logits, reference, labels))
+        say(_row(name, len(content) / 1e6, one[name], two[name], compare(logits, reference, labels)))
+
+
+def held_out(found: list[Path], architecture: Architecture) -> list[Path]:
+    """Those photographs that the int8 model was not calibrated on and that can be read."""
+    seen = set(records.load(RECORDS / f"{architecture.name}.json").photographs)
+    return [path for path in found if path.name not in seen and _readable(path, architecture)]
 
 
 def _require_same(weights: Weights, card: dict[str, Any]) -> None:
@@ -149,12 +160,12 @@ def _weights_of_export(model: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _print_row(name: str, megabytes: float | None, one: float | None, two: float | None, figures: Any) -> None:
+def _row(name: str, megabytes: float | None, one: float | None, two: float | None, figures: Any) -> str:
     def shown(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
-    print(
-        f"{printable(name):<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
+    return (
+        f"{name:<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
         f"{shown(figures.top1, '.2%'):>7} {shown(figures.top1_loss, '.2%'):>6} {figures.agreement:>7.2%} "
         f"{figures.max_abs_difference:>8.2f} {figures.mean_abs_difference:>9.3f}"
     )

@@ -2,7 +2,8 @@
 
     .venv/runtime/bin/python benchmarks/arrangements.py [MODEL]
 
-Inference alone, on as many CPUs as the process may use; the arrangements take turns.
+Inference alone, on as many CPUs as the process may use; the arrangements take turns. Also what a second session takes
+of memory.
 """
 
 import os
@@ -16,24 +17,38 @@ from typing import Any, Final
 import numpy as np
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-ROOT: Final = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+if not __package__:  # run as a file: make the project importable, and this folder's names not
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import onnxruntime as ort
 
+from benchmarks.machine import ROOT
+from benchmarks.processes import Tree
+from benchmarks.records import Printed, add_output
+from serve.command_line import ArgumentParser
 from serve.cpus import cpu_budget
-from serve.printable import printable
+from serve.memory import settle_allocator, trim
 
-_ROUNDS: Final = 7
 _LONE: Final = 20
 _LOADED_SECONDS: Final = 1.0
 
 
 def main() -> int:
-    """Run the command."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "models" / "densenet121.int8.onnx"
-    cpus = cpu_budget(0).count
-    narrow, wide = session(path, 1), session(path, cpus)
+    """Run the command; the process's exit status."""
+    parser = ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("model", type=Path, nargs="?", default=ROOT / "models" / "densenet121.int8.onnx")
+    parser.add_argument("--rounds", type=int, default=7)
+    add_output(parser)
+    options = parser.parse_args()
+    printed = Printed("arrangements", parser, options)
+    settle_allocator()
+    path, cpus = options.model, cpu_budget(0).count
+    narrow = session(path, 1)
+    infer(narrow)
+    before = resident_megabytes()
+    wide = session(path, cpus)
+    infer(wide)
+    second = resident_megabytes() - before
     one, gentle = session(path, cpus), session(path, cpus, spinning=False)
     # name: the session a lone caller uses, the one that many share
     arrangements = {
@@ -44,19 +59,27 @@ def main() -> int:
     }
     alone: dict[str, list[float]] = {name: [] for name in arrangements}
     loaded: dict[str, list[float]] = {name: [] for name in arrangements}
-    for _ in range(_ROUNDS):
+    for _ in range(options.rounds):
         for name, (lone, shared) in arrangements.items():
             alone[name].append(milliseconds(lone))
             loaded[name].append(rate(shared, cpus))
     best_alone, best_loaded = statistics.median(alone[next(iter(alone))]), statistics.median(loaded[next(iter(loaded))])
-    print(printable(f"{path.name}, {cpus} CPUs, medians of {_ROUNDS} rounds"))
+    printed.say(f"{path.name}, {cpus} CPUs, medians of {options.rounds} rounds")
     for name in arrangements:
         ms, per_second = statistics.median(alone[name]), statistics.median(loaded[name])
-        print(
+        printed.say(
             f"{name:<66} {ms:6.1f} ms alone ({ms / best_alone:4.2f}), {per_second:6.1f}/s loaded "
             f"({per_second / best_loaded:4.2f})"
         )
+    printed.say(f"the second session takes {second:.0f} MB")
+    printed.write(second_session_mb=round(second, 1))
     return 0
+
+
+def resident_megabytes() -> float:
+    """RSS of this process, without what malloc keeps for later."""
+    trim()
+    return Tree(os.getpid()).memory_mb()["rss"]
 
 
 def session(path: Path, threads: int, spinning: bool = True) -> Any:

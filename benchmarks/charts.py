@@ -1,5 +1,6 @@
 """Figures → SVG bar charts: readable on a light and on a dark page, no script, no font but the reader's own."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,6 +13,7 @@ _BAR: Final = 18
 _TOP: Final = 66
 _LETTER: Final = 7.2  # pixels that a letter of 13 px takes on average; a little too many for most fonts
 _VALUE_ROOM: Final = 130
+_SMALL_LETTERS: Final = 120  # of the small print, in a line
 # Hues that keep apart for colour-blind readers (Okabe and Ito 2008), in the order the stages of a request come.
 _SERIES: Final = ("#56b4e9", "#999999", "#e69f00", "#cc79a7", "#0072b2", "#d55e00")
 _STYLE: Final = """
@@ -48,10 +50,10 @@ class Stack:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str, note: str = "") -> str:
+def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str, note: str = "", also: str = "") -> str:
     """Horizontal bars from 0, the value at each, a line from the least to the greatest of the rounds.
 
-    note: what the values are, where they are no medians of rounds.
+    note: what the values are, where they are no medians of rounds. also: what else has to be known to read them.
     """
     left = _label_room([bar.label for bar in bars])
     scale = (_WIDTH - left - _MARGIN - _VALUE_ROOM) / max(max(bar.high, bar.value) for bar in bars)
@@ -71,7 +73,7 @@ def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str, note
             spread if high > low else "",
             f'<text x="{end:.1f}" y="{middle + 4.5}">{_number(bar.value)} {escape(unit)}</text>',
         ]
-    note = note or f"{unit}; median of the rounds, line: least to greatest"
+    note = "; ".join(filter(None, [note or f"{unit}; median of the rounds, line: least to greatest", also]))
     return _page(title, note, parts, left, len(bars), small_print)
 
 
@@ -106,7 +108,13 @@ def stack_chart(title: str, unit: str, stacks: Sequence[Stack], small_print: str
 
 
 def _page(title: str, subtitle: str, parts: list[str], left: int, rows: int, small_print: str) -> str:
-    height = _TOP + rows * _ROW + 34
+    lines = textwrap.wrap(small_print, _SMALL_LETTERS)
+    foot = _TOP + rows * _ROW + 22
+    height = foot + 12 + 14 * max(0, len(lines) - 1)
+    small = "\n".join(
+        f'<text class="small" x="{_MARGIN}" y="{foot + 14 * number}">{escape(line)}</text>'
+        for number, line in enumerate(lines)
+    )
     axis = f'<path class="axis" d="M{left} {_TOP - 8}V{_TOP + rows * _ROW - 4}"/>'
     body = "\n".join(parts)
     size = f'width="{_WIDTH}" height="{height}" viewBox="0 0 {_WIDTH} {height}"'
@@ -117,7 +125,7 @@ def _page(title: str, subtitle: str, parts: list[str], left: int, rows: int, sma
 <text class="small" x="{_MARGIN}" y="47">{escape(subtitle)}</text>
 {axis}
 {body}
-<text class="small" x="{_MARGIN}" y="{height - 12}">{escape(small_print)}</text>
+{small}
 </svg>
 """
 

@@ -1,6 +1,6 @@
 """One engine in a process of its own, in the environment it is installed in: JSON lines in, JSON lines out.
 
-    {"seconds": 1.0, "untimed": 3}  →  {"ms": [11.2, 11.3, …], "seconds": 1.01}
+    {"seconds": 1.0, "untimed": 3, "least": 20}  →  {"ms": [11.2, 11.3, …], "seconds": 1.01}
 
 One picture at a time, as a server's worker would have it. The first line out says which class it gave the picture.
 """
@@ -46,12 +46,12 @@ def main() -> int:
     return 0
 
 
-def _measure(run: Engine, picture: Any, seconds: float, untimed: int) -> dict[str, Any]:
+def _measure(run: Engine, picture: Any, seconds: float, untimed: int, least: int) -> dict[str, Any]:
     for _ in range(untimed):
         run(picture)
     times: list[float] = []
     began = ended = time.perf_counter()
-    while ended - began < seconds:
+    while ended - began < seconds or len(times) < least:
         started = time.perf_counter()
         run(picture)
         ended = time.perf_counter()

@@ -5,6 +5,7 @@ costs nothing, so that all of them meet the same noise.
 """
 
 import contextlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 from benchmarks.machine import usable_cpus
 from benchmarks.progress import Progress
-from benchmarks.rounds import spread
+from benchmarks.rounds import over_rounds
 from benchmarks.workers import Worker, WorkerFailed, WorkerSpec
 
 _START_SECONDS: Final = 2.0
@@ -30,11 +31,15 @@ class Engine:
 
 @dataclass(frozen=True)
 class Turns:
-    """How long it is measured: so many rounds, so many seconds for each engine in each, after untimed pictures."""
+    """How long it is measured: so many rounds, so many seconds for each engine in each, after untimed pictures.
+
+    answers: how many pictures there are in all rounds together, at least.
+    """
 
     rounds: int
     seconds: float
     untimed: int = 3
+    answers: int = 100
 
     def weight(self, engines: int) -> float:
         """Expected seconds, start included."""
@@ -65,15 +70,16 @@ def measure_engines(
             except WorkerFailed as error:
                 left_out.append(str(error))
                 del workers[key]
-        measured: dict[tuple[str, int], list[dict[str, float]]] = {key: [] for key in workers}
+        measured: dict[tuple[str, int], list[dict[str, Any]]] = {key: [] for key in workers}
         for number in range(turns.rounds):
             for (name, threads), worker in workers.items():
                 what = f"round {number + 1} of {turns.rounds}, {name}, {threads} thread{'s' * (threads > 1)}"
                 progress.step(what, turns.seconds + 0.3)
-                measured[name, threads].append(worker.measure(seconds=turns.seconds, untimed=turns.untimed))
+                least = math.ceil(turns.answers / turns.rounds)
+                cell = worker.measure(seconds=turns.seconds, untimed=turns.untimed, least=least)
+                measured[name, threads].append(cell)
         for (name, threads), rounds in measured.items():
-            figures = {figure: spread([entry[figure] for entry in rounds]) for figure in rounds[0]}
-            results.setdefault(name, {})[str(threads)] = figures
+            results.setdefault(name, {})[str(threads)] = over_rounds(rounds)
     return results, left_out
 
 

@@ -26,6 +26,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from benchmarks.load import Load, run_load
 from benchmarks.machine import ROOT, RUNTIME, quiet_environment
 from benchmarks.processes import Tree
+from benchmarks.records import Printed, add_output
 from serve.command_line import ArgumentParser
 
 _START_SECONDS: Final = 20.0
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", default="auto")
     parser.add_argument("--stub", action="store_true", help=argparse.SUPPRESS)
+    add_output(parser)
     options = parser.parse_args()
     if options.stub:
         return serve_what_lies_ready(options.model)
@@ -47,6 +49,7 @@ def main() -> int:
     if len(cpus) < 2:
         print("event_loop: this takes two CPUs, one for the server and one for its clients", file=sys.stderr)
         return 2
+    printed = Printed("event_loop", parser, options)
     command = [str(RUNTIME), __file__, "--stub", "--model", options.model]
     with tempfile.TemporaryFile("w+") as log:
         os.sched_setaffinity(0, cpus[:1])  # the server inherits it
@@ -55,24 +58,25 @@ def main() -> int:
             try:
                 url = _url_of(server, log)
                 for form in ("multipart:file", "raw:image/jpeg"):
-                    _measure(f"{url}/upload", form, Tree(server.pid), options)
+                    printed.say(_measure(f"{url}/upload", form, Tree(server.pid), options))
             finally:
                 server.terminate()
+    printed.write()
     return 0
 
 
-def _measure(url: str, form: str, server: Tree, options: argparse.Namespace) -> None:
-    """Print the rounds of one way to send a picture."""
+def _measure(url: str, form: str, server: Tree, options: argparse.Namespace) -> str:
+    """A line about one way to send a picture."""
     rates, costs, shares = [], [], []
     for _ in range(options.rounds):
         before = server.cpu_seconds()
         result = run_load(Load(url, PHOTO.read_bytes(), form, clients=options.clients, seconds=options.seconds))
-        if result["errors"]:
+        if result["errors"] or result["wrong"]:
             raise SystemExit(f"the server failed: {result['failures']}")
         rates.append(result["images_per_s"])
         costs.append(1000 * (server.cpu_seconds() - before) / result["images"])
         shares.append(result["load_cpu_share"])
-    print(
+    return (
         f"{form:<16}{statistics.median(rates):>7.0f} requests a second ({min(rates):.0f}–{max(rates):.0f}), "
         f"{statistics.median(costs):.2f} ms of the server's CPU each; the clients took {max(shares):.0%} of a CPU"
     )

@@ -28,6 +28,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from benchmarks.machine import ROOT
 from benchmarks.machine import RUNTIME as PYTHON
 from benchmarks.processes import Tree
+from benchmarks.records import Printed, add_output
 from serve.command_line import ArgumentParser
 
 FOLDER_SIZE = 1000
@@ -44,11 +45,13 @@ def main() -> int:
     parser.add_argument("--model", default="auto", help="for the timed runs, as the server's own flag")
     parser.add_argument("--small-model", default="tests/data/tiny.onnx", help="for the run over all files")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    add_output(parser)
     options = parser.parse_args()
     photos = sorted(path.resolve() for path in options.photos.iterdir() if path.is_file())
     if options.bare:
         print(json.dumps(bare(photos, options.model, options.timed)))
         return 0
+    printed = Printed("folder", parser, options)
     with tempfile.TemporaryDirectory() as name:
         timed, tree = Path(name, "timed"), Path(name, "tree")
         plant(timed, photos, options.timed)
@@ -57,15 +60,16 @@ def main() -> int:
             rates["bare"].append(run_bare(options)["rate"])
             rates["classify"].append(run_classify(timed, options.model)[0])
         ours, theirs = (statistics.median(rates[each]) for each in ("classify", "bare"))
-        print(f"classify {ours:.1f} a second, bare engine {theirs:.1f}; ratio {ours / theirs:.3f}")
-        print(f"rounds: classify {shown(rates['classify'])}, bare {shown(rates['bare'])}")
+        printed.say(f"classify {ours:.1f} a second, bare engine {theirs:.1f}; ratio {ours / theirs:.3f}")
+        printed.say(f"rounds: classify {shown(rates['classify'])}, bare {shown(rates['bare'])}")
         plant(tree, photos, options.files)
         rate, memory = run_classify(tree, options.small_model)
         early, late = memory[len(memory) // 10], memory[-1]
-        print(
+        printed.say(
             f"{options.files} files at {rate:.1f} a second: {early:.0f} MB after a tenth of the time, {late:.0f} at "
             f"the end ({late / early - 1:+.1%}), {max(memory):.0f} at the peak"
         )
+    printed.write(rates=rates, ratio=ours / theirs)
     return 0
 
 

@@ -4,15 +4,25 @@ import os
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.engines import Engine
-from benchmarks.machine import EXPORT, ROOT, RUNTIME, quiet_environment, usable_cpus, versions
+from benchmarks.machine import (
+    EXPORT,
+    ROOT,
+    RUNTIME,
+    describe_torch,
+    quiet_environment,
+    torch_build,
+    usable_cpus,
+    versions,
+)
 from benchmarks.servers import Contender
 from benchmarks.workers import WorkerSpec
 
 OURS: Final = "ours"
 OURS_FP32: Final = "ours, fp32"
+OURS_EXACT: Final = "ours, exact"
 OLD_WAY: Final = "old way"
 LOOP: Final = "loop without HTTP"
 
@@ -24,12 +34,15 @@ _INSTALL: Final = "python3 requirements/install.py"
 
 @dataclass
 class Installed:
-    """What `look` found. missing: what was not found, each a line for the user."""
+    """What `look` found. baseline: which torch the old way has. missing: what was not found, each a line for
+    the user.
+    """
 
     engines: list[Engine] = field(default_factory=list)
     servers: list[Contender] = field(default_factory=list)
     loop: WorkerSpec | None = None
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    baseline: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
@@ -55,8 +68,8 @@ def look(weights: Path | None, photo: Path) -> Installed:
     return found
 
 
-def our_server(variant: str = "auto") -> Contender:
-    """Our server as it is by default."""
+def our_server(name: str = OURS, *flags: str, photos: tuple[str, ...] = ()) -> Contender:
+    """Our server as it is by default, but for the flags."""
     command = [str(RUNTIME), "-m", "serve", "--port", "{port}"]
     help_text = subprocess.run(
         [str(RUNTIME), "-m", "serve", "--help"],
@@ -68,10 +81,8 @@ def our_server(variant: str = "auto") -> Contender:
     ).stdout
     if "--server-timing" in help_text:
         command += ["--server-timing", "on"]
-    if variant != "auto":
-        command += ["--model-variant", variant]
-    name = OURS_FP32 if variant == "fp32" else OURS
-    return Contender(name, tuple(command), card_path="/model", settings="as it is by default, one process")
+    settings = " ".join(["as it is by default, one process", *flags])
+    return Contender(name, (*command, *flags), card_path="/model", settings=settings, photos=photos)
 
 
 def _look_for_torch(found: Installed, weights: Path | None) -> None:
@@ -86,15 +97,15 @@ def _look_for_torch(found: Installed, weights: Path | None) -> None:
             "PyTorch and the old way: no weights; name a state dict of torchvision's densenet121: --weights or WEIGHTS"
         )
         return
+    found.baseline = torch_build(EXPORT)
     found.engines.insert(0, Engine("PyTorch eager", EXPORT, "pytorch", weights))
     if "flask" not in have:
         found.missing.append(f"the old way needs Flask: {_INSTALL} .venv/export requirements/benchmark.txt")
         return
     script = Path(__file__).resolve().parent / "baselines/flask_pytorch.py"
     command = [str(EXPORT), str(script), "--port", "{port}", *(["--weights", str(weights)] if weights else [])]
-    found.servers.append(
-        Contender(OLD_WAY, tuple(command), settings="Flask's development server and PyTorch eager, as they come")
-    )
+    settings = f"Flask's development server and PyTorch eager ({describe_torch(found.baseline)}), as they come"
+    found.servers.append(Contender(OLD_WAY, tuple(command), settings=settings))
 
 
 def _cached_weights() -> bool:

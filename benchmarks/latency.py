@@ -8,11 +8,13 @@ than five minutes. A table goes to the terminal, the figures as JSON and charts 
 
 import argparse
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,18 +24,18 @@ if not __package__:  # run as a file: make the project importable, and this fold
 from benchmarks.comparison import compare
 from benchmarks.engines import Turns, measure_engines
 from benchmarks.installed import look
-from benchmarks.machine import ROOT, RUNTIME, provenance, quiet_environment
+from benchmarks.machine import RESULTS, ROOT, RUNTIME, provenance, quiet_environment
 from benchmarks.plots import draw
 from benchmarks.progress import Progress
+from benchmarks.records import shortened, write
 from benchmarks.report import tables
 from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_servers
-from benchmarks.targets import judge
+from benchmarks.targets import failures, judge
 from serve.command_line import ArgumentParser, printable_lines
 
 _PHOTO: Final = ROOT / "tests/data/photos/rocket.jpg"
-_RESULTS: Final = ROOT / "benchmarks/results"
 # Seconds of each measurement, by clients. 64 clients in front of the old way take it seconds to fill and to empty.
-_STEPS: Final = (Step("photo", 1, 1.5), Step("photo", 4, 2.0), Step("photo", 16, 3.0), Step("photo", 64, 3.0, rounds=2))
+_STEPS: Final = (Step("photo", 1, 2.0), Step("photo", 4, 2.5), Step("photo", 16, 3.5), Step("photo", 64, 3.5, rounds=2))
 
 
 class CannotMeasure(Exception):
@@ -55,6 +57,7 @@ def run_command(name: str, parser: argparse.ArgumentParser, run: Callable[[argpa
             print(printable_lines(compare(*olds)))
             return 0
         result = run(options)
+        result["shortened"] = shortened(parser, options)
     except (CannotMeasure, LoadFailed) as error:
         print(printable_lines(f"{name}: {error}"), file=sys.stderr)
         return 1
@@ -63,11 +66,12 @@ def run_command(name: str, parser: argparse.ArgumentParser, run: Callable[[argpa
     publish(result, options.output)
     if olds:
         print(printable_lines(compare(olds[0], result)))
-    return 0
+    return 1 if failures(result) else 0
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that is there; raises `CannotMeasure`."""
+    began = provenance("latency")
     found = look(options.weights, options.photo)
     for line in found.missing:
         print(printable_lines(f"Left out: {line}"), flush=True)
@@ -75,25 +79,32 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise CannotMeasure("nothing to measure without the server's environment; what to install is said above")
     photos = prepare(options.photo)
     photo, certain = (Photo(Path(photos[name]["file"]), photos[name]["expect"]) for name in ("photo", "certain"))
-    steps = tuple(Step(step.photo, step.clients, step.seconds * options.scale, step.rounds) for step in _STEPS)
-    plan = Plan(steps, options.rounds, options.starts)
-    turns = Turns(options.rounds, 0.6 * options.scale)
-    progress = Progress(turns.weight(len(found.engines)) + plan.weight(len(found.servers)))
+    plan = plan_of(_STEPS, options)
+    turns = Turns(options.rounds, 0.6 * options.scale, answers=plan.answers)
+    progress = Progress(turns.weight(len(found.engines)) + plan.weight(found.servers))
     engines, left_out = measure_engines(found.engines, certain.file, certain.expect, turns, progress)
     servers, more = measure_servers(found.servers, found.loop, {"photo": photo}, plan, progress)
     for line in left_out + more:
         progress.say(f"Left out: {line}")
     seconds = progress.end()
     result = {
-        **provenance("latency"),
+        **began,
         "seconds": round(seconds, 1),
         "versions": found.versions,
+        "baseline": found.baseline,
         "photos": described({"photo": photos["photo"]}),
         "left_out": found.missing + left_out + more,
         "engines": engines,
         "servers": servers,
     }
     return {**result, "targets": judge(result)}
+
+
+def plan_of(steps: tuple[Step, ...], options: argparse.Namespace, starts: int | None = None) -> Plan:
+    """The plan that options ask for; a shorter one is content with fewer answers, too."""
+    scaled = tuple(replace(step, seconds=step.seconds * options.scale) for step in steps)
+    answers = math.ceil(Plan.answers * min(1.0, options.scale))
+    return Plan(scaled, options.rounds, options.starts if starts is None else starts, answers)
 
 
 def prepare(photo: Path, folder: Path | None = None) -> dict[str, Any]:
@@ -115,20 +126,14 @@ def described(photos: dict[str, Any]) -> dict[str, Any]:
 def publish(result: dict[str, Any], folder: Path) -> None:
     """Print the tables; write the JSON and the charts."""
     print("\n" + printable_lines(tables(result)), flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{result['kind']}.json"
-    file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    charts = draw(result)
-    for name, svg in charts.items():
-        (folder / name).write_text(svg, encoding="utf-8")
-    print(printable_lines(f"{result['seconds']:.0f} s. Written: {', '.join([file.name, *charts])} in {folder}"))
+    print(printable_lines(f"{result['seconds']:.0f} s. {write(result, folder, draw(result))}"))
 
 
 def read_result(path: Path) -> dict[str, Any]:
     """An earlier result; raises `CannotMeasure` where it is none."""
     try:
         result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if result["schema"] != 1 or "machine" not in result:
+        if result["schema"] not in (1, 2) or "machine" not in result:
             raise ValueError("not a result of these benchmarks")
     except OSError as error:
         raise CannotMeasure(f"{path}: {error.strerror}") from error
@@ -161,7 +166,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds; figures are medians over them")
     parser.add_argument("--starts", type=int, metavar="N", help="how often each server is started for the time of it")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="length of every measurement, times X")
-    parser.add_argument("--output", type=Path, default=_RESULTS, metavar="DIR", help="for the JSON and the charts")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="for the JSON and the charts")
     parser.add_argument(
         "--compare",
         type=Path,

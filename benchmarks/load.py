@@ -4,9 +4,10 @@
 
 Each client is a thread with a blocking, kept connection and the request's bytes built beforehand. The clock starts once
 every client has had an answer (a single one: three), so that the queue is as full as it stays. It stops after the time
-asked for, but not before every client has had another answer: a slow server may give many at once, in long intervals.
-What ends between is counted. Then everyone finishes what it sent, so that the server is left with nothing to do.
-Answers are checked: only right ones count.
+asked for, but not before every client has had another answer, because a slow server may give many at once, in long
+intervals, and not before the least number of answers asked for. The rate is that of the answers between the last one
+before the clock's start and the last one counted, so that no answer is cut in two. Then everyone finishes what it sent,
+so that the server is left with nothing to do. Answers are checked: only right ones count.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from serve.command_line import ArgumentParser
 
 _WORK: Final = ("decode", "preprocess", "infer")  # stages of a `Server-Timing` that no HTTP server can do without
 _UNTIMED: Final = 3  # answers that a single client has before the clock starts
+PERCENTILES: Final = (50, 90, 99)
 _REST_AFTER_ERROR: Final = 0.05  # seconds, so that a server that is down is not asked thousands of times
 
 
@@ -47,8 +49,8 @@ class Record:
 class Load:
     """One measurement. send: as for `build_request`. expect: right ImageNet ids, separated by commas; empty takes any.
 
-    seconds: length of the measurement. patience: seconds that the clients may take for their first answers, and again
-    for one more after the seconds have passed.
+    seconds: length of the measurement. least: answers that it lasts for at least, unless there are failures. patience:
+    seconds that the clients may take for their first answers, and again for what is missing after those seconds.
     count: answers after which it ends early. timeout: seconds for one answer.
     """
 
@@ -58,6 +60,7 @@ class Load:
     expect: str = ""
     clients: int = 1
     seconds: float = 3.0
+    least: int = 1
     patience: float = 20.0
     count: int = 1_000_000
     timeout: float = 60.0
@@ -83,8 +86,14 @@ class _Clients:
     def count(self) -> int:
         return sum(len(record.answers) for record in self.records)
 
-    def had_answers_since(self, start: float) -> bool:
-        return all(record.failures or (record.answers and record.answers[-1][0] > start) for record in self.records)
+    def had_answers_since(self, start: float, least: int) -> bool:
+        """Whether every client has had another answer, and all together so many."""
+        if any(record.failures for record in self.records):
+            least = 0
+        since = sum(answer[0] > start for record in self.records for answer in record.answers)
+        return since >= least and all(
+            record.failures or (record.answers and record.answers[-1][0] > start) for record in self.records
+        )
 
     def _run(self, record: Record) -> None:
         connection = Connection(self.host, self.port, self.load.timeout)
@@ -123,22 +132,30 @@ def run_load(load: Load) -> dict[str, Any]:
         start, cpu_start = time.perf_counter(), time.process_time()
         while (left := start + load.seconds - time.perf_counter()) > 0 and clients.count() < load.count:
             time.sleep(min(left, 0.05))
-        while not clients.had_answers_since(start) and time.perf_counter() - start < load.seconds + load.patience:
+        while (
+            not clients.had_answers_since(start, min(load.least, load.count))
+            and time.perf_counter() - start < load.seconds + load.patience
+        ):
             time.sleep(0.002)
         end, cpu = time.perf_counter(), time.process_time() - cpu_start
     finally:
         clients.stop.set()
         for thread in clients.threads:
             thread.join()
-    answers = [answer for record in clients.records for answer in record.answers if start <= answer[0] <= end]
+    ends = [answer[0] for record in clients.records for answer in record.answers if answer[0] <= end]
+    first = max((each for each in ends if each <= start), default=start)
+    seconds = max((each for each in ends if each > start), default=end) - first
+    answers = [answer for record in clients.records for answer in record.answers if start < answer[0] <= end]
+    times = [took * 1000 for _, took, _ in answers]
     failures = Counter(what for record in clients.records for _, what in record.failures)
     return {
         "clients": load.clients,
-        "seconds": round(end - start, 3),
+        "seconds": round(seconds, 3),
         "warm_up_seconds": round(start - began, 3),
         "images": len(answers),
-        "images_per_s": round(len(answers) / (end - start), 3),
-        **_milliseconds([seconds * 1000 for _, seconds, _ in answers]),
+        "images_per_s": round(len(answers) / seconds, 3),
+        **percentiles(times),
+        "ms": [round(each, 3) for each in times],
         "stages_ms": _stage_medians([stages for _, _, stages in answers]),
         "beyond_ms": _beyond(answers),
         "errors": sum(count for what, count in failures.items() if not what.startswith("wrong")),
@@ -154,10 +171,12 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return sorted(values)[max(0, math.ceil(len(values) * percent / 100) - 1)]
 
 
-def _milliseconds(times: list[float]) -> dict[str, float | None]:
-    if not times:
-        return {"p50_ms": None, "p90_ms": None, "p99_ms": None}
-    return {f"p{percent}_ms": round(percentile(times, percent), 3) for percent in (50, 90, 99)}
+def percentiles(times: Sequence[float]) -> dict[str, float | None]:
+    """Of milliseconds; None where there are too few for it: p99 of less than 100 would be their maximum."""
+    return {
+        f"p{percent}_ms": round(percentile(times, percent), 3) if len(times) * (100 - percent) >= 100 else None
+        for percent in PERCENTILES
+    }
 
 
 def _stage_medians(stages: list[dict[str, float]]) -> dict[str, float]:
@@ -190,6 +209,7 @@ def main() -> int:
     )
     parser.add_argument("--clients", type=int, default=Load.clients, metavar="N", help="clients at a time")
     parser.add_argument("--seconds", type=float, default=Load.seconds, help="length of the measurement")
+    parser.add_argument("--least", type=int, default=Load.least, metavar="N", help="right answers, at least")
     parser.add_argument("--patience", type=float, default=Load.patience, help="seconds for the slowest client, at most")
     parser.add_argument("--count", type=int, default=Load.count, metavar="N", help="right answers that end it early")
     parser.add_argument("--timeout", type=float, default=Load.timeout, help="seconds for one answer, at most")

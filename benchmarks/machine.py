@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+RESULTS: Final = ROOT / "benchmarks/results"
 RUNTIME: Final = ROOT / ".venv/runtime/bin/python"
 EXPORT: Final = ROOT / ".venv/export/bin/python"
 
@@ -24,7 +25,31 @@ _QUIET: Final = {
     "DO_NOT_TRACK": "1",  # the convention, for whatever else looks for it
 }
 # Of our own settings only those given here may count, and of thread counts only what each engine is told.
-_DROPPED: Final = re.compile(r"SERVE_.*|OMP_.*|MKL_.*|OPENBLAS_.*|PYTHONPATH|PYTHONSTARTUP|WERKZEUG_.*|FLASK_.*")
+_DROPPED: Final = re.compile(
+    r"SERVE_.*|PEER_.*|OMP_.*|MKL_.*|OPENBLAS_.*|PYTHONPATH|PYTHONSTARTUP|WERKZEUG_.*|FLASK_.*"
+)
+
+# Runs in the environment that is measured; pip brings the one parser of requirements that is in all of them.
+_MEASURE = """
+import importlib.metadata as metadata, json, re, sys
+from pip._vendor.packaging.requirements import Requirement
+found, waiting = {}, list(sys.argv[1:])
+while waiting:
+    name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
+    if name in found:
+        continue
+    package = metadata.distribution(name)
+    found[name] = sum(file.locate().stat().st_size for file in package.files or () if file.locate().is_file())
+    for text in package.requires or ():
+        needed = Requirement(text)
+        if not needed.marker or needed.marker.evaluate({"extra": ""}):
+            try:
+                metadata.distribution(needed.name)
+            except metadata.PackageNotFoundError:
+                continue
+            waiting.append(needed.name)
+print(json.dumps(found))
+"""
 
 
 def quiet_environment() -> dict[str, str]:
@@ -80,32 +105,60 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def revision() -> str:
-    """The commit that was measured, with a `+` where files differ from it; empty outside of a clone."""
-    commands = (["git", "rev-parse", "--short", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+def packages_megabytes(python: Path, packages: Sequence[str]) -> float:
+    """Size of the installed files of these packages and of all that they need."""
+    command = [str(python), "-c", _MEASURE, *packages]
+    done = subprocess.run(command, env=quiet_environment(), capture_output=True, text=True, check=True)
+    sizes: dict[str, int] = json.loads(done.stdout)
+    return sum(sizes.values()) / 1e6
+
+
+def torch_build(python: Path) -> dict[str, Any]:
+    """Which torch an environment has: start, memory and size depend on whether it was built for CUDA."""
+    code = "import torch, json; print(json.dumps({'torch': torch.__version__, 'cuda': torch.version.cuda}))"
+    done = subprocess.run(
+        [str(python), "-c", code], env=quiet_environment(), capture_output=True, text=True, check=True
+    )
+    build: dict[str, Any] = json.loads(done.stdout)
+    return {**build, "megabytes": round(packages_megabytes(python, ("torch",)), 1)}
+
+
+def describe_torch(build: dict[str, Any]) -> str:
+    """One phrase: `torch 2.14.1, CUDA 13.0 build`."""
+    kind = f"CUDA {build['cuda']}" if build["cuda"] else "CPU"
+    return f"torch {build['torch'].partition('+')[0]}, {kind} build"
+
+
+def tree_state(root: Path = ROOT) -> dict[str, str]:
+    """The commit that is checked out, and whether the files are those of it: `clean`, `dirty`, or `unknown` outside of
+    a clone.
+
+    Documents and results are not looked at: the commands write those themselves.
+    """
+    status = ["git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", ":(exclude)*.md"]
     try:
         head, changes = (
-            subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for command in commands
+            subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["git", "rev-parse", "--short", "HEAD"], status)
         )
     except (OSError, subprocess.CalledProcessError):
-        return ""
-    return head + "+" * bool(changes)
+        return {"revision": "", "tree": "unknown"}
+    return {"revision": head, "tree": "dirty" if changes else "clean"}
 
 
 def provenance(kind: str) -> dict[str, Any]:
-    """What every result begins with."""
+    """What every result begins with; to be taken before anything is measured."""
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": kind,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "revision": revision(),
+        **tree_state(),
         # Where things lie on this machine is nobody's business.
         "command": " ".join(
             [
                 "python",
                 f"benchmarks/{kind}.py",
-                *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:]),
+                *(Path(word).name if "/" in word else word for word in sys.argv[1:]),
             ]
         ),
         "machine": describe_machine(),

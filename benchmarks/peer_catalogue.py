@@ -1,7 +1,8 @@
 """The peers: where each is installed, how its server is started, and with how many workers and threads.
 
 Two configurations each, because no peer has both in one: `a`, one worker with all threads, for the shortest answer to
-one client; `b`, as many workers as CPUs with one thread each, for the most images a second.
+one client; `b`, as many workers as CPUs with one thread each, for the most images a second. For large pictures each
+also with `Image.draft`, one line more, by which Pillow decodes a JPEG at a reduced scale, as our server does.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from benchmarks.machine import ROOT, usable_cpus
 from benchmarks.servers import Contender
 
 SERVERS: Final = Path(__file__).resolve().parent / "peer_servers"
+DRAFT: Final = ", draft"  # what the names of those end with that decode with Image.draft
 _TIMEOUT_MS: Final = "60000"  # of one request; what waits behind 15 large pictures is slow, not wrong
 
 
@@ -32,8 +34,11 @@ class Peer:
     def lock(self) -> Path:
         return ROOT / f"requirements/peers/{self.name}.txt"
 
-    def contenders(self, variant: str) -> list[Contender]:
-        """Both configurations with one model file, named such as `mosec b, int8`."""
+    def contenders(self, variant: str, draft: bool = False) -> list[Contender]:
+        """Both configurations with one model file, named such as `mosec b, int8`.
+
+        draft: decode at a reduced scale; they are sent large pictures only, which alone that makes a difference to.
+        """
         model = ROOT / f"models/densenet121{'.int8' if variant == 'int8' else ''}.onnx"
         cpus = usable_cpus()
         found = []
@@ -43,11 +48,15 @@ class Peer:
                 "PEER_THREADS": str(threads),
                 "PEER_WORKERS": str(workers),
                 "PEER_PORT": "{port}",
+                "PEER_DRAFT": str(int(draft)),
             }
             contender = self.build(self, workers, threads, environment)
             words = f"{workers} worker{'s' * (workers > 1)} with {threads} thread{'s' * (threads > 1)} each"
             settings = f"{words}; {contender.settings}" if contender.settings else words
-            found.append(replace(contender, name=f"{self.name} {letter}, {variant}", settings=settings))
+            name = f"{self.name} {letter}, {variant}"
+            if draft:
+                name, settings = f"{name}{DRAFT}", f"{settings}; decodes with Image.draft"
+            found.append(replace(contender, name=name, settings=settings, photos=("large",) if draft else ()))
         return found
 
 
@@ -58,14 +67,12 @@ def environment_of(name: str) -> Path:
 
 def _litserve(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> Contender:
     command = (str(peer.python), str(SERVERS / "litserve_server.py"))
-    # Its ZeroMQ transport (fast_queue) was no faster here than the default one.
     return Contender("", command, "/predict", "multipart:request", environment, settings="default transport")
 
 
 def _bentoml(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> Contender:
     command = (str(peer.python.with_name("bentoml")), "serve", "bentoml_server:DenseNet", "--host", "127.0.0.1")
     home = {"BENTOML_HOME": str(ROOT / "build/benchmarks/bentoml")}
-    # One process with two threads of the service around one session was slower at 16 clients than two workers.
     return Contender(
         "", (*command, "--port", "{port}"), "/classify", "multipart:image", environment | home, folder=SERVERS
     )
@@ -73,7 +80,7 @@ def _bentoml(peer: Peer, workers: int, threads: int, environment: dict[str, str]
 
 def _mlserver(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> Contender:
     command = (str(peer.python.with_name("mlserver")), "start", ".")
-    # With one worker, none in parallel: the model then runs in the server's own process, which answers sooner.
+    # With one worker, none in parallel: the model then runs in the server's own process.
     parallel = 0 if workers == 1 else workers
     own = {
         "MLSERVER_HOST": "127.0.0.1",

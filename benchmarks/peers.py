@@ -4,12 +4,14 @@
 
 Each peer is installed into .venv/peers/NAME from its lock file, serves the same DenseNet-121 with onnxruntime in the
 way its own documentation shows, and is measured in two configurations and with our fp32 and our int8 file. Ours is
-always in its one default configuration. All take turns in one run of about forty minutes; a quick look is
-`--rounds 1 --starts 1 --scale 0.3`.
+always in its one default configuration. Of large pictures there is also each peer with `Image.draft`, which decodes at
+a reduced scale as our server does, and our server with `--decode exact`, which decodes in full as the peers do. All
+take turns in one run; how long it takes is said at its beginning. A quick look is `--rounds 1 --starts 1 --scale 0.3`.
 """
 
 import argparse
 import hashlib
+import math
 import os
 import subprocess
 import sys
@@ -20,12 +22,12 @@ if not __package__:  # run as a file: make the project importable, and this fold
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.engines import Engine, Turns, measure_engines
-from benchmarks.installed import Installed, look, our_server
-from benchmarks.latency import CannotMeasure, add_common, described, prepare, run_command
+from benchmarks.installed import OURS_EXACT, OURS_FP32, Installed, look, our_server
+from benchmarks.latency import CannotMeasure, add_common, described, plan_of, prepare, run_command
 from benchmarks.machine import ROOT, RUNTIME, provenance, quiet_environment, versions
 from benchmarks.peer_catalogue import PEERS, environment_of
 from benchmarks.progress import Progress
-from benchmarks.rounds import Photo, Plan, Step, measure_servers
+from benchmarks.rounds import Photo, Step, measure_servers
 from benchmarks.targets import judge
 from serve.command_line import ArgumentParser, printable_lines
 
@@ -33,14 +35,14 @@ _BUILD: Final = ROOT / "build/benchmarks"
 _MODEL: Final = ROOT / "models/densenet121.onnx"
 # Seconds of each measurement, by photograph and clients.
 _INT8_STEPS: Final = (
-    Step("photo", 1, 2.0),
-    Step("photo", 4, 2.0, rounds=3),
-    Step("photo", 16, 3.0),
-    Step("photo", 64, 3.0, rounds=3),
-    Step("large", 1, 2.0),
-    Step("large", 16, 4.0),
+    Step("photo", 1, 2.5),
+    Step("photo", 4, 3.0, rounds=3),
+    Step("photo", 16, 4.0),
+    Step("photo", 64, 4.0, rounds=3),
+    Step("large", 1, 3.0),
+    Step("large", 16, 5.0),
 )
-_FP32_STEPS: Final = (Step("photo", 1, 2.0), Step("photo", 16, 3.0))
+_FP32_STEPS: Final = (Step("photo", 1, 2.5), Step("photo", 16, 4.0))
 
 
 def main() -> int:
@@ -50,6 +52,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that is there or can be installed; raises `CannotMeasure`."""
+    began = provenance("peers")
     found = look(options.weights, options.photo)
     if not RUNTIME.is_file() or not _MODEL.is_file():
         raise CannotMeasure("DenseNet-121 has to be exported first: " + "; ".join(found.missing))
@@ -63,12 +66,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     prepared = prepare(options.photo, _BUILD)
     photos = {name: Photo(Path(entry["file"]), entry["expect"]) for name, entry in prepared.items()}
     certain = photos.pop("certain")
-    int8 = [*found.servers, *(contender for peer in chosen for contender in peer.contenders("int8"))]
-    fp32 = [our_server("fp32"), *(contender for peer in chosen for contender in peer.contenders("fp32"))]
-    int8_plan = Plan(_scaled(_INT8_STEPS, options.scale), options.rounds, options.starts)
-    fp32_plan = Plan(_scaled(_FP32_STEPS, options.scale), options.rounds, starts=1)
-    turns = Turns(options.rounds, 1.0 * options.scale)
-    weight = turns.weight(len(found.engines)) + int8_plan.weight(len(int8)) + fp32_plan.weight(len(fp32))
+    int8 = [*found.servers, our_server(OURS_EXACT, "--decode", "exact", photos=("large",))]
+    int8 += [one for peer in chosen for draft in (False, True) for one in peer.contenders("int8", draft)]
+    fp32 = [our_server(OURS_FP32, "--model-variant", "fp32")]
+    fp32 += [one for peer in chosen for one in peer.contenders("fp32")]
+    int8_plan, fp32_plan = plan_of(_INT8_STEPS, options), plan_of(_FP32_STEPS, options, starts=1)
+    turns = Turns(options.rounds, 1.0 * options.scale, answers=int8_plan.answers)
+    weight = turns.weight(len(found.engines)) + int8_plan.weight(int8) + fp32_plan.weight(fp32)
+    print(f"This will take about {math.ceil(weight / 60)} minutes", flush=True)
     progress = Progress(weight)
     engines, left_out = measure_engines(found.engines, certain.file, certain.expect, turns, progress)
     servers, more = measure_servers(int8, found.loop, photos, int8_plan, progress)
@@ -78,19 +83,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         progress.say(f"Left out: {line}")
     seconds = progress.end()
     result = {
-        **provenance("peers"),
+        **began,
         "seconds": round(seconds, 1),
         "versions": found.versions,
+        "baseline": found.baseline,
         "photos": described({name: prepared[name] for name in photos}),
         "left_out": found.missing + left_out,
         "engines": engines,
         "servers": servers | servers_fp32,
     }
     return {**result, "targets": judge(result)}
-
-
-def _scaled(steps: tuple[Step, ...], scale: float) -> tuple[Step, ...]:
-    return tuple(Step(step.photo, step.clients, step.seconds * scale, step.rounds) for step in steps)
 
 
 def _install(name: str, allowed: bool, found: Installed) -> bool:

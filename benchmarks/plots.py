@@ -3,33 +3,31 @@
 from typing import Any
 
 from benchmarks.charts import Bar, Stack, bar_chart, stack_chart
-from benchmarks.installed import LOOP, OLD_WAY, OURS, OURS_FP32
-from benchmarks.machine import describe_cpu
-from benchmarks.report import disturbances
+from benchmarks.installed import LOOP, OLD_WAY, OURS, OURS_EXACT, OURS_FP32
+from benchmarks.report import origin
 
 Result = dict[str, Any]
-_KINDS = {OURS: "ours", OURS_FP32: "ours", OLD_WAY: "old", LOOP: "limit"}
+_KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", OLD_WAY: "old", LOOP: "limit"}
+
+_DECODING = "ours and 'draft' decode at a reduced scale, 'exact' and the others in full"
 
 
 def draw(result: Result) -> dict[str, str]:
     """The charts of everything that was measured; `latency` or `peers` begins their names."""
     kind = result["kind"]
-    small_print = f"{describe_cpu(result['machine'])}; {result['date'][:10]}"
-    if result.get("revision"):
-        small_print += f"; {result['revision']}"
-    if disturbances(result):
-        small_print += "; not a quiet machine"
+    small_print = origin(result)
     charts = {}
     if bars := _engine_bars(result):
         charts[f"{kind}-engines.svg"] = bar_chart("DenseNet-121, one picture at a time", "ms", bars, small_print)
     for photo, prefix, name in (("photo", "", _photo(result, "photo")), ("large", "large ", _photo(result, "large"))):
+        note = _DECODING if photo == "large" else ""
         stem = kind if photo == "photo" else f"{kind}-{photo}"
         if bars := _server_bars(result, f"{prefix}1", "p50_ms"):
             title = f"POST /upload, one client, {name}: time to the answer (p50)"
-            charts[f"{stem}-one-client.svg"] = bar_chart(title, "ms", bars, small_print)
+            charts[f"{stem}-one-client.svg"] = bar_chart(title, "ms", bars, small_print, also=note)
         if bars := _server_bars(result, f"{prefix}16", "images_per_s"):
             title = f"POST /upload, 16 clients, {name}: images a second"
-            charts[f"{stem}-throughput.svg"] = bar_chart(title, "images/s", bars, small_print)
+            charts[f"{stem}-throughput.svg"] = bar_chart(title, "images/s", bars, small_print, also=note)
     if stacks := _stage_stacks(result):
         title = "Where the time of a request goes, one client"
         charts[f"{kind}-stages.svg"] = stack_chart(title, "ms", stacks, small_print)

@@ -30,7 +30,7 @@ _LARGE: Final = (4000, 3000)
 _QUALITY: Final = 90
 _NOISE: Final = 6.0  # standard deviation in grey levels, about a compact camera's at middle ISO
 _ROOT: Final = Path(__file__).resolve().parent.parent
-_CERTAIN: Final = _ROOT / "tests/data/photos/coffee.jpg"
+CERTAIN: Final = _ROOT / "tests/data/photos/coffee.jpg"
 _MODEL: Final = _ROOT / "models/densenet121.onnx"
 
 
@@ -40,23 +40,23 @@ def main() -> int:
     parser.add_argument("--photo", type=Path, required=True, metavar="FILE")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="make the large picture too, in this folder")
     options = parser.parse_args()
-    prepared: dict[str, Any] = {"photo": _describe(options.photo), "certain": _describe(_CERTAIN)}
+    prepared: dict[str, Any] = {"photo": _describe(options.photo), "certain": _describe(CERTAIN)}
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
         large = options.folder / "12-megapixels.jpg"
-        large.write_bytes(enlarge(_CERTAIN.read_bytes()))
+        large.write_bytes(enlarge(CERTAIN.read_bytes()))
         prepared["large"] = _describe(large)
     print(json.dumps(prepared))
     return 0
 
 
-def enlarge(photo: bytes) -> bytes:
+def enlarge(photo: bytes, quality: int = _QUALITY) -> bytes:
     """A JPEG of 12 megapixels from a photograph; the same bytes for the same Pillow."""
     with Image.open(io.BytesIO(photo)) as opened:
         pixels = np.asarray(opened.convert("RGB").resize(_LARGE, Image.Resampling.BICUBIC), np.float32)
     noise = np.random.default_rng(0).normal(0, _NOISE, (*pixels.shape[:2], 1)).astype(np.float32)
     encoded = io.BytesIO()
-    Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(encoded, "JPEG", quality=_QUALITY)
+    Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(encoded, "JPEG", quality=quality)
     return encoded.getvalue()
 
 

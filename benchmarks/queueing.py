@@ -5,7 +5,7 @@
 A simulation with the service time that was measured, for sizing: Poisson arrivals; replicas of two CPUs, each of which
 works on one picture; a bounded queue each. The balancer takes any replica, or one with the least to do. The autoscaler
 is Kubernetes' own rule: every 15 s, replicas × utilisation ÷ target, at most doubled. Prints two tables and writes
-queueing.svg to benchmarks/results. The same seed gives the same figures.
+queueing.json and queueing.svg to benchmarks/results. The same seed gives the same figures.
 """
 
 import heapq
@@ -20,10 +20,17 @@ if not __package__:  # run as a file: make the project importable, and this fold
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.charts import Bar, bar_chart
-from benchmarks.machine import ROOT
+from benchmarks.documents import read
+from benchmarks.installed import OURS
+from benchmarks.records import Printed, add_output
+from benchmarks.report import reservations
+from serve.command_line import ArgumentParser
 
-# 80 images a second on two CPUs (benchmarks/results/latency.json, 16 clients), so 25 ms of a CPU each.
-SERVICE_SECONDS: Final = 0.025
+# What a picture takes of a CPU, as it was measured with 16 clients.
+_MEASURED: Final = read("latency")
+SERVICE_SECONDS: Final = round(
+    _MEASURED["machine"]["usable_cpus"] / _MEASURED["servers"][OURS]["clients"]["16"]["images_per_s"]["median"], 3
+)
 _SPREAD: Final = 0.15  # of its logarithm: pictures differ
 CPUS: Final = 2  # of a replica
 QUEUE: Final = 64
@@ -119,8 +126,12 @@ def _serve(outcome: Outcome, fleet: list[Replica], now: float, draw: random.Rand
 
 def main() -> int:
     """Print the tables and draw the chart; the process's exit status."""
-    print("ms that a picture waits before it is worked on, p50 / p99 (refused)")
-    print(f"{'utilisation':<13}{'1 replica':>20}{'20, any':>20}{'20, least busy':>20}")
+    parser = ArgumentParser(prog="python benchmarks/queueing.py", description=(__doc__ or "").split("\n")[0])
+    add_output(parser)
+    printed = Printed("queueing", parser, parser.parse_args())
+    del printed.result["machine"]  # simulated: any machine gives the same figures
+    printed.say("ms that a picture waits before it is worked on, p50 / p99 (refused)")
+    printed.say(f"{'utilisation':<13}{'1 replica':>20}{'20, any':>20}{'20, least busy':>20}")
     bars = []
     for percent in (50, 60, 70, 80, 90, 95):
         cells = []
@@ -131,23 +142,26 @@ def main() -> int:
             if replicas > 1 and percent >= 60:
                 label = f"{percent} %, {'least busy of two' if least else 'any replica'}"
                 bars.append(Bar(label, p99, p99, p99, "ours" if least else ""))
-        print(f"{percent:>3} %{'':<8}" + "".join(f"{cell:>20}" for cell in cells))
-    print("\nload doubles in ten seconds; refused, p99 of the wait in ms, replicas after 4 minutes, from 10")
-    print(f"{'target':<8}{'start in 5 s':>28}{'start in 60 s':>28}")
+        printed.say(f"{percent:>3} %{'':<8}" + "".join(f"{cell:>20}" for cell in cells))
+    printed.say()
+    printed.say("load doubles in ten seconds; refused, p99 of the wait in ms, replicas after 4 minutes, from 10")
+    printed.say(f"{'target':<8}{'start in 5 s':>28}{'start in 60 s':>28}")
     for percent in (50, 60, 70, 80):
         cells = []
         for start in (5.0, 60.0):
             outcome = doubling(percent / 100, start)
             cells.append(f"{outcome.refused_share:.2%}, {1000 * outcome.wait(0.99):.0f}, {outcome.replicas}")
-        print(f"{percent:>3} %   " + "".join(f"{cell:>28}" for cell in cells))
+        printed.say(f"{percent:>3} %   " + "".join(f"{cell:>28}" for cell in cells))
     chart = bar_chart(
         "20 replicas of two CPUs: p99 of the wait, by utilisation and balancer",
         "ms",
         bars,
-        f"Simulated: Poisson arrivals, {1000 * SERVICE_SECONDS:.0f} ms a picture as measured.",
+        "; ".join(
+            [f"Simulated: Poisson arrivals, {1000 * SERVICE_SECONDS:.0f} ms a picture", *reservations(printed.result)]
+        ),
         note="ms before a picture is worked on",
     )
-    (ROOT / "benchmarks" / "results" / "queueing.svg").write_text(chart)
+    printed.write({"queueing.svg": chart}, service_seconds=SERVICE_SECONDS)
     return 0
 
 

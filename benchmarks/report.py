@@ -3,15 +3,39 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks.machine import describe_cpu
+from benchmarks.machine import describe_cpu, describe_torch
+from benchmarks.targets import failures
 
 Result = dict[str, Any]
 _DISTURBED = 0.05
 
 
+def reservations(result: Result) -> list[str]:
+    """Why the figures of a result are not what the project goes by: each has to be said wherever they are shown."""
+    found = list(result.get("reservations", ()))
+    if result["tree"] != "clean":
+        found.append("files differed from that commit" if result["tree"] == "dirty" else "the commit was not recorded")
+    if result.get("shortened"):
+        found.append(f"measured with {' '.join(result['shortened'])}")
+    if count := failures(result):
+        found.append(f"{count} errors and wrong answers")
+    return found
+
+
+def origin(result: Result) -> str:
+    """One line: machine, day, commit, torch of the old way, and every reservation."""
+    parts = [describe_cpu(result["machine"])] if result.get("machine") else []
+    parts += [result["date"][:10], result["revision"]]
+    if result.get("baseline"):
+        parts.append(f"old way: {describe_torch(result['baseline'])}")
+    line = "; ".join(part for part in parts if part)
+    doubts = [disturbances(result).partition(":")[0].lower(), *reservations(result)]
+    return " – but ".join(filter(None, [line, "; ".join(filter(None, doubts))]))
+
+
 def tables(result: Result) -> str:
     """Everything that there is to say about one run."""
-    sections = (_heading, disturbances, _engines, _servers, _starts, _settings, _stages, _targets)
+    sections = (_heading, disturbances, _engines, loads, starts, _settings, _stages, _targets)
     parts = [section(result) for section in sections]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -68,12 +92,13 @@ def _engines(result: Result) -> str:
     rows = [("engine", "threads", "p50 ms", "p90", "p99", "images/s", "others' CPU")]
     for name, threads in result["engines"].items():
         for count, figures in threads.items():
-            times = (shown(figures[f"p{percent}_ms"], 1, percent == 50) for percent in (50, 90, 99))
+            times = (shown(figures.get(f"p{percent}_ms"), 1, percent == 50) for percent in (50, 90, 99))
             rows.append((name, count, *times, shown(figures["images_per_s"]), _share(figures["others_cpu_share"])))
     return aligned(rows)
 
 
-def _servers(result: Result) -> str:
+def loads(result: Result) -> str:
+    """Every server under every load."""
     rows = [("server", "clients", "p50 ms", "p90", "p99", "images/s", "wrong", "errors", "load's CPU", "others' CPU")]
     keys = dict.fromkeys(key for entry in result.get("servers", {}).values() for key in entry["clients"])
     for key in keys:
@@ -92,11 +117,12 @@ def _share(figure: dict[str, Any] | None) -> str:
     return f"{figure['median']:.1%}" if figure else "–"
 
 
-def _starts(result: Result) -> str:
+def starts(result: Result) -> str:
+    """Every server's start and memory."""
     rows = [("server", "start to first answer s", "MB idle", "MB after load", "processes")]
     for name, entry in result.get("servers", {}).items():
         if "start_s" in entry:
-            memory = (_megabytes(entry[when]) for when in ("idle_mb", "loaded_mb"))
+            memory = (megabytes(entry[when]) for when in ("idle_mb", "loaded_mb"))
             rows.append((name, shown(entry["start_s"], 2), *memory, str(entry["loaded_mb"].get("processes", "–"))))
     return aligned(rows) + "\nMB: RSS of one process; of several, the sum of PSS" if len(rows) > 1 else ""
 
@@ -107,7 +133,8 @@ def _settings(result: Result) -> str:
     return aligned(rows, right_from=2) if len(rows) > 1 else ""
 
 
-def _megabytes(memory: dict[str, float]) -> str:
+def megabytes(memory: dict[str, float]) -> str:
+    """What a server takes: RSS of one process, PSS of several, which share pages."""
     if not memory:
         return "–"
     return f"{memory['rss' if memory['processes'] == 1 else 'pss']:.0f}"
@@ -128,12 +155,16 @@ def _stages(result: Result) -> str:
     return "\n\n".join(blocks)
 
 
+def limit_of(row: dict[str, Any]) -> str:
+    """A target's limit: `≤ 0.5`."""
+    return ("≤ " if row["at_most"] else "≥ ") + format(row["limit"], "g")
+
+
 def _targets(result: Result) -> str:
     rows = [("target", "limit", "measured", "met?")]
     for row in result.get("targets", []):
-        limit = ("≤ " if row["at_most"] else "≥ ") + format(row["limit"], "g")
         measured = shown(row["measured"], 3) if row["measured"] else "not measured"
         met = {True: "yes", False: "NO", None: "–"}[row["met"]]
         name = row["target"] + (f" ({row['against']})" if "best peer" in row["target"] and row["against"] else "")
-        rows.append((name, limit, measured, met))
+        rows.append((name, limit_of(row), measured, met))
     return f"Targets on {describe_cpu(result['machine'])}\n{aligned(rows)}" if len(rows) > 1 else ""

@@ -1,11 +1,13 @@
 """Servers in turns: all are started, then in each round each is measured while the others are stopped by SIGSTOP.
 
 So whatever disturbs the machine disturbs all alike, and ratios within a run hold where absolute times do not. A figure
-is the median over the rounds, with the least and the greatest. Errors that leave here: `LoadFailed`.
+is the median over the rounds, with the least and the greatest; a percentile that a round has too few answers for is
+that of all rounds' answers together. Errors that leave here: `LoadFailed`.
 """
 
 import contextlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.load import PERCENTILES, percentiles
 from benchmarks.machine import ROOT, quiet_environment
 from benchmarks.processes import CpuWatch
 from benchmarks.progress import Progress
@@ -22,7 +25,7 @@ from benchmarks.workers import Worker, WorkerFailed, WorkerSpec
 
 _LOAD: Final = Path(__file__).resolve().parent / "load.py"
 _LEAD_IN: Final = 0.7  # expected seconds of a measurement beside the measuring itself
-_FIGURES: Final = ("p50_ms", "p90_ms", "p99_ms", "images_per_s", "beyond_ms", "load_cpu_share", "others_cpu_share")
+_FIGURES: Final = ("images_per_s", "beyond_ms", "load_cpu_share", "others_cpu_share")
 
 
 class LoadFailed(Exception):
@@ -62,16 +65,27 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done with all servers. starts: how often each is started for the time of its start."""
+    """What is done with all servers. starts: how often each is started for the time of its start.
+
+    answers: how many each step has in all rounds together, at least: 100, of which a p99 can be told.
+    """
 
     steps: tuple[Step, ...]
     rounds: int
     starts: int
+    answers: int = 100
 
-    def weight(self, servers: int) -> float:
+    def weight(self, contenders: Sequence[Contender]) -> float:
         """Expected seconds."""
-        in_rounds = sum((step.rounds or self.rounds) * step.weight for step in self.steps)
-        return servers * (3.0 * self.starts + in_rounds)
+        rounds = [step for number in range(self.rounds) for step in self.steps_of(number)]
+        return sum(
+            3.0 * self.starts + sum(step.weight for step in rounds if contender.is_sent(step.photo))
+            for contender in contenders
+        )
+
+    def least(self, step: Step) -> int:
+        """How many answers a step has in each of its rounds, at least."""
+        return math.ceil(self.answers / min(self.rounds, step.rounds or self.rounds))
 
     def steps_of(self, number: int) -> list[Step]:
         """The steps of one round, counted from 0."""
@@ -127,10 +141,12 @@ def measure_servers(
                 # Another one begins each round, so that nobody always comes after the same neighbour.
                 turn = number % max(1, len(servers))
                 for server in servers[turn:] + servers[:turn]:
+                    if not server.contender.is_sent(step.photo):
+                        continue
                     name = server.contender.name
                     what = f"round {number + 1} of {plan.rounds}, {name}, {step.key} client{'s' * (step.clients > 1)}"
                     progress.step(what, step.weight)
-                    cell = measure_once(server, photos[step.photo], step)
+                    cell = measure_once(server, photos[step.photo], step, plan.least(step))
                     measured[name].cells.setdefault(step.key, []).append(cell)
                 if looping and step.clients > 1 and step.clients == _rate_clients(plan):
                     progress.step(f"round {number + 1} of {plan.rounds}, {loop.name if loop else ''}", step.seconds)
@@ -144,10 +160,11 @@ def measure_servers(
     return results, left_out
 
 
-def measure_once(server: RunningServer, photo: Photo, step: Step) -> dict[str, Any]:
+def measure_once(server: RunningServer, photo: Photo, step: Step, least: int = 1) -> dict[str, Any]:
     """One round's figures of one server under one kind of load; it is paused afterwards."""
     command = [sys.executable, str(_LOAD), "--url", server.url, "--photo", str(photo.file), "--expect", photo.expect]
     command += ["--send", server.contender.send, "--clients", str(step.clients), "--seconds", str(step.seconds)]
+    command += ["--least", str(least)]
     server.resume()
     try:
         watch = CpuWatch(server.tree)
@@ -172,17 +189,29 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def summarise(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rounds of one step → its figures; those that no round has are left out."""
+def over_rounds(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Times and rates of all rounds.
+
+    A percentile that some round has too few answers for is told once, of all their answers, or not at all.
+    """
+    together = percentiles([each for cell in cells for each in cell.get("ms", ())])
     figures: dict[str, Any] = {}
-    for name in _FIGURES:
+    for name in (*(f"p{percent}_ms" for percent in PERCENTILES), *_FIGURES):
         values = [cell[name] for cell in cells if cell.get(name) is not None]
+        if name in together and len(values) < len(cells):
+            values = [together[name]] if together[name] is not None else []
         if values:
             figures[name] = spread(values)
+    return figures
+
+
+def summarise(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rounds of one step → its figures; those that no round has are left out."""
+    figures = over_rounds(cells)
     stages = [cell["stages_ms"] for cell in cells if cell.get("stages_ms")]
     if stages:
         figures["stages_ms"] = {name: spread([entry[name] for entry in stages if name in entry]) for name in stages[0]}
-    ratios = [cell["p99_ms"] / cell["p50_ms"] for cell in cells if cell.get("p50_ms")]
+    ratios = [cell["p99_ms"] / cell["p50_ms"] for cell in cells if cell.get("p99_ms")]
     if ratios:
         figures["p99_to_p50"] = spread(ratios)
     for name in ("images", "errors", "wrong"):

@@ -37,7 +37,7 @@ class Contender:
     listen on; `{port2}` and `{port3}` become others that are free.
 
     send: as for `build_request`. settings: in words, what it was told about workers and threads.
-    card_path: where it tells which model it serves.
+    card_path: where it tells which model it serves. photos: keys of the photographs that it is sent; none: all.
     """
 
     name: str
@@ -48,6 +48,11 @@ class Contender:
     folder: Path = ROOT
     settings: str = ""
     card_path: str = ""
+    photos: tuple[str, ...] = ()
+
+    def is_sent(self, photo: str) -> bool:
+        """Whether it is measured with this photograph."""
+        return not self.photos or photo in self.photos
 
 
 class RunningServer:

@@ -4,14 +4,13 @@
 
 Ours is the image itself, as the Docker engine tells it. The others are the base image with the packages that each
 server needs, as they are installed here, and the same model file (the old way: the weights); what building would add
-besides is left out. Writes sizes.json and sizes.svg to benchmarks/results.
+besides is left out. Which torch the old way has, and so how large it is, is found out and said. Writes sizes.json and
+sizes.svg to benchmarks/results.
 """
 
-import json
 import os
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,14 @@ if not __package__:  # run as a file: make the project importable, and this fold
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.charts import Bar, bar_chart
-from benchmarks.machine import EXPORT, ROOT, quiet_environment
+from benchmarks.machine import EXPORT, ROOT, describe_torch, packages_megabytes, torch_build
 from benchmarks.peer_catalogue import environment_of
+from benchmarks.records import Printed, add_output
+from benchmarks.report import origin
 from serve.command_line import ArgumentParser, printable_lines
 
 # What each server imports itself; what those need in turn is found out from their metadata.
+OLD_WAY_NAME = "old way"
 OLD_WAY = ("flask", "torch", "torchvision", "pillow")
 PEERS = {
     "litserve": ("litserve", "onnxruntime", "pillow"),
@@ -32,27 +34,6 @@ PEERS = {
     "mosec": ("mosec", "onnxruntime", "pillow"),
     "openvino": ("openvino", "pillow"),
 }
-# Runs in the environment that is measured; pip brings the one parser of requirements that is in all of them.
-_MEASURE = """
-import importlib.metadata as metadata, json, re, sys
-from pip._vendor.packaging.requirements import Requirement
-found, waiting = {}, list(sys.argv[1:])
-while waiting:
-    name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
-    if name in found:
-        continue
-    package = metadata.distribution(name)
-    found[name] = sum(file.locate().stat().st_size for file in package.files or () if file.locate().is_file())
-    for text in package.requires or ():
-        needed = Requirement(text)
-        if not needed.marker or needed.marker.evaluate({"extra": ""}):
-            try:
-                metadata.distribution(needed.name)
-            except metadata.PackageNotFoundError:
-                continue
-            waiting.append(needed.name)
-print(json.dumps(found))
-"""
 
 
 def main() -> int:
@@ -61,9 +42,17 @@ def main() -> int:
     parser.add_argument("--image", default="densenet-server", help="ours (default: %(default)s)")
     parser.add_argument("--base", default="python:3.11-slim", help="of the others (default: %(default)s)")
     parser.add_argument("--weights", type=Path, required=True, help="state dict that the old way serves")
-    parser.add_argument("--cpu-torch", type=Path, metavar="PYTHON", help="of an environment with torch's CPU build")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results", metavar="DIR")
+    parser.add_argument(
+        "--torch",
+        type=Path,
+        nargs="+",
+        default=[EXPORT],
+        metavar="PYTHON",
+        help="of environments with Flask and torch, such as one for each build of it (default: .venv/export's)",
+    )
+    add_output(parser)
     options = parser.parse_args()
+    printed = Printed("sizes", parser, options)
     try:
         ours, base = image_megabytes(options.image), image_megabytes(options.base)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -75,15 +64,13 @@ def main() -> int:
     for name, packages in PEERS.items():
         if environment_of(name).is_file():
             rows[name] = base + model + packages_megabytes(environment_of(name), packages)
-    if options.cpu_torch:
-        rows["old way, torch's CPU build"] = base + weights + packages_megabytes(options.cpu_torch, OLD_WAY)
-    rows["old way, torch as pip takes it"] = base + weights + packages_megabytes(EXPORT, OLD_WAY)
+    for python in options.torch:
+        name = f"{OLD_WAY_NAME}, {describe_torch(torch_build(python))}"
+        rows[name] = base + weights + packages_megabytes(python, OLD_WAY)
     for name, megabytes in rows.items():
-        print(f"{name:<32}{megabytes:>8.0f} MB{megabytes / ours:>8.1f} times")
-    report = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "base_mb": base, "megabytes": rows}
-    (options.output / "sizes.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.output / "sizes.svg").write_text(draw(report))
-    print(printable_lines(f"Written: sizes.json, sizes.svg in {options.output}"))
+        printed.say(f"{name:<42}{megabytes:>8.0f} MB{megabytes / ours:>8.1f} times")
+    figures = {"base": options.base, "base_mb": base, "megabytes": rows}
+    printed.write({"sizes.svg": draw({**printed.result, **figures})}, **figures)
     return 0
 
 
@@ -94,22 +81,14 @@ def image_megabytes(name: str) -> float:
     return int(done.stdout) / 1e6
 
 
-def packages_megabytes(python: Path, packages: tuple[str, ...]) -> float:
-    """Size of the installed files of these packages and of all that they need."""
-    command = [str(python), "-c", _MEASURE, *packages]
-    done = subprocess.run(command, env=quiet_environment(), capture_output=True, text=True, check=True)
-    sizes: dict[str, int] = json.loads(done.stdout)
-    return sum(sizes.values()) / 1e6
-
-
 def draw(report: dict[str, Any]) -> str:
     """The chart."""
     bars = [
         Bar(name, size, size, size, "ours" if name == "ours" else "old" if name.startswith("old") else "")
         for name, size in sorted(report["megabytes"].items(), key=lambda row: row[1])
     ]
-    others = f"{report['base_mb']:.0f} MB of python:3.11-slim, packages, model"
-    small_print = f"Ours: the image. Others: {others}. {report['date'][:10]}"
+    others = f"{report['base_mb']:.0f} MB of {report['base']}, packages, model"
+    small_print = f"Ours: the image. Others: {others}. {origin(report)}"
     return bar_chart("What has to be shipped to serve DenseNet-121", "MB", bars, small_print, note="MB, uncompressed")
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.load import percentile
+from benchmarks.load import percentiles
 from benchmarks.machine import ROOT, quiet_environment
 from benchmarks.processes import CpuWatch, Tree
 
@@ -55,13 +55,14 @@ class Worker:
         if given not in expect.split(","):
             raise WorkerFailed(f"{self.spec.name} gives {given}, where {expect} is right")
 
-    def measure(self, **question: Any) -> dict[str, float]:
-        """Have it work for a while; percentiles, images a second, and what others took of the CPUs meanwhile."""
+    def measure(self, **question: Any) -> dict[str, Any]:
+        """Have it work for a while; times, images a second, and what others took of the CPUs meanwhile."""
         watch = CpuWatch(Tree(self._process.pid))
         answer = self._ask(**question)
         times = answer["ms"]
         return {
-            **{f"p{percent}_ms": percentile(times, percent) for percent in (50, 90, 99)},
+            **percentiles(times),
+            "ms": times,
             "images_per_s": len(times) / answer["seconds"],
             "others_cpu_share": watch.others_share(),
         }

@@ -2,9 +2,8 @@
 
 No error leaves this module.
 
-Left to itself glibc gives the buffers of each decoded picture back to the system and asks for them again for the next:
-about 500 page faults a picture, which took a third of decoding and preprocessing where it was measured. And it makes an
-arena for each thread, which keep what they once held.
+Left to itself glibc gives the buffers of each decoded picture back to the system and asks for them again for the next,
+which costs page faults. And it makes an arena for each thread, which keep what they once held.
 """
 
 import ctypes

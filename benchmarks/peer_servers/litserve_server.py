@@ -33,6 +33,5 @@ if __name__ == "__main__":
         accelerator="cpu",
         workers_per_device=int(os.environ["PEER_WORKERS"]),
         timeout=60,
-        fast_queue=os.environ.get("PEER_FAST_QUEUE") == "1",
     )
     server.run(host="127.0.0.1", port=int(os.environ["PEER_PORT"]), generate_client_file=False, log_level="warning")

@@ -1,7 +1,8 @@
 """Encoded JPEG → the model's input, and logits → ImageNet id: what every peer's server does around its model.
 
-Pillow and numpy, equal to torchvision's `Resize(256), CenterCrop(224), ToTensor, Normalize`. Nothing of `serve/` is
-used here: a peer's user would not have it, and so it is also an independent check of the server's answers.
+Pillow and numpy, equal to torchvision's `Resize(256), CenterCrop(224), ToTensor, Normalize`, of JPEGs decoded in full.
+With PEER_DRAFT=1 Pillow decodes them to no less than twice the size they are resized to, as our server does. Nothing of
+`serve/` is used here: a peer's user would not have it, and so it is also an independent check of the server's answers.
 """
 
 import io
@@ -28,9 +29,12 @@ def load_labels() -> Labels:
     return labels
 
 
-def preprocess(picture: bytes | bytearray | Image.Image) -> Any:
+def preprocess(picture: bytes | bytearray | Image.Image, draft: bool | None = None) -> Any:
     """Encoded picture, or one that a server's own codec has opened → FP32 `[1, 3, 224, 224]`, normalised."""
-    image = (Image.open(io.BytesIO(picture)) if isinstance(picture, bytes | bytearray) else picture).convert("RGB")
+    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes | bytearray) else picture
+    if draft or (draft is None and os.environ.get("PEER_DRAFT") == "1"):
+        image.draft("RGB", (2 * _RESIZE, 2 * _RESIZE))
+    image = image.convert("RGB")
     width, height = image.size
     shorter = min(width, height)
     size = (int(_RESIZE * width / shorter), int(_RESIZE * height / shorter))

@@ -33,10 +33,11 @@ def server(one: float, rate: float, start: float = 1.0, **more: Any) -> dict[str
 
 def result(servers: dict[str, Any], vnni: bool = True, cpu: str = "Test CPU") -> dict[str, Any]:
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "latency",
         "date": "2026-01-02T03:04:05+00:00",
         "revision": "abc1234",
+        "tree": "clean",
         "seconds": 1.0,
         "machine": {"cpu": cpu, "usable_cpus": 2, "vnni": vnni},
         "photos": {"photo": {"bytes": 112525, "width": 640, "height": 427}},

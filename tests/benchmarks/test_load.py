@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import Load, percentile, run_load
+from benchmarks.load import Load, percentile, percentiles, run_load
 from benchmarks.wire import BrokenAnswer, Connection, build_request
 from tests.benchmarks.scripted_server import RIGHT, WRONG, always, answering
 
@@ -27,7 +27,8 @@ def test_right_answers_are_counted_and_timed() -> None:
         result = run_load(short(url, clients=3))
     assert 0 < result["images"] <= len(received)
     assert (result["errors"], result["wrong"]) == (0, 0)
-    assert 0 < result["p50_ms"] <= result["p90_ms"] <= result["p99_ms"] < 1000
+    assert 0 < result["p50_ms"] <= max(result["ms"])
+    assert len(result["ms"]) == result["images"]
     assert result["images_per_s"] == pytest.approx(result["images"] / result["seconds"], rel=0.01)
     assert 0 < result["load_cpu_share"] < 4
 
@@ -68,7 +69,7 @@ def test_a_server_that_is_not_there_is_an_error_within_bounded_time() -> None:
         taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
         began = time.monotonic()
         result = run_load(short(f"http://127.0.0.1:{taken.getsockname()[1]}/upload"))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert result["images"] == 0
     assert result["errors"] > 0
 
@@ -80,7 +81,7 @@ def test_a_server_that_never_answers_costs_no_more_than_the_patience_and_the_tim
         began = time.monotonic()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/upload"
         result = run_load(short(url, patience=0.2, timeout=0.5))
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
     assert result["images"] == 0
 
 
@@ -98,9 +99,53 @@ def test_the_clock_waits_for_a_slow_clients_second_answer() -> None:
 
     with answering(slow) as (url, _):
         result = run_load(short(url, clients=2, seconds=0.05))
-    assert result["seconds"] > 0.2
-    assert result["images"] == 2
+    assert result["images"] >= 2
     assert result["p50_ms"] > 390
+
+
+def test_answers_before_the_clock_starts_are_not_counted() -> None:
+    with answering(always(RIGHT)) as (url, received):
+        alone = run_load(short(url))
+        before = len(received)
+        crowd = run_load(short(url, clients=5))
+    assert alone["images"] <= before - 3
+    assert crowd["images"] <= len(received) - before - 5
+
+
+def test_a_rate_is_that_of_whole_answers() -> None:
+    """One in 0.4 s: two in a window of one second would be a rate of 2, three one of 3."""
+
+    def slow(number: int) -> tuple[int, dict[str, str], bytes]:
+        time.sleep(0.4)
+        return 200, {}, RIGHT
+
+    with answering(slow) as (url, _):
+        result = run_load(short(url, seconds=1.0))
+    mean = sum(result["ms"]) / len(result["ms"]) / 1000
+    assert result["images_per_s"] == pytest.approx(1 / mean, rel=0.1)
+
+
+def test_it_lasts_until_there_are_as_many_answers_as_are_asked_for() -> None:
+    with answering(always(RIGHT)) as (url, _):
+        result = run_load(short(url, seconds=0.01, least=40, patience=60.0))
+    assert result["images"] >= 40
+
+
+def test_answers_that_will_not_come_are_not_waited_for() -> None:
+    began = time.monotonic()
+    with answering(lambda number: (200, {}, RIGHT) if number < 5 else (500, {}, b"")) as (url, _):
+        run_load(short(url, seconds=0.01, least=40, patience=60.0))
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("count", "told"), [(9, {"p50_ms"}), (99, {"p50_ms", "p90_ms"})])
+def test_too_few_answers_have_no_high_percentile(count: int, told: set[str]) -> None:
+    found = percentiles([float(number) for number in range(count)])
+    assert {name for name, value in found.items() if value is not None} == told
+
+
+def test_a_hundred_answers_have_a_p99_that_is_not_their_maximum() -> None:
+    assert percentiles([float(number) for number in range(1, 101)]) == {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99}
 
 
 def test_stages_are_medians_of_server_timing() -> None:

@@ -1,5 +1,7 @@
 """What people see of a result: tables, what moved since another, charts."""
 
+import re
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -7,11 +9,14 @@ import pytest
 from benchmarks.charts import Bar, Stack, bar_chart, stack_chart
 from benchmarks.comparison import compare
 from benchmarks.installed import LOOP, OLD_WAY, OURS
+from benchmarks.load import percentiles
 from benchmarks.plots import draw
-from benchmarks.report import aligned, tables
+from benchmarks.report import aligned, origin, reservations, starts, tables
 from benchmarks.rounds import spread, summarise
 from benchmarks.targets import judge
-from tests.benchmarks.results import result, server
+from tests.benchmarks.results import figures, result, server
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_tables_name_the_cpu_every_server_and_every_target() -> None:
@@ -31,6 +36,43 @@ def test_a_missed_target_says_no_and_an_unmeasured_one_says_so() -> None:
     [unmeasured] = [line for line in lines if "best peer, int8" in line and "p50" in line]
     assert missed.endswith("NO")
     assert "not measured" in unmeasured
+
+
+def test_memory_is_rss_of_one_process_and_pss_of_several() -> None:
+    one, several = server(15, 60), server(15, 60)
+    one["idle_mb"], one["loaded_mb"] = ({"rss": mb, "pss": mb - 100, "processes": 1} for mb in (210.0, 230.0))
+    several["idle_mb"], several["loaded_mb"] = ({"rss": mb, "pss": mb - 100, "processes": 3} for mb in (510.0, 530.0))
+    lines = starts(result({OURS: one, "mosec b, int8": several})).splitlines()
+    assert [line.split()[-3:] for line in lines[1:3]] == [["210", "230", "1"], ["410", "430", "3"]]
+
+
+def test_a_clean_full_result_without_failures_has_no_reservations() -> None:
+    measured = result({OURS: server(15, 60)})
+    assert reservations(measured) == []
+    assert origin(measured) == "Test CPU, 2 usable CPUs, with VNNI; 2026-01-02; abc1234"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tree": "dirty"}, "files differed from that commit"),
+        ({"tree": "unknown"}, "the commit was not recorded"),
+        ({"shortened": ["--scale 0.5", "--starts 2"]}, "measured with --scale 0.5 --starts 2"),
+        ({"reservations": ["taken over"]}, "taken over"),
+        ({"servers": {OURS: {"clients": {"1": {**figures(15, 60), "wrong": 2}}}}}, "2 errors and wrong answers"),
+        ({"servers": {f"{OURS}, fp32": {"clients": {"1": {**figures(1, 6), "errors": 1}}}}}, "1 errors and wrong"),
+    ],
+)
+def test_what_is_wrong_with_a_result_is_said_where_it_is_from(change: dict[str, Any], said: str) -> None:
+    measured = {**result({}), **change}
+    assert said in "".join(reservations(measured))
+    assert f" – but {said}" in origin(measured)
+    assert any(said in " ".join(texts_of(svg)) for svg in draw(measured).values())
+
+
+def test_the_old_ways_torch_is_said_where_a_result_is_from() -> None:
+    measured = {**result({}), "baseline": {"torch": "2.14.1+cpu", "cuda": None, "megabytes": 700.0}}
+    assert "old way: torch 2.14.1, CPU build" in origin(measured)
 
 
 def test_a_machine_that_was_not_quiet_is_told() -> None:
@@ -62,6 +104,26 @@ def test_rounds_become_medians_with_their_least_and_greatest() -> None:
     assert figures["p99_to_p50"]["median"] == 2
     assert (figures["images"], figures["errors"], figures["failures"]) == (6, 3, {"x": 3})
     assert "beyond_ms" not in figures
+
+
+def cell(times: list[float], **more: Any) -> dict[str, Any]:
+    return {**percentiles(times), "ms": times, "images_per_s": 1.0, "images": 1, "errors": 0, "wrong": 0, **more}
+
+
+def test_a_percentile_that_rounds_are_too_short_for_is_that_of_all_their_answers() -> None:
+    figures = summarise([cell([float(number)] * 50) for number in (1, 2, 3)])
+    assert figures["p50_ms"]["rounds"] == [1, 2, 3]
+    assert figures["p99_ms"] == spread([3])
+    assert "p99_to_p50" not in figures
+
+
+def test_a_percentile_that_all_rounds_are_too_short_for_is_none() -> None:
+    figures = summarise([cell([1.0] * 20), cell([2.0] * 20)])
+    assert figures["p90_ms"]["rounds"] == [1, 2]
+    assert "p99_ms" not in figures
+    text = tables(result({OURS: {"clients": {"1": {**figures, "images_per_s": spread([1])}}}}))
+    [line] = [line for line in text.splitlines() if line.startswith("ours")]
+    assert line.split()[:6] == ["ours", "1", "1.5", "(1.0–2.0)", "1.5", "–"]
 
 
 def test_a_round_without_one_right_answer_gives_no_times() -> None:
@@ -133,6 +195,81 @@ def test_every_chart_of_a_result_is_well_formed_and_names_the_cpu() -> None:
         assert any("Test CPU" in (text or "") for text in texts)
         assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
         assert "prefers-color-scheme: dark" in svg
+
+
+def texts_of(svg: str) -> list[str]:
+    return [text.text or "" for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def bars_of(svg: str) -> dict[str, tuple[float, float, float, str]]:
+    """What a reader sees of a chart: label → length of the bar, ends of the line on it, the value beside it."""
+    root = ElementTree.fromstring(svg)
+    labels = [text for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "end"]
+    bars = [bar for bar in root.iter(f"{SVG}rect") if (bar.get("class") or "").startswith("bar")]
+    lines = [line for line in root.iter(f"{SVG}path") if line.get("class") == "spread"]
+    values = [text for text in root.iter(f"{SVG}text") if not text.get("text-anchor") and not text.get("class")]
+    found = {}
+    for label, bar, line, value in zip(labels, bars, lines, values, strict=True):
+        start = float(bar.attrib["x"])
+        low, high = re.match(r"M([\d.]+) [\d.]+H([\d.]+)", line.attrib["d"]).groups()  # type: ignore[union-attr]
+        length = float(bar.attrib["width"])
+        found[label.text or ""] = (length, float(low) - start, float(high) - start, value.text or "")
+    return found
+
+
+@pytest.mark.parametrize(("chart", "unit"), [("latency-one-client.svg", "ms"), ("latency-throughput.svg", "images/s")])
+def test_a_bar_is_as_long_as_the_median_and_its_line_goes_from_the_least_to_the_greatest(chart: str, unit: str) -> None:
+    ours, old = server(10, 60), server(100, 10)
+    rounds = {OURS: [20.0, 50.0, 10.0], OLD_WAY: [90.0, 80.0, 40.0]}
+    for name, entry in ((OURS, ours), (OLD_WAY, old)):
+        entry["clients"]["1"]["p50_ms"] = entry["clients"]["16"]["images_per_s"] = spread(rounds[name])
+    bars = bars_of(draw(result({OURS: ours, OLD_WAY: old}))[chart])
+    scale = bars[OLD_WAY][0] / 80
+    assert bars[OURS][:3] == pytest.approx((20 * scale, 10 * scale, 50 * scale), abs=0.2)
+    assert bars[OLD_WAY][:3] == pytest.approx((80 * scale, 40 * scale, 90 * scale), abs=0.2)
+    assert (bars[OURS][3], bars[OLD_WAY][3]) == (f"20.0 {unit}", f"80.0 {unit}")
+    assert list(bars) == ([OURS, OLD_WAY] if unit == "ms" else [OLD_WAY, OURS])  # the best comes first
+
+
+def test_an_engines_bar_is_its_median_too() -> None:
+    measured = result({})
+    measured["engines"] = {"int8": {"1": {"p50_ms": spread([30, 10, 20])}, "2": {"p50_ms": spread([5, 10, 40])}}}
+    bars = bars_of(draw(measured)["latency-engines.svg"])
+    assert [bars[name][3] for name in ("int8, 1 thread", "int8, 2 threads")] == ["20.0 ms", "10.0 ms"]
+    assert bars["int8, 1 thread"][0] == pytest.approx(2 * bars["int8, 2 threads"][0], abs=0.2)
+
+
+def test_a_stack_is_made_of_the_medians_of_its_stages_and_ends_at_what_the_client_sees() -> None:
+    ours = server(20, 60)
+    ours["clients"]["1"]["stages_ms"] = {"decode": spread([2, 8, 4]), "infer": spread([11, 10, 15])}
+    root = ElementTree.fromstring(draw(result({OURS: ours}))["latency-stages.svg"])
+    titled = [part for part in root.iter(f"{SVG}rect") if list(part)]
+    assert [part[0].text for part in titled] == ["decode 4.00 ms", "infer 11.0 ms", "rest 5.00 ms"]
+    widths = [float(part.attrib["width"]) for part in titled]
+    assert [width / sum(widths) for width in widths] == pytest.approx([0.2, 0.55, 0.25], abs=0.01)
+
+
+def test_charts_of_large_pictures_say_that_they_are_decoded_in_two_ways() -> None:
+    large = {"large 1": figures(40, 25), "large 16": figures(300, 50)}
+    measured = result({OURS: server(10, 60, **large), "mosec a, int8, draft": {"clients": large}})
+    measured["photos"]["large"] = {"bytes": 3_500_000, "width": 4000, "height": 3000}
+    charts = draw(measured)
+    for chart in ("latency-large-one-client.svg", "latency-large-throughput.svg"):
+        assert any(
+            "'draft' decode at a reduced scale, 'exact' and the others in full" in text
+            for text in texts_of(charts[chart])
+        )
+        assert {"ours", "mosec a, int8, draft"} <= set(texts_of(charts[chart]))
+    assert not any("draft" in text for text in texts_of(charts["latency-one-client.svg"]))
+
+
+def test_small_print_goes_over_several_lines_where_one_is_too_short() -> None:
+    words = " ".join(f"word{number}" for number in range(60))
+    root = ElementTree.fromstring(bar_chart("title", "ms", [Bar("a", 1, 1, 1)], words))
+    small = [text for text in root.iter(f"{SVG}text") if text.get("class") == "small" and "word" in (text.text or "")]
+    assert " ".join(text.text or "" for text in small) == words
+    assert len({text.attrib["y"] for text in small}) == len(small) > 1
+    assert all(float(text.attrib["y"]) < float(root.attrib["height"]) for text in small)
 
 
 def test_labels_with_special_characters_stay_text() -> None:

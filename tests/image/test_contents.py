@@ -21,8 +21,6 @@ from tests.image.engine import ROOT, Image, docker
 # With DenseNet-121 in int8; bytes.
 MOST_BYTES = 145_000_000
 MOST_COMPRESSED = 56_000_000
-# Measured on the server this one replaces: torch's CPU build, and the default one with CUDA. MB, plain and gzipped.
-OLD_WAY = {"Flask and torch, CPU build": (1000, 303), "Flask and torch, default build": (6000, 3100)}
 COMPONENTS = {
     "model": r"app/models/",
     "server and labels": r"app/",
@@ -49,10 +47,6 @@ def test_it_is_within_its_size(image: Image) -> None:
     lines = [f"{name:<32}{size / 1e6:8.1f}" for name, size in sizes.items()]
     lines += [f"{'all, and gzipped':<32}{image.size / 1e6:8.1f}{image.compressed / 1e6:8.1f}"]
     lines += [f"{'bound':<32}{MOST_BYTES / 1e6:8.1f}{MOST_COMPRESSED / 1e6:8.1f}"]
-    lines += [
-        f"{old:<32}{mb:8}{mb_gzip:8}   {mb * 1e6 / image.size:.0f} and {mb_gzip * 1e6 / image.compressed:.0f} times"
-        for old, (mb, mb_gzip) in OLD_WAY.items()
-    ]
     TABLE["size, MB"] = lines
     assert image.size <= MOST_BYTES
     assert image.compressed <= MOST_COMPRESSED

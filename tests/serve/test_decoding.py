@@ -109,19 +109,26 @@ def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:
             prepared(data, reduced)
 
 
-def test_twelve_megapixels_take_at_most_a_fifth_of_the_time() -> None:
-    """In a file of 1 MB: its bytes are read in full at any scale, so that a larger file gains less."""
-    data = jpeg(photograph(4000, 3000), quality=30)
-    assert 900_000 < len(data) < 1_100_000
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for rounds in range(20):  # the least of each is what it takes, once neither was disturbed
-        for reduced, taken in times.items():
-            started = time.process_time()
-            prepared(data, reduced)
-            taken.append(time.process_time() - started)
-        if rounds >= 4 and min(times[True]) <= 0.2 * min(times[False]):
-            break
-    assert min(times[True]) <= 0.2 * min(times[False])
+@pytest.mark.parametrize(
+    ("size", "decoded"), [((4000, 3000), (1000, 750)), ((2200, 1100), (1100, 550)), ((1023, 4000), (1023, 4000))]
+)
+def test_a_large_jpeg_is_decoded_to_no_more_pixels_than_it_takes(
+    size: tuple[int, int], decoded: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What that saves is measured by benchmarks/decoding.py."""
+    sizes: list[tuple[int, int]] = []
+    convert = Image.Image.convert
+
+    def noting(image: Image.Image, *arguments: object) -> Image.Image:
+        converted = convert(image, *arguments)  # type: ignore[arg-type]
+        sizes.append(converted.size)
+        return converted
+
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "JPEG")
+    monkeypatch.setattr(Image.Image, "convert", noting)
+    prepared(buffer.getvalue(), reduced=True)
+    assert sizes == [decoded]
 
 
 def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:

@@ -1,0 +1,161 @@
+"""Figures in the documents are those of the results' files, and what is wrong with those is said beside them."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import documents, queueing
+from benchmarks.documents import BLOCKS, DOCUMENTS, block, filled_in, read, refresh
+from benchmarks.installed import LOOP, OLD_WAY, OURS
+from benchmarks.machine import RESULTS, ROOT
+from benchmarks.plots import draw
+from benchmarks.report import reservations
+from benchmarks.sizes import draw as draw_sizes
+from benchmarks.targets import judge
+from tests.benchmarks.results import figures, result, server
+
+MARK = re.compile(r"<!-- figures: (.+?) -->$", re.MULTILINE)
+SOURCES = {
+    "targets": ("latency", "peers"),
+    "latency": ("latency",),
+    "sizing": ("latency",),
+    "peers": ("peers",),
+    "large": ("peers",),
+}
+COMMANDS = ("accuracy", "arrangements", "decoding", "event_loop", "folder", "queueing", "worker_processes")
+
+
+def images_per_s(latency: dict[str, Any]) -> float:
+    return latency["servers"][OURS]["clients"]["16"]["images_per_s"]["median"]
+
+
+def cpu_ms(latency: dict[str, Any]) -> str:
+    return f"{1000 * latency['machine']['usable_cpus'] / images_per_s(latency):.0f}"
+
+
+# Sentences that carry a figure of latency.json.
+SENTENCES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
+    ("docs/scaling.md", lambda r: f"All of it from {images_per_s(r):.0f} images a second on two CPUs (112-KB JPEGs,"),
+    ("docs/scaling.md", lambda r: f"16 clients), {r['servers'][OURS]['loaded_mb']['rss']:.0f} MB of memory,"),
+    ("docs/scaling.md", lambda r: f"replicas with two CPUs at {cpu_ms(r)} ms a picture"),
+    ("docs/scaling.md", lambda r: f"DenseNet-121 in int8 takes {cpu_ms(r)} ms of a CPU"),
+    ("docs/kubernetes.md", lambda r: f"on two CPUs at {images_per_s(r):.0f} pictures a second"),
+    ("docs/serving.md", lambda r: f"is {r['servers'][OURS]['idle_mb']['rss']:.0f} MB after the first answer"),
+    ("docs/serving.md", lambda r: f"and {r['servers'][OURS]['loaded_mb']['rss']:.0f} MB after 64 clients"),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_block_is_what_the_results_say(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    assert filled_in(text) == text, "python benchmarks/documents.py writes the blocks anew"
+    marks = MARK.findall(text)
+    assert set(marks) <= {*BLOCKS, *COMMANDS}
+    assert len(marks) == len(re.findall("^<!-- end -->$", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("document", "sentence"), SENTENCES, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_sentence_with_a_figure_is_what_the_results_say(
+    document: str, sentence: Callable[[dict[str, Any]], str]
+) -> None:
+    words = " ".join((ROOT / document).read_text(encoding="utf-8").split())
+    assert sentence(read("latency")) in words
+
+
+def test_every_result_is_shown_in_a_document() -> None:
+    shown = {mark for document in DOCUMENTS for mark in MARK.findall(document.read_text(encoding="utf-8"))}
+    kinds = {path.stem for path in RESULTS.glob("*.json")} - {"latency", "peers"}
+    assert kinds <= shown
+    assert {"targets", "large"} <= shown
+
+
+@pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
+def test_a_result_is_of_a_commit_and_measured_in_full_or_its_blocks_say_what_it_is(kind: str) -> None:
+    """Those of earlier versions (schema 1) are not; the commands write no other any more."""
+    doubts = reservations(read(kind))
+    assert doubts == [] or read(kind)["schema"] == 1
+    for name in [name for name, kinds in SOURCES.items() if kind in kinds] or [kind]:
+        assert all(doubt in block(name) for doubt in doubts)
+
+
+@pytest.mark.parametrize("kind", ["latency", "peers"])
+def test_targets_and_charts_are_those_of_the_figures(kind: str) -> None:
+    measured = read(kind)
+    assert judge(measured) == measured["targets"]
+    for name, svg in draw(measured).items():
+        assert (RESULTS / name).read_text(encoding="utf-8") == svg
+
+
+def test_the_chart_of_sizes_is_that_of_the_figures() -> None:
+    assert (RESULTS / "sizes.svg").read_text(encoding="utf-8") == draw_sizes(read("sizes"))
+
+
+def test_the_simulation_goes_by_the_rate_that_was_measured_last() -> None:
+    assert read("queueing")["service_seconds"] == queueing.SERVICE_SECONDS
+
+
+def test_a_run_of_latency_takes_less_than_five_minutes_as_it_says() -> None:
+    assert read("latency")["seconds"] < 300
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    large = {"large 1": figures(40, 25), "large 16": figures(300, 50)}
+    latency = {**result({OURS: server(15, 60), OLD_WAY: server(150, 10)}), "command": "python latency.py"}
+    peers = result({OURS: server(15, 60, **large), "mosec a, int8": server(10, 40, **large), LOOP: server(1, 100)})
+    made = {"latency": latency, "peers": {**peers, "kind": "peers", "command": "python peers.py"}}
+    for measured in made.values():
+        measured["targets"] = judge(measured)
+    monkeypatch.setattr(documents, "read", lambda kind: made[kind])
+    return made
+
+
+def test_a_missed_target_is_told_with_its_figure_beside_one_that_is_met(made_up: dict[str, Any]) -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block("targets").splitlines() if "|" in line]
+    found = {name: cells for name, *cells in rows}
+    assert found["target"] == ["limit", "`latency.py`", "`peers.py`"]
+    assert found["p50, 1 client, against the old way"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "–"]
+    best = found["p50, 1 client, against the best peer, int8"]
+    assert best == ["≤ 1", "–", "**missed**: 1.500 (1.500–1.500), mosec a, int8"]
+    assert len(rows) == 2 + len(made_up["peers"]["targets"])
+
+
+def test_a_block_says_which_run_it_is_from_and_what_is_wrong_with_it(made_up: dict[str, Any]) -> None:
+    assert block("latency").endswith("`python latency.py`: Test CPU, 2 usable CPUs, with VNNI; 2026-01-02; abc1234\n")
+    made_up["latency"]["tree"] = "dirty"
+    for name in ("latency", "targets", "sizing"):
+        assert "abc1234 – but files differed from that commit" in block(name)
+
+
+def test_the_blocks_show_medians_of_who_they_name(made_up: dict[str, Any]) -> None:
+    assert re.search(r"^ours +1 +15\.0 \(15\.0–15\.0\)", block("latency"), re.MULTILINE)
+    assert re.search(r"^old way +16 .* 10\.0 \(10\.0–10\.0\)$", block("latency"), re.MULTILINE)
+    assert re.search(r"^mosec a, int8 +40\.0 \(40\.0–40\.0\) +50\.0 \(50\.0–50\.0\)$", block("large"), re.MULTILINE)
+    assert re.search(r"^mosec a, int8 +10\.0 \(10\.0–10\.0\) +40\.0 \(40\.0–40\.0\)$", block("peers"), re.MULTILINE)
+
+
+def test_what_two_loads_take_follows_from_the_rate(made_up: dict[str, Any]) -> None:
+    """60 a second on two CPUs: a thousand are 33.3 CPUs at work, 47.6 with 70 % in use."""
+    text = block("sizing")
+    assert "| CPUs at work; with 70% in use | 34; 48 | 386; 552 |" in text
+    assert "| replicas of two CPUs | 24 | 276 |" in text
+    assert "| network in; out | 0.9 Gbit/s; 4 MB/s | 10.4 Gbit/s; 46 MB/s |" in text
+    assert "| $46, or 53 cents a million | $530, or 53 cents a million |" in text
+
+
+def test_refreshing_changes_blocks_and_nothing_else(made_up: dict[str, Any], tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- figures: latency -->\nold\n<!-- end -->\nafter\n")
+    assert refresh([document]) == ["README.md"]
+    text = document.read_text()
+    assert text.startswith("before\n<!-- figures: latency -->\n```\nserver ")
+    assert text.endswith("\n<!-- end -->\nafter\n")
+    assert "old\n" not in text
+    assert refresh([document]) == []
+
+
+def test_a_command_without_a_result_is_named() -> None:
+    assert block("no_such") == "`python benchmarks/no_such.py` prints this; the project has no result of it yet.\n"
