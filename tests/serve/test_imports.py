@@ -16,7 +16,8 @@ SERVE = ROOT / "serve"
 MAY_IMPORT = {
     "__init__": set(),
     "errors": set(),
-    "log": set(),
+    "printable": set(),
+    "log": {"printable"},
     "cpus": set(),
     "memory": set(),
     "values": set(),
