@@ -15,10 +15,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from serve import workers
 from serve.config import ROOT
-from serve.errors import StartError
-from serve.workers import counting_together, share
+from serve.workers import share
 from tests.hostile.client import megabytes
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -198,10 +196,3 @@ def test_a_folder_that_others_count_in_is_left_alone(tmp_path: Path, cat: bytes,
             assert metric(server, UPLOADS) == 1
             assert metric(server, "process_resident_memory_bytes") > 1e6
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_system_without_a_folder_to_count_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_SHARED_MEMORY", "/nonexistent")
-    monkeypatch.setattr(workers.tempfile, "tempdir", "/nonexistent")
-    with pytest.raises(StartError, match="mount a tmpfs at /tmp, or serve with --workers 1"), counting_together():
-        pass
