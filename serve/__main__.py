@@ -47,6 +47,8 @@ log = logging.getLogger("serve")
 def main() -> int:
     """Run the command; the process's exit status. A server ends the process by itself."""
     settle_allocator()
+    # numpy's, which has nothing to do here; where no thread is left it would send this process a SIGINT.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if not command or command.startswith("-"):
         never_block()

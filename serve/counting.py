@@ -64,7 +64,7 @@ def counting_together(workers: int) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ[_FOLDER]
+        count_alone()
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
 

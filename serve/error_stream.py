@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import signal
+import stat
 import sys
 import threading
 import time
@@ -132,6 +133,11 @@ class ErrorStream(io.TextIOBase):
 
 def never_block() -> ErrorStream:
     """Put an `ErrorStream` in the place of standard error for as long as this process lives."""
+    with suppress(OSError):  # where a pipe may not be opened anew, only what is no Python can still wait for its reader
+        if stat.S_ISFIFO(os.fstat(_DESCRIPTOR).st_mode):
+            own = os.open(f"/proc/self/fd/{_DESCRIPTOR}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.dup2(own, _DESCRIPTOR)  # for this process alone, where O_NONBLOCK itself is for all who share a pipe
+            os.close(own)
     stream = ErrorStream(_DESCRIPTOR, sys.stderr.encoding)
     sys.stderr = stream
     atexit.register(stream.drain)

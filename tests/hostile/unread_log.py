@@ -1,4 +1,4 @@
-"""A server whose standard error is a pipe that nobody reads: as full as it will ever be after some two hundred requests."""
+"""A server whose standard error is a pipe that nobody reads, and so is full after a few requests."""
 
 import fcntl
 import http.client
@@ -18,7 +18,7 @@ from tests.server_process import ROOT, START_SECONDS
 from tests.tiny_model import PATH as TINY_MODEL
 
 GRACE_SECONDS = 5
-# What Linux gives a pipe that is not asked for more, in pages: the smallest there is.
+# The smallest pipe that Linux makes.
 PIPE_BYTES = 4096
 DROPPED = "serve_log_lines_dropped_total"
 SAID = re.compile(r"(\d+) lines of this log were dropped")
@@ -99,7 +99,7 @@ def unread_server(*flags: str, code: str = "") -> Iterator[UnreadServer]:
 
 
 def unread_log(requests: int) -> list[str]:
-    """What was wrong with so many requests and the end, alone and with workers; and with what is said of what is lost."""
+    """What was wrong with so many requests and the end, alone and with workers, and with what is said of lost lines."""
     wrong = []
     for workers in ("1", "2"):
         with unread_server("--workers", workers) as server:

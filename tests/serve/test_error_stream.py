@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -137,8 +138,8 @@ def test_signals_are_left_to_the_main_thread(pipe: tuple[int, int]) -> None:
     stream.write("a line\n")
     stream.drain(20)
     thread = next(each for each in reversed(threading.enumerate()) if each.name == "stderr")
-    with open(f"/proc/self/task/{thread.native_id}/status") as status:
-        blocked = next(int(line.split()[1], 16) for line in status if line.startswith("SigBlk"))
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    blocked = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk"))
     assert blocked & 1 << signal.SIGTERM - 1
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 

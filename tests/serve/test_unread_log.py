@@ -1,5 +1,6 @@
 """The real process, whose standard error nobody reads: it answers, passes signals on and ends as ever."""
 
+import http.client
 import os
 import signal
 import socket
@@ -53,6 +54,26 @@ def test_a_worker_that_does_not_end_is_killed_before_that_is_said() -> None:
         assert server.get(600) == [200] * 600
         os.kill(server.workers()[0], signal.SIGSTOP)
         assert server.end()[0] == 1
+
+
+# What ends a process out of Python's reach writes why by itself.
+CRASHING = """
+import ctypes, runpy, sys
+import serve.handlers
+async def crash(self, request):
+    ctypes.pythonapi.Py_FatalError(b"as a library may")
+serve.handlers.Server.docs = crash
+sys.argv[0] = "serve"
+runpy.run_module("serve", run_name="__main__")
+"""
+
+
+def test_a_crash_is_one_all_the_same() -> None:
+    with unread_server(code=CRASHING) as server:
+        assert server.get(100) == [200] * 100
+        with pytest.raises((OSError, http.client.HTTPException)):
+            server.get(1, "/docs")
+        assert server.process.wait(20) == -signal.SIGABRT
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
