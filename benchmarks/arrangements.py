@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import onnxruntime as ort
 
 from serve.cpus import cpu_budget
+from serve.printable import printable
 
 _ROUNDS: Final = 7
 _LONE: Final = 20
@@ -48,7 +49,7 @@ def main() -> int:
             alone[name].append(milliseconds(lone))
             loaded[name].append(rate(shared, cpus))
     best_alone, best_loaded = statistics.median(alone[next(iter(alone))]), statistics.median(loaded[next(iter(loaded))])
-    print(f"{path.name}, {cpus} CPUs, medians of {_ROUNDS} rounds")
+    print(printable(f"{path.name}, {cpus} CPUs, medians of {_ROUNDS} rounds"))
     for name in arrangements:
         ms, per_second = statistics.median(alone[name]), statistics.median(loaded[name])
         print(

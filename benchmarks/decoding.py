@@ -7,7 +7,6 @@ cut at full resolution and saved at quality 92, so that there is real detail to 
 only the resizing differs. Enlarged pictures would prove nothing: they have no detail.
 """
 
-import argparse
 import io
 import os
 import random
@@ -27,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 from PIL import Image
 
 from serve.classifier import Classifier, load_classifier
+from serve.command_line import ArgumentParser, one_line
 from serve.config import Config
 from serve.memory import settle_allocator
 
@@ -37,7 +37,7 @@ _NEAR_TIE: Final = 0.1  # between the two most probable classes
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="benchmarks/decoding.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="benchmarks/decoding.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of large photographs")
     parser.add_argument("--crops", type=int, default=0, metavar="N", help="crops to cut from each as well")
     parser.add_argument("--model", default="auto", help="as of python -m serve")
@@ -46,13 +46,13 @@ def main() -> int:
     exact, fast = (load_classifier(Config(model=options.model, decode=decode)) for decode in ("exact", "fast"))
     pictures = list(jpegs(options.photos, options.crops))
     if not pictures:
-        print(f"{options.photos}: no JPEG in it", file=sys.stderr)
+        print(one_line(f"{options.photos}: no JPEG in it"), file=sys.stderr)
         return 2
     large = [picture for picture in pictures if min(picture[0]) >= _LEAST_SIDE]
     small = [picture for picture in pictures if min(picture[0]) < _LEAST_SIDE]
     for what, some in (("decoded at a reduced scale", large), ("decoded in full", small)):
         if some:
-            print(f"{exact.model.name} ({exact.model.card['variant']}), {len(some)} pictures {what}")
+            print(one_line(f"{exact.model.name} ({exact.model.card['variant']}), {len(some)} pictures {what}"))
             compare(exact, fast, some)
     return 0
 

@@ -28,6 +28,7 @@ from benchmarks.progress import Progress
 from benchmarks.report import tables
 from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_servers
 from benchmarks.targets import judge
+from serve.command_line import ArgumentParser, printable_lines
 
 _PHOTO: Final = ROOT / "tests/data/photos/rocket.jpg"
 _RESULTS: Final = ROOT / "benchmarks/results"
@@ -51,17 +52,17 @@ def run_command(name: str, parser: argparse.ArgumentParser, run: Callable[[argpa
     try:
         olds = [read_result(path) for path in options.compare or []]
         if len(olds) == 2:
-            print(compare(*olds))
+            print(printable_lines(compare(*olds)))
             return 0
         result = run(options)
     except (CannotMeasure, LoadFailed) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable_lines(f"{name}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     publish(result, options.output)
     if olds:
-        print(compare(olds[0], result))
+        print(printable_lines(compare(olds[0], result)))
     return 0
 
 
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure everything that is there; raises `CannotMeasure`."""
     found = look(options.weights, options.photo)
     for line in found.missing:
-        print(f"Left out: {line}", flush=True)
+        print(printable_lines(f"Left out: {line}"), flush=True)
     if not RUNTIME.is_file():
         raise CannotMeasure("nothing to measure without the server's environment; what to install is said above")
     photos = prepare(options.photo)
@@ -113,14 +114,14 @@ def described(photos: dict[str, Any]) -> dict[str, Any]:
 
 def publish(result: dict[str, Any], folder: Path) -> None:
     """Print the tables; write the JSON and the charts."""
-    print("\n" + tables(result), flush=True)
+    print("\n" + printable_lines(tables(result)), flush=True)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{result['kind']}.json"
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     charts = draw(result)
     for name, svg in charts.items():
         (folder / name).write_text(svg, encoding="utf-8")
-    print(f"{result['seconds']:.0f} s. Written: {', '.join([file.name, *charts])} in {folder}")
+    print(printable_lines(f"{result['seconds']:.0f} s. Written: {', '.join([file.name, *charts])} in {folder}"))
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python benchmarks/latency.py",
         description=(__doc__ or "").split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

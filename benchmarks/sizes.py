@@ -7,7 +7,6 @@ server needs, as they are installed here, and the same model file (the old way: 
 besides is left out. Writes sizes.json and sizes.svg to benchmarks/results.
 """
 
-import argparse
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ if not __package__:  # run as a file: make the project importable, and this fold
 from benchmarks.charts import Bar, bar_chart
 from benchmarks.machine import EXPORT, ROOT, quiet_environment
 from benchmarks.peer_catalogue import environment_of
+from serve.command_line import ArgumentParser, printable_lines
 
 # What each server imports itself; what those need in turn is found out from their metadata.
 OLD_WAY = ("flask", "torch", "torchvision", "pillow")
@@ -57,7 +57,7 @@ print(json.dumps(found))
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/sizes.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python benchmarks/sizes.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--image", default="densenet-server", help="ours (default: %(default)s)")
     parser.add_argument("--base", default="python:3.11-slim", help="of the others (default: %(default)s)")
     parser.add_argument("--weights", type=Path, required=True, help="state dict that the old way serves")
@@ -67,7 +67,7 @@ def main() -> int:
     try:
         ours, base = image_megabytes(options.image), image_megabytes(options.base)
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"sizes: {getattr(error, 'stderr', '') or error}".strip(), file=sys.stderr)
+        print(printable_lines(f"sizes: {getattr(error, 'stderr', '') or error}".strip()), file=sys.stderr)
         return 2
     model = (ROOT / "models" / "densenet121.int8.onnx").stat().st_size / 1e6
     weights = options.weights.stat().st_size / 1e6
@@ -83,7 +83,7 @@ def main() -> int:
     report = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "base_mb": base, "megabytes": rows}
     (options.output / "sizes.json").write_text(json.dumps(report, indent=1) + "\n")
     (options.output / "sizes.svg").write_text(draw(report))
-    print(f"Written: sizes.json, sizes.svg in {options.output}")
+    print(printable_lines(f"Written: sizes.json, sizes.svg in {options.output}"))
     return 0
 
 

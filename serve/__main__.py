@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from serve.catalogue import AUTO, EMBEDDED
+from serve.command_line import one_line
 from serve.config import Config, load_config
 from serve.connections import ACCEPTED_TOO_MANY
 from serve.counting import count_alone
@@ -100,7 +101,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         raise StartError(f"there is no command {name!r}; there are {', '.join(_COMMANDS)}, and none starts the server")
     if name != "health":  # which is asked every few seconds
         for stray in strays(os.environ):
-            print(f"serve: {stray}", file=sys.stderr)
+            print(one_line(f"serve: {stray}"), file=sys.stderr)
     module = importlib.import_module(f"serve.{_COMMANDS[name]}")
     status: int = module.main(arguments, os.environ)
     return status
@@ -137,14 +138,14 @@ def serve(config: Config, listener: socket.socket, speak: Callable[[], None] = l
     """
     from serve.app import create_app, metrics_of
     from serve.classifier import load_classifier
-    from serve.http_server import HttpServer
+    from serve.http_server import http_server
     from serve.lifecycle import Lifecycle
 
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
     metrics = metrics_of(classifier)
     metrics.watch_log(lambda: getattr(sys.stderr, "dropped", 0))
-    server = HttpServer(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, speak)
+    server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, speak)
     trim()
     gc.freeze()  # what is loaded by now stays, so no collection need look at it again
     host, port = listener.getsockname()[:2]

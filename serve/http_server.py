@@ -25,51 +25,57 @@ from serve.metrics import Metrics
 _CLOSING_SECONDS: Final = 1
 
 
-class HttpServer(uvicorn.Server):
+def http_server(
+    app: Any, config: Config, lifecycle: Lifecycle, metrics: Metrics, speak: Callable[[], None]
+) -> uvicorn.Server:
+    """A server for `app`, to be run on a socket; once it has started, its event loop calls `speak` each second."""
+
+    class Bounded(HttpProtocol):
+        all_connections = Connections(config.max_connections)
+        head_seconds = config.head_timeout_ms / 1000
+        body_seconds = config.body_timeout_ms / 1000
+
+    Bounded.metrics = metrics
+
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of what clients do, and so could they
+    settings = uvicorn.Config(
+        app,
+        http=Bounded,
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        backlog=ACCEPTED_AT_ONCE,  # asyncio's meaning, besides the system's
+        log_config=None,
+        access_log=False,  # middleware.py writes it, with the request id
+        server_header=False,
+        proxy_headers=False,  # or any client of this machine could forge its address in the log
+        timeout_graceful_shutdown=_CLOSING_SECONDS,
+        timeout_keep_alive=config.keep_alive_seconds,
+    )
+    return _DrainingServer(settings, lifecycle, speak, config.grace_seconds + HANGING_SECONDS)
+
+
+class _DrainingServer(uvicorn.Server):
     """uvicorn stops listening at once when told to stop; this one first answers what it has accepted.
 
     Until then it goes on listening, so that probes and new requests get their 503 rather than a closed port. And what
     fails as the application starts leaves `run`, where uvicorn would log it and come to an end like any other.
-
-    speak: called each second by the event loop.
     """
 
     def __init__(
-        self, app: Any, config: Config, lifecycle: Lifecycle, metrics: Metrics, speak: Callable[[], None]
+        self, settings: uvicorn.Config, lifecycle: Lifecycle, speak: Callable[[], None], most_seconds: float
     ) -> None:
-        class Bounded(HttpProtocol):
-            all_connections = Connections(config.max_connections)
-            head_seconds = config.head_timeout_ms / 1000
-            body_seconds = config.body_timeout_ms / 1000
-
-        Bounded.metrics = metrics
-
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of what clients do, and so could they
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=Bounded,
-                ws="none",
-                lifespan="off",
-                loop="asyncio",
-                backlog=ACCEPTED_AT_ONCE,  # asyncio's meaning, besides the system's
-                log_config=None,
-                access_log=False,  # middleware.py writes it, with the request id
-                server_header=False,
-                timeout_graceful_shutdown=_CLOSING_SECONDS,
-                timeout_keep_alive=config.keep_alive_seconds,
-            )
-        )
-        self._app = app
+        super().__init__(settings)
         self._lifecycle = lifecycle
         self._speak = speak
-        self._most_seconds = config.grace_seconds + HANGING_SECONDS
+        self._most_seconds = most_seconds
         self._draining: asyncio.Task[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Until a signal of `STOPPING`, and all accepted requests are answered."""
         self._loop = asyncio.get_running_loop()
-        async with self._app.router.lifespan_context(self._app):
+        app: Any = self.config.app
+        async with app.router.lifespan_context(app):
             await super().serve(sockets)
 
     @contextmanager

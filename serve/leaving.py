@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
-from serve.printable import printable
+from serve.printable import printable, shortened
 
 SIGNALLED: Final = 128  # and the signal's number, as shells have it
 START_FAILED: Final = 2
@@ -18,6 +18,8 @@ START_FAILED: Final = 2
 HANGING_SECONDS: Final = 5.0
 # What ends a server in good order, whichever of them it is.
 STOPPING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+_LONGEST_LINE: Final = 2000
 
 Handler = Callable[[int, FrameType | None], None]
 
@@ -62,7 +64,7 @@ def leave(status: int) -> NoReturn:
 
 def failed(why: object) -> int:
     """Say in one line on standard error why something cannot start; the exit status."""
-    print(f"serve: {printable(str(why))}", file=sys.stderr)
+    print(printable(shortened(f"serve: {why}", _LONGEST_LINE)), file=sys.stderr)
     return START_FAILED
 
 
