@@ -1,13 +1,14 @@
-"""`python -m serve`: settings → address → model → serve until SIGINT or SIGTERM.
+"""`python -m serve`: settings → address → model → serve until SIGINT, SIGTERM, SIGHUP or SIGQUIT.
 
 `python -m serve classify` classifies files without HTTP, `autotune` measures, `health` asks whether a server is ready
-and `config` tells each setting and where it came from. Leaves with status 0 after either signal (`classify` with 130 or
-143), and with 2 and one line on standard error where it cannot start.
+and `config` tells each setting and where it came from. Leaves with status 0 after any of the signals (the commands with
+128 and the signal's number), and with 2 and one line on standard error where it cannot start, whatever the reason.
 """
 
-from serve.leaving import leave_on_signals
+from serve.leaving import failed, leave, leave_on_signals, open_closed_streams
 
 if __name__ == "__main__":
+    open_closed_streams()
     leave_on_signals()  # before the other imports, so that a signal in the first second is no error either
 
 import gc
@@ -17,7 +18,6 @@ import os
 import resource
 import socket
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -26,14 +26,15 @@ from serve.catalogue import AUTO, EMBEDDED
 from serve.command_line import one_line
 from serve.config import Config, load_config
 from serve.connections import ACCEPTED_TOO_MANY
+from serve.counting import count_alone
+from serve.error_stream import never_block
 from serve.errors import StartError
 from serve.listeners import listen
-from serve.log import set_up_logging
+from serve.log import log_the_unforeseen, set_up_logging
 from serve.memory import settle_allocator, trim
 from serve.strays import strays
-from serve.workers import Work, Workers, count_alone, counting_together, share
+from serve.workers import Work, Workers, share
 
-_START_FAILED = 2
 # What a Python that is not the project's own lacks first.
 _PACKAGES = {"numpy", "PIL", "onnxruntime", "starlette", "uvicorn", "httptools", "prometheus_client"}
 # Name → module, loaded only where it is asked for.
@@ -45,41 +46,53 @@ log = logging.getLogger("serve")
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command; the process's exit status. A server ends the process by itself."""
     settle_allocator()
+    # numpy's, which has nothing to do here; where no thread is left it would send this process a SIGINT.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    if not command or command.startswith("-"):
+        never_block()
+        leave(status_of(start))
     try:
-        command = sys.argv[1] if len(sys.argv) > 1 else ""
-        if command and not command.startswith("-"):
-            return run_command(command, sys.argv[2:])
-        config = load_config(sys.argv[1:], os.environ)
-        set_up_logging(config.log_format, config.log_level)
-        for stray in strays(os.environ):
-            log.warning("%s", stray)
-        allow_connections(config.max_connections)
-        # The address first: a taken port is the commonest mistake, and the model need not be loaded to find it.
-        with ExitStack() as stack:
-            listeners = [stack.enter_context(listener) for listener in listen(config)]
-            if config.workers == 1:
-                count_alone()
-                serve(config, listeners[0])
-                leave_threads_behind()
-                return 0
-            stack.enter_context(counting_together())
+        return run_command(command, sys.argv[2:])
+    except (StartError, ModuleNotFoundError) as error:
+        return failed(reason(error))
+
+
+def start() -> int:
+    """Serve to the end, in this process or in several; the exit status."""
+    config = load_config(sys.argv[1:], os.environ)
+    set_up_logging(config.log_format, config.log_level)
+    log_the_unforeseen()
+    for stray in strays(os.environ):
+        log.warning("%s", stray)
+    allow_connections(config.max_connections)
+    # The address first: a taken port is the commonest mistake, and the model need not be loaded to find it.
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listener) for listener in listen(config)]
+        if config.workers > 1:
             return Workers(listeners, worker_of(config), config.grace_seconds).run()
-    except StartError as error:
-        return failed(error)
-    except ModuleNotFoundError as error:
-        if error.name in _PACKAGES:
-            return failed(
-                f"this Python has no {error.name}; 'make serve' makes .venv/runtime/bin/python, which has all it takes"
-            )
-        raise
+        count_alone()
+        return serve(config, listeners[0])
 
 
-def failed(why: object) -> int:
-    """One line on standard error; the exit status."""
-    print(one_line(f"serve: {why}"), file=sys.stderr)
-    return _START_FAILED
+def status_of(work: Callable[[], int]) -> int:
+    """Its exit status; whatever keeps it from starting is said in one line."""
+    try:
+        return work()
+    except Exception as error:
+        log.debug("what kept it from starting", exc_info=True)
+        return failed(reason(error))
+
+
+def reason(error: Exception) -> str:
+    """Why something did not start."""
+    if isinstance(error, StartError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:
+        return f"this Python has no {error.name}; 'make serve' makes .venv/runtime/bin/python, which has all it takes"
+    return f"the start failed: {f'{type(error).__name__}: {error}'.removesuffix(': ')}"
 
 
 def run_command(name: str, arguments: list[str]) -> int:
@@ -106,42 +119,33 @@ def allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def leave_threads_behind() -> None:
-    """End the process with 0 where a thread still works on what nobody waits for any more, a decoder that ran away.
-
-    Python's own ending would wait for some of them, and free what others are at.
-    """
-    if threading.active_count() > 1:
-        sys.stderr.flush()
-        os._exit(0)
-
-
 def worker_of(config: Config) -> Work:
     """What one of several workers does: serve with its share of the CPUs; its exit status."""
     budget = config.thread_plan.budget
     log.info("%d workers share %d CPUs (%s)", config.workers, budget.count, budget.reason)
 
-    def work(number: int, listener: socket.socket, ready: Callable[[], None]) -> int:
-        try:
-            serve(replace(config, threads=share(budget.count, config.workers, number)), listener, ready)
-        except StartError as error:
-            return failed(error)
-        return 0
+    def work(number: int, listener: socket.socket, speak: Callable[[], None]) -> int:
+        own = replace(config, threads=share(budget.count, config.workers, number))
+        return status_of(lambda: serve(own, listener, speak))
 
     return work
 
 
-def serve(config: Config, listener: socket.socket, ready: Callable[[], None] = lambda: None) -> None:
-    """Load the model, say so, then answer requests until a signal; raises `StartError`."""
+def serve(config: Config, listener: socket.socket, speak: Callable[[], None] = lambda: None) -> int:
+    """Load the model, say so, then answer requests until a signal; the exit status. Raises whatever stops the start.
+
+    speak: called each second once requests are answered.
+    """
     from serve.app import create_app, metrics_of
     from serve.classifier import load_classifier
-    from serve.http_server import run
+    from serve.http_server import http_server
     from serve.lifecycle import Lifecycle
 
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
     metrics = metrics_of(classifier)
-    app = create_app(config, classifier, lifecycle, metrics)
+    metrics.watch_log(lambda: getattr(sys.stderr, "dropped", 0))
+    server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, speak)
     trim()
     gc.freeze()  # what is loaded by now stays, so no collection need look at it again
     host, port = listener.getsockname()[:2]
@@ -166,8 +170,14 @@ def serve(config: Config, listener: socket.socket, ready: Callable[[], None] = l
         url,
         extra={"fields": {"url": url}},
     )
-    ready()
-    run(app, config, lifecycle, metrics, listener)
+    try:
+        server.run(sockets=[listener])
+    except Exception:
+        if not server.started:
+            raise
+        log.exception("the server failed")
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import uvicorn
 from serve.config import Config
 from serve.connections import ACCEPTED_AT_ONCE, Connections
 from serve.http_protocol import HttpProtocol
+from serve.leaving import HANGING_SECONDS, end_within, leave_on_signals, on_stop
 from serve.lifecycle import Lifecycle
 from serve.metrics import Metrics
 
@@ -23,10 +25,10 @@ from serve.metrics import Metrics
 _CLOSING_SECONDS: Final = 1
 
 
-def run(
-    app: Callable[..., Any], config: Config, lifecycle: Lifecycle, metrics: Metrics, listener: socket.socket
-) -> None:
-    """Serve `app` on `listener` until SIGINT or SIGTERM and all accepted requests are answered."""
+def http_server(
+    app: Any, config: Config, lifecycle: Lifecycle, metrics: Metrics, speak: Callable[[], None]
+) -> uvicorn.Server:
+    """A server for `app`, to be run on a socket; once it has started, its event loop calls `speak` each second."""
 
     class Bounded(HttpProtocol):
         all_connections = Connections(config.max_connections)
@@ -40,6 +42,7 @@ def run(
         app,
         http=Bounded,
         ws="none",
+        lifespan="off",
         loop="asyncio",
         backlog=ACCEPTED_AT_ONCE,  # asyncio's meaning, besides the system's
         log_config=None,
@@ -49,31 +52,51 @@ def run(
         timeout_graceful_shutdown=_CLOSING_SECONDS,
         timeout_keep_alive=config.keep_alive_seconds,
     )
-    _DrainingServer(settings, lifecycle).run(sockets=[listener])
+    return _DrainingServer(settings, lifecycle, speak, config.grace_seconds + HANGING_SECONDS)
 
 
 class _DrainingServer(uvicorn.Server):
     """uvicorn stops listening at once when told to stop; this one first answers what it has accepted.
 
-    Until then it goes on listening, so that probes and new requests get their 503 rather than a closed port.
+    Until then it goes on listening, so that probes and new requests get their 503 rather than a closed port. And what
+    fails as the application starts leaves `run`, where uvicorn would log it and come to an end like any other.
     """
 
-    def __init__(self, settings: uvicorn.Config, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self, settings: uvicorn.Config, lifecycle: Lifecycle, speak: Callable[[], None], most_seconds: float
+    ) -> None:
         super().__init__(settings)
         self._lifecycle = lifecycle
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._speak = speak
+        self._most_seconds = most_seconds
         self._draining: asyncio.Task[None] | None = None
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Until a signal of `STOPPING`, and all accepted requests are answered."""
         self._loop = asyncio.get_running_loop()
+        app: Any = self.config.app
+        async with app.router.lifespan_context(app):
+            await super().serve(sockets)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Those that end the server, of which uvicorn knows two."""
+        on_stop(self.handle_exit)
+        try:
+            yield
+        finally:
+            leave_on_signals()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        if counter % 10 == 0:
+            self._speak()
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Drain, then stop; a second Ctrl-C waits for nobody."""
-        again = not self._lifecycle.begin_drain()
-        if self._loop is None:
-            self.should_exit = True
-        elif not again:
+        if self._lifecycle.begin_drain():
+            end_within(self._most_seconds)
             self._loop.call_soon_threadsafe(self._start_draining)
         elif sig == signal.SIGINT:
             self._loop.call_soon_threadsafe(self._lifecycle.end_now)

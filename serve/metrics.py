@@ -7,7 +7,7 @@ import operator
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,8 +21,9 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    values,
 )
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serve import errors
@@ -41,6 +42,15 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series bega
 
 # Where it is set, this process is one of several that count in files there; prometheus_client's own name.
 _TOGETHER: Final = "PROMETHEUS_MULTIPROC_DIR"
+# The processes that count together with this one, itself included; 0 where there is none at the moment.
+_process_ids: Sequence[int] = ()
+
+
+def count_as(number: int, process_ids: Sequence[int]) -> None:
+    """Be one of several that count together, whose ids these are; to be called before any metrics are made."""
+    global _process_ids
+    _process_ids = process_ids
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
@@ -52,7 +62,7 @@ class Metrics:
         if folder := os.environ.get(_TOGETHER):
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown, folder)  # type: ignore[no-untyped-call]
-            self._shown.register(_Processes(Path(folder)))
+            self._shown.register(_Processes())
         else:
             ProcessCollector(registry=self._registry)
         self._requests = Counter(
@@ -77,6 +87,13 @@ class Metrics:
             "serve_queue_depth", "Pictures that wait for a CPU.", registry=self._registry, multiprocess_mode="livesum"
         )
         self._depth_now: Callable[[], int] = lambda: 0
+        self._lines_dropped = Counter(
+            "serve_log_lines_dropped",
+            "Lines of the log that standard error did not take.",
+            registry=self._registry,
+        )
+        self._dropped_now: Callable[[], int] = lambda: 0
+        self._dropped = 0
         self._depth_lock = threading.Lock()
         self._in_progress = Gauge(
             "serve_requests_in_progress",
@@ -104,6 +121,15 @@ class Metrics:
         """Read the queue's depth from here."""
         self._depth_now = depth
 
+    def watch_log(self, dropped: Callable[[], int]) -> None:
+        """Read from here how many lines were dropped."""
+        self._dropped_now = dropped
+
+    def _note_log(self) -> None:
+        dropped = self._dropped_now()
+        self._lines_dropped.inc(dropped - self._dropped)
+        self._dropped = dropped
+
     def note_queue(self) -> None:
         """The queue's depth has changed; noted as it does, because another process may be the one that is asked."""
         with self._depth_lock:  # or an older depth could be noted last
@@ -117,6 +143,8 @@ class Metrics:
         """It is answered, or given up. route: its template, or `NO_ROUTE`."""
         self._in_progress.dec()
         self.note_queue()
+        if self._dropped_now() > self._dropped:
+            self._note_log()
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
 
@@ -135,20 +163,17 @@ class Metrics:
     def text(self) -> bytes:
         """All of it, as `MEDIA_TYPE`."""
         self.note_queue()
+        self._note_log()
         return generate_latest(self._shown)
 
 
 class _Processes(Collector):
     """Memory, CPU time and open files of all processes together; the start is the first one's."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
     def collect(self) -> Iterable[Metric]:
         """The families of `ProcessCollector`, each summed."""
         total: dict[str, Metric] = {}
-        for file in self._folder.glob("gauge_livesum_*.db"):  # of the living: see `forget`
-            pid = file.stem.rpartition("_")[2]
+        for pid in filter(None, _process_ids):
             for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
                 known = total.setdefault(family.name, family)
                 if known is not family:
@@ -167,11 +192,6 @@ def _of_the_ended() -> float:
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-def forget(pid: int) -> None:
-    """One of several processes has ended; what it counted stays, and what it had in progress does not."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 _REASONS: Final = {error: re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower() for error in RULES}

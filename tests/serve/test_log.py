@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +35,47 @@ def test_text_lines_show_what_a_person_wants_and_cannot_be_forged() -> None:
     assert "\n" not in line
     assert "\x1b" not in line
     assert line.endswith("10 bytes in, 20 out, 1.5 ms  abc")
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 60_000, "/" + "\x1b[31m" * 12_000, "/" + "\U0001f408" * 60_000])
+def test_a_request_line_of_sixty_thousand_characters_makes_no_long_line(path: str) -> None:
+    made = record(f"GET {path} 404", request_id="abc", path=path, bytes_in=1, bytes_out=2, ms=1.5)
+    for line in (JsonFormatter().format(made), TextFormatter().format(made)):
+        assert len(line) < 4500
+        assert "\x1b" not in line
+    parsed = json.loads(JsonFormatter().format(made))
+    for text in (parsed["message"], parsed["path"]):
+        begun, _, rest = text.partition("… (")
+        assert rest.endswith(" more characters)")
+        assert (f"GET {path} 404" if begun.startswith("GET") else path).startswith(begun)
+
+
+def test_ordinary_lines_are_not_cut() -> None:
+    path = "/" + "a" * 900
+    made = record(f"GET {path} 404", request_id="abc", path=path, bytes_in=1, bytes_out=2, ms=1.5)
+    assert json.loads(JsonFormatter().format(made))["path"] == path
+    assert f"GET {path} 404 " in TextFormatter().format(made)
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_a_traceback_carries_no_escapes_and_is_bounded(formatter: logging.Formatter) -> None:
+    def fail(depth: int) -> None:
+        if not depth:
+            raise ValueError("\x1b[31m\udc80\r" + "x" * 60_000)
+        (lambda: fail(depth - 1))()  # by turns, or Python would see the repetition
+
+    made = record("unforeseen error")
+    try:
+        fail(300)
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    line = formatter.format(made)
+    assert line.encode()
+    assert "\x1b" not in line
+    assert "\r" not in line
+    assert "x1b[31m" in line
+    assert "more lines)" in line
+    assert len(line) < 10_000
 
 
 @contextmanager

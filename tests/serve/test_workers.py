@@ -1,6 +1,7 @@
 """Several processes behind one port: spread, counted together, replaced, ended together."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,10 +16,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from serve import workers
 from serve.config import ROOT
-from serve.errors import StartError
-from serve.workers import counting_together, share
+from serve.workers import share
 from tests.hostile.client import megabytes
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -144,6 +143,94 @@ def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
         assert not Path(f"/proc/{stuck}").exists()
 
 
+# Workers may hang for four seconds rather than thirty; one request hangs its event loop.
+IMPATIENT = """
+import runpy, sys, time
+import serve.handlers, serve.workers
+async def hang(self, request):
+    time.sleep(600)
+serve.workers.Workers.__init__.__defaults__ = (4,)
+serve.handlers.Server.docs = hang
+sys.argv[0] = "serve"
+runpy.run_module("serve", run_name="__main__")
+"""
+
+
+@pytest.fixture
+def impatient() -> Iterator[ServerProcess]:
+    with running_server(sys.executable, *FLAGS, code=IMPATIENT) as started:
+        wait_for(lambda: len(children(started)) == 2)
+        wait_for(lambda: sum("is ready" in line for line in started.lines) == 2)
+        yield started
+
+
+@pytest.mark.parametrize("how", ["stopped", "its event loop hangs"])
+def test_a_worker_that_hangs_is_killed_and_replaced(impatient: ServerProcess, cat: bytes, how: str) -> None:
+    before = children(impatient)
+    if how == "stopped":
+        os.kill(before[0], signal.SIGSTOP)
+    else:
+        url = urlsplit(impatient.url)
+        hanging = socket.create_connection((url.hostname, url.port), timeout=20)
+        hanging.sendall(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n")
+    wait_for(lambda: len(set(children(impatient)) & set(before)) == 1 and len(children(impatient)) == 2)
+    (gone,) = set(before) - set(children(impatient))
+    assert [upload(impatient, cat) for _ in range(12)] == [200] * 12
+    said = [line["message"] for line in impatient.log if f"(process {gone})" in line["message"]]
+    number = before.index(gone) + 1
+    assert said == [
+        f"worker {number} (process {gone}) hangs and is killed",
+        f"worker {number} (process {gone}) ended by SIGKILL; starting another",
+    ]
+    if how != "stopped":
+        hanging.close()
+    assert impatient.stop() == 0
+
+
+def test_where_all_were_asleep_nobody_hangs(impatient: ServerProcess) -> None:
+    """As after a laptop's lid was closed: time in which the first process slept as well is none of the workers'."""
+    everybody = [impatient.process.pid, *children(impatient)]
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(7)
+    for pid in everybody:
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(1.5)
+    assert children(impatient) == everybody[1:]
+    assert not [line for line in impatient.lines if "hangs" in line]
+
+
+def test_workers_that_work_are_not_taken_for_hanging(impatient: ServerProcess, cat: bytes) -> None:
+    before = children(impatient)
+    until = time.monotonic() + 8
+    with ThreadPoolExecutor(8) as pool:
+        while time.monotonic() < until:
+            assert set(pool.map(lambda _: upload(impatient, cat), range(16))) == {200}
+    assert children(impatient) == before
+
+
+def test_what_is_counted_in_neither_grows_nor_is_missed(server: ServerProcess, cat: bytes) -> None:
+    """One worker after the other dies, and then somebody clears everything away."""
+    link = next(path for path in Path(f"/proc/{server.process.pid}/fd").iterdir() if path.readlink().name == "lock")
+    folder = link.readlink().parent
+    files = {path.name for path in folder.iterdir()}
+    assert len(files) == 9
+    for number in range(3):
+        before = children(server)
+        os.kill(before[number % 2], signal.SIGKILL)
+        wait_for(lambda before=before: len(set(children(server)) - set(before)) == 1)  # type: ignore[misc]
+        assert upload(server, cat) == 200
+    assert metric(server, UPLOADS) == 3
+    assert {path.name for path in folder.iterdir()} == files
+    shutil.rmtree(folder)
+    before = children(server)
+    os.kill(before[0], signal.SIGKILL)
+    wait_for(lambda: len(set(children(server)) - set(before)) == 1)
+    assert [upload(server, cat) for _ in range(12)] == [200] * 12
+    assert any("counts for itself" in line["message"] for line in server.log)
+    assert server.stop() == 0
+
+
 def test_children_of_others_are_no_workers() -> None:
     """As of process 1 in a container, to which those that lost their parents are given."""
     command = 'sleep 1 & exec "$0" -m serve --port 0 "$@"'
@@ -198,10 +285,3 @@ def test_a_folder_that_others_count_in_is_left_alone(tmp_path: Path, cat: bytes,
             assert metric(server, UPLOADS) == 1
             assert metric(server, "process_resident_memory_bytes") > 1e6
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_system_without_a_folder_to_count_in_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "_SHARED_MEMORY", "/nonexistent")
-    monkeypatch.setattr(workers.tempfile, "tempdir", "/nonexistent")
-    with pytest.raises(StartError, match="mount a tmpfs at /tmp, or serve with --workers 1"), counting_together():
-        pass

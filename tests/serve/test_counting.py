@@ -1,0 +1,203 @@
+"""The files in which several processes count: reserved, held, swept, and done without where there is no room."""
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve import counting
+from serve.config import ROOT
+from serve.counting import can_count_together, count_alone, counting_together, forget
+
+VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@pytest.fixture(autouse=True)
+def parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """What stands in for /dev/shm, and for the folder of temporary files."""
+    memory, temporary = tmp_path / "shm", tmp_path / "tmp"
+    memory.mkdir()
+    temporary.mkdir()
+    monkeypatch.setattr(counting, "_SHARED_MEMORY", str(memory))
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    yield memory, temporary
+    count_alone()
+
+
+def counted_in() -> Path | None:
+    return Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
+
+
+def test_what_is_written_to_is_there_beforehand_without_holes_and_gone_afterwards(parents: tuple[Path, Path]) -> None:
+    with counting_together(3):
+        folder = counted_in()
+        assert folder
+        assert folder.parent == parents[0]
+        files = sorted(folder.glob("*.db"))
+        assert len(files) == 12
+        for file in files:
+            assert file.stat().st_blocks * 512 >= file.stat().st_size == 256 * 1024
+        assert can_count_together(2)
+    assert counted_in() is None
+    assert not list(parents[0].iterdir())
+
+
+def test_folders_that_nobody_holds_any_more_are_swept_and_others_are_not(parents: tuple[Path, Path]) -> None:
+    dead, older, other = (parents[0] / name for name in ("serve-metrics-dead", "serve-metrics-older", "other"))
+    for folder in (dead, older, other):
+        folder.mkdir()
+        (folder / "counter_0.db").touch()
+    for folder in (dead, other):
+        (folder / "lock").touch()
+    os.mkfifo(parents[1] / "serve-metrics-pipe")
+    trap = parents[1] / "serve-metrics-trap"
+    trap.mkdir()
+    os.mkfifo(trap / "lock")  # to be opened without waiting for somebody who writes
+    with counting_together(2):
+        held = counted_in()
+        with counting_together(2):
+            assert held
+            assert (held / "counter_1.db").exists()
+    assert {path.name for path in parents[0].iterdir()} == {"serve-metrics-older", "other"}
+
+
+def test_a_folder_is_held_as_long_as_any_of_its_processes_lives(parents: tuple[Path, Path]) -> None:
+    code = (
+        "import os, sys, time\nfrom serve import counting\n"
+        "counting._SHARED_MEMORY = sys.argv[1]\n"
+        "with counting.counting_together(1):\n"
+        "    if os.fork():\n        os._exit(0)\n"
+        "    print('forked', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    os._exit(1)"
+    )
+    command = [sys.executable, "-c", code, str(parents[0])]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"forked\n"
+        assert process.wait(20) == 0  # the first, and the other holds its folder
+        (left,) = parents[0].iterdir()
+        with counting_together(1):
+            assert left.exists()
+        assert process.stdin
+        process.stdin.close()
+        assert process.stdout.read() == b""  # the other has ended, too
+    with counting_together(1):
+        assert not left.exists()
+
+
+def no_room(number: int) -> object:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return refuse
+
+
+def test_where_memory_has_no_room_the_folder_for_temporary_files_is_taken(
+    parents: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = os.posix_fallocate
+
+    def allocate_in_temporary(descriptor: int, *of: int) -> None:
+        if parents[0] in Path(f"/proc/self/fd/{descriptor}").readlink().parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        allocate(descriptor, *of)
+
+    monkeypatch.setattr(os, "posix_fallocate", allocate_in_temporary)
+    with counting_together(2):
+        folder = counted_in()
+        assert folder
+        assert folder.parent == parents[1]
+        assert not list(parents[0].iterdir())
+
+
+def test_where_no_room_is_anywhere_each_counts_for_itself_and_it_is_said(
+    parents: tuple[Path, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most[1]))  # the system's own refusal
+    try:
+        with counting_together(2):
+            assert counted_in() is None
+            assert not can_count_together(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert not [path for parent in parents for path in parent.iterdir()]
+    assert "no room for files of 2048 KB to count in" in caplog.text
+    assert "file too large" in caplog.text
+
+
+def test_where_no_folder_is_anywhere_each_counts_for_itself_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(counting, "_SHARED_MEMORY", "/nonexistent")
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nonexistent"])
+    with counting_together(2):
+        assert counted_in() is None
+    assert "each worker counts for itself" in caplog.text
+
+
+def test_a_worker_whose_files_were_cleared_away_counts_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+    with counting_together(2):
+        folder = counted_in()
+        assert folder
+        (folder / "counter_1.db").unlink()
+        assert can_count_together(0)
+        assert not can_count_together(1)
+        os.environ[VARIABLE] = str(folder)  # as it stays in the first process
+    assert "worker 2 counts for itself" in caplog.text
+
+
+ALL_SERIES = """
+import os, sys
+from pathlib import Path
+from serve.counting import can_count_together, counting_together, forget, process_ids
+from serve.config import Config
+from tests.tiny_model import PATH
+with counting_together(1):
+    from serve.metrics import STAGES, Metrics, count_as
+    count_as(0, process_ids(1))
+    from serve.app import create_app, metrics_of
+    from serve.classifier import load_classifier
+    from serve.problems import RULES
+    config = Config(model=str(PATH))
+    classifier = load_classifier(config)
+    metrics = metrics_of(classifier)
+    routes = [route.path for route in create_app(config, classifier, metrics=metrics).routes] + ["none"]
+    for route in routes:
+        for code in (200, 204, 206, 301, 304, *range(400, 432), 499, *range(500, 506)):
+            metrics.began()
+            metrics.ended(route, code, 0.1)
+    for stage in STAGES:
+        metrics.spent(stage, 0.1)
+    metrics.began()
+    folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    used = {file.name: int.from_bytes(file.read_bytes()[:4], sys.byteorder) for file in folder.glob("*.db")}
+    sizes = {file.stat().st_size for file in folder.glob("*.db")}
+    assert "serve_requests_in_progress 1.0" in metrics.text().decode()
+    forget(0)
+    assert "serve_requests_in_progress" not in metrics.text().decode()
+    assert f'code="200",route="{routes[0]}"' in metrics.text().decode()
+print(len(routes), sorted(used), max(used.values()), *sizes)
+"""
+
+
+def test_every_series_there_can_be_fits_into_what_is_reserved() -> None:
+    """So that no file ever grows, which could end the process."""
+    done = subprocess.run([sys.executable, "-c", ALL_SERIES], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    routes, *names, used, size = done.stdout.replace(",", "").split()
+    assert int(routes) > 10
+    assert names == ["['counter_0.db'", "'gauge_livemax_0.db'", "'gauge_livesum_0.db'", "'histogram_0.db']"]
+    assert 50_000 < int(used) < int(size) == 256 * 1024
+
+
+def test_nothing_is_forgotten_where_nobody_counts_together() -> None:
+    forget(0)
+    assert counted_in() is None

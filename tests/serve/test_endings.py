@@ -1,0 +1,249 @@
+"""How the real process ends: by any signal, at any moment, with closed streams, and where its start fails."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from serve.config import ROOT
+from tests.server_process import ServerProcess, running_server
+from tests.tiny_model import PATH as TINY_MODEL
+
+FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--grace-seconds", "5")
+# What starts a server after something in it was changed, for which there is room.
+START = """
+import runpy, sys, threading, time
+{}
+sys.argv[0] = "serve"
+runpy.run_module("serve", run_name="__main__")
+"""
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(httpx2.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200)
+    except httpx2.TransportError:
+        return False
+
+
+@contextmanager
+def started(command: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """What a shell makes of a command in which "$@" starts a server; and its port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    arguments = [sys.executable, "-m", "serve", "--port", str(port), *FLAGS, *flags]
+    with subprocess.Popen(
+        ["sh", "-c", command, "sh", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process, port
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_closed_streams_neither_stop_nor_crash_it_and_no_socket_takes_their_place(
+    closed: str, workers: str, cat: bytes
+) -> None:
+    with started(f'exec "$@" {closed}', "--workers", workers) as (process, port):
+        wait_for(lambda: answers(port))
+        answer = httpx2.post(f"http://127.0.0.1:{port}/upload", files={"file": ("cat.jpg", cat)})
+        assert answer.status_code == 200
+        open_files = Path(f"/proc/{process.pid}/fd")
+        for number, sign in enumerate(("<&-", ">&-", "2>&-")):
+            if sign in closed.split():
+                assert str((open_files / str(number)).readlink()) == "/dev/null"
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_each_signal_that_means_the_end_is_a_normal_one_and_leaves_nothing_behind(number: int, workers: str) -> None:
+    with running_server(sys.executable, *FLAGS, "--workers", workers) as server:
+        made = folders_of(server)
+        assert len(made) == (workers == "2")
+        assert server.stop(number) == 0
+        assert not any(folder.exists() for folder in made)
+        assert not [line for line in server.lines if "Traceback" in line or '"level": "error"' in line]
+
+
+def folders_of(server: ServerProcess) -> set[Path]:
+    """Those in which it has a file open."""
+    files = [link.readlink() for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+    return {file.parent for file in files if file.parent.name.startswith("serve-metrics-")}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_under_nohup_it_goes_on_after_sighup(workers: str) -> None:
+    with started('trap "" HUP; exec "$@"', "--workers", workers) as (process, port):
+        wait_for(lambda: answers(port))
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert answers(port)
+        process.terminate()
+        assert process.wait(20) == 0
+
+
+def handles_sigterm(process: subprocess.Popen[str]) -> bool:
+    """Whether it has come that far; before, not even Python is up."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(caught & 1 << signal.SIGTERM - 1)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.5, 0.8, 1.5])
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_signals_again_and_again_from_any_moment_on_are_a_normal_end(moment: float, workers: str) -> None:
+    with started('exec "$@"', "--workers", workers) as (process, _):
+        wait_for(lambda: handles_sigterm(process))
+        time.sleep(moment)
+        give_up = time.monotonic() + 20
+        while process.poll() is None:  # as it starts, as it drains and as it leaves
+            assert time.monotonic() < give_up
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.002)
+        assert process.returncode == 0
+        assert process.stderr
+        assert "Traceback" not in process.stderr.read()
+
+
+HANGS_AT_THE_END = """
+import serve.leaving, serve.scheduler
+serve.leaving.HANGING_SECONDS = 0.5
+serve.scheduler.Scheduler.close = lambda *_: time.sleep(600)
+"""
+
+
+def test_what_hangs_at_the_end_is_ended_by_the_system() -> None:
+    flags = (*FLAGS[:-1], "1")
+    with running_server(sys.executable, *flags, code=START.format(HANGS_AT_THE_END)) as server:
+        began = time.monotonic()
+        assert server.stop() == -signal.SIGALRM
+        assert time.monotonic() - began < 10
+
+
+def test_a_worker_that_hangs_at_the_end_does_not_outlive_the_first_process() -> None:
+    flags = (*FLAGS[:-1], "1", "--workers", "2")
+    with running_server(sys.executable, *flags, code=START.format(HANGS_AT_THE_END)) as server:
+        wait_for(lambda: sum("is ready" in line for line in server.lines) == 2)
+        pid = server.process.pid
+        left = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        server.process.kill()
+        server.process.wait()
+        wait_for(lambda: not any(Path(f"/proc/{each}").exists() for each in left))
+
+
+FAILURES = {
+    "no thread": (
+        'def refuse(*_): raise RuntimeError("can\'t start new thread")\nthreading.Thread.start = refuse',
+        "can't start new thread",
+    ),
+    "no thread for pictures": (
+        "from serve.scheduler import Scheduler\n"
+        'def refuse(*_, **__): raise RuntimeError("can\'t start new thread")\n'
+        "Scheduler.__init__ = refuse",
+        "RuntimeError: can't start new thread",
+    ),
+    "no memory": (
+        "import serve.classifier\ndef refuse(_): raise MemoryError\nserve.classifier.load_classifier = refuse",
+        "MemoryError",
+    ),
+    "no file left": (
+        "import asyncio.base_events\n"
+        "async def refuse(*_, **__): raise OSError(24, 'Too many open files')\n"
+        "asyncio.base_events.BaseEventLoop.create_server = refuse",
+        "OSError: [Errno 24] Too many open files",
+    ),
+    "no number at the end of the warm-up": (
+        "import numpy, serve.model\nserve.model._run = lambda session, batch: numpy.full((1, 1000), numpy.nan)",
+        "its warm-up gave no 1000 finite logits",
+    ),
+    "a message of two lines": (
+        "def refuse(*_): raise ValueError('one\\ntwo \\x1b[31m')\nimport resource\nresource.getrlimit = refuse",
+        "ValueError: one\\ntwo \\x1b[31m",
+    ),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_whatever_fails_at_the_start_is_status_2_and_a_line(failure: str, workers: str, tmp_path: Path) -> None:
+    code, words = FAILURES[failure]
+    done = failing(code, workers, tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("serve: ")
+    assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_first_worker_that_is_killed_as_it_starts_is_status_2_and_a_line(tmp_path: Path) -> None:
+    code = "import os, serve.classifier\nserve.classifier.load_classifier = lambda _: os.kill(os.getpid(), 9)"
+    done = failing(code, "2", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "serve: the first worker ended by SIGKILL before it was ready\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_makes_no_threads_because_without_any_left_it_would_send_a_signal() -> None:
+    code = (
+        "import os\n"
+        "class Watching:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'numpy': print(os.environ.get('OPENBLAS_NUM_THREADS'), flush=True)\n"
+        "sys.meta_path.insert(0, Watching())\n"
+    )
+    command = [sys.executable, "-c", START.format(code), "--port", "0", "--model", "none.onnx"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout == "1\n"
+
+
+def failing(code: str, workers: str, shared_memory: Path) -> subprocess.CompletedProcess[str]:
+    """A start after this was changed, which leaves its folders where it is told."""
+    code = f"import serve.counting\nserve.counting._SHARED_MEMORY = {str(shared_memory)!r}\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", START.format(code), "--port", "0", *FLAGS, "--log-level", "error", "--workers", workers],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_what_nobody_foresaw_is_told_by_the_log() -> None:
+    code = (
+        "import asyncio, gc, serve.handlers, warnings\n"
+        "async def task(): raise ValueError('never \\x1b[31m retrieved')\n"
+        "async def answer(self, request):\n"
+        "    warnings.warn('this is a warning')\n"
+        "    threading.Thread(target=lambda: 1 / 0).start()\n"
+        "    asyncio.ensure_future(task())\n"
+        "    await asyncio.sleep(0.2)\n"
+        "    gc.collect()\n"
+        "    return serve.handlers.Response()\n"
+        "serve.handlers.Server.livez = answer"
+    )
+    with running_server(sys.executable, *FLAGS, code=START.format(code)) as server:
+        httpx2.get(f"{server.url}/livez", timeout=20)
+        server.stop()
+        told = [json.loads(line) for line in server.lines]
+    assert any("this is a warning" in line["message"] for line in told)
+    assert any("ZeroDivisionError" in line.get("exception", "") for line in told)
+    assert any("never \\x1b[31m retrieved" in line.get("exception", "") for line in told)

@@ -1,0 +1,167 @@
+"""Standard error that never blocks: lines come in order, or are dropped, counted and told of."""
+
+import fcntl
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from serve.config import ROOT
+from serve.error_stream import ErrorStream
+
+MOST = 1000 + 4096  # lines of a byte and more: those that wait, and those that the pipe has taken
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """Its two ends; it takes 4 KiB."""
+    ours, theirs = os.pipe()
+    fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
+    yield ours, theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.fixture
+def full(pipe: tuple[int, int]) -> tuple[ErrorStream, int]:
+    """A stream nobody reads, which has begun to drop, and the end from which it could be read."""
+    stream = ErrorStream(pipe[1])
+    for number in range(MOST + 1):
+        stream.write(f"{number}\n")
+    assert stream.dropped > 0
+    return stream, pipe[0]
+
+
+class Reader:
+    """Reads to the end, or for as long as it is asked to."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.text = ""
+        self._descriptor = descriptor
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def wait_for(self, pattern: str) -> str:
+        give_up = time.monotonic() + 20
+        while not (found := re.search(pattern, self.text)):
+            assert time.monotonic() < give_up, self.text[-200:]
+            time.sleep(0.01)
+        return found[0]
+
+    def _read(self) -> None:
+        while data := os.read(self._descriptor, 65536):
+            self.text += data.decode()
+
+
+def test_lines_arrive_in_order_and_the_end_waits_for_them(pipe: tuple[int, int]) -> None:
+    stream, reader = ErrorStream(pipe[1]), Reader(pipe[0])
+    lines = [f"line {number} é \udc80\n" for number in range(900)]
+    for line in lines:
+        stream.write(line)
+    stream.drain(20)
+    reader.wait_for("line 899 .*\n")
+    assert reader.text == "".join(lines).replace("\udc80", "\\udc80")
+    assert stream.dropped == 0
+
+
+def test_what_nobody_reads_holds_up_neither_the_writer_nor_the_end(full: tuple[ErrorStream, int]) -> None:
+    stream, _ = full
+    began = time.monotonic()
+    for _ in range(1000):
+        stream.write("more\n")
+    stream.drain(0.1)
+    assert time.monotonic() - began < 5  # and not for ever
+
+
+def test_what_was_dropped_is_told_of_when_there_is_room_again(full: tuple[ErrorStream, int]) -> None:
+    stream, descriptor = full
+    handler = logging.StreamHandler(stream)
+    logger = logging.getLogger("serve")
+    logger.addHandler(handler)
+    try:
+        reader = Reader(descriptor)
+        said = reader.wait_for(r"\d+ lines of this log were dropped")
+    finally:
+        logger.removeHandler(handler)
+    dropped = int(said.split()[0])
+    assert dropped == stream.dropped == MOST + 1 - len(re.findall(r"^\d+$", reader.text, re.MULTILINE))
+
+
+def test_a_reader_that_has_gone_is_no_error_and_what_it_missed_is_counted_once() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    stream = ErrorStream(theirs)
+    stream.write("nobody reads this\n")
+    stream.write("nor this\n")
+    stream.drain(20)
+    assert stream.dropped == 2
+    os.close(theirs)
+
+
+def test_a_descriptor_that_others_have_made_non_blocking_loses_nothing(pipe: tuple[int, int]) -> None:
+    os.set_blocking(pipe[1], False)
+    stream = ErrorStream(pipe[1])
+    for number in range(900):
+        stream.write(f"line {number}\n")
+    time.sleep(0.1)  # it is full
+    reader = Reader(pipe[0])
+    reader.wait_for("line 899\n")
+    assert reader.text.count("\n") == 900
+
+
+def test_where_the_system_has_no_thread_left_the_end_writes_by_itself(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    stream = ErrorStream(pipe[1])
+    stream.write("what stopped it\n")
+    stream.drain()
+    assert os.read(pipe[0], 100) == b"what stopped it\n"
+    for _ in range(1000):
+        stream.write("0123456789\n")
+    stream.drain(0.1)  # nor does it wait for a reader
+    assert stream.dropped == 0
+
+
+def test_signals_are_left_to_the_main_thread(pipe: tuple[int, int]) -> None:
+    stream = ErrorStream(pipe[1])
+    stream.write("a line\n")
+    stream.drain(20)
+    thread = next(each for each in reversed(threading.enumerate()) if each.name == "stderr")
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    blocked = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigBlk"))
+    assert blocked & 1 << signal.SIGTERM - 1
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+FORKED = """
+import os, sys
+from serve.error_stream import never_block
+stream = never_block()
+print("before", file=sys.stderr)
+pid = os.fork()
+print("child" if pid == 0 else "parent", file=sys.stderr)
+if pid == 0:
+    stream.drain()
+    os._exit(0)
+os.waitpid(pid, 0)
+raise ValueError("the end")
+"""
+
+
+def test_a_forked_process_writes_its_own_lines_and_an_error_at_the_end_comes_out() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stderr.splitlines()
+    assert sorted(lines[:3]) == ["before", "child", "parent"]
+    assert lines[-1] == "ValueError: the end"
+    assert done.returncode == 1
