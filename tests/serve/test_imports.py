@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "picture": {"avif", "claims", "errors", "formats", "preprocess"},
     "postprocess": {"errors"},
     "model": {"errors"},
-    "upload": {"errors"},
+    "form": {"errors"},
+    "upload": {"errors", "form"},
     "arrival": {"errors"},
     "keys": {"errors"},
     "connections": set(),
@@ -60,6 +61,7 @@ MAY_IMPORT = {
         "config",
         "docs_page",
         "errors",
+        "form",
         "inspector",
         "lifecycle",
         "memory",
@@ -136,7 +138,7 @@ OWNED = {
     "onnxruntime": {"model"},
     "uvicorn": {"http_server", "http_protocol"},
     "httptools": {"http_protocol"},
-    "python_multipart": {"upload"},
+    "python_multipart": {"form"},
 }
 FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}
 
