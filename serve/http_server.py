@@ -15,9 +15,9 @@ import uvicorn
 
 from serve.config import Config
 from serve.connections import ACCEPTED_AT_ONCE, Connections
-from serve.http_protocol import HttpProtocol
 from serve.lifecycle import Lifecycle
 from serve.metrics import Metrics
+from serve.turns import TakingTurns, Turns
 
 # How long connections may take to close, once all uploads are answered: within the grace period with what it keeps.
 _CLOSING_SECONDS: Final = 1
@@ -28,10 +28,11 @@ def run(
 ) -> None:
     """Serve `app` on `listener` until SIGINT or SIGTERM and all accepted requests are answered."""
 
-    class Bounded(HttpProtocol):
+    class Bounded(TakingTurns):
         all_connections = Connections(config.max_connections)
         head_seconds = config.head_timeout_ms / 1000
         body_seconds = config.body_timeout_ms / 1000
+        turns = Turns()
 
     Bounded.metrics = metrics
 
