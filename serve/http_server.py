@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
@@ -19,6 +20,9 @@ from serve.lifecycle import Lifecycle
 from serve.metrics import Metrics
 from serve.turns import TakingTurns, Turns
 
+# How long the event loop waits for Python's lock where a thread has it, which a probe needs a dozen times: by default
+# that makes a tenth of a second.
+_SWITCH_SECONDS: Final = 0.001
 # How long connections may take to close, once all uploads are answered: within the grace period with what it keeps.
 _CLOSING_SECONDS: Final = 1
 
@@ -36,6 +40,7 @@ def run(
 
     Bounded.metrics = metrics
 
+    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of what clients do, and so could they
     settings = uvicorn.Config(
         app,
