@@ -20,6 +20,7 @@ from serve.classifier import Classified, Classifier, Job, Prepared
 from serve.config import Config
 from serve.docs_page import page
 from serve.errors import DeadlinePassed, QueueFull, RequestError
+from serve.form import UploadedFile
 from serve.formats import is_quick_to_open
 from serve.inspector import Inspector
 from serve.lifecycle import Lifecycle, Visit
@@ -31,7 +32,7 @@ from serve.origins import is_own_page
 from serve.pages import addressed, prefers_html, security_headers, start_page
 from serve.parameters import TIMEOUT_HEADER, TIMING_HEADER, parse_query, parse_timeout, parse_top_k
 from serve.scheduler import Outcome, Scheduler
-from serve.upload import UploadedFile, UploadLimits, read_upload
+from serve.upload import UploadLimits, read_upload
 
 T = TypeVar("T")
 

@@ -3,7 +3,6 @@
 Domain errors leave every handler here; `app.py` makes the protocol's error objects of them.
 """
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
@@ -83,7 +82,7 @@ class InferenceServer:
             headers = self._server.note(request, read - started, outcomes)
         logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
         # Off the event loop, because a thousand numbers a picture take a millisecond to write.
-        answer, head_length = await asyncio.to_thread(write_answer, asked, logits, self._signature)
+        answer, head_length = await self._server.inspector.run(write_answer, asked, logits, self._signature)
         if head_length is None:
             return Response(answer, headers=headers, media_type="application/json")
         headers[LENGTH_HEADER] = str(head_length)

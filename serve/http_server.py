@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -16,11 +17,14 @@ import uvicorn
 
 from serve.config import Config
 from serve.connections import ACCEPTED_AT_ONCE, Connections
-from serve.http_protocol import HttpProtocol
 from serve.leaving import HANGING_SECONDS, end_within, leave_on_signals, on_stop
 from serve.lifecycle import Lifecycle
 from serve.metrics import Metrics
+from serve.turns import TakingTurns, Turns
 
+# How long the event loop waits for Python's lock where a thread has it, which a probe needs a dozen times: by default
+# that makes a tenth of a second.
+_SWITCH_SECONDS: Final = 0.001
 # How long connections may take to close, once all uploads are answered: within the grace period with what it keeps.
 _CLOSING_SECONDS: Final = 1
 
@@ -30,13 +34,15 @@ def http_server(
 ) -> uvicorn.Server:
     """A server for `app`, to be run on a socket; once it has started, its event loop calls `speak` each second."""
 
-    class Bounded(HttpProtocol):
+    class Bounded(TakingTurns):
         all_connections = Connections(config.max_connections)
         head_seconds = config.head_timeout_ms / 1000
         body_seconds = config.body_timeout_ms / 1000
+        turns = Turns()
 
     Bounded.metrics = metrics
 
+    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of what clients do, and so could they
     settings = uvicorn.Config(
         app,

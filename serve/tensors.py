@@ -22,6 +22,7 @@ IMAGE: Final = "image"
 # Of an element of a binary BYTES tensor, ahead of it.
 LENGTH: Final = struct.Struct("<I")
 _SHOWN_CHARACTERS: Final = 40
+_ENCODER: Final = json.JSONEncoder()
 
 
 def require_datatype(tensor: dict[str, Any], name: str, datatype: str) -> None:
@@ -141,5 +142,9 @@ def parameters_of(owner: dict[str, Any], name: str) -> dict[str, Any]:
 
 def shown(value: Any) -> str:
     """A value of a message as an error quotes it, not all of it where it is long."""
-    text = json.dumps(value)
+    text = ""
+    for piece in _ENCODER.iterencode(value[:_SHOWN_CHARACTERS] if isinstance(value, str) else value):
+        text += piece
+        if len(text) > _SHOWN_CHARACTERS:
+            break
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

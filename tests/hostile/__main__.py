@@ -2,8 +2,8 @@
 
     python -m tests.hostile --requests 100000 --seed 1
 
-Sends to 127.0.0.1 only, to a server it starts itself. Ends with a table, and with status 1 where anything in it is not
-as the contract has it: an answer that is not expected, no answer, a crash, a good request that suffers.
+Sends to 127.0.0.1 only, to a server it starts itself. Ends with a table and a verdict, and with status 1 where anything
+is not as the contract has it: an answer that is not expected, no answer, a crash, a good request or a probe that waits.
 """
 
 import argparse
@@ -21,9 +21,10 @@ from urllib.parse import urlsplit
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from tests.hostile import requests, tensors
+from tests.hostile import bodies, requests, tensors
 from tests.hostile.client import megabytes, send
 from tests.hostile.pictures import ACCEPTED, REFUSED
+from tests.hostile.prober import probing, quantile
 from tests.hostile.requests import (
     NO_ANSWER,
     Attack,
@@ -36,11 +37,12 @@ from tests.hostile.requests import (
 )
 from tests.server_process import ROOT, ServerProcess, running_server
 
-KINDS = {**requests.KINDS, **tensors.KINDS}
+KINDS = {**requests.KINDS, **tensors.KINDS, **bodies.KINDS}
 AT_ONCE = 24
 HANG_SECONDS = 30.0
 GOOD_PAUSE_SECONDS = 0.1
 GOOD_SECONDS = 5.0
+PROBE_SECONDS = 0.5  # which 99 of 100 probes are answered in
 MOST_MEGABYTES = 700
 # Kinds that cost too much to come as often as the others: how many there are in a run of 100,000.
 RARE = {more_than_it_may_send: 100, crumbs: 200}
@@ -54,6 +56,7 @@ class Report:
     answers: dict[str, Counter[int]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     good: list[float] = field(default_factory=list)
+    probes: list[float] = field(default_factory=list)
     seconds: float = 0.0
     peak_megabytes: float = 0.0
     idle_megabytes: float = 0.0
@@ -146,7 +149,9 @@ def hostile(count: int, seed: int, *flags: str) -> Report:
         bomb(name)  # made once, and before anything is sent: it takes seconds
     with running_server(sys.executable, "--log-format", "json", *flags) as server:
         report.idle_megabytes = megabytes(server.process.pid, "VmRSS")
-        asyncio.run(run(server, count, seed, report))
+        parts = urlsplit(server.url)
+        with probing(parts.hostname or "", parts.port or 0) as report.probes:
+            asyncio.run(run(server, count, seed, report))
         if server.process.poll() is not None:
             report.wrong.append(f"the server has ended with {server.process.returncode}")
             return report
@@ -154,12 +159,20 @@ def hostile(count: int, seed: int, *flags: str) -> Report:
         status = server.stop()
     if status != 0:
         report.wrong.append(f"the server left with {status}")
-    report.wrong += wrong_lines(server.lines)
-    if max(report.good, default=0.0) > GOOD_SECONDS:
-        report.wrong.append(f"a good request took {max(report.good):.1f} s")
-    if report.peak_megabytes > MOST_MEGABYTES:
-        report.wrong.append(f"the server took {report.peak_megabytes:.0f} MB")
+    report.wrong += wrong_lines(server.lines) + too_much(report)
     return report
+
+
+def too_much(report: Report) -> list[str]:
+    """What others had to wait, and the memory that was taken, where it is more than it may be."""
+    wrong = []
+    if max(report.good, default=0.0) > GOOD_SECONDS:
+        wrong.append(f"a good request took {max(report.good):.1f} s")
+    if report.peak_megabytes > MOST_MEGABYTES:
+        wrong.append(f"the server took {report.peak_megabytes:.0f} MB")
+    if (p99 := quantile(report.probes, 0.99)) > PROBE_SECONDS:
+        wrong.append(f"one of a hundred probes took {p99:.2f} s or more; the limit is {PROBE_SECONDS:g} s")
+    return wrong
 
 
 def wrong_lines(lines: list[str]) -> list[str]:
@@ -192,10 +205,19 @@ def table(report: Report) -> str:
         f"hangs: {total[-1]}",
         f"good requests meanwhile: {len(good)}, median {1000 * statistics.median(good):.0f} ms, "
         f"worst {1000 * good[-1]:.0f} ms",
+        f"probes meanwhile: {len(report.probes)}, "
+        + ", ".join(
+            f"{name} {1000 * quantile(report.probes, share):.0f} ms"
+            for name, share in (("median", 0.5), ("p99", 0.99), ("worst", 1.0))
+        ),
         f"memory, MB: {report.idle_megabytes:.0f} before, {report.peak_megabytes:.0f} at its peak",
         f"not as it should be: {len(report.wrong)}",
     ]
     return "\n".join(lines)
+
+
+def verdict(report: Report) -> str:
+    return f"hostile: failed, {len(report.wrong)} not as they should be" if report.wrong else "hostile: passed"
 
 
 def main() -> int:
@@ -209,6 +231,7 @@ def main() -> int:
     print(table(report))
     for line in report.wrong[:50]:
         print(line)
+    print(verdict(report))
     return 1 if report.wrong else 0
 
 

@@ -3,16 +3,21 @@
 import json
 import random
 
-from tests.hostile.__main__ import KINDS, attacks, hostile, table, wrong_lines
+import pytest
+
+from tests.hostile.__main__ import KINDS, Report, attacks, hostile, table, too_much, verdict, wrong_lines
+from tests.hostile.prober import quantile
 from tests.hostile.requests import is_honest
 from tests.tiny_model import PATH as TINY_MODEL
 
 
-def test_two_thousand_hostile_requests_get_what_the_contract_has_for_them() -> None:
+def test_two_thousand_hostile_requests_get_what_the_contract_has_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.hostile.__main__.PROBE_SECONDS", 2.0)  # other tests may have the CPUs
     report = hostile(2000, 7, "--model", str(TINY_MODEL))
     assert report.wrong == [], table(report)
     assert report.sent == 2000
     assert len(report.good) > 10
+    assert len(report.probes) > 10
     assert set(report.answers) >= {maker.__name__ for maker in KINDS} | {"bombs"}
     assert report.peak_megabytes < 600
 
@@ -49,3 +54,24 @@ def test_a_line_of_the_log_that_is_no_record_or_a_defect_is_found() -> None:
     good = json.dumps({"level": "info", "message": "x"})
     bad = ["TIFFReadDirectory: Warning", json.dumps({"level": "error", "message": "unforeseen"}), "[]"]
     assert len(wrong_lines([good, *bad])) == len(bad)
+
+
+def test_probes_that_wait_and_probes_that_are_not_answered_are_found() -> None:
+    quick = [0.01] * 990
+    assert too_much(Report(probes=quick + [9.0] * 10)) == []
+    assert too_much(Report(probes=quick + [0.6] * 11)) == [
+        "one of a hundred probes took 0.60 s or more; the limit is 0.5 s"
+    ]
+    assert len(too_much(Report(probes=quick + [float("inf")] * 11))) == 1
+    assert len(too_much(Report())) == 1  # there were none
+    assert len(too_much(Report(probes=quick, good=[5.1], peak_megabytes=701))) == 2
+
+
+def test_quantiles_are_values_that_there_are() -> None:
+    values = [float(number) for number in range(100, 0, -1)]
+    assert [quantile(values, share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
+
+
+def test_the_last_line_is_the_verdict() -> None:
+    assert verdict(Report()) == "hostile: passed"
+    assert verdict(Report(wrong=["a", "b", "c"])) == "hostile: failed, 3 not as they should be"

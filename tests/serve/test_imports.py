@@ -35,7 +35,8 @@ MAY_IMPORT = {
     "picture": {"avif", "claims", "errors", "formats", "preprocess"},
     "postprocess": {"errors", "regular_file"},
     "model": {"errors", "regular_file"},
-    "upload": {"errors"},
+    "form": {"errors"},
+    "upload": {"errors", "form"},
     "arrival": {"errors"},
     "keys": {"errors", "regular_file"},
     "connections": set(),
@@ -67,6 +68,7 @@ MAY_IMPORT = {
         "config",
         "docs_page",
         "errors",
+        "form",
         "inspector",
         "lifecycle",
         "memory",
@@ -96,7 +98,8 @@ MAY_IMPORT = {
         "problems",
     },
     "inspector": {"errors"},
-    "http_server": {"config", "connections", "http_protocol", "leaving", "lifecycle", "metrics"},
+    "http_server": {"config", "connections", "leaving", "lifecycle", "metrics", "turns"},
+    "turns": {"http_protocol"},
     "framing": {"origins"},
     "request_ids": set(),
     "http_protocol": {"connections", "framing", "metrics", "one_write", "problems", "request_ids"},
@@ -150,7 +153,7 @@ OWNED = {
     "onnxruntime": {"model"},
     "uvicorn": {"http_server", "http_protocol"},
     "httptools": {"http_protocol"},
-    "python_multipart": {"upload"},
+    "python_multipart": {"form"},
 }
 FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}
 

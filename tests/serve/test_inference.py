@@ -1,9 +1,11 @@
 """The Open Inference Protocol on the application in this process: right tensors, and all the wrong ones."""
 
 import base64
+import contextlib
 import json
 import math
 import struct
+import threading
 import time
 from typing import Any
 
@@ -319,6 +321,82 @@ def test_the_worst_json_takes_a_fraction_of_a_second() -> None:
         with pytest.raises((BadTensor, UploadTooLarge)):
             parse_request(None, body, signature)
         assert time.process_time() - started < 0.4
+
+
+def list_of(number: bytes) -> bytes:
+    return b"[" + b",".join([number] * min(600_000, 8_000_000 // (len(number) + 1))) + b"]"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a":' + list_of(b"9" * 4300) + b"}",
+        b'{"a":' + list_of(b"1.23456e-300") + b"}",
+        b'{"a":' + list_of(b"2.2250738585072011360574097967091319759348e-308") + b"}",
+        b'{"inputs":[{"name":' + list_of(b"1.2345678e-05") + b"}]}",
+    ],
+    ids=["digits", "floats", "hard floats", "quoted in the error"],
+)
+def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
+    """A thread that asks for Python's lock again and again never waits for most of the time that reading takes."""
+    shares = []
+    for _ in range(3):
+        reader = threading.Thread(target=read_badly, args=(body,))
+        began = last = time.perf_counter()
+        longest = 0.0
+        reader.start()
+        while reader.is_alive():
+            time.sleep(0.0005)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        shares.append(longest / (last - began))
+    assert min(shares) < 0.5
+
+
+def read_badly(body: bytes) -> None:
+    with contextlib.suppress(BadTensor):
+        parse_request(None, body, Signature("tiny", 224, (), 32))
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"' + b"\xed\xa0\x80" * 2_700_000 + b'":1}', "not JSON"),
+        (b"{" + b",".join(b'"%x":0' % number for number in range(600_000)) + b"}", "600000 names"),
+    ],
+    ids=["surrogates", "names"],
+)
+def test_what_would_hold_python_at_one_piece_is_refused(body: bytes, words: str) -> None:
+    taken = []
+    for _ in range(3):
+        began = time.process_time()
+        with pytest.raises(BadTensor, match=words):
+            parse_request(None, body, Signature("tiny", 224, (), 32))
+        taken.append(time.process_time() - began)
+    assert min(taken) < 0.1
+
+
+def test_json_may_begin_with_a_byte_order_mark(client: TestClient, cat: bytes) -> None:
+    body = json.dumps(images(1, data=[base64.b64encode(cat).decode()])).encode()
+    assert client.post(INFER, content=b"\xef\xbb\xbf" + body).json() == client.post(INFER, content=body).json()
+
+
+def test_no_request_wants_a_thread_that_is_not_there(
+    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Started once, the application answers where the system has no thread left to give."""
+    client = client_for()
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    png = (PICTURES / "rgb.png").read_bytes()
+    for picture in (cat, png):
+        assert client.post("/upload", files={"file": ("x", picture)}).status_code == 200
+        assert infer(client, images(1, data=[base64.b64encode(picture).decode()])).status_code == 200
+    assert client.post("/upload", files=[("file", ("x", cat)), ("file", ("y", png))]).status_code == 200
+    assert client.get("/readyz").status_code == 200
 
 
 def test_stages_are_told_where_switched_on(client_for: ClientFor, cat: bytes) -> None:

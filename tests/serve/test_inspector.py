@@ -57,8 +57,26 @@ def test_no_more_wait_than_may() -> None:
         await asyncio.sleep(0)
         with pytest.raises(QueueFull, match="2 wait for their headers to be checked and the limit is 2"):
             await inspector.check(id, None)
+        owed = asyncio.ensure_future(inspector.run(max, 1, 2))
         gate.set()
         await asyncio.gather(*waiting)
+        assert await owed == 2
+        inspector.close()
+
+    asyncio.run(scenario())
+
+
+def test_its_thread_is_there_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        inspector = Inspector(2)
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            assert await inspector.check(max, 1, 2) == 2
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                Inspector(2)
         inspector.close()
 
     asyncio.run(scenario())

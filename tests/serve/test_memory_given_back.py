@@ -6,10 +6,11 @@ import time
 from dataclasses import replace
 
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from serve import __main__ as main
-from serve import handlers, http_server
+from serve import handlers
 from serve.app import create_app
 from serve.classifier import Classifier
 from serve.config import Config
@@ -19,10 +20,10 @@ def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypat
     steps: list[str] = []
     monkeypatch.setattr(main, "trim", lambda: steps.append("trim"))
     monkeypatch.setattr(main.gc, "freeze", lambda: None)  # the tests go on
-    monkeypatch.setattr(http_server, "run", lambda *_: steps.append("run"))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: steps.append("run"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        main.serve(config, listener, lambda: steps.append("ready"))
-    assert steps == ["trim", "ready", "run"]
+        assert main.serve(config, listener) == 0
+    assert steps == ["trim", "run"]
 
 
 def test_memory_is_given_back_after_a_burst_and_not_without_one(

@@ -1,0 +1,72 @@
+"""Asks GET /livez again and again while something else goes on, each time on a connection of its own.
+
+    python -m tests.hostile.prober HOST PORT
+
+In a process of its own, so that a client that is busy is not taken for a server that is. Ends where its standard input
+does, and writes the seconds that each answer took, as JSON.
+"""
+
+import json
+import math
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.server_process import ROOT
+
+PAUSE_SECONDS = 0.05
+PATIENCE_SECONDS = 10.0
+REQUEST = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+
+
+def probe(host: str, port: int) -> float:
+    """Seconds until the answer was there; infinite where none came, or another than 200."""
+    began = time.perf_counter()
+    received = b""
+    try:
+        with socket.create_connection((host, port), timeout=PATIENCE_SECONDS) as connection:
+            connection.sendall(REQUEST)
+            while more := connection.recv(4096):
+                received += more
+    except OSError:
+        return math.inf
+    return time.perf_counter() - began if received.startswith(b"HTTP/1.1 200 ") else math.inf
+
+
+@contextmanager
+def probing(host: str, port: int) -> Iterator[list[float]]:
+    """Probe for the length of a `with` block; the list has what each probe took once that has ended."""
+    command = [sys.executable, "-m", "tests.hostile.prober", host, str(port)]
+    latencies: list[float] = []
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            if process.stdout is None or process.stdout.readline() != b"\n":  # it has begun
+                raise RuntimeError("the prober did not start")
+            yield latencies
+        finally:
+            output, _ = process.communicate(timeout=3 * PATIENCE_SECONDS)
+    latencies += json.loads(output)
+
+
+def quantile(values: list[float], share: float) -> float:
+    """The value that so large a share of them does not exceed; infinite where there are none."""
+    return sorted(values)[math.ceil(share * len(values)) - 1] if values else math.inf
+
+
+def main() -> int:
+    """Run the command; the process's exit status."""
+    host, port = sys.argv[1], int(sys.argv[2])
+    print(flush=True)
+    latencies = [probe(host, port)]
+    while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
+        latencies.append(probe(host, port))
+    print(json.dumps(latencies))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
