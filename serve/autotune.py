@@ -20,12 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.catalogue import find_model
-from serve.config import DEFAULT_FILE, MAX_FILE_BYTES, MODELS, argument_parser, load_config
+from serve.config import MODELS, argument_parser, load_config
 from serve.errors import ConfigError
 from serve.model import Model, load_model
 from serve.printable import printable
 from serve.progress import bar
 from serve.regular_file import read_text
+from serve.settings_file import DEFAULT_FILE, MAX_BYTES
 
 _ROUNDS: Final = 5
 _LONE_INFERENCES: Final = 12
@@ -122,7 +123,7 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
 def _lines_of(path: Path) -> list[str]:
     """Raises `OSError` of what is no regular file: a file would take a device's place."""
     try:
-        return read_text(path, MAX_FILE_BYTES).splitlines()
+        return read_text(path, MAX_BYTES).splitlines()
     except FileNotFoundError:
         return []
 

@@ -5,8 +5,6 @@ Each field is one setting: `--max-files` on the command line, else `SERVE_MAX_FI
 """
 
 import argparse
-import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,8 +13,7 @@ from typing import Any, Final
 from serve.command_line import ArgumentParser
 from serve.cpus import ThreadPlan, plan_threads
 from serve.errors import ConfigError
-from serve.printable import shortened
-from serve.regular_file import read_text
+from serve.settings_file import DEFAULT_FILE, quoted, read_settings_file
 from serve.values import Parser, host_names, one_of, origins, path_of, provider_names, switch, text_of, whole
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -116,9 +113,6 @@ class Config:
 
 
 MODELS: Final = ROOT / "models"
-DEFAULT_FILE: Final = "serve.toml"
-MAX_FILE_BYTES: Final = 2**15  # tomllib takes seconds for more of the worst: keys of ten thousand parts
-_QUOTED: Final = 200  # characters of a value in an error
 
 
 def load_config(
@@ -137,7 +131,10 @@ def load_settings(
     from within, as argparse does.
     """
     flags = vars((parser or argument_parser()).parse_args(arguments))
-    path, entries = _read_file(flags["config"] or environment.get("SERVE_CONFIG") or None)
+    path, entries = read_settings_file(
+        flags["config"] or environment.get("SERVE_CONFIG") or None,
+        {setting.name: setting.default for setting in fields(Config)},
+    )
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for setting in fields(Config):
@@ -153,7 +150,7 @@ def load_settings(
         try:
             values[setting.name] = setting.metadata["parse"](text)
         except ValueError as error:
-            raise ConfigError(f"{source}={_quoted(text)}: {error}") from error
+            raise ConfigError(f"{source}={quoted(text)}: {error}") from error
         sources[setting.name] = kind
     config = Config(**values)
     if config.max_files > config.max_queue:
@@ -166,57 +163,6 @@ def load_settings(
             "a request of that size could never be let in"
         )
     return config, sources
-
-
-def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
-    """The settings file and its entries as they would be written in a flag; no file is no entries, unless named."""
-    path = Path(named or DEFAULT_FILE)
-    if named == os.devnull:
-        return path, {}
-    try:
-        entries = tomllib.loads(read_text(path, MAX_FILE_BYTES))
-    except OSError as error:
-        if named is None and isinstance(error, FileNotFoundError):
-            return path, {}
-        raise ConfigError(f"settings file {path}: {(error.strerror or 'unreadable').lower()}") from error
-    except ValueError as error:
-        raise ConfigError(f"settings file {path} is not TOML: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"settings file {path} is nested too deeply") from error
-    defaults = {setting.name: setting.default for setting in fields(Config)}
-    unknown = entries.keys() - defaults.keys()
-    if unknown:
-        raise ConfigError(f"settings file {path}: there is no setting {min(unknown)}")
-    texts = {}
-    for name, value in entries.items():
-        text = _as_text(value, defaults[name])
-        if text is None:
-            raise ConfigError(f"settings file {path}: {name} cannot be {_quoted(value)}")
-        texts[name] = text
-    return path, texts
-
-
-def _as_text(value: Any, default: Any) -> str | None:
-    """A TOML value as it would be written in a flag; None where it is of a kind that the setting never is."""
-    match value, default:
-        case bool(), bool():
-            return "on" if value else "off"
-        case list(), tuple() if all(isinstance(each, str) for each in value):
-            return ",".join(value)
-        case ((bool() | list() | dict()), _):
-            return None
-        case int(), _ if abs(value) >= 2**63:  # which TOML has not, though Python reads it
-            return None
-        case _:
-            return str(value)
-
-
-def _quoted(value: Any) -> str:
-    """A value as an error quotes it."""
-    try:
-        return shortened(repr(value), _QUOTED)
-    except (ValueError, RecursionError):  # thousands of digits, tables in tables in tables
-        return f"such a {type(value).__name__}"
 
 
 def _names(setting: str) -> tuple[str, str]:

@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "values": set(),
     "command_line": {"printable"},
     "regular_file": set(),
-    "config": {"command_line", "cpus", "errors", "printable", "regular_file", "values"},
+    "settings_file": {"errors", "printable", "regular_file"},
+    "config": {"command_line", "cpus", "errors", "settings_file", "values"},
     "lifecycle": {"errors"},
     "scheduler": {"errors"},
     "parameters": {"errors"},
@@ -126,7 +127,7 @@ MAY_IMPORT = {
         "progress",
         "records",
     },
-    "autotune": {"catalogue", "config", "errors", "model", "printable", "progress", "regular_file"},
+    "autotune": {"catalogue", "config", "errors", "model", "printable", "progress", "regular_file", "settings_file"},
     "__main__": {
         "app",
         "catalogue",
