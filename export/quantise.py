@@ -159,7 +159,7 @@ class _Quantiser:
         if tensor not in self._calibration.active:
             return mean, mean
         low, high = (self._graph.value(f"{tensor}.{end}").reshape(-1) for end in ("low", "high"))
-        threshold = np.where(np.isfinite(low), low, high)
+        threshold = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, 0))  # a dead channel has neither
         rounded = _codes(threshold) / LEVELS
         # A threshold outside of [0, 1] is never met, or always: the channel then is itself, or a constant.
         reached = np.clip(threshold, 0, 1) == threshold

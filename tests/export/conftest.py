@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from torchvision.models import densenet, resnet
+from torchvision.models import resnet
 
 from export.graph import export_graph
 from export.models import ARCHITECTURES, Architecture, torchvision_architecture
@@ -17,6 +17,7 @@ from export.onnx_graph import Array
 from export.parity import read_photograph
 from export.weights import build_network, read_weights, untrained_weights
 from serve.config import ROOT
+from tests import small_densenet as small
 from tests.references import DATA
 
 SAMPLE = 60
@@ -106,12 +107,8 @@ def untrained(architecture: Architecture, pictures: int = 24) -> Network:
 
 @pytest.fixture(scope="session")
 def small_densenet(densenet121: Architecture) -> Network:
-    spec = replace(densenet121.preprocessing, resize=64, crop=64)
-    return untrained(replace(densenet121, name="small_densenet", build=_small_densenet, preprocessing=spec))
-
-
-def _small_densenet() -> nn.Module:
-    return densenet.DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=10)
+    architecture = replace(densenet121, name="small_densenet", build=small.network, preprocessing=small.SPEC)
+    return Network(architecture, onnx.load(small.PATH), small.pictures(40, 10), small.pictures(40, 11))
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def show_progress(result: Result, done: int, total: int) -> None:
 def described(result: Result) -> str:
     """The mutant as a diff, with its place and what became of it."""
     mutant = result.mutant
-    was, becomes = mutant.changed_lines((ROOT / mutant.file).read_text(encoding="utf-8"))
+    was, becomes = result.lines
     place = f"{mutant.file}:{mutant.line} {mutant.function}".rstrip()
     lines = [f"{result.status}: {place} ({result.part}, {result.seconds:.1f} s{result.by and f', {result.by}'})"]
     lines += [f"    - {line}" for line in was.split("\n")] + [f"    + {line}" for line in becomes.split("\n")]

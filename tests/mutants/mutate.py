@@ -132,7 +132,9 @@ class _Finder:
             if field in {"bases", "keywords"} and isinstance(node, ast.ClassDef):
                 continue
             for child in value if isinstance(value, list) else [value]:
-                if isinstance(child, ast.AST):
+                # A negative number and an index are one thing each: -1 and [0] mean the same as -2 and [-1] too often.
+                single = isinstance(node, ast.UnaryOp | ast.Subscript) and isinstance(child, ast.Constant)
+                if isinstance(child, ast.AST) and not single:
                     yield from self._visit(child, function)
 
     def _changes(self, node: ast.AST) -> Iterator[tuple[int, int, str]]:
@@ -155,8 +157,14 @@ class _Finder:
                 token, other = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
                 for left, right in zip(node.values, node.values[1:], strict=False):
                     yield from self._between(left, right, rf"\b{token}\b", other)
-            case ast.UnaryOp(op=ast.Not() | ast.USub()):
-                yield self._start(node), self._start(node) + len("not" if isinstance(node.op, ast.Not) else "-"), ""
+            case ast.UnaryOp(op=ast.Not()):
+                yield self._start(node), self._start(node) + len("not"), ""
+            case ast.UnaryOp(op=ast.USub()):
+                yield self._start(node), self._start(node) + len("-"), ""
+                if isinstance(node.operand, ast.Constant):
+                    yield *self._span(node), repr(1 - node.operand.value)
+            case ast.Subscript(slice=ast.Constant(value=int())):
+                yield *self._span(node.slice), repr(node.slice.value + 1)
             case ast.Constant(value=bool()):
                 yield *self._span(node), repr(not node.value)
             case ast.Constant(value=int() | float()):

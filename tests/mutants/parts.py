@@ -15,13 +15,15 @@ EXPORT: Final = ".venv/export/bin/python"
 class Part:
     """sources: file → the functions and classes in it that are changed, all of it where none is named.
 
-    tests: files or node ids. python: the interpreter, relative to the project.
+    tests: files or node ids. python: the interpreter, relative to the project. without: words in the names of those
+    tests, or of what they ask for, that are left out, as being slow.
     """
 
     name: str
     sources: Mapping[str, tuple[str, ...]]
     tests: tuple[str, ...]
     python: str = RUNTIME
+    without: tuple[str, ...] = ()
 
 
 PARTS: Final = (
@@ -64,5 +66,6 @@ PARTS: Final = (
         },
         ("tests/export/test_quantise.py", "tests/export/test_rewrite.py"),
         EXPORT,
+        without=("exported", "real_densenet", "resnet18"),
     ),
 )

@@ -33,10 +33,11 @@ class MutationError(Exception):
 
 @dataclass(frozen=True)
 class Result:
-    """status: killed, timeout or survived. by: the test that failed."""
+    """lines: what they were, and what they became. status: killed, timeout or survived. by: the test that failed."""
 
     part: str
     mutant: Mutant
+    lines: tuple[str, str]
     status: str
     seconds: float
     by: str
@@ -227,12 +228,21 @@ class _Copy:
         finally:
             path.write_bytes(source)
         status = {None: "timeout", 0: "survived"}.get(done["code"], "killed")
-        return Result(part.name, mutant, status, done["seconds"], done["failed"])
+        return Result(part.name, mutant, mutant.changed_lines(text), status, done["seconds"], done["failed"])
 
     def _run(self, part: Part, seconds: float, **more: Any) -> dict[str, Any]:
         process = self._processes[part.python]
         places = {name: str(self._beside / name) for name in ("report", "output", "temporary")}
-        job = {"tests": part.tests, "seconds": seconds, "stop": False, "first": [], "trace": [], **places, **more}
+        job = {
+            "tests": part.tests,
+            "without": part.without,
+            "seconds": seconds,
+            "stop": False,
+            "first": [],
+            "trace": [],
+            **places,
+            **more,
+        }
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(json.dumps(job) + "\n")

@@ -51,8 +51,9 @@ def main() -> None:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job's tests in a child of their own.
 
-    job: tests, first (node ids to begin with), stop (whether the first failure ends it), trace (files: note which of
-    their functions each test enters), seconds (the limit), and where to write: report, output, temporary.
+    job: tests; without, words in the names of tests and fixtures to leave out; first, node ids to begin with; stop,
+    whether the first failure ends it; trace, files: note which of their functions each test enters; seconds, the limit;
+    and where to write: report, output, temporary.
     Returns code, pytest's exit status, None where the limit was reached; failed, the first test that failed; and tests.
     """
     report = Path(job["report"])
@@ -111,6 +112,7 @@ class Notes:
     def __init__(self, job: dict[str, Any]) -> None:
         self._first = {name: position for position, name in enumerate(job["first"])}
         self._files = {str(Path.cwd() / name): name for name in job["trace"]}
+        self._without = job["without"]
         self._entered: set[tuple[str, int]] = set()
         self.failed = ""
         self.tests: dict[str, Any] = {}
@@ -129,6 +131,11 @@ class Notes:
             self._entered.add((file, frame.f_code.co_firstlineno))
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        items[:] = [
+            item
+            for item in items
+            if not any(word in item.name or word in getattr(item, "fixturenames", ()) for word in self._without)
+        ]
         items.sort(key=lambda item: self._first.get(item.nodeid, len(self._first)))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
