@@ -52,13 +52,19 @@ def _smooth(grid: Array) -> Array:
     return result
 
 
-def network() -> "nn.Module":
-    """The network in PyTorch, in inference mode."""
-    import torch
-    from torch import nn
+def build() -> "nn.Module":
+    """The network in PyTorch, with any weights."""
     from torchvision.models.densenet import DenseNet
 
-    made = DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=CLASSES)
+    return DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=CLASSES)
+
+
+def network() -> "nn.Module":
+    """The network in PyTorch with its own weights, in inference mode."""
+    import torch
+    from torch import nn
+
+    made = build()
     random = np.random.default_rng(1)
 
     def fill(parameter: torch.Tensor, values: Array) -> None:

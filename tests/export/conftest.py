@@ -107,7 +107,7 @@ def untrained(architecture: Architecture, pictures: int = 24) -> Network:
 
 @pytest.fixture(scope="session")
 def small_densenet(densenet121: Architecture) -> Network:
-    architecture = replace(densenet121, name="small_densenet", build=small.network, preprocessing=small.SPEC)
+    architecture = replace(densenet121, name="small_densenet", build=small.build, preprocessing=small.SPEC)
     return Network(architecture, onnx.load(small.PATH), small.pictures(40, 10), small.pictures(40, 11))
 
 

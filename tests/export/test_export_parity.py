@@ -137,41 +137,6 @@ def test_one_broken_weight_is_refused_and_leaves_no_file(
     assert output.read_bytes() == b"the one before"
 
 
-def test_an_int8_model_below_its_bound_is_not_written_and_an_earlier_one_goes(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With weights that the recorded calibration is of, the gate refuses; with others, the calibration's own check."""
-    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
-    earlier = tmp_path / "densenet121.int8.onnx"
-    earlier.write_bytes(b"of an earlier export")
-    assert main(["--weights", str(weights), "--output", str(tmp_path / "densenet121.onnx")]) == 0
-    said = capsys.readouterr().err
-    assert re.search(
-        r"^export: no int8 model, fp32 is served: (mean .Δ logit. is 0\.\d+ on 3|[0-9.]+% of the channels)", said
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["densenet121.json", "densenet121.onnx"]
-
-
-def test_where_int8_is_required_its_refusal_is_the_exports(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
-    assert main(["--weights", str(weights), "--output", str(tmp_path / "densenet121.onnx"), "--require-int8"]) == 1
-    said = capsys.readouterr().err
-    assert re.search(r"^export: (mean .Δ logit. is 0\.\d+ on 3|[0-9.]+% of the channels)", said, re.MULTILINE)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_full_disk_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(export_onnx.ExportError, match="No space left"):
-        export_onnx.write(b"model", tmp_path / "model.onnx")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_shapes_are_compared_first() -> None:
     with pytest.raises(ParityError, match=r"\[1, 6\], the ONNX model's \[1, 5\]"):
         compare_logits(LOGITS, LOGITS[:, :5], 1e-4, "case")

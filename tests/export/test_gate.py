@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.calibration import Calibration, load, save
+from export.calibration import Calibration, encode, load
 from export.errors import CalibrationError, GateError
 from export.int8 import choose_photographs, require_accuracy, require_fit
 from export.measure import Comparison, compare, label_of
@@ -60,7 +60,7 @@ def test_labels_come_from_file_or_folder_names() -> None:
 
 def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path) -> None:
     calibration = calibrated(small_densenet)
-    save(calibration, tmp_path / "record.json")
+    (tmp_path / "record.json").write_bytes(encode(calibration))
     again = load(tmp_path / "record.json")
     assert (again.source, again.photographs) == (calibration.source, calibration.photographs)
     for name, (low, high) in calibration.ranges.items():
@@ -73,7 +73,14 @@ def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"source": "x", "photographs": [], "weights_sha256": "", "ranges": []}', '{"source": "x"}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"source": "x", "photographs": {}, "weights_sha256": "", "ranges": []}',
+        '{"source": "x", "photographs": ["a.jpg"], "weights_sha256": "", "ranges": {}, "means": {}, "active": {}}',
+        '{"source": "x"}',
+    ],
 )
 def test_a_broken_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(content)

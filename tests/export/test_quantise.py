@@ -25,8 +25,8 @@ from tests.export.conftest import Network
 
 
 def calibrated(network: Network) -> Calibration:
-    names = tuple(str(number) for number in range(len(network.calibrated_on)))
-    calibration = Calibration("patterns", names, None)
+    names = [str(number) for number in range(len(network.calibrated_on))]
+    calibration = Calibration("patterns", dict.fromkeys(names, ""), None)
     calibrate(network.model, network.calibration_pictures, calibration, lambda done, total: None)
     return calibration
 
@@ -207,7 +207,7 @@ def test_an_operator_without_an_integer_form_is_named(small_densenet: Network) -
 def test_a_calibration_with_a_gap_names_the_tensor(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
     with pytest.raises(QuantisationError, match="the calibration knows nothing of"):
-        quantise(int8.rewrite(small_densenet.model, calibration.ranges), Calibration("", (), None), (-1, 1))
+        quantise(int8.rewrite(small_densenet.model, calibration.ranges), Calibration("", {}, None), (-1, 1))
     del calibration.ranges[next(iter(calibration.ranges))]
     with pytest.raises(CalibrationError, match="of another graph"):
         require_fit(small_densenet.model, small_densenet.calibration_pictures(), calibration)
