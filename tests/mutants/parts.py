@@ -48,11 +48,19 @@ PARTS: Final = (
     Part(
         "gate",
         {
-            "export/int8.py": ("choose_photographs", "require_accuracy", "require_fit", "require_unchanged"),
+            "export/int8.py": (
+                "choose_photographs",
+                "require_accuracy",
+                "require_fit",
+                "require_unchanged",
+                "require_weights",
+            ),
             "export/export_onnx.py": ("_try_int8",),
             "export/measure.py": ("Comparison", "compare", "label_of", "logits_of"),
+            "export/calibration.py": ("Calibration", "encode", "load"),
+            "export/files.py": (),
         },
-        ("tests/export/test_gate.py",),
+        ("tests/export/test_gate.py", "tests/export/test_files.py", "tests/export/test_int8_export.py"),
         EXPORT,
     ),
     Part(
