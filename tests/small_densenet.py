@@ -68,7 +68,7 @@ def network() -> "nn.Module":
     random = np.random.default_rng(1)
 
     def fill(parameter: torch.Tensor, values: Array) -> None:
-        parameter.data = torch.from_numpy(_rounded(values))
+        parameter.data = torch.from_numpy(rounded(values))
 
     for module in made.modules():
         if isinstance(module, nn.Conv2d):
@@ -97,7 +97,7 @@ def network() -> "nn.Module":
     return made.float()
 
 
-def _rounded(values: Array) -> Array:
+def rounded(values: Array) -> Array:
     """To three digits, so that in double precision an addition in another order changes nothing."""
     return np.array([float(f"{value:.3g}") for value in values.ravel()]).reshape(values.shape)
 

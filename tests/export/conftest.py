@@ -18,6 +18,7 @@ from export.parity import read_photograph
 from export.weights import build_network, read_weights, untrained_weights
 from serve.config import ROOT
 from tests import small_densenet as small
+from tests.export import small_mobilenet as mobile
 from tests.references import DATA
 
 SAMPLE = 60
@@ -109,6 +110,12 @@ def untrained(architecture: Architecture, pictures: int = 24) -> Network:
 def small_densenet(densenet121: Architecture) -> Network:
     architecture = replace(densenet121, name="small_densenet", build=small.build, preprocessing=small.SPEC)
     return Network(architecture, onnx.load(small.PATH), small.pictures(40, 10), small.pictures(40, 11))
+
+
+@pytest.fixture(scope="session")
+def small_mobilenet(densenet121: Architecture) -> Network:
+    architecture = replace(densenet121, name="small_mobilenet", preprocessing=small.SPEC)
+    return Network(architecture, mobile.build(), small.pictures(40, 10), small.pictures(40, 11))
 
 
 @pytest.fixture(scope="session")

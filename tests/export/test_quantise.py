@@ -1,6 +1,8 @@
 """int8: integer arithmetic that cannot saturate, close to fp32, the same bytes each time, for three architectures."""
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from export.quantise import quantise
 from export.report import class_numbers
 from serve.config import ROOT
 from tests.export.conftest import Network
+from tests.small_densenet import batches
 
 
 def calibrated(network: Network) -> Calibration:
@@ -56,7 +59,7 @@ def assert_cannot_saturate(model: onnx.ModelProto) -> None:
 
 
 # The bounds are twice the mean error that was measured.
-@pytest.mark.parametrize(("name", "bound"), [("small_densenet", 0.13), ("resnet18", 0.02)])
+@pytest.mark.parametrize(("name", "bound"), [("small_densenet", 0.13), ("small_mobilenet", 0.03), ("resnet18", 0.02)])
 def test_int8_answers_like_fp32_and_cannot_saturate(name: str, bound: float, request: pytest.FixtureRequest) -> None:
     network: Network = request.getfixturevalue(name)
     model = make_int8(network.model, network.architecture, calibrated(network))
@@ -66,7 +69,65 @@ def test_int8_answers_like_fp32_and_cannot_saturate(name: str, bound: float, req
     assert np.abs(got - wanted).mean() <= bound
     operators = {node.op_type for node in model.graph.node}
     assert "QLinearConv" in operators
-    assert not operators & {"Conv", "BatchNormalization", "Relu"}
+    assert not operators & {"Conv", "BatchNormalization", "Relu", "Clip"}
+    assert ("Add" in operators) == (name == "small_densenet")  # the one whose classifier's input needs a correction
+    assert model.ir_version == network.model.ir_version
+    assert model.metadata_props == network.model.metadata_props
+    assert (model.producer_name, model.producer_version) == (
+        network.model.producer_name,
+        network.model.producer_version,
+    )
+
+
+def test_a_classifier_in_8_bits_is_half_the_size_and_uses_all_of_them(small_mobilenet: Network) -> None:
+    network = small_mobilenet
+    calibration = calibrated(network)
+    models = [
+        make_int8(network.model, replace(network.architecture, small_classifier=small), calibration)
+        for small in (False, True)
+    ]
+    wide, narrow = (Graph(model).constants["logits.weight"] for model in models)
+    assert (wide.dtype, narrow.dtype) == (np.float16, np.int8)
+    assert np.abs(narrow.astype(int)).max(1).tolist() == [127] * len(narrow)
+    steps = Graph(models[1]).constants["logits.weight_step"]
+    np.testing.assert_allclose(narrow * steps, wide, rtol=0, atol=0.51 * steps.max())
+    answers = [logits(model, network.other_pictures) for model in models]
+    assert 0 < np.abs(answers[0] - answers[1]).mean() <= 0.03
+
+
+def test_a_class_without_weights_is_quantised_too(small_mobilenet: Network) -> None:
+    graph = Graph(small_mobilenet.model)
+    graph.constants["matrix"] = graph.constants["matrix"] * (np.arange(10) != 4)[:, None].astype(np.float32)
+    model = graph.to_model()
+    int8_model = make_int8(
+        model, replace(small_mobilenet.architecture, small_classifier=True), calibrated(small_mobilenet)
+    )
+    got = logits(int8_model, small_mobilenet.other_pictures)
+    np.testing.assert_allclose(got[:, 4], graph.constants["offset"][4], rtol=1e-5)
+
+
+def test_activations_are_stored_on_their_range_with_headroom_and_relu6s_up_to_6(small_mobilenet: Network) -> None:
+    calibration = calibrated(small_mobilenet)
+    graph = Graph(make_int8(small_mobilenet.model, small_mobilenet.architecture, calibration))
+    stored = {}
+    for node in graph.of_type("QLinearConv", "QLinearAdd"):
+        step, zero = node.input[6:8]
+        stored[node.output[0]] = graph.constants[step].item(), graph.constants[zero].item()
+    assert stored.keys() == calibration.ranges.keys() - {"dilated.relu.maxpool"}  # which stores what it reads
+    for name, (step, zero) in stored.items():
+        low, high = (1.3 * end.item() for end in calibration.ranges[name])
+        wanted = Scale(6 / 255) if "clip" in name else Scale((high - low) / 255, round(-low * 255 / (high - low)))
+        assert (step, zero) == (pytest.approx(wanted.step, rel=1e-6), wanted.zero_point), name
+    assert calibration.ranges["grouped"][0].item() < -1  # one that needs a zero point
+
+
+def test_the_models_input_is_stored_between_black_and_white(small_mobilenet: Network) -> None:
+    spec = small_mobilenet.architecture.preprocessing
+    low, high = int8.input_range(spec)
+    assert (low, high) == (pytest.approx(-0.485 / 0.229), pytest.approx((1 - 0.406) / 0.225))
+    graph = Graph(make_int8(small_mobilenet.model, small_mobilenet.architecture, calibrated(small_mobilenet)))
+    step, zero = (graph.constants[name].item() for name in graph.of_type("QuantizeLinear")[0].input[1:])
+    assert (step, zero) == (pytest.approx((high - low) / 255), round(-low * 255 / (high - low)))
 
 
 def test_bias_correction_lowers_the_error(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +203,142 @@ def test_full_range_weights_would_saturate(small_densenet: Network, monkeypatch:
         assert_cannot_saturate(model)
 
 
+def one_conv(weights: Array, bias: Array) -> onnx.ModelProto:
+    """Conv → mean → classifier of two classes."""
+    constants = {
+        "weights": weights.astype(np.float32),
+        "bias": bias.astype(np.float32),
+        "matrix": np.eye(2, len(bias), dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "weights", "bias"], ["conv"]),
+        helper.make_node("GlobalAveragePool", ["conv"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "matrix"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "one",
+        [helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", 3, 64, 64])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 2])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+UNIT: dict[str, tuple[Array, Array]] = {"conv": (np.array([0.0]), np.array([1.0]))}
+
+
+def test_biases_are_the_nearest_codes_and_leave_half_of_32_bits_for_the_sum() -> None:
+    bias = np.array([3.21, -1.5, 0.777])
+    weights = np.array([[0.5, -0.2, 0.1], [1e-9, 0, 0], [0, 0, 0]])[:, :, None, None]
+    graph = Graph(quantise(one_conv(weights, bias), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
+    codes, steps = graph.constants["conv.bias_codes"].astype(np.float64), graph.constants["conv.weight_step"]
+    step_in = 4 / 255
+    np.testing.assert_allclose(codes * step_in * steps, bias, rtol=0, atol=0.5001 * step_in * steps.max())
+    assert abs(codes[0] - bias[0] / (step_in * float(steps[0]))) <= 0.51
+    assert np.abs(codes[1:]) == pytest.approx(2**30, rel=1e-6)  # weights so small alone would want finer steps
+
+
+def test_biases_are_corrected_by_the_inputs_mean_times_what_rounding_took(small_mobilenet: Network) -> None:
+    weights = np.array([[0.5, -0.203, 0.101], [0.3, 0.3, -0.1]])[:, :, None, None]
+    means = {"input": np.array([0.3, -0.7, 1.1])}
+    plain, corrected = (
+        Graph(quantise(one_conv(weights, np.zeros(2)), Calibration("", {}, None, UNIT, known), (-2.0, 2.0)))
+        for known in ({}, means)
+    )
+    steps = plain.constants["conv.weight_step"].astype(np.float64)
+    lost = weights[:, :, 0, 0] - plain.constants["conv.weight"][:, :, 0, 0] * steps[:, None]
+    added = (corrected.constants["conv.bias_codes"] - plain.constants["conv.bias_codes"]) * steps * 4 / 255
+    np.testing.assert_allclose(added, lost @ means["input"], rtol=0, atol=0.51 * steps.max() * 4 / 255)
+    assert np.abs(lost @ means["input"]).min() > steps.max() * 4 / 255
+
+
+def test_a_calibration_of_other_channels_is_refused() -> None:
+    calibration = Calibration("", {}, None, UNIT, {"input": np.zeros(4)})
+    with pytest.raises(QuantisationError, match="the calibration knows 4 channels of 'input', not 3"):
+        quantise(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)), calibration, (-1, 1))
+
+
+def changed(change: Callable[[list[onnx.NodeProto]], None]) -> onnx.ModelProto:
+    """`one_conv` with other nodes."""
+    graph = Graph(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)))
+    change(graph.nodes)
+    return graph.to_model()
+
+
+def relu_first(nodes: list[onnx.NodeProto]) -> None:
+    nodes.insert(0, helper.make_node("Relu", ["input"], ["positive"]))
+
+
+def relu_then_clip(nodes: list[onnx.NodeProto]) -> None:
+    nodes[1].input[0] = "clipped"
+    nodes[1:1] = [helper.make_node("Relu", ["conv"], ["relu"]), helper.make_node("Clip", ["relu"], ["clipped"])]
+
+
+def concat_of_two_scales(nodes: list[onnx.NodeProto]) -> None:
+    nodes.insert(1, helper.make_node("Concat", ["input", "conv"], ["both"], axis=1))
+
+
+def flat_picture(nodes: list[onnx.NodeProto]) -> None:
+    nodes[2].input[0] = "conv"
+
+
+def transposed_gemm(nodes: list[onnx.NodeProto]) -> None:
+    nodes[3].attribute[0].i = 0
+
+
+def default_gemm(nodes: list[onnx.NodeProto]) -> None:
+    del nodes[3].attribute[:]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (relu_first, "Relu 'positive' follows nothing that can absorb it"),
+        (relu_then_clip, "Clip 'clipped' follows nothing that can absorb it"),
+        (concat_of_two_scales, "what meets in Concat 'both' has not one scale"),
+        (flat_picture, "Flatten 'flat' flattens a picture, not its mean"),
+        (transposed_gemm, "Gemm 'logits' has its weights the other way round"),
+        (default_gemm, "Gemm 'logits' has its weights the other way round"),
+    ],
+)
+def test_what_has_no_integer_form_is_refused_by_name(
+    change: Callable[[list[onnx.NodeProto]], None], words: str
+) -> None:
+    calibration = Calibration("", {}, None, {**UNIT, "relu": UNIT["conv"]})
+    with pytest.raises(QuantisationError, match=words):
+        quantise(changed(change), calibration, (-1, 1))
+
+
+@pytest.mark.parametrize(("sign", "left_out"), [(1, "Min"), (-1, "Max")])
+def test_a_clip_that_changes_nothing_is_left_out(sign: int, left_out: str, small_densenet: Network) -> None:
+    """Scales of one sign need one of the two comparisons only."""
+    graph = Graph(small_densenet.model)
+    for norm in graph.of_type("BatchNormalization"):
+        graph.constants[norm.input[1]] = sign * np.maximum(np.abs(graph.constants[norm.input[1]]), 0.1)
+    network = replace(small_densenet, model=graph.to_model())
+    int8_model = make_int8(network.model, network.architecture, calibrated(network))
+    operators = [node.op_type for node in int8_model.graph.node]
+    assert left_out not in operators
+    assert {"Min", "Max"} & set(operators)
+
+
+def test_progress_is_told_of_both_passes(small_mobilenet: Network) -> None:
+    told: list[tuple[int, int]] = []
+    calibration = Calibration("", {"a": "", "b": "", "c": ""}, None)
+    pictures = small_mobilenet.calibrated_on[:3]
+    calibrate(small_mobilenet.model, lambda: batches(pictures), calibration, lambda *now: told.append(now))
+    assert told == [(done, 6) for done in (1, 2, 3, 4, 5, 6)]
+
+
+def test_statistics_are_rounded_to_three_digits(small_mobilenet: Network) -> None:
+    calibration = calibrated(small_mobilenet)
+    kept = [*calibration.means.values(), *(end for ends in calibration.ranges.values() for end in ends)]
+    assert all(float(f"{value:.3g}") == value for values in kept for value in values)
+    assert any(float(f"{value:.2g}") != value for values in kept for value in values)
+
+
 def test_weight_scales_use_as_much_of_8_bits_as_neighbours_allow() -> None:
     lone = np.array([1.0, 0.0, -0.5, 0.0]).reshape(1, 4, 1, 1)
     codes, steps = quantise_weights(lone)
@@ -150,6 +347,9 @@ def test_weight_scales_use_as_much_of_8_bits_as_neighbours_allow() -> None:
     twins = np.array([1.0, 1.0, -1.0, 1.0]).reshape(1, 4, 1, 1)
     assert np.abs(quantise_weights(twins)[0]).max() == 64
     assert pair_sums(twins).tolist() == [2.0]
+    assert pair_sums(np.array([[1.0, -0.5], [-0.5, 1.0]])[:, :, None, None]).tolist() == [1.0, 1.0]
+    assert pair_sums(np.ones((1, 1, 1, 1))).tolist() == [0.0]  # it has no neighbour
+    np.testing.assert_array_equal(quantise_weights(lone, 0.5)[0].reshape(-1), [2, 0, -1, 0])
     opposite = np.array([1.0, -1.0]).reshape(1, 2, 1, 1)
     assert np.abs(quantise_weights(opposite)[0]).max() == 127
 
@@ -160,6 +360,10 @@ def test_no_weights_can_be_made_to_saturate() -> None:
         for weights in (random.standard_normal(shape), random.choice([-1.0, 1.0, 0.5], shape), np.zeros(shape)):
             codes, _ = quantise_weights(weights)
             assert pair_sums(codes.astype(np.float64)).max() <= PAIR_LIMIT
+    assert 255 * PAIR_LIMIT <= 32_767 < 255 * (PAIR_LIMIT + 1)
+    # Rounding can make the largest sum one more than what is scaled to.
+    codes, _ = quantise_weights(np.array([0.5, 0.5]).reshape(1, 2, 1, 1))
+    assert pair_sums(codes.astype(np.float64)).tolist() == [PAIR_LIMIT]
 
 
 def test_a_scale_has_a_code_for_zero() -> None:
@@ -168,6 +372,11 @@ def test_a_scale_has_a_code_for_zero() -> None:
         assert 0 <= scale.zero_point <= 255
         assert (255 - scale.zero_point) * scale.step >= high - scale.step
         assert -scale.zero_point * scale.step <= low + scale.step
+    assert Scale.of_range(-1.0, 3.0) == Scale(4 / 255, 64)
+    assert Scale.of_range(2.0, 5.0) == Scale(5 / 255, 0)
+    assert Scale.of_range(-3.0, -1.0) == Scale(pytest.approx(3 / 255), 255)
+    assert Scale.of_range(0.0, 0.0) == Scale(1e-6 / 255, 0)
+    assert Scale.of_range(0.0, 0.3) == Scale(0.3 / 255, 0)
 
 
 def test_the_same_calibration_gives_the_same_bytes(small_densenet: Network) -> None:
