@@ -72,7 +72,7 @@ PARTS: Final = (
             "export/calibration.py": ("observe_ranges", "observe_means", "rounded", "_run"),
             "export/int8.py": ("rewrite", "make_int8", "input_range", "calibrate"),
         },
-        ("tests/export/test_quantise.py", "tests/export/test_rewrite.py"),
+        ("tests/export/test_calibration.py", "tests/export/test_quantise.py", "tests/export/test_rewrite.py"),
         EXPORT,
         without=("exported", "real_densenet", "resnet18"),
     ),
