@@ -40,7 +40,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz mutants test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -142,6 +142,11 @@ fuzz: ## fuzz decoding, multipart and tensor parsing, guided by coverage, for FU
 	.venv/fuzz/bin/python -m fuzz picture $(fuzz_flags) build/fuzz/picture tests/data/pictures
 	.venv/fuzz/bin/python -m fuzz multipart $(fuzz_flags) build/fuzz/multipart fuzz/corpus/multipart
 	.venv/fuzz/bin/python -m fuzz inference $(fuzz_flags) build/fuzz/inference fuzz/corpus/inference
+
+mutants: ## change the source a line at a time and see that tests fail; ONLY='PART PART' tries those parts alone
+	@$(install_runtime) requirements/test.txt
+	@$(install_export)
+	$(runtime) -m tests.mutants $(if $(ONLY),--only $(ONLY))
 
 test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real ones
 

@@ -45,17 +45,14 @@ def quantise_weights(weights: Array, smallest_steps: Array | float = 0.0) -> tup
     flat = _kernel_order(np.abs(weights))
     limits = np.maximum(pair_sums(weights), flat.max(1))
     steps = np.maximum(limits / _SCALED_TO, np.maximum(smallest_steps, SMALLEST_STEP))
-    codes = np.rint(weights / steps[:, None, None, None])
-    return np.clip(codes, -128, 127).astype(np.int8), steps
+    return np.rint(weights / steps[:, None, None, None]).astype(np.int8), steps
 
 
 def pair_sums(weights: Array) -> Array:
     """`[out, in, height, width]` → per output channel, the largest |w₁ + w₂| of neighbours of one sign `[out]`."""
     flat = _kernel_order(weights.astype(np.float64))
-    if flat.shape[1] == 1:
-        return np.abs(flat[:, 0])
     sums = [np.maximum(sign * flat[:, 1:], 0) + np.maximum(sign * flat[:, :-1], 0) for sign in (1, -1)]
-    largest: Array = np.maximum(*sums).max(1)
+    largest: Array = np.maximum(*sums).max(1, initial=0)
     return largest
 
 

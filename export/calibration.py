@@ -16,6 +16,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from export.errors import CalibrationError
+from export.files import sha256_of
 from export.onnx_graph import Array, Graph
 
 Ranges = Mapping[str, tuple[Array, Array]]
@@ -28,16 +29,21 @@ class Calibration:
 
     ranges: minimum and maximum in the exported graph, as `observe_ranges` gives them. means, active: of each
     Conv's input in the rewritten one, its mean and, where it is clipped, the share of values off their threshold.
-    source: the set of photographs, in words. photographs: the names of those looked at, which no accuracy may be
+    source: the set of photographs, in words. photographs: name → sha256 of those looked at, which no accuracy may be
     measured on. weights_sha256: of the weights they were seen with.
     """
 
     source: str
-    photographs: tuple[str, ...]
+    photographs: dict[str, str]
     weights_sha256: str | None
     ranges: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     means: dict[str, Array] = field(default_factory=dict)
     active: dict[str, Array] = field(default_factory=dict)
+
+    def held_out(self, paths: Iterable[Path]) -> list[Path]:
+        """Those of the photographs that were not looked at, told by their content, whatever they are called."""
+        seen = set(self.photographs.values())
+        return [path for path in paths if sha256_of(path) not in seen]
 
 
 def observe_ranges(model: onnx.ModelProto, batches: Iterable[Array], progress: Callable[[int], None]) -> Ranges:
@@ -85,8 +91,8 @@ def rounded(statistics: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.array(_listed(values)) for name, values in statistics.items()}
 
 
-def save(calibration: Calibration, path: Path) -> None:
-    """Write it as JSON, one line a tensor."""
+def encode(calibration: Calibration) -> bytes:
+    """As JSON, one line a photograph or tensor; `load` reads it."""
     content = {
         "source": calibration.source,
         "photographs": calibration.photographs,
@@ -104,19 +110,16 @@ def save(calibration: Calibration, path: Path) -> None:
             lines.append(f"{json.dumps(key)}:{{\n{inner}}}")
         else:
             lines.append(f"{json.dumps(key)}:{json.dumps(value, ensure_ascii=False)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("{" + ",\n".join(lines) + "}\n", encoding="utf-8")
-    partial.replace(path)
+    return ("{" + ",\n".join(lines) + "}\n").encode()
 
 
 def load(path: Path) -> Calibration:
-    """Read what `save` wrote; raises `CalibrationError`."""
+    """Read a file of what `encode` gave; raises `CalibrationError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Calibration(
             content["source"],
-            tuple(content["photographs"]),
+            dict(content["photographs"].items()),
             content["weights_sha256"],
             {name: (np.array(low), np.array(high)) for name, (low, high) in content["ranges"].items()},
             {name: np.array(values) for name, values in content["means"].items()},

@@ -8,7 +8,6 @@ an int8 model that fails its gate is not written, and fp32 is.
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,17 @@ import torchvision
 from export import calibration as records
 from export.calibration import Calibration
 from export.errors import CalibrationError, ExportError, GateError, QuantisationError
+from export.files import sha256_of, write_all
 from export.graph import DEFAULT_OPSET, OPSETS, export_graph
-from export.int8 import RECORDS, calibrate, choose_photographs, make_int8, require_accuracy, require_fit
+from export.int8 import (
+    RECORDS,
+    calibrate,
+    choose_photographs,
+    make_int8,
+    require_accuracy,
+    require_fit,
+    require_weights,
+)
 from export.measure import Comparison, compare, label_of, logits_of
 from export.models import ARCHITECTURES, Architecture
 from export.parity import LogitCheck, check_photographs, find_photographs, read_photograph
@@ -92,14 +100,12 @@ def run(options: argparse.Namespace) -> None:
         side = architecture.preprocessing.crop
         report = make_report(variants, figures, weights.sha256, options.weights, side)
     with stage("write the models") as note:
-        report_file = options.output.with_suffix(".json")
-        for earlier in (report_file, int8_output):  # none of an earlier export may outlive it
-            earlier.unlink(missing_ok=True)
-        for variant in variants:
-            write(variant.content, variant.path)
-        write((json.dumps(report, indent=1) + "\n").encode(), report_file)
+        contents = {variant.path: variant.content for variant in variants}
         if options.calibrate and outcome.calibration and outcome.model:
-            records.save(outcome.calibration, RECORDS / f"{architecture.name}.json")
+            contents[RECORDS / f"{architecture.name}.json"] = records.encode(outcome.calibration)
+        # The report says which export the models are of, so it is the last to come and the first to go.
+        contents[options.output.with_suffix(".json")] = (json.dumps(report, indent=1) + "\n").encode()
+        write_all(contents, {int8_output} - contents.keys())  # no earlier one may outlive this export
         note(", ".join(f"{variant.path.name} {len(variant.content) / 1e6:.1f} MB" for variant in variants))
     if outcome.refusal:
         print(one_line(f"export: no int8 model, fp32 is served: {outcome.refusal}"), file=sys.stderr)
@@ -131,19 +137,20 @@ def _try_int8(
         with stage("calibrate") as note:
             if options.calibrate:
                 chosen = choose_photographs(find_photographs([options.calibrate]))
-                names = tuple(path.name for path in chosen)
                 source = options.set_name or options.calibrate.resolve().name
-                outcome.calibration = Calibration(source, names, weights.sha256)
+                seen = {path.name: sha256_of(path) for path in chosen}
+                outcome.calibration = Calibration(source, seen, weights.sha256)
                 calibrate(model, lambda: batches(chosen), outcome.calibration, show_progress)
             else:
                 outcome.calibration = records.load(RECORDS / f"{architecture.name}.json")
+                require_weights(weights.sha256, outcome.calibration)
                 require_fit(model, fit_pictures, outcome.calibration)
             note(f"{outcome.calibration.source}, {len(outcome.calibration.photographs)} photographs")
         with stage("quantise to int8") as note:
             int8 = make_int8(model, architecture, outcome.calibration, fit_pictures)
             note(f"{len(int8.graph.node)} nodes")
         with stage("compare int8 with fp32") as note:
-            held_out = [path for path in photographs if path.name not in outcome.calibration.photographs]
+            held_out = outcome.calibration.held_out(photographs)
             if not held_out:
                 raise GateError(
                     "no photograph is left to measure on that int8 was not calibrated on; give more of them"
@@ -191,19 +198,6 @@ def set_card(model: onnx.ModelProto, card: dict[str, Any]) -> bytes:
     """Write the card into the model's metadata, each entry's value as JSON, and serialise it."""
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in sorted(card.items())})
     return bytes(model.SerializeToString(deterministic=True))
-
-
-def write(content: bytes, output: Path) -> None:
-    """Write the file whole or not at all: beside its place first, then renamed into it."""
-    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(output)
-    except OSError as error:
-        raise ExportError(f"cannot write {output}: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _load_weights(architecture: Architecture, options: argparse.Namespace) -> Weights:

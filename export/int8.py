@@ -101,6 +101,15 @@ def calibrate(
     calibration.means, calibration.active = records.rounded(means), records.rounded(active)
 
 
+def require_weights(sha256: str | None, calibration: Calibration) -> None:
+    """Raise `CalibrationError` unless these are the weights that the calibration was recorded with."""
+    if sha256 != calibration.weights_sha256:
+        raise CalibrationError(
+            f"the recorded calibration is of other weights, sha256 {str(calibration.weights_sha256)[:8]}…; "
+            "make one with --calibrate DIR"
+        )
+
+
 def require_fit(model: onnx.ModelProto, batches: Iterable[Array], calibration: Calibration) -> None:
     """Raise `CalibrationError` unless some pictures' activations stay within the record, and fill it."""
     observed = records.observe_ranges(model, batches, lambda done: None)

@@ -6,7 +6,6 @@ Prints `serve` or `export` on standard output and the reason on standard error. 
 try needs no torch; giving up on a network that does not answer takes ten seconds at most.
 """
 
-import hashlib
 import http.client
 import json
 import os
@@ -16,6 +15,7 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
+from export.files import sha256_of
 from serve.command_line import ArgumentParser, one_line, printable_lines
 
 MODELS: Final = Path(__file__).resolve().parent.parent / "models"
@@ -52,7 +52,7 @@ def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_UR
         return "serve", ""
     exported = (folder / f"{NAME}.onnx").is_file()
     if weights:
-        if exported and _exported_from(folder) == _sha256(weights):
+        if exported and _exported_from(folder) == sha256_of(weights):
             return "serve", ""
         return "export", f"Exporting DenseNet-121 from {weights}"
     if exported:
@@ -97,15 +97,10 @@ def _exported_from(folder: Path) -> str | None:
     """The sha256 of the weights that the model there was made from, which its report says."""
     try:
         report = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-        its_own = any(row["sha256"] == _sha256(folder / f"{NAME}.onnx") for row in report["table"])
+        its_own = any(row["sha256"] == sha256_of(folder / f"{NAME}.onnx") for row in report["table"])
         return str(report["weights_sha256"]) if its_own else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 if __name__ == "__main__":

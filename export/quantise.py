@@ -143,7 +143,7 @@ class _Quantiser:
         ceiling = np.inf
         if producer is not None and producer.op_type == "Clip":  # whose upper end the 8-bit ceiling has to be
             ceiling = self._graph.constants[producer.input[2]].item()
-        return Scale.of_range(float(low.min()) * HEADROOM, min(float(high.max()) * HEADROOM, ceiling))
+        return Scale.of_range(low.item() * HEADROOM, min(high.item() * HEADROOM, ceiling))
 
     def _expected_inputs(self, tensor: str, channels: int) -> tuple[Array, Array]:
         """A Conv input's mean per channel, in the float graph and in the integer one, as value of its codes.
@@ -159,7 +159,7 @@ class _Quantiser:
         if tensor not in self._calibration.active:
             return mean, mean
         low, high = (self._graph.value(f"{tensor}.{end}").reshape(-1) for end in ("low", "high"))
-        threshold = np.where(np.isfinite(low), low, high)
+        threshold = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high, 0))  # a dead channel has neither
         rounded = _codes(threshold) / LEVELS
         # A threshold outside of [0, 1] is never met, or always: the channel then is itself, or a constant.
         reached = np.clip(threshold, 0, 1) == threshold

@@ -3,7 +3,6 @@
 Errors that leave here: `WeightsError`, naming the file, the key or the address.
 """
 
-import hashlib
 import re
 import socket
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from export.errors import WeightsError
+from export.files import sha256_of
 from export.models import KNOWN_WEIGHTS, Architecture
 
 _CONNECT_SECONDS: Final = 10.0
@@ -46,7 +46,7 @@ def read_weights(path: Path) -> Weights:
     """Read a state dict from a `.safetensors` file or one of `torch.save`'s, which is never allowed to run code."""
     if not path.is_file():
         raise WeightsError(f"weights {path}: {'a folder, no file' if path.is_dir() else 'no such file'}")
-    sha256 = _sha256(path)
+    sha256 = sha256_of(path)
     source, licence = KNOWN_WEIGHTS.get(sha256, (path.name, None))
     return Weights(_read_state(path), source, sha256, licence)
 
@@ -64,7 +64,7 @@ def default_weights(architecture: Architecture) -> Weights:
     cached = Path(torch.hub.get_dir()) / "checkpoints" / file_name
     if not cached.is_file():
         _download(url, cached, prefix)
-    sha256 = _sha256(cached)
+    sha256 = sha256_of(cached)
     if not sha256.startswith(prefix):
         raise WeightsError(f"weights {cached}: their sha256 is {sha256}, not {prefix}…; delete the file and try again")
     return Weights(_read_state(cached), f"torchvision {enum}", sha256, "BSD-3-Clause")
@@ -163,8 +163,3 @@ def _download(url: str, target: Path, hash_prefix: str) -> None:
         ) from error
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

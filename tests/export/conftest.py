@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import onnx
 import pytest
 import torch
 from torch import nn
-from torchvision.models import densenet, resnet
+from torchvision.models import resnet
 
 from export.graph import export_graph
 from export.models import ARCHITECTURES, Architecture, torchvision_architecture
@@ -17,9 +18,13 @@ from export.onnx_graph import Array
 from export.parity import read_photograph
 from export.weights import build_network, read_weights, untrained_weights
 from serve.config import ROOT
+from tests import small_densenet as small
+from tests.export import small_mobilenet as mobile
 from tests.references import DATA
 
 SAMPLE = 60
+# Tests of accuracy are there where weights and photographs are; what they are is in the head of pytest's report.
+REAL = all(os.environ.get(name) for name in ("WEIGHTS", "PHOTOS"))
 
 
 @pytest.fixture(scope="session")
@@ -106,12 +111,14 @@ def untrained(architecture: Architecture, pictures: int = 24) -> Network:
 
 @pytest.fixture(scope="session")
 def small_densenet(densenet121: Architecture) -> Network:
-    spec = replace(densenet121.preprocessing, resize=64, crop=64)
-    return untrained(replace(densenet121, name="small_densenet", build=_small_densenet, preprocessing=spec))
+    architecture = replace(densenet121, name="small_densenet", build=small.build, preprocessing=small.SPEC)
+    return Network(architecture, onnx.load(small.PATH), small.pictures(40, 10), small.pictures(40, 11))
 
 
-def _small_densenet() -> nn.Module:
-    return densenet.DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=10)
+@pytest.fixture(scope="session")
+def small_mobilenet(densenet121: Architecture) -> Network:
+    architecture = replace(densenet121, name="small_mobilenet", preprocessing=small.SPEC)
+    return Network(architecture, mobile.build(), small.pictures(40, 10), small.pictures(40, 11))
 
 
 @pytest.fixture(scope="session")

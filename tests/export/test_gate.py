@@ -4,14 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from export.calibration import Calibration, load, save
-from export.errors import CalibrationError, GateError
-from export.int8 import choose_photographs, require_accuracy, require_fit
-from export.measure import Comparison, compare, label_of
+from export.calibration import Calibration, encode, load
+from export.errors import CalibrationError, GateError, QuantisationError
+from export.int8 import choose_photographs, require_accuracy, require_fit, require_unchanged, require_weights
+from export.measure import Comparison, compare, label_of, logits_of, session_of
 from tests.export.conftest import Network
 from tests.export.test_quantise import calibrated
+from tests.small_densenet import batches
 
 GOOD = Comparison(400, 0.868, 0.87, 0.99, 3.0, 0.1)
 
@@ -22,13 +24,27 @@ def test_a_good_model_passes() -> None:
     require_accuracy(replace(GOOD, top1=0.88))  # better than fp32, as ties can fall
 
 
+def test_the_bounds_themselves_pass() -> None:
+    require_accuracy(replace(GOOD, agreement=0.97))
+    require_accuracy(replace(GOOD, top1=0.865))
+    few = replace(GOOD, photographs=99, mean_abs_difference=0.3)
+    require_accuracy(few)
+    require_accuracy(replace(few, agreement=0.5, top1=0.1))  # so few say nothing of accuracy
+    require_accuracy(replace(GOOD, photographs=100, mean_abs_difference=3.0))  # and so many say it better
+
+
 @pytest.mark.parametrize(
     ("worse", "words"),
     [
         (replace(GOOD, agreement=0.969), "agrees with fp32 on 96.9%, less than 97%"),
         (replace(GOOD, agreement=float("nan")), "agrees with fp32 on nan%"),
         (replace(GOOD, top1=0.864), "loses 0.60 points of top-1, more than 0.5"),
-        (replace(GOOD, photographs=3, mean_abs_difference=0.31), "mean .Δ logit. is 0.31 on 3 photographs"),
+        (replace(GOOD, photographs=100, agreement=0.96), "agrees with fp32 on 96.0%, less than 97%"),
+        (replace(GOOD, top1=0.8649), "loses 0.51 points of top-1, more than 0.5"),
+        (
+            replace(GOOD, photographs=3, mean_abs_difference=0.31),
+            "mean .Δ logit. is 0.31 on 3 photographs, more than 0.3",
+        ),
         (replace(GOOD, photographs=3, mean_abs_difference=float("nan")), "is nan on 3 photographs"),
     ],
 )
@@ -47,7 +63,28 @@ def test_figures_are_what_they_say() -> None:
     assert figures.top1 == pytest.approx(2 / 3)
     assert figures.top1_loss == pytest.approx(-1 / 3)
     assert (figures.max_abs_difference, figures.mean_abs_difference) == (1.5, 0.125)
-    assert compare(other, reference, [None] * 4).top1 is None
+    unlabelled = compare(other, reference, [None] * 4)
+    assert (unlabelled.top1, unlabelled.reference_top1, unlabelled.top1_loss) == (None, None, None)
+    assert figures.to_card() == {
+        "photographs": 4,
+        "top1": 0.6667,
+        "fp32_top1": 0.3333,
+        "agreement": 0.75,
+        "max_abs_logit_difference": 1.5,
+        "mean_abs_logit_difference": 0.12,
+    }
+    assert figures.reference_card() == {"photographs": 4, "top1": 0.3333}
+    assert unlabelled.reference_card() == {"photographs": 4, "top1": None}
+
+
+def test_logits_come_in_the_order_of_the_pictures_and_progress_is_told(small_densenet: Network) -> None:
+    told: list[tuple[int, int]] = []
+    model = small_densenet.model.SerializeToString()
+    pictures = small_densenet.other_pictures[:3]
+    got = logits_of(model, batches(pictures), lambda *now: told.append(now), 3)
+    together = session_of(model, 1).run(["logits"], {"input": pictures})[0]
+    np.testing.assert_allclose(got, together, rtol=0, atol=1e-3)
+    assert told == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_labels_come_from_file_or_folder_names() -> None:
@@ -56,11 +93,12 @@ def test_labels_come_from_file_or_folder_names() -> None:
     assert label_of(Path("val/n01440764/ILSVRC2012.JPEG"), numbers) == 0
     assert label_of(Path("photos/cat.jpg"), numbers) is None
     assert label_of(Path("photos/n99999999_none.jpg"), numbers) is None
+    assert label_of(Path("n01440764/n99999999_none.jpg"), numbers) is None  # the file's own name comes first
 
 
 def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path) -> None:
     calibration = calibrated(small_densenet)
-    save(calibration, tmp_path / "record.json")
+    (tmp_path / "record.json").write_bytes(encode(calibration))
     again = load(tmp_path / "record.json")
     assert (again.source, again.photographs) == (calibration.source, calibration.photographs)
     for name, (low, high) in calibration.ranges.items():
@@ -73,7 +111,14 @@ def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"source": "x", "photographs": [], "weights_sha256": "", "ranges": []}', '{"source": "x"}'],
+    [
+        "",
+        "[]",
+        "{}",
+        '{"source": "x", "photographs": {}, "weights_sha256": "", "ranges": []}',
+        '{"source": "x", "photographs": ["a.jpg"], "weights_sha256": "", "ranges": {}, "means": {}, "active": {}}',
+        '{"source": "x"}',
+    ],
 )
 def test_a_broken_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(content)
@@ -98,9 +143,86 @@ def test_a_record_of_narrower_or_wider_ranges_does_not_fit(small_densenet: Netwo
         require_fit(small_densenet.model, small_densenet.calibration_pictures(), scaled(10))
 
 
+Ranges = dict[str, tuple[np.ndarray, np.ndarray]]
+CHANNELS = 100
+
+
+def fits(monkeypatch: pytest.MonkeyPatch, seen: Ranges, recorded: Ranges) -> None:
+    """`require_fit` of a record where the pictures show this."""
+    monkeypatch.setattr("export.int8.records.observe_ranges", lambda model, pictures, progress: seen)
+    require_fit(onnx.ModelProto(), [], Calibration("", {}, None, recorded))
+
+
+def alike(low: float, high: float, channels: int = CHANNELS) -> Ranges:
+    return {"tensor": (np.full(channels, low), np.full(channels, high))}
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_two_channels_in_a_hundred_may_leave_their_range(end: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, recorded = alike(-1.0, 1.0), alike(-1.0, 1.0)
+    seen["tensor"][end][:2] *= 5
+    fits(monkeypatch, seen, recorded)
+    seen["tensor"][end][2] *= 5
+    with pytest.raises(CalibrationError, match=r"^3\.0% of the channels leave their recorded ranges, more than 2%$"):
+        fits(monkeypatch, seen, recorded)
+    seen["tensor"][end][:98] = (-5, 5)[end]
+    with pytest.raises(CalibrationError, match=r"^98\.0% of the channels"):
+        fits(monkeypatch, seen, recorded)
+
+
+def test_a_range_has_headroom_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three tenths of its width."""
+    fits(monkeypatch, alike(-1.59, 1.59), alike(-1.0, 1.0))
+    for low, high in ((-1.61, 1.0), (-1.0, 1.61)):
+        with pytest.raises(CalibrationError, match=r"^100\.0% of the channels"):
+            fits(monkeypatch, alike(low, high), alike(-1.0, 1.0))
+
+
+def test_the_median_channel_uses_a_fifth_of_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits(monkeypatch, alike(0.25, 0.75), alike(0.0, 2.5))
+    with pytest.raises(CalibrationError, match=r"^the median channel uses 19% of its recorded range, less than 20%$"):
+        fits(monkeypatch, alike(0.25, 0.73), alike(0.0, 2.5))
+    dead, used = alike(0.0, 0.0, 40), alike(0.0, 1.0, 60)
+    fits(
+        monkeypatch, {"dead": dead["tensor"], "used": used["tensor"]}, {"dead": dead["tensor"], "used": used["tensor"]}
+    )
+
+
+def test_a_record_of_another_graph_or_other_channels_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CalibrationError, match=r"^the recorded calibration is of another graph$"):
+        fits(monkeypatch, alike(0, 1), {**alike(0, 1), "more": (np.zeros(1), np.ones(1))})
+    with pytest.raises(CalibrationError, match=r"^the recorded calibration has other channels in 'tensor'$"):
+        fits(monkeypatch, alike(0, 1), alike(0, 1, channels=1))
+
+
+def test_a_rewrite_may_change_logits_by_a_thousandth(monkeypatch: pytest.MonkeyPatch) -> None:
+    def logits(offset: float) -> None:
+        answers = iter([np.zeros((2, 10)), np.array([[0.0] * 10, [0.0] * 9 + [offset]])])
+        monkeypatch.setattr("export.int8.logits_of", lambda *_: next(answers))
+        require_unchanged(onnx.ModelProto(), onnx.ModelProto(), [])
+
+    logits(0.001)
+    logits(-0.001)
+    for offset in (0.0011, -0.0011, float("nan")):
+        with pytest.raises(QuantisationError, match=r"max .Δ logit. is (0\.0011|nan), more than 0\.001"):
+            logits(offset)
+
+
+def test_a_record_is_of_its_weights() -> None:
+    require_weights("abc", Calibration("", {}, "abc"))
+    require_weights(None, Calibration("", {}, None))
+    for given, recorded in (("abd", "abc"), (None, "abc"), ("abc", None)):
+        with pytest.raises(
+            CalibrationError, match=f"is of other weights, sha256 {recorded}…; make one with --calibrate"
+        ):
+            require_weights(given, Calibration("", {}, recorded))
+
+
 def test_photographs_to_calibrate_on_are_spread_over_the_folder() -> None:
     paths = [Path(f"{number:03}.jpg") for number in range(500)]
     chosen = choose_photographs(paths)
     assert chosen == paths[::5]
+    assert choose_photographs(paths[:100]) == paths[:100]
+    assert choose_photographs(paths[:150])[:4] == [paths[0], paths[1], paths[3], paths[4]]
     with pytest.raises(CalibrationError, match="99 photographs to calibrate on; at least 100"):
         choose_photographs(paths[:99])

@@ -3,8 +3,12 @@
 import json
 
 import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
 
-from tests import tiny_model
+from export.graph import export_graph
+from tests import small_densenet, tiny_model
 from tests.references import ARRAYS, DIGESTS, pictures, torchvision_references
 
 
@@ -19,3 +23,28 @@ def test_the_stored_references_are_torchvisions() -> None:
 
 def test_the_tiny_model_is_what_its_recipe_makes() -> None:
     assert tiny_model.PATH.read_bytes() == tiny_model.tiny_model()
+
+
+def test_the_small_densenet_is_what_its_recipe_makes() -> None:
+    network, pictures = small_densenet.network(), small_densenet.pictures(8, 3)
+    with torch.no_grad():
+        wanted = network(torch.from_numpy(pictures)).numpy()
+    made = export_graph(network, small_densenet.SIDE)
+    stored = onnx.load(small_densenet.PATH)
+    assert [node.op_type for node in stored.graph.node] == [node.op_type for node in made.graph.node]
+    for model in (stored, made):
+        got = ort.InferenceSession(model.SerializeToString()).run(["logits"], {"input": pictures})[0]
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
+
+
+def test_the_small_densenet_has_what_training_leaves_behind() -> None:
+    stored = {
+        entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(small_densenet.PATH).graph.initializer
+    }
+    scales = np.concatenate([values for name, values in stored.items() if "norm" in name and name.endswith(".weight")])
+    assert min((scales < 0).mean(), (scales > 0).mean(), 4 * (scales == 0).mean()) > 0.1
+    assert np.quantile(np.abs(scales), 0.9) > 5 * np.quantile(np.abs(scales[scales != 0]), 0.1)
+    session = ort.InferenceSession(small_densenet.PATH)
+    pictures = small_densenet.pictures(40, 11)
+    classes = session.run(["logits"], {"input": pictures})[0].argmax(1)
+    assert np.bincount(classes, minlength=small_densenet.CLASSES).min() >= 2

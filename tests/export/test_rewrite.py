@@ -10,8 +10,8 @@ import pytest
 from export.calibration import Ranges, observe_ranges
 from export.errors import QuantisationError
 from export.int8 import rewrite
-from export.onnx_graph import Graph, concat_pieces
-from export.rewrite import chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
+from export.onnx_graph import Array, Graph, concat_pieces
+from export.rewrite import HEADROOM, chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
 from tests.export.conftest import Network
 
 UNCHANGED = 1e-3
@@ -50,9 +50,20 @@ def test_equalised_channels_lie_between_0_and_1(small_densenet: Network) -> None
     pieces = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_pieces(graph, norm.input[0])}
     seen = observe_ranges(equalised, small_densenet.calibration_pictures(), lambda done: None)
     assert pieces <= set(seen)
+    used = np.concatenate([np.clip(seen[piece][1], 0, 1) - np.clip(seen[piece][0], 0, 1) for piece in pieces])
+    assert np.quantile(used, 0.3) == pytest.approx(1 / HEADROOM, abs=1e-4)  # all of it but for pictures that go further
+    # What lies outside no ReLU tells apart.
     for piece in pieces:
-        assert seen[piece][1].max() <= 1  # below 0 is what no ReLU lets through
-        assert seen[piece][1].max() > 0.5
+        producer = graph.producer(piece)
+        assert producer is not None
+        producer.output[0] = f"{piece}.any"
+        graph.constants |= {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
+        clip = onnx.helper.make_node("Clip", [f"{piece}.any", "zero", "one"], [piece])
+        graph.nodes.insert(graph.nodes.index(producer) + 1, clip)
+    pictures = small_densenet.calibrated_on
+    np.testing.assert_allclose(
+        logits(graph.to_model(), pictures), logits(small_densenet.model, pictures), rtol=0, atol=UNCHANGED
+    )
 
 
 def test_no_batchnorm_or_relu_after_one_is_left(small_densenet: Network) -> None:
@@ -115,3 +126,234 @@ def _weight_reading(graph: Graph, tensor: str) -> str:
     channels = graph.constants[graph.of_type("Conv")[0].input[1]].shape[0]
     graph.constants["aside.weight"] = np.ones((1, channels, 1, 1), np.float32)
     return "aside.weight"
+
+
+def give(node: onnx.NodeProto, **attributes: object) -> None:
+    """Set attributes, those that it has already too."""
+    others = [entry for entry in node.attribute if entry.name not in attributes]
+    del node.attribute[:]
+    node.attribute.extend([*others, *(onnx.helper.make_attribute(name, value) for name, value in attributes.items())])
+
+
+def with_norm_on_the_input(network: Network, *after: str) -> Graph:
+    """The network with a BatchNormalization before its first Conv, and maybe a ReLU."""
+    graph = Graph(network.model)
+    graph.constants |= {
+        "first.scale": np.array([0.9, -1.1, 1.2], np.float32),
+        "first.shift": np.array([0.1, 0.2, -0.1], np.float32),
+        "first.mean": np.zeros(3, np.float32),
+        "first.variance": np.array([1.0, 1.5, 0.7], np.float32),
+    }
+    statistics = [f"first.{name}" for name in ("scale", "shift", "mean", "variance")]
+    nodes = [onnx.helper.make_node("BatchNormalization", ["input", *statistics], ["first"], epsilon=0.3)]
+    if after:
+        nodes.append(onnx.helper.make_node("Relu", ["first"], ["first.relu"]))
+    graph.nodes[0].input[0] = nodes[-1].output[0]
+    graph.nodes[:0] = nodes
+    return graph
+
+
+@pytest.mark.parametrize("after", [(), ("Relu",)])
+def test_a_batchnorm_that_no_pointwise_conv_follows_is_left_alone_and_the_others_are_not(
+    after: tuple[str, ...], small_densenet: Network
+) -> None:
+    model = with_norm_on_the_input(small_densenet, *after).to_model()
+    clipped = clip_batchnorms(model)
+    assert [norm.output[0] for norm in Graph(clipped).of_type("BatchNormalization")] == ["first"]
+    pictures = small_densenet.other_pictures
+    np.testing.assert_allclose(logits(clipped, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
+
+
+def test_epsilon_is_each_batchnorms_own(small_densenet: Network) -> None:
+    graph = Graph(small_densenet.model)
+    for norm in graph.of_type("BatchNormalization"):
+        give(norm, epsilon=0.25)
+    model, pictures = graph.to_model(), small_densenet.other_pictures
+    ranges = observe_ranges(model, small_densenet.calibration_pictures(), lambda done: None)
+    wanted = logits(model, pictures)
+    assert np.abs(wanted - logits(small_densenet.model, pictures)).max() > 0.1
+    for rewritten in (equalise_channels(model, ranges), clip_batchnorms(model), rewrite(model, ranges)):
+        np.testing.assert_allclose(logits(rewritten, pictures), wanted, rtol=0, atol=UNCHANGED)
+
+
+def test_a_channel_that_never_moves_is_left_at_an_ordinary_scale(small_densenet: Network) -> None:
+    graph = Graph(small_densenet.model)
+    conv = graph.of_type("Conv")[2]
+    assert graph.only_consumer(conv.output[0], "Concat") is None  # several read it
+    weights = graph.constants[conv.input[1]].copy()
+    weights[3] = 0
+    graph.constants[conv.input[1]] = weights
+    model, pictures = graph.to_model(), small_densenet.other_pictures
+    ranges = observe_ranges(model, small_densenet.calibration_pictures(), lambda done: None)
+    equalised = equalise_channels(model, ranges)
+    np.testing.assert_allclose(logits(equalised, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
+    made = Graph(equalised)
+    bias = made.constants[next(node for node in made.of_type("Conv") if node.output[0] == conv.output[0]).input[2]]
+    assert np.abs(bias[3]) <= np.abs(bias).max() <= 10
+
+
+def test_only_the_ranges_that_are_needed_are_asked_for(small_densenet: Network) -> None:
+    ranges = ranges_of(small_densenet)
+    graph = Graph(small_densenet.model)
+    needed = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_pieces(graph, norm.input[0])}
+    assert needed < set(ranges)
+    exact = {name: ranges[name] for name in needed}
+    assert equalise_channels(small_densenet.model, exact) is not small_densenet.model
+    del exact[next(iter(exact))]
+    assert equalise_channels(small_densenet.model, exact) is small_densenet.model
+
+
+def test_what_a_merged_conv_replaces_is_gone(small_densenet: Network) -> None:
+    merged = merge_average_pools(small_densenet.model)
+    read = {name for node in merged.graph.node for name in node.input}
+    assert all(node.output[0] in read or node.output[0] == "logits" for node in merged.graph.node)
+    assert len(merged.graph.node) == len(small_densenet.model.graph.node) - 1
+    conv = next(node for node in Graph(merged).of_type("Conv") if node.output[0] == "avg_pool2d")
+    attributes = {entry.name: list(entry.ints) for entry in conv.attribute}
+    assert attributes == {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 0, 0]}
+
+
+def overlapping(graph: Graph, pool: onnx.NodeProto) -> None:
+    give(pool, strides=[1, 1])
+
+
+def padded(graph: Graph, pool: onnx.NodeProto) -> None:
+    give(pool, pads=[0, 0, 0, 1])
+
+
+def of_the_input(graph: Graph, pool: onnx.NodeProto) -> None:
+    pool.input[0] = "input"
+
+
+def of_a_wide_conv(graph: Graph, pool: onnx.NodeProto) -> None:
+    conv = graph.producer(pool.input[0])
+    assert conv is not None
+    weights = graph.constants[conv.input[1]]
+    graph.constants[conv.input[1]] = np.tile(weights, (1, 1, 3, 3)) / np.float32(9)
+    del conv.attribute[:]
+    give(conv, pads=[1, 1, 1, 1])
+
+
+def read_twice(graph: Graph, pool: onnx.NodeProto) -> None:
+    graph.nodes.append(onnx.helper.make_node("Sigmoid", [pool.input[0]], ["aside"]))
+
+
+@pytest.mark.parametrize("change", [overlapping, padded, of_the_input, of_a_wide_conv, read_twice])
+def test_an_average_pool_that_is_no_part_of_a_conv_stays(
+    change: Callable[[Graph, onnx.NodeProto], None], small_densenet: Network
+) -> None:
+    """And one behind it that is does not."""
+    graph = Graph(small_densenet.model)
+    change(graph, graph.of_type("AveragePool")[0])
+    # A second one, at the end, that can be merged: after a Conv on the picture.
+    graph.constants["late.weight"] = np.ones((2, 3, 1, 1), np.float32)
+    late = onnx.helper.make_node("Conv", ["input", "late.weight"], ["late"])
+    pool = onnx.helper.make_node("AveragePool", ["late"], ["late.pool"], kernel_shape=[2, 2], strides=[2, 2])
+    graph.nodes += [late, pool]
+    merged = Graph(merge_average_pools(graph.to_model()))
+    assert [node.output[0] for node in merged.of_type("AveragePool")] == ["avg_pool2d"]
+    assert [node.input[0] for node in merged.nodes if node.output[0] == "late.pool"] == ["input"]
+
+
+def conv_and_norms(*affines: tuple[Array, Array]) -> onnx.ModelProto:
+    """A Conv that copies one value to each channel, read by BatchNorms of these scales and shifts."""
+    channels = len(affines[0][0])
+    constants = {"weight": np.ones((channels, 1, 1, 1), np.float32), "mean": np.zeros(channels, np.float32)}
+    constants["variance"] = np.full(channels, 1 - 1e-5, np.float32)
+    nodes = [onnx.helper.make_node("Conv", ["input", "weight"], ["conv"])]
+    for number, (scale, shift) in enumerate(affines):
+        constants |= {f"scale{number}": scale.astype(np.float32), f"shift{number}": shift.astype(np.float32)}
+        inputs = ["conv", f"scale{number}", f"shift{number}", "mean", "variance"]
+        nodes.append(onnx.helper.make_node("BatchNormalization", inputs, [f"norm{number}"]))
+    graph = onnx.helper.make_graph(
+        nodes, "norms", [], [], [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
+    )
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)])
+
+
+def kept(ranges: Array, *affines: Array) -> Array:
+    """Of each channel's range, `[C, 2]`, the part that equalisation keeps; affines: scale and shift, `[C, 2]` each."""
+    model = conv_and_norms(*((affine[:, 0], affine[:, 1]) for affine in affines))
+    graph = Graph(equalise_channels(model, {"conv": (ranges[:, 0], ranges[:, 1])}))
+    width = 1 / graph.constants["conv.weight"].reshape(-1)
+    low = -graph.constants["conv.bias"] * width
+    return np.stack([low, low + width / HEADROOM], axis=1)
+
+
+def test_of_a_channel_the_part_that_some_relu_lets_through_is_kept() -> None:
+    cases = {
+        # (scale, shift) of a reader: the part of [0, 3] that it tells apart
+        (0.5, -0.5): (1, 3),  # above 1
+        (-0.5, 0.5): (0, 1),  # below 1
+        (2.0, 1.0): (0, 3),  # all is above -0.5
+        (-2.0, 10.0): (0, 3),  # all is below 5
+        (0.0, 1.0): (0, 3),
+        (0.5, -1.45): (2.9, 3),
+    }
+    affine, wanted = np.array(list(cases)), np.array(list(cases.values()))
+    ranges = np.tile([0.0, 3.0], (len(cases), 1))
+    np.testing.assert_allclose(kept(ranges, affine), wanted, rtol=0, atol=1e-5)
+    # Of two readers, what either needs.
+    whole, upper = np.tile([[0.0, 0.0]], (len(cases), 1)), np.tile([[0.5, -1.0]], (len(cases), 1))
+    np.testing.assert_allclose(kept(ranges, affine, whole), ranges, rtol=0, atol=1e-5)
+    wanted_by_both = np.stack([np.minimum(wanted[:, 0], 2), np.full(len(cases), 3)], axis=1)
+    np.testing.assert_allclose(kept(ranges, affine, upper), wanted_by_both, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(kept(ranges, upper, affine), wanted_by_both, rtol=0, atol=1e-5)
+
+
+def test_a_channel_that_no_relu_lets_through_or_that_hardly_moves_gets_the_widest_ones_scale() -> None:
+    affine = np.array([[1.0, 0.0], [1.0, -5.0], [-1.0, -1.0], [1.0, 9.0], [1.0, 9.0]])
+    ranges = np.array([[0.0, 4.0], [0.0, 3.0], [0.0, 3.0], [2.0, 2.0039], [2.0, 2.0041]])
+    wanted = [[0, 4], [0, 4], [0, 4], [2, 6], [2, 2.0041]]
+    np.testing.assert_allclose(kept(ranges, affine), wanted, rtol=0, atol=1e-4)
+    # A thousandth of the widest, also where that is narrow or wide itself.
+    for factor in (1e-3, 1e3):
+        got = kept(ranges * factor, affine * [1, factor])
+        np.testing.assert_allclose(got, np.array(wanted) * factor, rtol=1e-4, atol=1e-4 * factor)
+
+
+def test_where_nothing_moves_nothing_breaks() -> None:
+    got = kept(np.full((2, 2), 1.5), np.array([[1.0, 0.0], [-1.0, 0.0]]))
+    np.testing.assert_allclose(got, np.full((2, 2), 1.5), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes", "folded"),
+    [
+        (1, {}, True),
+        (1, {"strides": [1, 1], "pads": [0, 0, 0, 0], "group": 1}, True),
+        (1, {"strides": [2, 1]}, False),
+        (1, {"strides": [1, 2]}, False),
+        (1, {"pads": [1, 1, 1, 1]}, False),
+        (1, {"pads": [0, 0, 0, 1]}, False),
+        (1, {"group": 3}, False),
+        (3, {}, False),
+        (3, {"pads": [1, 1, 1, 1]}, False),
+    ],
+)
+def test_a_batchnorm_is_folded_into_a_pointwise_conv_alone(
+    kernel: int, attributes: dict[str, object], folded: bool
+) -> None:
+    weights = np.random.default_rng(0).standard_normal(
+        (3, 1 if "group" in attributes and not folded else 3, kernel, kernel)
+    )
+    constants = {"weights": weights.astype(np.float32), "scale": np.array([1, -2, 0.5], np.float32)}
+    constants |= {"shift": np.array([0.1, 0.2, -0.3], np.float32), "mean": np.array([0.5, 0, -0.5], np.float32)}
+    constants["variance"] = np.array([1, 2, 0.5], np.float32)
+    norm = ["input", "scale", "shift", "mean", "variance"]
+    graph = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("BatchNormalization", norm, ["norm"]),
+            onnx.helper.make_node("Relu", ["norm"], ["relu"]),
+            onnx.helper.make_node("Conv", ["relu", "weights"], ["logits"], **attributes),
+        ],
+        "one",
+        [onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", 3, 8, 8])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, None)],
+        [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    clipped = clip_batchnorms(model)
+    assert bool(Graph(clipped).of_type("BatchNormalization")) is not folded
+    pictures = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(logits(clipped, pictures), logits(model, pictures), rtol=0, atol=1e-5)

@@ -1,0 +1,68 @@
+"""What a calibration sees, held against all of a network's tensors taken at once."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from export.calibration import observe_means, observe_ranges
+from export.int8 import rewrite
+from export.onnx_graph import Array, Graph
+from tests.export.conftest import Network
+from tests.small_densenet import batches
+
+
+def every_tensor(model: onnx.ModelProto, pictures: Array) -> dict[str, Array]:
+    """All that the nodes of a model make of these pictures, `[N, ...]` each, and the pictures."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    names = [node.output[0] for node in model.graph.node if node.output[0] != "logits"]
+    watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
+    session = ort.InferenceSession(watched.SerializeToString())
+    return {"input": pictures, **dict(zip(names, session.run(names, {"input": pictures}), strict=True))}
+
+
+@pytest.fixture(params=["small_densenet", "small_mobilenet"])
+def network(request: pytest.FixtureRequest) -> Network:
+    found: Network = request.getfixturevalue(request.param)
+    return found
+
+
+def test_ranges_are_the_smallest_and_largest_values_of_what_8_bits_store(network: Network) -> None:
+    pictures = network.calibrated_on[:7]
+    told: list[int] = []
+    ranges = observe_ranges(network.model, batches(pictures), told.append)
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+    graph, values = Graph(network.model), every_tensor(network.model, pictures)
+    for name, value in values.items():
+        readers = {node.op_type for node in graph.consumers(name)}
+        producer = graph.producer(name)
+        stored = producer is not None and producer.op_type in {"Conv", "Relu", "Clip", "Add", "MaxPool", "AveragePool"}
+        if not stored or readers in ({"Relu"}, {"Clip"}):
+            assert name not in ranges
+            continue
+        axes = (0, 2, 3) if readers & {"Concat", "BatchNormalization"} else None
+        for got, wanted in zip(ranges[name], (value.min(axes), value.max(axes)), strict=True):
+            np.testing.assert_allclose(got, np.atleast_1d(wanted), rtol=1e-4, atol=1e-3)
+    assert set(ranges) <= set(values)
+
+
+def test_means_are_those_of_each_channel_and_shares_those_between_the_thresholds(network: Network) -> None:
+    pictures = network.calibrated_on[:7]
+    model = rewrite(network.model, observe_ranges(network.model, batches(pictures), lambda done: None))
+    told: list[int] = []
+    means, active = observe_means(model, batches(pictures), told.append)
+    assert told == [1, 2, 3, 4, 5, 6, 7]
+    graph, values = Graph(model), every_tensor(model, pictures)
+    read = {node.input[0] for node in graph.of_type("Conv", "ReduceMean")}
+    assert list(means) == sorted(read)  # the same order each time, for the record's sake
+    for name, mean in means.items():
+        np.testing.assert_allclose(mean, values[name].mean((0, 2, 3), dtype=np.float64), rtol=1e-4, atol=1e-4)
+    assert set(active) == {node.output[0] for node in graph.of_type("Min")}
+    for name, share in active.items():
+        low, high = (graph.constants[f"{name}.{end}"] for end in ("low", "high"))
+        wanted = ((values[name] > low) & (values[name] < high)).mean((0, 2, 3))
+        np.testing.assert_allclose(share, wanted, rtol=0, atol=2e-3)
+        assert share.min() < 0.1
+        assert share.max() > 0.9

@@ -1,0 +1,293 @@
+"""What `export_onnx.py` does about int8, on a small network: which record it takes, what it measures on and says."""
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export import export_onnx
+from export.calibration import load
+from export.export_onnx import main
+from export.measure import label_of, logits_of
+from export.models import ARCHITECTURES
+from export.onnx_graph import Array
+from export.parity import read_photograph
+from export.report import class_numbers
+from tests import small_densenet as small
+from tests.export.conftest import Network
+
+NAME = "small_densenet"
+HELD_OUT = 30
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """weights: a state dict. The others: folders of photographs named `<wnid>_<number>.png`."""
+
+    weights: Path
+    calibrated: Path
+    others: Path
+    few: Path
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    torch.save(small.network().state_dict(), folder / "small.pth")
+    ids = {number: wnid for wnid, number in class_numbers().items()}
+    for name, count, seed in (("calibrated", 100, 21), ("others", HELD_OUT, 22), ("few", 10, 23)):
+        (folder / name).mkdir()
+        for number, image in enumerate(small.draw(count, seed)):
+            image.save(folder / name / f"{ids[number % small.CLASSES]}_{number}.png")
+    return Inputs(folder / "small.pth", folder / "calibrated", folder / "others", folder / "few")
+
+
+Export = Callable[..., int]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads and onnxruntime's wait for each other, and on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def export(inputs: Inputs, small_densenet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
+    """Run the command on the small network, into `models`, with `records` for its calibration; returns its status."""
+    monkeypatch.setitem(ARCHITECTURES, NAME, small_densenet.architecture)
+    monkeypatch.setattr(export_onnx, "RECORDS", tmp_path / "records")
+    monkeypatch.setattr(export_onnx, "_FIT_PHOTOGRAPHS", inputs.few)
+    # The stored graph is this network's, which the parity check confirms; making and timing it takes long.
+    monkeypatch.setattr(export_onnx, "export_graph", lambda network, side, opset: onnx.load(small.PATH))
+    monkeypatch.setattr("export.parity.LOGIT_TOLERANCE", 1e-3)  # on noise its logits are in the hundreds
+    monkeypatch.setattr("export.report.milliseconds", lambda contents, side, threads: dict.fromkeys(contents, 1.0))
+
+    def run(*arguments: Any, weights: Path = inputs.weights, photos: tuple[Path, ...] = (inputs.others,)) -> int:
+        output = tmp_path / "models" / "small.onnx"
+        given = ["--model", NAME, "--weights", weights, "--output", output, "--photos", *photos, *arguments]
+        return main([str(argument) for argument in given])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first `calibrated_export` of the run keeps its record and its models for the others."""
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture
+def recorded(export: Export, inputs: Inputs, made: Path, tmp_path: Path) -> Path:
+    """The record that `--calibrate` makes, in its place; returns it."""
+    record = tmp_path / "records" / f"{NAME}.json"
+    if not (made / "records").exists():
+        assert export("--calibrate", inputs.calibrated) == 0
+        shutil.copytree(tmp_path / "models", made / "models")
+        shutil.copytree(tmp_path / "records", made / "records")
+        shutil.rmtree(tmp_path / "models")
+    shutil.copytree(made / "records", tmp_path / "records", dirs_exist_ok=True)
+    return record
+
+
+def written(tmp_path: Path) -> list[str]:
+    return sorted(path.name for path in (tmp_path / "models").iterdir())
+
+
+ALL = ["small.int8.onnx", "small.json", "small.onnx"]
+
+
+def card_of(path: Path) -> dict[str, Any]:
+    return {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props}
+
+
+def answers(model: Path, photographs: list[Path]) -> Array:
+    batches = (read_photograph(path, small.SPEC) for path in photographs)
+    return logits_of(model.read_bytes(), batches, lambda done, total: None, len(photographs))
+
+
+def test_a_calibration_records_what_it_looked_at_and_makes_the_same_model_again(
+    export: Export, recorded: Path, inputs: Inputs, made: Path, tmp_path: Path
+) -> None:
+    record = load(recorded)
+    assert record.source == "calibrated"
+    assert record.weights_sha256 == hashlib.sha256(inputs.weights.read_bytes()).hexdigest()
+    assert record.photographs == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(inputs.calibrated.iterdir())
+    }
+    assert export() == 0
+    assert written(tmp_path) == ALL
+    for name in ("small.onnx", "small.int8.onnx"):
+        assert (tmp_path / "models" / name).read_bytes() == (made / "models" / name).read_bytes()
+
+
+def test_int8_is_measured_on_what_was_not_calibrated_on(
+    export: Export, recorded: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    assert export(photos=(inputs.calibrated, inputs.others)) == 0
+    others = sorted(inputs.others.iterdir())
+    fp32, int8 = (answers(tmp_path / "models" / name, others) for name in ("small.onnx", "small.int8.onnx"))
+    numbers = class_numbers()
+    labels = [label_of(path, numbers) for path in others]
+    top1 = {"fp32": (fp32.argmax(1) == labels).mean(), "int8": (int8.argmax(1) == labels).mean()}
+    assert top1["fp32"] != top1["int8"]  # or they could be exchanged
+    card = card_of(tmp_path / "models" / "small.int8.onnx")
+    assert card["calibration"] == {"source": "calibrated", "photographs": 100}
+    assert card["accuracy"] == {
+        "set": "calibrated others",
+        "photographs": HELD_OUT,
+        "top1": pytest.approx(top1["int8"], abs=1e-4),
+        "fp32_top1": pytest.approx(top1["fp32"], abs=1e-4),
+        "agreement": pytest.approx((fp32.argmax(1) == int8.argmax(1)).mean(), abs=1e-4),
+        "max_abs_logit_difference": pytest.approx(np.abs(fp32 - int8).max(), rel=0.05),
+        "mean_abs_logit_difference": pytest.approx(np.abs(fp32 - int8).mean(), rel=0.05),
+    }
+    accuracy = card_of(tmp_path / "models" / "small.onnx")["accuracy"]
+    assert accuracy == {"set": "calibrated others", "photographs": HELD_OUT, "top1": card["accuracy"]["fp32_top1"]}
+    table = json.loads((tmp_path / "models" / "small.json").read_text())["table"]
+    assert {row["variant"]: row["top1"] for row in table} == pytest.approx(top1, abs=1e-4)
+
+
+def test_a_copy_of_a_calibration_photograph_under_another_name_is_not_held_out(
+    export: Export, recorded: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for number, path in enumerate(sorted(inputs.calibrated.iterdir())[:20]):
+        shutil.copy(path, copies / f"another_{number}.png")
+    assert export(photos=(copies,)) == 0
+    assert "no int8 model, fp32 is served: no photograph is left to measure on" in capsys.readouterr().err
+    assert written(tmp_path) == ["small.json", "small.onnx"]
+
+
+def test_another_photograph_under_a_calibration_photographs_name_is_held_out(
+    export: Export, recorded: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    namesakes = tmp_path / "namesakes"
+    namesakes.mkdir()
+    for path, other in zip(sorted(inputs.calibrated.iterdir()), sorted(inputs.others.iterdir()), strict=False):
+        shutil.copy(other, namesakes / path.name)
+    assert export(photos=(namesakes,)) == 0
+    assert card_of(tmp_path / "models" / "small.int8.onnx")["accuracy"]["photographs"] == HELD_OUT
+
+
+GATE = r"mean \|Δ logit\| is 0\.\d\d on 30 photographs, more than 0\.0$"
+
+
+def test_int8_below_its_bound_is_not_written_and_an_earlier_one_goes(
+    export: Export, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export() == 0
+    assert written(tmp_path) == ALL
+    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
+    assert export() == 0
+    assert re.search(rf"^export: no int8 model, fp32 is served: {GATE}", capsys.readouterr().err, re.MULTILINE)
+    assert written(tmp_path) == ["small.json", "small.onnx"]
+    # fp32's accuracy is known all the same.
+    assert card_of(tmp_path / "models" / "small.onnx")["accuracy"]["photographs"] == HELD_OUT
+
+
+def test_where_int8_is_required_its_refusal_is_the_exports_and_nothing_changes(
+    export: Export, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export("--require-int8") == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
+    assert export("--require-int8") == 1
+    assert re.search(rf"^export: {GATE}", capsys.readouterr().err, re.MULTILINE)
+    assert {path: path.read_bytes() for path in (tmp_path / "models").iterdir()} == before
+
+
+def test_a_record_of_other_weights_is_not_used(
+    export: Export, recorded: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Though these would fit it: told by their sha256, not by chance."""
+    state = torch.load(inputs.weights)
+    state["classifier.bias"] += 1e-6
+    torch.save(state, tmp_path / "other.pth")
+    assert export(weights=tmp_path / "other.pth") == 0
+    words = f"the recorded calibration is of other weights, sha256 {load(recorded).weights_sha256[:8]}…; make one with"
+    assert f"export: no int8 model, fp32 is served: {words} --calibrate DIR\n" in capsys.readouterr().err
+    assert written(tmp_path) == ["small.json", "small.onnx"]
+
+
+def test_a_record_that_does_not_fit_is_not_used(
+    export: Export, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads(recorded.read_text())
+    content["ranges"] = {name: [[end / 2 for end in ends] for ends in both] for name, both in content["ranges"].items()}
+    recorded.write_text(json.dumps(content))
+    assert export() == 0
+    said = capsys.readouterr().err
+    assert re.search(
+        r"fp32 is served: [0-9.]+% of the channels leave their recorded ranges, more than 2%$", said, re.MULTILINE
+    )
+    assert written(tmp_path) == ["small.json", "small.onnx"]
+
+
+def test_without_a_record_fp32_is_served_but_a_calibration_that_was_asked_for_must_succeed(
+    export: Export, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export() == 0
+    assert "no int8 model, fp32 is served: calibration " in capsys.readouterr().err
+    assert written(tmp_path) == ["small.json", "small.onnx"]
+    assert card_of(tmp_path / "models" / "small.onnx")["accuracy"] is None
+    assert export("--require-int8") == 1
+    assert re.search(
+        r"^export: calibration .*small_densenet\.json cannot be read", capsys.readouterr().err, re.MULTILINE
+    )
+    assert export("--calibrate", inputs.others) == 1
+    assert "export: 30 photographs to calibrate on; at least 100 are needed" in capsys.readouterr().err
+    assert not (tmp_path / "records").exists()
+
+
+def test_a_calibration_whose_int8_fails_the_gate_is_not_recorded(
+    export: Export, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
+    assert export("--calibrate", inputs.calibrated) == 0
+    assert written(tmp_path) == ["small.json", "small.onnx"]
+    assert not (tmp_path / "records").exists()
+
+
+def test_the_set_has_the_name_that_it_is_given(export: Export, inputs: Inputs, tmp_path: Path) -> None:
+    assert export("--calibrate", inputs.calibrated, "--set-name", "ten kinds") == 0
+    card = card_of(tmp_path / "models" / "small.int8.onnx")
+    assert (card["calibration"]["source"], card["accuracy"]["set"]) == ("ten kinds", "ten kinds")
+    assert export(photos=(inputs.few,)) == 0
+    assert card_of(tmp_path / "models" / "small.int8.onnx")["accuracy"]["set"] == "the project's own pictures"
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_file_that_cannot_be_written_leaves_the_earlier_export_as_it_was(
+    name: str, export: Export, recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = tmp_path / "models"
+    earlier = {other: f"an earlier {other}".encode() for other in ALL if other != name}
+    (models / name).mkdir(parents=True)
+    for other, content in earlier.items():
+        (models / other).write_bytes(content)
+    assert export() == 1
+    assert f"export: cannot write {models / name}: Is a directory\n" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in models.iterdir() if path.is_file()} == earlier
+
+
+def test_nothing_of_the_building_machine_is_in_any_model(
+    export: Export, recorded: Path, inputs: Inputs, tmp_path: Path
+) -> None:
+    assert export() == 0
+    for name in ("small.onnx", "small.int8.onnx"):
+        content = (tmp_path / "models" / name).read_bytes()
+        for trace in (tmp_path, inputs.weights.parent, export_onnx.ROOT, Path.home(), "site-packages", "stack_trace"):
+            assert str(trace).encode() not in content, name

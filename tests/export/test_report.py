@@ -1,0 +1,150 @@
+"""The table of an export: each figure is of the variant, the file and the number of threads that it says."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export import measure, report
+from export.measure import Comparison, milliseconds
+from export.report import Variant, class_numbers, make_report, print_table
+
+FP32 = Variant("fp32", Path("m.onnx"), b"f" * 2_345_678)
+INT8 = Variant("int8", Path("m.int8.onnx"), b"i" * 1_234_567)
+COMPARISON = Comparison(400, 0.71234, 0.73345, 0.98765, 3.456, 0.1)
+TIMES = {1: {"fp32": 30.123, "int8": 11.456}, 2: {"fp32": 20.789, "int8": 7.012}}
+
+
+@pytest.fixture(autouse=True)
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fake(models: dict[str, bytes], side: int, threads: int) -> dict[str, float]:
+        assert models == {variant.name: variant.content for variant in (FP32, INT8) if variant.name in models}
+        assert side == 224
+        return TIMES[threads]
+
+    monkeypatch.setattr(report, "milliseconds", fake)
+    monkeypatch.setattr(report, "cpu", lambda: {"model": "a CPU", "features": []})
+
+
+def test_each_row_has_its_own_variants_figures(tmp_path: Path) -> None:
+    made = make_report([FP32, INT8], COMPARISON, "abc", tmp_path / "weights.pth", 224)
+    assert made == {
+        "weights_sha256": "abc",
+        "weights_file": str(tmp_path / "weights.pth"),
+        "cpu": {"model": "a CPU", "features": []},
+        "table": [
+            {
+                "variant": "fp32",
+                "sha256": hashlib.sha256(FP32.content).hexdigest(),
+                "megabytes": 2.35,
+                "ms_1_thread": 30.12,
+                "ms_2_threads": 20.79,
+                "top1": 0.7335,
+                "agreement": 1.0,
+                "max_abs_logit_difference": 0.0,
+            },
+            {
+                "variant": "int8",
+                "sha256": hashlib.sha256(INT8.content).hexdigest(),
+                "megabytes": 1.23,
+                "ms_1_thread": 11.46,
+                "ms_2_threads": 7.01,
+                "top1": 0.7123,
+                "agreement": 0.9877,
+                "max_abs_logit_difference": 3.46,
+            },
+        ],
+    }
+
+
+def test_where_nothing_was_compared_nothing_is_claimed() -> None:
+    made = make_report([FP32], None, None, None, 224)
+    assert made.keys() == {"weights_sha256", "cpu", "table"}
+    assert made["weights_sha256"] is None
+    assert [(row["variant"], row["top1"], row["agreement"]) for row in made["table"]] == [("fp32", None, 1.0)]
+
+
+def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(make_report([FP32, INT8], COMPARISON, "abc", None, 224)["table"])
+    _, head, fp32, int8 = capsys.readouterr().out.splitlines()
+    assert head.split() == [
+        "variant",
+        "MB",
+        "ms",
+        "1",
+        "thr",
+        "ms",
+        "2",
+        "thr",
+        "top-1",
+        "agrees",
+        "max",
+        "|Δ",
+        "logit|",
+    ]
+    assert fp32.split() == ["fp32", "2.4", "30.1", "20.8", "73.4%", "100.0%", "0.00"]
+    assert int8.split() == ["int8", "1.2", "11.5", "7.0", "71.2%", "98.8%", "3.46"]
+    print_table(make_report([FP32], None, None, None, 224)["table"])
+    assert capsys.readouterr().out.splitlines()[-1].split()[4] == "–"
+
+
+class Clock:
+    """Stands in for `time`; runs of a model take what their model says, in milliseconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.slept = 0.0
+        self.order: list[str] = []
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+    def session(self, name: str, durations: Callable[[int], float]) -> object:
+        clock, runs = self, iter(range(10**6))
+
+        class Session:
+            def run(self, outputs: None, inputs: dict[str, object]) -> None:
+                clock.order.append(name)
+                clock.now += durations(next(runs)) / 1000
+
+        return Session()
+
+
+def test_a_time_is_the_median_of_warm_runs_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    a_round = measure._UNTIMED + measure._TIMED
+
+    def mostly_five(run: int) -> float:
+        position = run % a_round
+        return 1000 if position < measure._UNTIMED else (1, 5, 5, 5, 5, 5, 100, 100)[position - measure._UNTIMED]
+
+    asked: list[int] = []
+
+    def session_of(model: bytes, threads: int) -> object:
+        asked.append(threads)
+        return clock.session(model.decode(), mostly_five if model == b"slow" else lambda run: 2.0)
+
+    monkeypatch.setattr(measure, "time", clock)
+    monkeypatch.setattr(measure, "session_of", session_of)
+    assert milliseconds({"a": b"slow", "b": b"fast"}, 4, 2) == pytest.approx({"a": 5.0, "b": 2.0})
+    assert asked == [2, 2]
+    assert clock.order == (["slow"] * a_round + ["fast"] * a_round) * measure._ROUNDS
+    assert clock.slept > 0
+
+
+def test_a_session_has_the_threads_that_were_asked_for() -> None:
+    from tests.tiny_model import tiny_model
+
+    for threads in (1, 2):
+        options = measure.session_of(tiny_model(), threads).get_session_options()
+        assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
+
+
+def test_class_numbers_are_imagenets() -> None:
+    numbers = class_numbers()
+    assert len(numbers) == 1000
+    assert (numbers["n01440764"], numbers["n15075141"]) == (0, 999)

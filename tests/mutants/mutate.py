@@ -1,0 +1,226 @@
+"""The mutants of a Python source: one small change each, of the kind that a careless maintainer makes."""
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Final
+
+_COMPARISONS: Final = {
+    ast.Lt: ("<", ("<=", ">")),
+    ast.LtE: ("<=", ("<", ">=")),
+    ast.Gt: (">", (">=", "<")),
+    ast.GtE: (">=", (">", "<=")),
+    ast.Eq: ("==", ("!=",)),
+    ast.NotEq: ("!=", ("==",)),
+    ast.Is: ("is", ("is not",)),
+    ast.IsNot: (r"is\s+not", ("is",)),
+    ast.In: ("in", ("not in",)),
+    ast.NotIn: (r"not\s+in", ("in",)),
+}
+_ARITHMETIC: Final = {
+    ast.Add: ("+", "-"),
+    ast.Sub: ("-", "+"),
+    ast.Mult: ("*", "/"),
+    ast.Div: ("/", "*"),
+    ast.FloorDiv: ("//", "*"),
+    ast.Mod: ("%", "*"),
+    ast.Pow: ("**", "*"),
+    ast.LShift: ("<<", ">>"),
+    ast.RShift: (">>", "<<"),
+    ast.BitAnd: ("&", "|"),
+    ast.BitOr: ("|", "&"),
+    ast.BitXor: ("^", "|"),
+}
+_NAMES: Final = {
+    "all": "any",
+    "any": "all",
+    "append": "appendleft",
+    "appendleft": "append",
+    "argmax": "argmin",
+    "argmin": "argmax",
+    "ceil": "floor",
+    "endswith": "startswith",
+    "floor": "ceil",
+    "max": "min",
+    "maximum": "minimum",
+    "median": "min",
+    "min": "max",
+    "minimum": "maximum",
+    "pop": "popleft",
+    "popleft": "pop",
+    "rint": "floor",
+    "sorted": "list",
+    "startswith": "endswith",
+}
+_OF_DEQUES: Final = {"append", "appendleft", "pop", "popleft"}
+_BUILTINS: Final = {"median"}  # of a module that has no `min`
+# Keywords whose loss no test here can see: the locale's encoding is UTF-8, and `strict` guards what cannot happen.
+_UNSEEN: Final = {"encoding", "strict"}
+_PLAIN: Final = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.NamedExpr)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """file: relative to the project. function: its qualified name, "" at module level. start, end: in bytes."""
+
+    file: str
+    function: str
+    line: int
+    start: int
+    end: int
+    text: str
+
+    def apply(self, source: str) -> str:
+        """The source with this one change."""
+        raw = source.encode()
+        return (raw[: self.start] + self.text.encode() + raw[self.end :]).decode()
+
+    def changed_lines(self, source: str) -> tuple[str, str]:
+        """What the changed lines were and what they become, without indentation; names the mutant, as numbers can't."""
+        before, after = source.splitlines(), self.apply(source).splitlines()
+        blocks = [code[1:] for code in SequenceMatcher(None, before, after, False).get_opcodes() if code[0] != "equal"]
+        was = [line.strip() for low, high, _, _ in blocks for line in before[low:high]]
+        becomes = [line.strip() for _, _, low, high in blocks for line in after[low:high]]
+        return "\n".join(was), "\n".join(becomes)
+
+
+def mutants_of(source: str, file: str, functions: Sequence[str] = ()) -> list[Mutant]:
+    """All mutants that compile, in order. functions: only those in these functions or classes, by qualified name."""
+    found: dict[tuple[int, int, str], Mutant] = {}
+    for mutant in _Finder(source, file).run():
+        inside = any(mutant.function == name or mutant.function.startswith(f"{name}.") for name in functions)
+        if (inside or not functions) and _compiles(mutant.apply(source)):
+            found.setdefault((mutant.start, mutant.end, mutant.text), mutant)
+    return sorted(found.values(), key=lambda mutant: (mutant.start, mutant.end))
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+class _Finder:
+    def __init__(self, source: str, file: str) -> None:
+        self._raw = source.encode()
+        self._tree = ast.parse(source)
+        self._file = file
+        self._lines = [0]
+        for line in self._raw.splitlines(keepends=True):
+            self._lines.append(self._lines[-1] + len(line))
+
+    def run(self) -> Iterator[Mutant]:
+        yield from self._visit(self._tree, "")
+
+    def _visit(self, node: ast.AST, function: str) -> Iterator[Mutant]:
+        if isinstance(node, ast.JoinedStr) or _is_main_guard(node):  # before 3.12 nodes in f-strings have no place
+            return
+        if isinstance(node, ast.keyword) and node.arg in _UNSEEN:
+            return
+        for start, end, text in self._changes(node):
+            line = self._raw.count(b"\n", 0, start) + 1
+            yield Mutant(self._file, function, line, start, end, text)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            function = f"{function}.{node.name}" if function else node.name
+        for field, value in ast.iter_fields(node):
+            if field in {"annotation", "returns", "decorator_list", "type_params"}:
+                continue
+            if field in {"bases", "keywords"} and isinstance(node, ast.ClassDef):
+                continue
+            for child in value if isinstance(value, list) else [value]:
+                # A negative number and an index are one thing each: -1 and [0] mean the same as -2 and [-1] too often.
+                single = isinstance(node, ast.UnaryOp | ast.Subscript) and isinstance(child, ast.Constant)
+                if isinstance(child, ast.AST) and not single:
+                    yield from self._visit(child, function)
+
+    def _changes(self, node: ast.AST) -> Iterator[tuple[int, int, str]]:
+        """Start, end and new text of each change at this node itself."""
+        match node:
+            case ast.Compare():
+                operands = [node.left, *node.comparators]
+                for left, right, operator in zip(operands, operands[1:], node.ops, strict=False):
+                    token, others = _COMPARISONS[type(operator)]
+                    for other in others:
+                        yield from self._between(left, right, token, other)
+            case ast.BinOp() if type(node.op) in _ARITHMETIC:
+                token, other = _ARITHMETIC[type(node.op)]
+                yield from self._between(node.left, node.right, re.escape(token), other)
+            case ast.AugAssign() if type(node.op) in _ARITHMETIC:
+                token, other = _ARITHMETIC[type(node.op)]
+                yield from self._between(node.target, node.value, re.escape(token) + "=", f"{other}=")
+                yield from self._between(node.target, node.value, re.escape(token) + "=", "=")
+            case ast.BoolOp():
+                token, other = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
+                for left, right in zip(node.values, node.values[1:], strict=False):
+                    yield from self._between(left, right, rf"\b{token}\b", other)
+            case ast.UnaryOp(op=ast.Not()):
+                yield self._start(node), self._start(node) + len("not"), ""
+            case ast.UnaryOp(op=ast.USub()):
+                yield self._start(node), self._start(node) + len("-"), ""
+                if isinstance(node.operand, ast.Constant):
+                    yield *self._span(node), repr(1 - node.operand.value)
+            case ast.Subscript(slice=ast.Constant(value=int())):
+                yield *self._span(node.slice), repr(node.slice.value + 1)
+            case ast.Constant(value=bool()):
+                yield *self._span(node), repr(not node.value)
+            case ast.Constant(value=int() | float()):
+                yield *self._span(node), repr(node.value + 1)
+                yield *self._span(node), repr(node.value - 1)
+            case ast.Return(value=ast.expr()) if not isinstance(node.value, ast.Constant):
+                yield *self._span(node.value), "None"
+            case ast.Expr(value=ast.Call() | ast.Await()) | ast.Raise():
+                yield *self._span(node), "pass"
+            case ast.Break():
+                yield *self._span(node), "continue"
+            case ast.Continue():
+                yield *self._span(node), "break"
+            case ast.Call() if node.keywords:
+                yield from self._without_keywords(node)
+            case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test) if isinstance(test, _PLAIN):
+                yield *self._span(test), f"not ({self._text(test)})"
+            case ast.comprehension():
+                for test in node.ifs:
+                    if isinstance(test, _PLAIN):
+                        yield *self._span(test), f"not ({self._text(test)})"
+            case ast.Name(id=name) if name in _NAMES and name not in _OF_DEQUES:
+                yield *self._span(node), _NAMES[name]
+            case ast.Attribute(attr=name) if name in _BUILTINS:
+                yield *self._span(node), _NAMES[name]
+            case ast.Attribute(attr=name) if name in _NAMES and name != "sorted":
+                end = self._span(node)[1]
+                yield end - len(name), end, _NAMES[name]
+
+    def _without_keywords(self, call: ast.Call) -> Iterator[tuple[int, int, str]]:
+        arguments = sorted((self._span(each) for each in [*call.args, *call.keywords]), key=lambda span: span[0])
+        for keyword in (each for each in call.keywords if each.arg not in _UNSEEN):
+            start, end = self._span(keyword)
+            position = arguments.index((start, end))
+            if position:
+                yield arguments[position - 1][1], end, ""
+            else:
+                comma = re.match(rb"\s*,\s*", self._raw[end:])
+                yield start, end + (len(comma[0]) if comma else 0), ""
+
+    def _between(self, left: ast.AST, right: ast.AST, token: str, other: str) -> Iterator[tuple[int, int, str]]:
+        low, high = self._span(left)[1], self._start(right)
+        found = re.search(token.encode(), self._raw[low:high])
+        if found:
+            yield low + found.start(), low + found.end(), other
+
+    def _start(self, node: ast.AST) -> int:
+        return self._lines[node.lineno - 1] + node.col_offset  # type: ignore[attr-defined]
+
+    def _span(self, node: ast.AST) -> tuple[int, int]:
+        return self._start(node), self._lines[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+
+    def _text(self, node: ast.AST) -> str:
+        start, end = self._span(node)
+        return self._raw[start:end].decode()
+
+
+def _is_main_guard(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "__name__" in ast.dump(node.test)

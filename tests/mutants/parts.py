@@ -1,0 +1,79 @@
+"""Which source belongs to which tests, and in which environment they run.
+
+Name the fewest tests that guard a part well: one that survives them all costs the time of them all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+RUNTIME: Final = ".venv/runtime/bin/python"
+EXPORT: Final = ".venv/export/bin/python"
+
+
+@dataclass(frozen=True)
+class Part:
+    """sources: file → the functions and classes in it that are changed, all of it where none is named.
+
+    tests: files or node ids. python: the interpreter, relative to the project. without: words in the names of those
+    tests, or of what they ask for, that are left out, as being slow.
+    """
+
+    name: str
+    sources: Mapping[str, tuple[str, ...]]
+    tests: tuple[str, ...]
+    python: str = RUNTIME
+    without: tuple[str, ...] = ()
+
+
+PARTS: Final = (
+    Part("scheduler", {"serve/scheduler.py": ()}, ("tests/serve/test_scheduler.py",)),
+    Part(
+        "upload",
+        {"serve/upload.py": (), "serve/arrival.py": ()},
+        ("tests/serve/test_arrival.py", "tests/serve/test_app.py"),
+    ),
+    Part(
+        "deadlines",
+        {
+            "serve/handlers.py": ("until", "while_connected", "Server"),
+            "serve/lifecycle.py": (),
+        },
+        ("tests/serve/test_lifecycle.py", "tests/serve/test_app.py", "tests/serve/test_inference.py"),
+    ),
+    Part("keys", {"serve/keys.py": (), "serve/middleware.py": ("KeyGuard", "_api_key")}, ("tests/serve/test_keys.py",)),
+    Part("origins", {"serve/middleware.py": ("OriginGuard",)}, ("tests/serve/test_keys.py", "tests/serve/test_app.py")),
+    Part("preprocess", {"serve/preprocess.py": ()}, ("tests/serve/test_preprocess.py",)),
+    Part("postprocess", {"serve/postprocess.py": ()}, ("tests/serve/test_postprocess.py",)),
+    Part(
+        "gate",
+        {
+            "export/int8.py": (
+                "choose_photographs",
+                "require_accuracy",
+                "require_fit",
+                "require_unchanged",
+                "require_weights",
+            ),
+            "export/export_onnx.py": ("_try_int8",),
+            "export/measure.py": ("Comparison", "compare", "label_of", "logits_of"),
+            "export/calibration.py": ("Calibration", "encode", "load"),
+            "export/files.py": (),
+        },
+        ("tests/export/test_gate.py", "tests/export/test_files.py", "tests/export/test_int8_export.py"),
+        EXPORT,
+    ),
+    Part(
+        "quantisation",
+        {
+            "export/byte_codes.py": (),
+            "export/quantise.py": (),
+            "export/rewrite.py": (),
+            "export/calibration.py": ("observe_ranges", "observe_means", "rounded", "_run"),
+            "export/int8.py": ("rewrite", "make_int8", "input_range", "calibrate"),
+        },
+        ("tests/export/test_calibration.py", "tests/export/test_quantise.py", "tests/export/test_rewrite.py"),
+        EXPORT,
+        without=("exported", "real_densenet", "resnet18"),
+    ),
+)

@@ -1,0 +1,168 @@
+"""The mutation runner finds the mutants; a good test kills them, a poor one lets some live, and the verdict says so."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.__main__ import report
+from tests.mutants.mutate import mutants_of
+from tests.mutants.parts import PARTS, Part
+from tests.mutants.run import Equivalent, MutationError, Survey, survey
+from tests.server_process import ROOT
+
+SOURCE = """\
+LIMIT = 3
+
+def clipped(values, *, low=0):
+    if not values or low > LIMIT:
+        return []
+    values = sorted(values, reverse=True)
+    values.reverse()
+    if values[-1] < low:
+        raise ValueError("all too low")
+    return [max(value, low) for value in values]
+"""
+POOR = "from shop import clipped\n\ndef test_it():\n    assert clipped([2, 1])\n"
+GOOD = """\
+import pytest
+import shop
+
+def test_values():
+    assert shop.clipped([3, 1, 2]) == [1, 2, 3]
+    assert shop.clipped([-1, 5]) == [0, 5]
+    assert shop.clipped([0, 0]) == [0, 0]
+
+def test_ends():
+    assert shop.clipped([]) == []
+    assert shop.clipped([1, 3, 2], low=3) == [3, 3, 3]
+    assert shop.clipped([9], low=4) == []
+    with pytest.raises(ValueError):
+        shop.clipped([2, 1], low=3)
+"""
+
+
+def changes(source: str) -> list[str]:
+    return [mutant.changed_lines(source)[1] for mutant in mutants_of(source, "shop.py")]
+
+
+def test_mutants_are_one_change_each_of_those_that_a_careless_hand_makes() -> None:
+    found = changes(SOURCE)
+    for line in (
+        "LIMIT = 4",
+        "LIMIT = 2",
+        "if  values or low > LIMIT:",
+        "if not values and low > LIMIT:",
+        "if not values or low >= LIMIT:",
+        "if not values or low < LIMIT:",
+        "return None",
+        "values = list(values, reverse=True)",
+        "values = sorted(values)",
+        "values = sorted(values, reverse=False)",
+        "pass",
+        "if values[1] < low:",
+        "if values[-1] <= low:",
+        "return [min(value, low) for value in values]",
+    ):
+        assert line in found
+    for mutant in mutants_of(SOURCE, "shop.py"):
+        compile(mutant.apply(SOURCE), "shop.py", "exec")
+
+
+@pytest.mark.parametrize(
+    ("line", "becomes"),
+    [
+        ("a = b + c // d", {"a = b - c // d", "a = b + c * d"}),
+        ("a += b", {"a -= b", "a = b"}),
+        ("if b is not None: c()", {"if b is None: c()", "if b is not None: pass"}),
+        ("if b: c = d", {"if not (b): c = d"}),
+        ("a = [b for b in c if d(b)]", {"a = [b for b in c if not (d(b))]"}),
+        ("a = f(k=b, **c)", {"a = f(**c)", "a = f(k=b)"}),
+        ("a = statistics.median(b)", {"a = min(b)"}),
+        ("a: int | None = f'{b + 1}'", set()),
+        ("def a(b: int | None) -> int | None: return b", {"def a(b: int | None) -> int | None: return None"}),
+        ("'é'; a = b < c", {"'é'; a = b <= c", "'é'; a = b > c"}),
+        ("open(a, encoding='utf-8')", {"pass"}),
+    ],
+)
+def test_each_kind(line: str, becomes: set[str]) -> None:
+    assert set(changes(line)) == becomes
+
+
+def test_mutants_of_some_functions_are_of_no_others() -> None:
+    source = (
+        "class A:\n    def b(self): return self.x + 1\n    def bc(self): return 2 + self.y\n\ndef A2(): return 1 + x\n"
+    )
+    assert {mutant.function for mutant in mutants_of(source, "a.py", ["A"])} == {"A.b", "A.bc"}
+    assert {mutant.function for mutant in mutants_of(source, "a.py", ["A.b"])} == {"A.b"}
+
+
+@pytest.fixture
+def try_test(tmp_path: Path) -> Callable[..., Survey]:
+    """A project of one file and one test; returns what became of its mutants."""
+
+    def run(test: str, *equivalents: Equivalent, source: str = SOURCE, **options: int) -> Survey:
+        def project(folder: Path) -> Path:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "shop.py").write_text(source)
+            (folder / "test_shop.py").write_text(test)
+            return folder
+
+        part = Part("shop", {"shop.py": ()}, ("test_shop.py",), sys.executable)
+        return survey([part], project(tmp_path / "original"), project, equivalents, **options)
+
+    return run
+
+
+def test_a_good_test_kills_and_a_poor_one_lets_live(try_test: Callable[..., Survey]) -> None:
+    poor = try_test(POOR, limit=12, seed=1)
+    assert len(poor.results) == 12
+    assert {result.status for result in poor.results} == {"killed", "survived"}
+    text, good = report(poor)
+    assert not good
+    assert text.splitlines()[-1].startswith("mutants: ")
+    assert "killed of 12; at least 90% of each part wanted: shop " in text.splitlines()[-1]
+
+    better = try_test(GOOD, workers=2)
+    assert [result.mutant.line for result in better.results if result.status == "survived"] == []
+    assert "test_shop.py::test_" in better.results[0].by
+    text, good = report(better)
+    assert good
+    assert text.splitlines()[-1].endswith("at least 90% of each part wanted: good")
+
+
+def test_one_that_never_ends_is_killed_by_the_limit_and_named(
+    try_test: Callable[..., Survey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.mutants.run._MORE_SECONDS", 0.5)
+    source = "def count():\n    n = 3\n    while n:\n        n -= 1\n"
+    test = "from shop import count\n\ndef test_it():\n    count()\n"
+    outcome = try_test(test, source=source)
+    endless = [result for result in outcome.results if result.status == "timeout"]
+    assert {result.mutant.changed_lines(source)[1] for result in endless} >= {"n += 1", "n = 1"}
+
+
+def test_equivalents_are_left_out_and_must_be_mutants(try_test: Callable[..., Survey]) -> None:
+    entry = Equivalent("shop.py", "clipped", "if values[-1] < low:", "if values[-1] <= low:", "a reason")
+    outcome = try_test(POOR, entry, limit=1)
+    assert (outcome.equivalents, outcome.stale) == ({"shop": 1}, [])
+    stale = Equivalent("shop.py", "clipped", "if values[-1] < low:", "something else", "a reason")
+    outcome = try_test(GOOD, stale, limit=1)
+    assert outcome.stale == [stale]
+    assert not report(outcome)[1]
+
+
+def test_tests_that_fail_by_themselves_say_nothing(try_test: Callable[..., Survey]) -> None:
+    with pytest.raises(MutationError, match="the tests of shop fail without any mutation"):
+        try_test("def test_it():\n    assert False\n")
+
+
+def test_the_parts_name_files_and_functions_that_there_are() -> None:
+    for part in PARTS:
+        for test in part.tests:
+            assert (ROOT / test.split("::")[0]).is_file(), test
+        for file, functions in part.sources.items():
+            source = (ROOT / file).read_text(encoding="utf-8")
+            for function in functions or ("",):
+                assert mutants_of(source, file, [function] if function else []), f"{file} {function}"
