@@ -59,6 +59,10 @@ def test_a_clean_full_result_without_failures_has_no_reservations() -> None:
         ({"tree": "unknown"}, "the commit was not recorded"),
         ({"shortened": ["--scale 0.5", "--starts 2"]}, "measured with --scale 0.5 --starts 2"),
         ({"reservations": ["taken over"]}, "taken over"),
+        (
+            {"left_out": ["mosec: its installation failed", "the old way needs Flask"]},
+            "without mosec, the old way needs",
+        ),
         ({"servers": {OURS: {"clients": {"1": {**figures(15, 60), "wrong": 2}}}}}, "2 errors and wrong answers"),
         ({"servers": {f"{OURS}, fp32": {"clients": {"1": {**figures(1, 6), "errors": 1}}}}}, "1 errors and wrong"),
     ],
@@ -255,7 +259,10 @@ def test_charts_of_large_pictures_say_that_they_are_decoded_in_two_ways() -> Non
     measured["photos"]["large"] = {"bytes": 3_500_000, "width": 4000, "height": 3000}
     charts = draw(measured)
     for chart in ("latency-large-one-client.svg", "latency-large-throughput.svg"):
-        assert any("'draft' decode at a reduced scale, 'exact' and the others in full" in text for text in texts_of(charts[chart]))
+        assert any(
+            "'draft' decode at a reduced scale, 'exact' and the others in full" in text
+            for text in texts_of(charts[chart])
+        )
         assert {"ours", "mosec a, int8, draft"} <= set(texts_of(charts[chart]))
     assert not any("draft" in text for text in texts_of(charts["latency-one-client.svg"]))
 
