@@ -25,7 +25,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 COPY export/ export/
 # What the parity check and calibration read pictures with; no other file of the server can set off an export.
-COPY serve/av1.py serve/avif.py serve/claims.py serve/errors.py serve/formats.py serve/picture.py serve/preprocess.py serve/
+COPY serve/av1.py serve/avif.py serve/claims.py serve/command_line.py serve/errors.py serve/formats.py serve/picture.py \
+    serve/preprocess.py serve/printable.py serve/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT

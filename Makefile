@@ -40,7 +40,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-kubernetes browser-test scale-test fuzz test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz test test-serve test-export check format lock clean
 
 help: ## print this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -114,6 +114,10 @@ check-clients: ## run stock clients (tritonclient, schemathesis, ...) against th
 	@$(install_runtime)
 	@$(install) .venv/clients requirements/clients.txt
 	.venv/clients/bin/python -m pytest tests/clients
+
+check-proxies: ## put the nginx of SECURITY.md in front of the real process; needs nginx
+	@$(install_runtime) requirements/test.txt
+	$(runtime) -m pytest tests/proxies
 
 check-kubernetes: ## hold deploy/kubernetes against published schemas, itself and the real process
 	@$(install_runtime)

@@ -6,7 +6,6 @@ Photographs are named `<wnid>_<label>.JPEG`, or lie in folders named by wnid; th
 alone. Those that the int8 model was calibrated on are left out.
 """
 
-import argparse
 import contextlib
 import json
 import sys
@@ -30,7 +29,9 @@ from export.models import ARCHITECTURES, Architecture
 from export.parity import find_photographs, read_photograph, reference_image
 from export.report import class_numbers
 from export.weights import Weights, build_network, default_weights, read_weights
+from serve.command_line import ArgumentParser, one_line
 from serve.model import report_file
+from serve.printable import printable
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _HEADER: Final = (
@@ -41,7 +42,7 @@ _HEADER: Final = (
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/accuracy.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python benchmarks/accuracy.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="labelled photographs")
     parser.add_argument(
         "--weights",
@@ -63,7 +64,7 @@ def main() -> int:
     try:
         run(options.photos, options.weights, models, printed.say)
     except ExportError as error:
-        print(f"accuracy: {error}", file=sys.stderr)
+        print(one_line(f"accuracy: {error}"), file=sys.stderr)
         return 1
     printed.write()
     return 0
@@ -146,7 +147,7 @@ def _readable(path: Path, architecture: Architecture) -> bool:
     try:
         read_photograph(path, architecture.preprocessing)
     except PhotographError as error:
-        print(f"accuracy: left out: {error}", file=sys.stderr)
+        print(one_line(f"accuracy: left out: {error}"), file=sys.stderr)
         return False
     return True
 
@@ -165,7 +166,7 @@ def _row(name: str, megabytes: float | None, one: float | None, two: float | Non
         return "–" if value is None else format(value, form)
 
     return (
-        f"{name:<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
+        f"{printable(name):<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
         f"{shown(figures.top1, '.2%'):>7} {shown(figures.top1_loss, '.2%'):>6} {figures.agreement:>7.2%} "
         f"{figures.max_abs_difference:>8.2f} {figures.mean_abs_difference:>9.3f}"
     )

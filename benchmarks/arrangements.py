@@ -6,7 +6,6 @@ Inference alone, on as many CPUs as the process may use; the arrangements take t
 of memory.
 """
 
-import argparse
 import os
 import statistics
 import sys
@@ -26,6 +25,7 @@ import onnxruntime as ort
 from benchmarks.machine import ROOT
 from benchmarks.processes import Tree
 from benchmarks.records import Printed, add_output
+from serve.command_line import ArgumentParser
 from serve.cpus import cpu_budget
 from serve.memory import settle_allocator, trim
 
@@ -35,7 +35,7 @@ _LOADED_SECONDS: Final = 1.0
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", type=Path, nargs="?", default=ROOT / "models" / "densenet121.int8.onnx")
     parser.add_argument("--rounds", type=int, default=7)
     add_output(parser)

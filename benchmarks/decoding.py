@@ -11,7 +11,6 @@ each as asked for, cut at full resolution and saved at quality 92, so that there
 them those of which only the resizing differs. Enlarged pictures would prove nothing here: they have no detail.
 """
 
-import argparse
 import io
 import os
 import random
@@ -36,6 +35,7 @@ from benchmarks.records import Printed, add_output
 from benchmarks.report import shown
 from benchmarks.rounds import spread
 from serve.classifier import Classifier, load_classifier
+from serve.command_line import ArgumentParser, one_line
 from serve.config import Config
 from serve.memory import settle_allocator
 
@@ -49,7 +49,7 @@ _NEAR_TIE: Final = 0.1  # between the two most probable classes
 
 def main() -> int:
     """Run the command."""
-    parser = argparse.ArgumentParser(prog="benchmarks/decoding.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="benchmarks/decoding.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, metavar="DIR", help="folder of large photographs")
     parser.add_argument("--crops", type=int, default=0, metavar="N", help="crops to cut from each as well")
     parser.add_argument("--model", default="auto", help="as of python -m serve")
@@ -64,7 +64,7 @@ def main() -> int:
         printed.say(line)
     pictures = list(jpegs(options.photos, options.crops)) if options.photos else []
     if options.photos and not pictures:
-        print(f"{options.photos}: no JPEG in it", file=sys.stderr)
+        print(one_line(f"{options.photos}: no JPEG in it"), file=sys.stderr)
         return 2
     large = [picture for picture in pictures if min(picture[0]) >= _LEAST_SIDE]
     small = [picture for picture in pictures if min(picture[0]) < _LEAST_SIDE]

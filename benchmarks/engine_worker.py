@@ -5,7 +5,6 @@
 One picture at a time, as a server's worker would have it. The first line out says which class it gave the picture.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -17,6 +16,8 @@ from typing import Any
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from serve.command_line import ArgumentParser
+
 # Usage statistics off before anything is imported; OpenVINO's and nncf's go through a package that can be absent.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
@@ -26,7 +27,7 @@ Engine = Callable[[Any], Any]
 
 def main() -> int:
     """Answer one line after another until standard input ends."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/engine_worker.py")
+    parser = ArgumentParser(prog="python benchmarks/engine_worker.py")
     parser.add_argument("--engine", choices=("pytorch", "onnxruntime", "openvino"), required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--photo", type=Path, required=True)

@@ -27,6 +27,7 @@ from benchmarks.load import Load, run_load
 from benchmarks.machine import ROOT, RUNTIME, quiet_environment
 from benchmarks.processes import Tree
 from benchmarks.records import Printed, add_output
+from serve.command_line import ArgumentParser
 
 _START_SECONDS: Final = 20.0
 PHOTO: Final = ROOT / "tests" / "data" / "photos" / "rocket.jpg"
@@ -34,7 +35,7 @@ PHOTO: Final = ROOT / "tests" / "data" / "photos" / "rocket.jpg"
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/event_loop.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python benchmarks/event_loop.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round")
     parser.add_argument("--rounds", type=int, default=5)

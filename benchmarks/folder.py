@@ -29,6 +29,7 @@ from benchmarks.machine import ROOT
 from benchmarks.machine import RUNTIME as PYTHON
 from benchmarks.processes import Tree
 from benchmarks.records import Printed, add_output
+from serve.command_line import ArgumentParser
 
 FOLDER_SIZE = 1000
 SUMMARY = re.compile(r"(\d+) files? in ([\d.]+) s, ([\d.]+) a second: (\d+) classified")
@@ -36,7 +37,7 @@ SUMMARY = re.compile(r"(\d+) files? in ([\d.]+) s, ([\d.]+) a second: (\d+) clas
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/folder.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python benchmarks/folder.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photographs to link to")
     parser.add_argument("--files", type=int, default=100_000, help="links, for memory (default: %(default)s)")
     parser.add_argument("--timed", type=int, default=1500, help="links, for each timed run (default: %(default)s)")

@@ -31,6 +31,7 @@ from benchmarks.records import shortened, write
 from benchmarks.report import tables
 from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_servers
 from benchmarks.targets import failures, judge
+from serve.command_line import ArgumentParser, printable_lines
 
 _PHOTO: Final = ROOT / "tests/data/photos/rocket.jpg"
 # Seconds of each measurement, by clients. 64 clients in front of the old way take it seconds to fill and to empty.
@@ -53,18 +54,18 @@ def run_command(name: str, parser: argparse.ArgumentParser, run: Callable[[argpa
     try:
         olds = [read_result(path) for path in options.compare or []]
         if len(olds) == 2:
-            print(compare(*olds))
+            print(printable_lines(compare(*olds)))
             return 0
         result = run(options)
         result["shortened"] = shortened(parser, options)
     except (CannotMeasure, LoadFailed) as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(printable_lines(f"{name}: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     publish(result, options.output)
     if olds:
-        print(compare(olds[0], result))
+        print(printable_lines(compare(olds[0], result)))
     return 1 if failures(result) else 0
 
 
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     began = provenance("latency")
     found = look(options.weights, options.photo)
     for line in found.missing:
-        print(f"Left out: {line}", flush=True)
+        print(printable_lines(f"Left out: {line}"), flush=True)
     if not RUNTIME.is_file():
         raise CannotMeasure("nothing to measure without the server's environment; what to install is said above")
     photos = prepare(options.photo)
@@ -124,8 +125,8 @@ def described(photos: dict[str, Any]) -> dict[str, Any]:
 
 def publish(result: dict[str, Any], folder: Path) -> None:
     """Print the tables; write the JSON and the charts."""
-    print("\n" + tables(result), flush=True)
-    print(f"{result['seconds']:.0f} s. {write(result, folder, draw(result))}")
+    print("\n" + printable_lines(tables(result)), flush=True)
+    print(printable_lines(f"{result['seconds']:.0f} s. {write(result, folder, draw(result))}"))
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python benchmarks/latency.py",
         description=(__doc__ or "").split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

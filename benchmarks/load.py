@@ -29,6 +29,7 @@ if not __package__:  # run as a file: make the project importable, and this fold
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.wire import BrokenAnswer, Connection, build_request
+from serve.command_line import ArgumentParser
 
 _WORK: Final = ("decode", "preprocess", "infer")  # stages of a `Server-Timing` that no HTTP server can do without
 _UNTIMED: Final = 3  # answers that a single client has before the clock starts
@@ -195,7 +196,7 @@ def _beyond(answers: list[tuple[float, float, dict[str, float]]]) -> float | Non
 
 def main() -> int:
     """Run the command; the process's exit status: 1 where there was no right answer."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python benchmarks/load.py",
         description=(__doc__ or "").split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

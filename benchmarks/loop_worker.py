@@ -6,7 +6,6 @@ What is measured is `serve.classifier`, threads of one process sharing one model
 out; the first line out says which class the first picture got.
 """
 
-import argparse
 import json
 import sys
 import threading
@@ -18,6 +17,7 @@ if not __package__:  # run as a file: make the project importable, and this fold
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from serve.classifier import Classifier, load_classifier
+from serve.command_line import ArgumentParser
 from serve.config import Config
 
 _TOP_K: Final = 5  # as many as the server names by default
@@ -25,7 +25,7 @@ _TOP_K: Final = 5  # as many as the server names by default
 
 def main() -> int:
     """Answer one line after another until standard input ends."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/loop_worker.py")
+    parser = ArgumentParser(prog="python benchmarks/loop_worker.py")
     parser.add_argument("--workers", type=int, required=True)
     parser.add_argument("--photo", type=Path, required=True, help="the first picture")
     parser.add_argument("--variant", default="auto")

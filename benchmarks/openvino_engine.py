@@ -5,7 +5,6 @@
 nncf as its documentation has it for a convolutional network: the mixed preset, 100 of the photographs to calibrate on.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Final
@@ -14,6 +13,7 @@ if not __package__:  # run as a file: make the project importable, and this fold
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.peer_servers.preprocess import preprocess
+from serve.command_line import ArgumentParser, one_line
 
 _MODEL: Final = Path(__file__).resolve().parent.parent / "models/densenet121.onnx"
 _CALIBRATION: Final = 100
@@ -21,15 +21,13 @@ _CALIBRATION: Final = 100
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/openvino_engine.py", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = ArgumentParser(prog="python benchmarks/openvino_engine.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photographs to calibrate on")
     parser.add_argument("--output", type=Path, required=True, metavar="XML", help="where to write the model")
     options = parser.parse_args()
     paths = sorted(path for path in options.photos.iterdir() if path.suffix.lower() in (".jpeg", ".jpg"))
     if not paths:
-        print(f"openvino_engine: no photographs (.jpg, .jpeg) in {options.photos}", file=sys.stderr)
+        print(one_line(f"openvino_engine: no photographs (.jpg, .jpeg) in {options.photos}"), file=sys.stderr)
         return 1
     pictures = [preprocess(path.read_bytes()) for path in paths[:: max(1, len(paths) // _CALIBRATION)]]
     # OpenVINO's and nncf's usage statistics go through a package that they do without where it is absent.

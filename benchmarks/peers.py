@@ -29,6 +29,7 @@ from benchmarks.peer_catalogue import PEERS, environment_of
 from benchmarks.progress import Progress
 from benchmarks.rounds import Photo, Step, measure_servers
 from benchmarks.targets import judge
+from serve.command_line import ArgumentParser, printable_lines
 
 _BUILD: Final = ROOT / "build/benchmarks"
 _MODEL: Final = ROOT / "models/densenet121.onnx"
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         found.versions[peer.name] = versions(peer.python, [*peer.parts, "onnxruntime", "numpy", "pillow"])
     _add_openvino(found, options)
     for line in found.missing:
-        print(f"Left out: {line}", flush=True)
+        print(printable_lines(f"Left out: {line}"), flush=True)
 
     prepared = prepare(options.photo, _BUILD)
     photos = {name: Photo(Path(entry["file"]), entry["expect"]) for name, entry in prepared.items()}
@@ -136,7 +137,7 @@ def _add_openvino(found: Installed, options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python benchmarks/peers.py",
         description=(__doc__ or "").split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

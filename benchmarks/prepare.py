@@ -9,7 +9,6 @@ timing only: a bundled photograph that leaves no model in doubt, enlarged, with 
 a JPEG decoder what a photograph of its size would. Prints one JSON object.
 """
 
-import argparse
 import io
 import json
 import os
@@ -25,6 +24,8 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np
 from PIL import Image
 
+from serve.command_line import ArgumentParser
+
 _LARGE: Final = (4000, 3000)
 _QUALITY: Final = 90
 _NOISE: Final = 6.0  # standard deviation in grey levels, about a compact camera's at middle ISO
@@ -35,7 +36,7 @@ _MODEL: Final = _ROOT / "models/densenet121.onnx"
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/prepare.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python benchmarks/prepare.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photo", type=Path, required=True, metavar="FILE")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="make the large picture too, in this folder")
     options = parser.parse_args()

@@ -4,6 +4,9 @@ import sys
 import time
 from typing import Final
 
+from serve.command_line import printable_lines
+from serve.printable import printable
+
 _LINE_EVERY: Final = 20.0  # seconds, where the output is no terminal
 
 
@@ -25,7 +28,7 @@ class Progress:
         now = time.monotonic()
         pace = (now - self._began) / self._done if self._done > 1 else 1.0
         left = max(0.0, self._left - self._done) * pace
-        text = f"{_minutes(now - self._began)} gone, {_minutes(left)} left: {what}"
+        text = printable(f"{_minutes(now - self._began)} gone, {_minutes(left)} left: {what}")
         if sys.stderr.isatty():
             self._width = max(self._width, len(text))
             print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
@@ -36,7 +39,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line that stays."""
         self._clear()
-        print(text, flush=True)
+        print(printable_lines(text), flush=True)
 
     def end(self) -> float:
         """Seconds since the beginning."""

@@ -8,7 +8,6 @@ is Kubernetes' own rule: every 15 s, replicas × utilisation ÷ target, at most 
 queueing.json and queueing.svg to benchmarks/results. The same seed gives the same figures.
 """
 
-import argparse
 import heapq
 import math
 import random
@@ -25,6 +24,7 @@ from benchmarks.documents import read
 from benchmarks.installed import OURS
 from benchmarks.records import Printed, add_output
 from benchmarks.report import reservations
+from serve.command_line import ArgumentParser
 
 # What a picture takes of a CPU, as it was measured with 16 clients.
 _MEASURED: Final = read("latency")
@@ -126,7 +126,7 @@ def _serve(outcome: Outcome, fleet: list[Replica], now: float, draw: random.Rand
 
 def main() -> int:
     """Print the tables and draw the chart; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/queueing.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python benchmarks/queueing.py", description=(__doc__ or "").split("\n")[0])
     add_output(parser)
     printed = Printed("queueing", parser, parser.parse_args())
     del printed.result["machine"]  # simulated: any machine gives the same figures

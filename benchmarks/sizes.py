@@ -8,7 +8,6 @@ besides is left out. Which torch the old way has, and so how large it is, is fou
 sizes.svg to benchmarks/results.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from benchmarks.machine import EXPORT, ROOT, describe_torch, packages_megabytes,
 from benchmarks.peer_catalogue import environment_of
 from benchmarks.records import Printed, add_output
 from benchmarks.report import origin
+from serve.command_line import ArgumentParser, printable_lines
 
 # What each server imports itself; what those need in turn is found out from their metadata.
 OLD_WAY_NAME = "old way"
@@ -38,7 +38,7 @@ PEERS = {
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python benchmarks/sizes.py", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python benchmarks/sizes.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--image", default="densenet-server", help="ours (default: %(default)s)")
     parser.add_argument("--base", default="python:3.11-slim", help="of the others (default: %(default)s)")
     parser.add_argument("--weights", type=Path, required=True, help="state dict that the old way serves")
@@ -56,7 +56,7 @@ def main() -> int:
     try:
         ours, base = image_megabytes(options.image), image_megabytes(options.base)
     except (OSError, subprocess.CalledProcessError) as error:
-        print(f"sizes: {getattr(error, 'stderr', '') or error}".strip(), file=sys.stderr)
+        print(printable_lines(f"sizes: {getattr(error, 'stderr', '') or error}".strip()), file=sys.stderr)
         return 2
     model = (ROOT / "models" / "densenet121.int8.onnx").stat().st_size / 1e6
     weights = options.weights.stat().st_size / 1e6

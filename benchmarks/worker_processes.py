@@ -3,7 +3,6 @@
 python benchmarks/worker_processes.py
 """
 
-import argparse
 import os
 import sys
 from dataclasses import replace
@@ -20,15 +19,14 @@ from benchmarks.progress import Progress
 from benchmarks.records import Printed
 from benchmarks.report import loads, starts
 from benchmarks.rounds import Photo, Step, measure_servers
+from serve.command_line import ArgumentParser
 
 _STEPS: Final = (Step("photo", 1, 2.5), Step("photo", 16, 4.0))
 
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python benchmarks/worker_processes.py", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = ArgumentParser(prog="python benchmarks/worker_processes.py", description=(__doc__ or "").split("\n")[0])
     add_common(parser)
     parser.set_defaults(rounds=5, starts=3)
     options = parser.parse_args()

@@ -34,6 +34,7 @@ from export.parity import LogitCheck, check_photographs, find_photographs, read_
 from export.report import Variant, class_numbers, make_report, print_table
 from export.terminal import show_progress, stage
 from export.weights import Weights, build_network, default_weights, read_weights, untrained_weights
+from serve.command_line import ArgumentParser, one_line
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _FAILED: Final = 1
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         run(options)
-    except ExportError as error:
-        print(f"export: {error}", file=sys.stderr)
+    except (ExportError, OSError) as error:  # the latter from names that no file can have
+        print(one_line(f"export: {error}"), file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
         print("export: interrupted; nothing was written", file=sys.stderr)
@@ -101,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
             records.save(outcome.calibration, RECORDS / f"{architecture.name}.json")
         note(", ".join(f"{variant.path.name} {len(variant.content) / 1e6:.1f} MB" for variant in variants))
     if outcome.refusal:
-        print(f"export: no int8 model, fp32 is served: {outcome.refusal}", file=sys.stderr)
+        print(one_line(f"export: no int8 model, fp32 is served: {outcome.refusal}"), file=sys.stderr)
     print_table(report["table"])
 
 
@@ -212,7 +213,7 @@ def _load_weights(architecture: Architecture, options: argparse.Namespace) -> We
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="python export/export_onnx.py",
         description="Export a classifier from PyTorch to ONNX, fp32 and int8; nothing is written unless it gives "
         "PyTorch's answers, and no int8 model that is less accurate than its bound.",

@@ -6,7 +6,6 @@ Prints `serve` or `export` on standard output and the reason on standard error. 
 try needs no torch; giving up on a network that does not answer takes ten seconds at most.
 """
 
-import argparse
 import hashlib
 import http.client
 import json
@@ -16,6 +15,8 @@ import threading
 import urllib.request
 from pathlib import Path
 from typing import Final
+
+from serve.command_line import ArgumentParser, one_line, printable_lines
 
 MODELS: Final = Path(__file__).resolve().parent.parent / "models"
 NAME: Final = "densenet121"
@@ -27,17 +28,18 @@ _UNUSABLE: Final = 2
 
 def main() -> int:
     """Run the command; the process's exit status."""
-    parser = argparse.ArgumentParser(prog="python -m export.prepare", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python -m export.prepare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="auto", help="what will be served: auto, a name, or a file (default: auto)")
     parser.add_argument("--weights", type=Path, help="state dict that DenseNet-121 is to have been exported from")
     options = parser.parse_args()
-    if options.weights and not options.weights.is_file():
-        reason = "is a folder; name the file in it" if options.weights.is_dir() else "no such file"
-        print(f"WEIGHTS={options.weights}: {reason}, a state dict (.pth or .safetensors)", file=sys.stderr)
+    if options.weights and not os.path.isfile(options.weights):  # noqa: PTH113  no error where no file can have the name
+        reason = "is a folder; name the file in it" if os.path.isdir(options.weights) else "no such file"  # noqa: PTH112
+        why = f"WEIGHTS={options.weights}: {reason}, a state dict (.pth or .safetensors)"
+        print(one_line(why), file=sys.stderr)
         return _UNUSABLE
     decision, reason = decide(options.model, options.weights, MODELS)
     if reason:
-        print(reason, file=sys.stderr)
+        print(printable_lines(reason), file=sys.stderr)
     if decision == "fail":
         return _UNUSABLE
     print(decision)

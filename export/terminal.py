@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from serve.printable import printable
+
 _BAR_WIDTH: Final = 20
 
 
@@ -23,7 +25,7 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
     except BaseException:
         print("failed", flush=True)
         raise
-    print(f"{time.perf_counter() - started:6.1f} s  {' '.join(notes)}", flush=True)
+    print(printable(f"{time.perf_counter() - started:6.1f} s  {' '.join(notes)}"), flush=True)
 
 
 def show_progress(done: int, total: int) -> None:

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from serve.catalogue import AUTO, EMBEDDED
+from serve.command_line import one_line
 from serve.config import Config, load_config
 from serve.connections import ACCEPTED_TOO_MANY
 from serve.errors import StartError
@@ -77,7 +78,7 @@ def main() -> int:
 
 def failed(why: object) -> int:
     """One line on standard error; the exit status."""
-    print(f"serve: {why}", file=sys.stderr)
+    print(one_line(f"serve: {why}"), file=sys.stderr)
     return _START_FAILED
 
 
@@ -87,7 +88,7 @@ def run_command(name: str, arguments: list[str]) -> int:
         raise StartError(f"there is no command {name!r}; there are {', '.join(_COMMANDS)}, and none starts the server")
     if name != "health":  # which is asked every few seconds
         for stray in strays(os.environ):
-            print(f"serve: {stray}", file=sys.stderr)
+            print(one_line(f"serve: {stray}"), file=sys.stderr)
     module = importlib.import_module(f"serve.{_COMMANDS[name]}")
     status: int = module.main(arguments, os.environ)
     return status

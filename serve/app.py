@@ -3,8 +3,8 @@
 Domain errors become problems by the table in `problems.py`.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, cast
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -13,31 +13,50 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from serve import __version__
 from serve.classifier import Classifier
 from serve.config import Config
-from serve.errors import RequestError
+from serve.errors import RequestError, Unauthorised
 from serve.handlers import Server
-from serve.handlers_v2 import InferenceServer
+from serve.handlers_v2 import Handler, InferenceServer
 from serve.inference import LENGTH_HEADER
 from serve.keys import KeyFile
 from serve.lifecycle import Lifecycle
 from serve.metrics import NO_ROUTE, Metrics
-from serve.middleware import KeyGuard, LingeringClose, OriginGuard, RequestLog
+from serve.middleware import LingeringClose, OriginGuard, RequestLog, api_key
+from serve.origins import AllowedHosts
 from serve.problems import problem, problem_of, refusal, retry_after
 
-# What wants an API key where there are keys; probes and the model card do not.
-_GUARDED: Final = ("/upload", "/v2")
-_UNGUARDED: Final = ("/v2/health",)
+# Raises `Unauthorised` unless a key, if there is one, is accepted.
+Require = Callable[[bytes | None], None]
 
 
 def metrics_of(classifier: Classifier) -> Metrics:
     """Fresh metrics, which say what is being served."""
     variant = str(classifier.card["variant"])
     return Metrics({"version": __version__, "model": classifier.model.name, "variant": variant})
+
+
+class GuardedRoute(Route):
+    """Starlette's, which asks for an API key where `require` is given: it raises `Unauthorised` for one not accepted.
+
+    No path with control characters matches; Starlette's regular expressions overlook a newline at the end of one.
+    """
+
+    def __init__(self, path: str, endpoint: Handler, methods: Sequence[str], require: Require | None = None) -> None:
+        super().__init__(path, endpoint, methods=methods)
+        self.require = require
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches(scope) if scope.get("path", "").isprintable() else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.require is not None:
+            self.require(api_key(scope))
+        await super().handle(scope, receive, send)
 
 
 class Cors(CORSMiddleware):
@@ -72,17 +91,24 @@ def create_app(
     lifecycle = lifecycle or Lifecycle(config.grace_seconds)
     metrics = metrics or metrics_of(classifier)
     server = Server(config, classifier, lifecycle, metrics)
+    inference = InferenceServer(server)
+    require = KeyFile(config.api_keys_file).require if config.api_keys_file else None
+    # Probes and the model card want no key where there are keys.
+    open_routes = {
+        "/": server.root,
+        "/model": server.model,
+        "/livez": server.livez,
+        "/readyz": server.readyz,
+        "/healthz": server.readyz,
+        "/metrics": server.show_metrics,
+        "/openapi.json": server.openapi,
+        "/docs": server.docs,
+        **inference.health(),
+    }
     routes = [
-        Route("/", server.root),
-        Route("/upload", server.upload, methods=["POST"]),
-        Route("/model", server.model),
-        Route("/livez", server.livez),
-        Route("/readyz", server.readyz),
-        Route("/healthz", server.readyz),
-        Route("/metrics", server.show_metrics),
-        Route("/openapi.json", server.openapi),
-        Route("/docs", server.docs),
-        *InferenceServer(server).routes(),
+        *(GuardedRoute(path, handler, ["GET"]) for path, handler in open_routes.items()),
+        GuardedRoute("/upload", server.upload, ["POST"], require),
+        *(GuardedRoute(path, handler, methods, require) for path, handler, methods in inference.routes()),
     ]
     cors = Middleware(
         Cors,
@@ -92,19 +118,14 @@ def create_app(
         allow_private_network=True,  # a listed origin is listed wherever it and the server are
         expose_headers=["X-Request-ID", "Retry-After", "Server-Timing", LENGTH_HEADER],
     )
-    keys = None
-    if config.api_keys_file:
-        require = KeyFile(config.api_keys_file).require
-        keys = Middleware(KeyGuard, metrics, prefixes=_GUARDED, but=_UNGUARDED, require=require)
     metrics.expect(route.path for route in routes)
     app = Starlette(
         routes=routes,
         middleware=[
             Middleware(RequestLog, metrics, route_of=_namer(routes)),
             Middleware(LingeringClose, leaving=lambda: lifecycle.draining),
-            Middleware(OriginGuard, metrics, allowed=config.cors_origins),
+            Middleware(OriginGuard, metrics, AllowedHosts(config.allowed_hosts, config.host), config.cors_origins),
             *([cors] if config.cors_origins else []),
-            *([keys] if keys else []),
         ],
         exception_handlers={
             RequestError: cast(ExceptionHandler, _refuser(metrics)),
@@ -118,16 +139,13 @@ def create_app(
     return app
 
 
-def _namer(routes: list[Route]) -> Callable[[Scope], str]:
-    """The template of the route that a scope is of, also where it has not come that far."""
-    fixed = {route.path for route in routes if not route.param_convertors}
-    others = [route for route in routes if route.param_convertors]
+def _namer(routes: Sequence[Route]) -> Callable[[Scope], str]:
+    """Return a function from scope to the template of its route, also for requests refused before they were routed."""
 
     def name(scope: Scope) -> str:
-        path: str = scope["path"]
-        if path in fixed:
-            return path
-        return next((route.path for route in others if route.path_regex.match(path)), NO_ROUTE)
+        matching = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
+        found = scope.get("route") or next(matching, None)
+        return found.path if found else NO_ROUTE
 
     return name
 
@@ -143,6 +161,8 @@ def _refuser(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Re
         metrics.rejected(error)
         seconds = retry_after(error)
         headers = {} if seconds is None else {"Retry-After": str(seconds)}
+        if isinstance(error, Unauthorised):
+            headers["WWW-Authenticate"] = "Bearer"
         return _response(request, problem_of(error), headers | request.scope.get("timing", {}))
 
     return answer

@@ -20,10 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.catalogue import find_model
-from serve.config import DEFAULT_FILE, MODELS, argument_parser, load_config
+from serve.config import DEFAULT_FILE, MAX_FILE_BYTES, MODELS, argument_parser, load_config
 from serve.errors import ConfigError
 from serve.model import Model, load_model
+from serve.printable import printable
 from serve.progress import bar
+from serve.regular_file import read_text
 
 _ROUNDS: Final = 5
 _LONE_INFERENCES: Final = 12
@@ -57,13 +59,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     config = load_config(arguments, environment, parser)
     path = find_model(config.model, config.model_variant, MODELS)
     budget = config.thread_plan.budget
-    print(f"{path.name} on {budget.count} CPUs ({budget.reason})", flush=True)
+    print(printable(f"{path.name} on {budget.count} CPUs ({budget.reason})"), flush=True)
     choices = measure(path, budget.count, _show_progress if sys.stderr.isatty() else lambda _: None)
     print("\n".join(report(choices)))
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        print(f"Saved in {target}, which `python -m serve` reads from the folder it is started in.")
+        print(printable(f"Saved in {target}, which `python -m serve` reads from the folder it is started in."))
     return 0
 
 
@@ -106,10 +108,8 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
 
     settings: None takes one out, because its default follows the CPUs that are there.
     """
-    if path.exists() and not path.is_file():  # a device would be replaced by a file
-        raise ConfigError(f"settings file {path}: not a file")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        lines = _lines_of(path)
         lines = [line for line in lines if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
         lines += [f"{setting} = {value}" for setting, value in settings.items() if value is not None]
         beside = path.with_name(f"{path.name}.{os.getpid()}")
@@ -117,6 +117,14 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
         beside.replace(path)
     except OSError as error:
         raise ConfigError(f"settings file {path}: {(error.strerror or 'cannot be written').lower()}") from error
+
+
+def _lines_of(path: Path) -> list[str]:
+    """Raises `OSError` of what is no regular file: a file would take a device's place."""
+    try:
+        return read_text(path, MAX_FILE_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
 
 
 def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:

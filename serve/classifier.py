@@ -125,7 +125,17 @@ def load_classifier(config: Config) -> Classifier:
             raise ModelError(f"it is {model.card['variant']}, not {config.model_variant}")
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
-    labels = load_class_index(config.class_index, model.class_count)
-    exact = config.decode == "exact"
-    limits = PictureLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000)
-    return Classifier(model, preprocessing, labels, limits, config.exif_orientation, exact, Room(config.max_pixels))
+    return classifier_of(config, model, preprocessing)
+
+
+def classifier_of(config: Config, model: Model, preprocessing: Preprocessing) -> Classifier:
+    """A loaded model with its labels, limited and decoding as `config` says; raises `StartError`."""
+    return Classifier(
+        model,
+        preprocessing,
+        load_class_index(config.class_index, model.class_count),
+        PictureLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000),
+        config.exif_orientation,
+        config.decode == "exact",
+        Room(config.max_pixels),
+    )

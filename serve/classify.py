@@ -14,7 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Final, TextIO
@@ -27,6 +27,8 @@ from serve.folder import Record, classify_files, is_problem
 from serve.inputs import LIST, files_of, names_in
 from serve.leaving import SIGNALLED
 from serve.log import set_up_logging
+from serve.output_file import output_file
+from serve.printable import printable
 from serve.progress import FileProgress
 from serve.records import FORMATS, Finished, finished, writer
 
@@ -56,28 +58,36 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         raise ConfigError(f"--top-k={top_k}: not a whole number from 1 to {len(classifier.labels)}")
     evaluation = Evaluation({each.imagenet_id: each.name for each in classifier.labels}) if options.evaluate else None
     header, line_of = writer(form, top_k)
-    earlier = finished(options.output, form, header, top_k, classifier.model.name) if options.resume else Finished()
-    files = files_of(options.paths, names_in(_standard_input()))
-    paths = _after(_without_output(files, options.output), earlier, options.output)
-    progress = FileProgress(earlier.count)
     wanted = max(top_k, TOP) if evaluation else top_k
     streams, max_bytes = config.thread_plan.streams, config.max_request_bytes
     statuses: Counter[int] = Counter()
     end = 0
-    with _output(options.output, earlier.end, options.resume) as output, _stoppable():
+    with _output(options.output, options.resume) as output, ExitStack() as stoppable:
+        earlier = Finished()
+        if options.resume:
+            earlier = finished(output.buffer, options.output, form, header, top_k, classifier.model.name)
+        files = files_of(options.paths, names_in(_standard_input()))
+        paths = _after(_without_output(files, options.output), earlier, options.output)
+        if options.resume:
+            output.seek(earlier.end)
+            output.truncate()
+        progress = FileProgress(earlier.count)
+        stoppable.enter_context(_stoppable())
         if progress.shows and LIST not in options.paths:
             threading.Thread(target=_count, args=(progress, options.paths, options.output), daemon=True).start()
         records = classify_files(classifier, paths, wanted, streams, max_bytes, before_waiting=output.flush)
         try:
             if not earlier.end:
                 output.write(header)
-            on_terminal = progress.shows and output.isatty()
+            terminal = output.isatty()
             for record in records:
                 if evaluation:
                     evaluation.add(record)
-                if on_terminal:
+                line = line_of(_cut(record, top_k))
+                if terminal:
                     progress.clear()
-                output.write(line_of(_cut(record, top_k)))
+                    line = printable(line.removesuffix("\n")) + "\n"
+                output.write(line)
                 statuses[record.get("status", 200)] += 1
                 progress.step(is_problem(record))
             output.flush()
@@ -92,9 +102,10 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         finally:
             records.close()
     progress.clear()
-    print("\n".join(_summary(statuses, earlier, progress.seconds, end, options.output)), file=sys.stderr)
+    lines = _summary(statuses, earlier, progress.seconds, end, options.output)
     if evaluation:
-        print("\n".join(evaluation.report()), file=sys.stderr)
+        lines += evaluation.report()
+    print("\n".join(map(printable, lines)), file=sys.stderr)
     return end or (_SOME_FAILED if earlier.problems or set(statuses) - {200} else 0)
 
 
@@ -151,6 +162,14 @@ def _standard_input() -> Iterator[bytes]:
         raise ConfigError(f"standard input: {(error.strerror or 'unreadable').lower()}") from error
 
 
+def _output(path: Path | None, resume: bool) -> AbstractContextManager[TextIO]:
+    """Where records go."""
+    if path:
+        return output_file(path, resume)
+    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+    return nullcontext(sys.stdout)
+
+
 def _count(progress: FileProgress, paths: Sequence[str], output: Path | None) -> None:
     progress.total = sum(1 for _ in _without_output(files_of(paths, ()), output))
 
@@ -172,28 +191,6 @@ def _regular(path: str | Path | int) -> tuple[int, int] | None:
     except OSError:
         return None
     return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
-
-
-@contextmanager
-def _output(path: Path | None, position: int, resume: bool) -> Iterator[TextIO]:
-    """Where records go; an output file is cut where its last whole record ends."""
-    if path is None:
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-        yield sys.stdout
-        return
-    try:
-        if not resume and path.is_file() and path.stat().st_size:
-            raise OutputError(f"output file {path} is not empty; --resume goes on with it, or name another")
-        file = path.open(
-            "r+" if resume and path.exists() else "w", encoding="utf-8", errors="surrogateescape", newline=""
-        )
-        with file:
-            if resume:
-                file.truncate(position)
-                file.seek(position)
-            yield file
-    except OSError as error:
-        raise OutputError(f"output {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
 @contextmanager

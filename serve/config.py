@@ -5,15 +5,19 @@ Each field is one setting: `--max-files` on the command line, else `SERVE_MAX_FI
 """
 
 import argparse
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from serve.command_line import ArgumentParser
 from serve.cpus import ThreadPlan, plan_threads
 from serve.errors import ConfigError
-from serve.values import Parser, one_of, origins, path_of, provider_names, switch, text_of, whole
+from serve.printable import shortened
+from serve.regular_file import read_text
+from serve.values import Parser, host_names, one_of, origins, path_of, provider_names, switch, text_of, whole
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
@@ -89,6 +93,12 @@ class Config:
     exif_orientation: bool = _setting(
         True, switch, "turn pictures upright as their EXIF says: on or off (TIFF always turns)"
     )
+    allowed_hosts: tuple[str, ...] = _setting(
+        (),
+        host_names,
+        "names that the server answers to, separated by commas, *.example.org and * allowed; none: loopback names "
+        "if it listens on loopback only, else any",
+    )
     cors_origins: tuple[str, ...] = _setting(
         (), origins, "origins whose pages may use the server from a browser, separated by commas"
     )
@@ -107,6 +117,8 @@ class Config:
 
 MODELS: Final = ROOT / "models"
 DEFAULT_FILE: Final = "serve.toml"
+MAX_FILE_BYTES: Final = 2**15  # tomllib takes seconds for more of the worst: keys of ten thousand parts
+_QUOTED: Final = 200  # characters of a value in an error
 
 
 def load_config(
@@ -141,7 +153,7 @@ def load_settings(
         try:
             values[setting.name] = setting.metadata["parse"](text)
         except ValueError as error:
-            raise ConfigError(f"{source}={text!r}: {error}") from error
+            raise ConfigError(f"{source}={_quoted(text)}: {error}") from error
         sources[setting.name] = kind
     config = Config(**values)
     if config.max_files > config.max_queue:
@@ -159,14 +171,18 @@ def load_settings(
 def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
     """The settings file and its entries as they would be written in a flag; no file is no entries, unless named."""
     path = Path(named or DEFAULT_FILE)
-    if named is None and not path.exists():
+    if named == os.devnull:
         return path, {}
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+        entries = tomllib.loads(read_text(path, MAX_FILE_BYTES))
     except OSError as error:
+        if named is None and isinstance(error, FileNotFoundError):
+            return path, {}
         raise ConfigError(f"settings file {path}: {(error.strerror or 'unreadable').lower()}") from error
     except ValueError as error:
         raise ConfigError(f"settings file {path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"settings file {path} is nested too deeply") from error
     defaults = {setting.name: setting.default for setting in fields(Config)}
     unknown = entries.keys() - defaults.keys()
     if unknown:
@@ -175,7 +191,7 @@ def _read_file(named: str | None) -> tuple[Path, dict[str, str]]:
     for name, value in entries.items():
         text = _as_text(value, defaults[name])
         if text is None:
-            raise ConfigError(f"settings file {path}: {name} cannot be {value!r}")
+            raise ConfigError(f"settings file {path}: {name} cannot be {_quoted(value)}")
         texts[name] = text
     return path, texts
 
@@ -185,12 +201,22 @@ def _as_text(value: Any, default: Any) -> str | None:
     match value, default:
         case bool(), bool():
             return "on" if value else "off"
-        case list(), tuple():
-            return ",".join(map(str, value))
+        case list(), tuple() if all(isinstance(each, str) for each in value):
+            return ",".join(value)
         case ((bool() | list() | dict()), _):
+            return None
+        case int(), _ if abs(value) >= 2**63:  # which TOML has not, though Python reads it
             return None
         case _:
             return str(value)
+
+
+def _quoted(value: Any) -> str:
+    """A value as an error quotes it."""
+    try:
+        return shortened(repr(value), _QUOTED)
+    except (ValueError, RecursionError):  # thousands of digits, tables in tables in tables
+        return f"such a {type(value).__name__}"
 
 
 def _names(setting: str) -> tuple[str, str]:
@@ -203,7 +229,7 @@ def argument_parser(
     own: str = "",
 ) -> argparse.ArgumentParser:
     """A parser with a flag for each setting; own: what else the command takes, as it is to be shown."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog=prog,
         # Thirty flags would push the error that follows them off the screen.
         usage=f"{prog} {f'{own} ' if own else ''}[--SETTING VALUE ...]   (--help tells all)",

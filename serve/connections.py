@@ -12,6 +12,8 @@ from typing import Final, Generic, Protocol, TypeVar
 ACCEPTED_AT_ONCE: Final = 128
 # Those open beyond the bound, until the first that makes room is closed, a few turns later.
 ACCEPTED_TOO_MANY: Final = 4 * ACCEPTED_AT_ONCE
+# Bytes of answers that clients have not read, of all connections together, besides what the system keeps of each.
+MAX_UNREAD_BYTES: Final = 64 * 2**20
 
 
 class Evictable(Hashable, Protocol):
@@ -31,6 +33,7 @@ class Connections(Generic[C]):
         self._most = most
         self._waiting: dict[C, None] = {}  # the one that has waited longest first
         self._working: set[C] = set()
+        self._unread: dict[C, int] = {}  # the one that has not read for longest first
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._working)
@@ -57,7 +60,20 @@ class Connections(Generic[C]):
             self._working.discard(connection)
             self._waiting[connection] = None
 
+    def leaves_unread(self, connection: C, count: int) -> None:
+        """Note how many bytes wait for its client to read; the one that has not read for longest makes room."""
+        self._unread[connection] = count
+        while sum(self._unread.values()) > MAX_UNREAD_BYTES:
+            longest = next(iter(self._unread))
+            self.closed(longest)
+            longest.evict()
+
+    def reads(self, connection: C) -> None:
+        """Its client has read what waited."""
+        self._unread.pop(connection, None)
+
     def closed(self, connection: C) -> None:
         """It is no more."""
+        self._unread.pop(connection, None)
         self._waiting.pop(connection, None)
         self._working.discard(connection)

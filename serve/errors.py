@@ -72,6 +72,10 @@ class ForeignOrigin(RequestError):
     """A browser sent the request for a page of another origin, which no setting lists."""
 
 
+class ForeignHost(RequestError):
+    """The request is for a host that the server does not answer to."""
+
+
 class UnboundedBody(RequestError):
     """Neither a length nor chunked encoding bounds the body."""
 

@@ -6,7 +6,6 @@ Errors that leave here: none but a defect's; what is wrong with a file is its re
 
 import logging
 import os
-import stat
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +17,7 @@ from serve.answers import prediction
 from serve.classifier import Classifier
 from serve.errors import EmptyFile, RequestError, UploadTooLarge
 from serve.problems import problem, problem_of
+from serve.regular_file import NotRegular, open_regular
 
 Record = dict[str, Any]
 # How the detail begins of a file that is there, and that a moment's trouble may have kept from being read.
@@ -75,14 +75,8 @@ def classify_files(
 
 def read_file(path: str, max_bytes: int) -> bytes:
     """A file's bytes, of which there are some; raises `EmptyFile`, `UploadTooLarge` and `OSError`."""
-    # Not blocking, because opening a pipe that nobody writes to would never end.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError
-        if not stat.S_ISREG(status.st_mode):
-            raise _NotAFile
-        return read_within(file, status.st_size, max_bytes)
+    with open_regular(path) as file:
+        return read_within(file, os.fstat(file.fileno()).st_size, max_bytes)
 
 
 def read_within(file: BinaryIO, size: int, max_bytes: int) -> bytes:
@@ -118,10 +112,6 @@ def is_problem(record: Record) -> bool:
     return "status" in record
 
 
-class _NotAFile(OSError):
-    """A device, a pipe or a socket."""
-
-
 def _unreadable(error: OSError) -> dict[str, Any]:
     match error:
         case FileNotFoundError() | NotADirectoryError():
@@ -130,7 +120,7 @@ def _unreadable(error: OSError) -> dict[str, Any]:
             return problem(403, "Forbidden", "The file may not be read.")
         case IsADirectoryError():
             return problem(403, "Forbidden", "The directory may not be read.")
-        case _NotAFile():
+        case NotRegular():
             return problem(415, "Unsupported Media Type", "This is no file but a device, a pipe or a socket.")
         case _:
             return problem(404, "Not Found", f"{UNREADABLE}: {(error.strerror or 'unknown').lower()}.")

@@ -27,8 +27,9 @@ from serve.memory import trim
 from serve.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.metrics import Metrics
 from serve.openapi import document
+from serve.origins import is_own_page
 from serve.pages import addressed, prefers_html, security_headers, start_page
-from serve.parameters import TIMEOUT_HEADER, parse_timeout, parse_top_k, wants_timing
+from serve.parameters import TIMEOUT_HEADER, TIMING_HEADER, parse_query, parse_timeout, parse_top_k
 from serve.scheduler import Outcome, Scheduler
 from serve.upload import UploadedFile, UploadLimits, read_upload
 
@@ -119,7 +120,9 @@ class Server:
     async def upload(self, request: Request) -> Response:
         async with self.admitted() as (visit, arrival):
             started = time.monotonic()
-            top_k = parse_top_k(request.query_params.getlist("top_k"), len(self.classifier.labels))
+            top_k = parse_top_k(
+                parse_query(request.scope["query_string"]).get("top_k", []), len(self.classifier.labels)
+            )
             seconds = self.timeout_of(request)
             files = await read_upload(request.headers, arrival.paced(request.stream()), self.limits)
             visit.arrived()
@@ -157,7 +160,7 @@ class Server:
                     self.metrics.spent(stage, seconds)
         stages = stages_of(read_seconds, outcomes)
         request.scope["stages"] = stages
-        tells = self.config.server_timing or wants_timing(request.headers)
+        tells = self.config.server_timing or _asks_for_timing(request)
         headers = {"Server-Timing": server_timing(stages)} if tells else {}
         request.scope["timing"] = headers  # for a problem, of which app.py makes the answer
         return headers
@@ -202,6 +205,13 @@ class Server:
             raise
         except RequestError as error:
             return error
+
+
+def _asks_for_timing(request: Request) -> bool:
+    """Whether a page of this server asks to be told where the time went."""
+    headers = request.headers
+    site, origin, host = (headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
+    return headers.get(TIMING_HEADER) == "1" and is_own_page(origin, site, request.scope["scheme"], host)
 
 
 @contextlib.asynccontextmanager

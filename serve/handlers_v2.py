@@ -5,12 +5,12 @@ Domain errors leave every handler here; `app.py` makes the protocol's error obje
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from serve import __version__
 from serve.classifier import Classified, Job, Prepared
@@ -19,6 +19,8 @@ from serve.handlers import Server, until, while_connected
 from serve.inference import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_answer
 from serve.scheduler import Outcome
 from serve.upload import read_body
+
+Handler = Callable[[Request], Awaitable[Response]]
 
 # The protocol's two ways to name a model.
 MODEL: Final = "/v2/models/{name}"
@@ -33,23 +35,17 @@ class InferenceServer:
         model = server.classifier.model
         self._signature = Signature(model.name, model.input_side, server.classifier.labels, server.config.max_files)
 
-    def routes(self) -> list[Route]:
-        """All of them."""
-        of_models = [
-            route
-            for model in (MODEL, MODEL_VERSION)
-            for route in (
-                Route(model, self.model_metadata),
-                Route(f"{model}/ready", self.model_ready),
-                Route(f"{model}/infer", self.infer, methods=["POST"]),
-            )
-        ]
-        return [
-            Route("/v2", self.metadata),
-            Route("/v2/health/live", self.live),
-            Route("/v2/health/ready", self.ready),
-            *of_models,
-        ]
+    def health(self) -> dict[str, Handler]:
+        """Path → handler of the protocol's probes."""
+        return {"/v2/health/live": self.live, "/v2/health/ready": self.ready}
+
+    def routes(self) -> Iterator[tuple[str, Handler, list[str]]]:
+        """Path, handler and methods of all others."""
+        yield "/v2", self.metadata, ["GET"]
+        for model in (MODEL, MODEL_VERSION):
+            yield model, self.model_metadata, ["GET"]
+            yield f"{model}/ready", self.model_ready, ["GET"]
+            yield f"{model}/infer", self.infer, ["POST"]
 
     async def metadata(self, request: Request) -> Response:
         extensions = ["binary_tensor_data", "classification"]

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Final
 
+from serve.command_line import one_line
 from serve.config import argument_parser, load_config
 
 TIMEOUT_SECONDS: Final = 2.0
@@ -22,7 +23,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser = argument_parser("python -m serve health", "Ask a running server on this machine whether it is ready.")
     config = load_config(arguments, environment, parser)
     host = _LOOPBACK.get(config.host, config.host)
-    where = f"http://{f'[{host}]' if ':' in host else host}:{config.port}/readyz"
+    where = one_line(f"http://{f'[{host}]' if ':' in host else host}:{config.port}/readyz")
     try:
         with _within(TIMEOUT_SECONDS):
             status = _status(host, config.port)

@@ -6,6 +6,7 @@ client may leave an answer unread. What is no HTTP gets a problem of the contrac
 
 import asyncio
 import logging
+import socket
 import sys
 from typing import Any, Final, cast
 
@@ -25,6 +26,8 @@ log = logging.getLogger("serve.access")
 _LINGER_SECONDS: Final = 2.0
 # Bytes a request line and its headers may have together; llhttp itself sets no limit.
 _MAX_HEAD_BYTES: Final = 64 * 1024
+# Its target, path and query: decoding takes time, and what a query may have is far less.
+_MAX_TARGET_BYTES: Final = 16 * 1024
 # Header fields, because each takes far more memory than its bytes; ordinary requests have ten or twenty.
 _MAX_HEADERS: Final = 128
 # Requests that may wait behind one that is being answered; browsers send none, and the few that do send a handful.
@@ -38,7 +41,13 @@ def _too_large(detail: str) -> Fault:
 
 
 _BYTES_LIMIT: Final = _too_large(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
+_TARGET_LIMIT: Final = Fault(
+    414, "URI Too Long", f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes."
+)
 _HEADERS_LIMIT: Final = _too_large(f"The request has more headers than the limit of {_MAX_HEADERS}.")
+# How often a client that closed its side is looked at, and the state of a TCP connection that it has reset (tcp(7)).
+_LOOK_SECONDS: Final = 0.1
+_TCP_CLOSE: Final = 7
 _NO_HTTP: Final = Fault(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
 
 
@@ -68,6 +77,7 @@ class HttpProtocol(HttpToolsProtocol):
     _headers = 0
     _fault = _NO_HTTP  # what ends the parsing, where the parser does
     _refused = False
+    _received = b""  # in which the head that is being parsed came
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(OneWrite(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
@@ -101,15 +111,38 @@ class HttpProtocol(HttpToolsProtocol):
             self._fault = _BYTES_LIMIT
             self.send_400_response("")
 
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Answer the complete requests of a client that closed its side: it may still read (shutdown(2), SHUT_WR).
+
+        One that has gone altogether looks the same until something is sent to it, which its system then resets: so
+        send what every HTTP/1.1 client ignores, and look.
+        """
+        if self._refused or not self._end_after_answers():
+            return False
+        if self._running and not self._running.response_started and self._running.scope["http_version"] == "1.1":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._look_for_reset()
+        return True
+
+    def _look_for_reset(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            self.transport.abort()
+        else:
+            self.loop.call_later(_LOOK_SECONDS, self._look_for_reset)
+
     def pause_writing(self) -> None:
         """Its client does not read: it may be made to go, and does so by itself in time."""
         super().pause_writing()
         self.all_connections.waits(self)
-        seconds = self.body_seconds + self.transport.get_write_buffer_size() / _BYTES_A_SECOND
-        self._unread_timer = self.loop.call_later(seconds, self.transport.abort)
+        unread = self.transport.get_write_buffer_size()
+        self.all_connections.leaves_unread(self, unread)
+        self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_A_SECOND, self.transport.abort)
 
     def resume_writing(self) -> None:
         self._stop_waiting_for_reader()
+        self.all_connections.reads(self)
         if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
             self.all_connections.works(self)
         super().resume_writing()
@@ -123,6 +156,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        if self._head_bytes + len(url) > _MAX_TARGET_BYTES:
+            self._fault = _TARGET_LIMIT
+            raise _NoMore
         self._count(len(url))
         super().on_url(url)
 
@@ -136,11 +172,16 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        if version == "1.0" and self.url + b" HTTP/1.0" not in self._received:
+            raise _NoMore  # RTSP or ICE, which llhttp takes too
         if self._is_to_be_declined():
             return
-        if fault := fault_of(self.parser.get_http_version(), self.headers):
+        if fault := fault_of(version, self.url, self.headers):
             self._fault = fault
             raise _NoMore
+        if version == "1.0":  # which has no interim answers (RFC 9110, 10.1.1)
+            self.expect_100_continue = False
         self._stop_waiting_for_head()
         self._before_head = self._begun = False
         self._in_body = True
@@ -155,6 +196,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._kept_bytes = 0
         self.all_connections.works(self)
+        if not self.parser.should_keep_alive():  # also by a trailer; the parser reads no further
+            self.cycle.keep_alive = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -169,17 +212,24 @@ class HttpProtocol(HttpToolsProtocol):
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
+    def _should_upgrade(self) -> bool:
+        """Never: nothing but HTTP is spoken here, so no need to read what a `Connection` header lists."""
+        return False
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(*self._fault)
 
     def _feed(self, data: bytes) -> None:
         self._kept_bytes += len(data)
+        self._received = self._received + data if self._begun else data
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self.send_400_response("")
+        if not self._begun:
+            self._received = b""
 
     def _is_to_be_declined(self) -> bool:
         """Whether the request being parsed wants another protocol, and is parsed anew without that wish."""
@@ -230,22 +280,28 @@ class HttpProtocol(HttpToolsProtocol):
             self._fault = _BYTES_LIMIT
             raise _NoMore
 
+    def _end_after_answers(self) -> bool:
+        """Have the connection end once its complete requests are answered; whether there are any."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        last: RequestResponseCycle | None = self.cycle
+        if self.cycle.more_body:  # it will never be whole; those before it are answered
+            if not self.pipeline:
+                return False
+            self.pipeline.popleft()
+            last = self.pipeline[0][0] if self.pipeline else self._running
+        if last is not None:
+            last.keep_alive = False
+        return True
+
     def _refuse(self, status: int, title: str, detail: str, headers: str = "") -> None:
         """Answer what never becomes a request, and close once the client has had the time to read that."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
+        if self._end_after_answers():
+            return
         if self.cycle is not None and not self.cycle.response_complete:
-            if self.cycle.more_body and self.pipeline:  # it will never be whole; those before it are answered
-                self.pipeline.popleft()
-                last = self.pipeline[0][0] if self.pipeline else self._running
-                if last is not None:
-                    last.keep_alive = False
-                return
-            if not self.cycle.more_body:
-                # An answer is still owed to the request before; after it the connection ends.
-                self.cycle.keep_alive = False
-                return
             if self.cycle.response_started:
                 self.transport.close()
                 return
@@ -256,8 +312,10 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.message_event.set()
             scope = cast(dict[str, Any], self.cycle.scope)
             scope["refused"] = status
+            method = scope["method"]
             request_id, path = scope.setdefault("request_id", request_id_of(scope["headers"])), scope["path"]
         else:
+            method = self.parser.get_method().decode() if self._begun else ""
             request_id, path = request_id_of(self.headers if self._begun else ()), ""
             fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
             log.info("%d %s", status, detail, extra={"fields": fields})
@@ -268,6 +326,6 @@ class HttpProtocol(HttpToolsProtocol):
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
             f"X-Request-ID: {request_id}\r\nConnection: close\r\n{headers}\r\n"
         )
-        self.transport.write(head.encode() + body)
+        self.transport.write(head.encode() + (b"" if method == "HEAD" else body))
         self.transport.write_eof()
         self.loop.call_later(_LINGER_SECONDS, self.transport.close)

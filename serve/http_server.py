@@ -45,6 +45,7 @@ def run(
         log_config=None,
         access_log=False,  # middleware.py writes it, with the request id
         server_header=False,
+        proxy_headers=False,  # or any client of this machine could forge its address in the log
         timeout_graceful_shutdown=_CLOSING_SECONDS,
         timeout_keep_alive=config.keep_alive_seconds,
     )

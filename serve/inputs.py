@@ -2,18 +2,23 @@
 
 Directories are walked, patterns matched, `-` is a list of paths on standard input. What is not there is passed on as it
 is, so that whoever opens it says so. Nothing is opened here, and no more is held than the names of the directories
-being walked. No error of its own leaves this module.
+being walked. Raises `ConfigError` for a list that is none.
 """
 
+import codecs
 import fnmatch
 import glob
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, auto
 from typing import Final
 
+from serve.errors import ConfigError
+
 LIST: Final = "-"
+_LONGEST: Final = 65536  # sixteen times what Linux takes
 _ANY_DEPTH: Final = "**"
 
 
@@ -31,23 +36,36 @@ def files_of(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
 
 
 def names_in(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The names in a list, each as soon as its end is there: one a line, or ended by NULs as of `find -print0`."""
+    """The names in a list, each as soon as its end is there: one a line, or ended by NULs as of `find -print0`.
+
+    A byte order mark before the first is no part of it. Raises `ConfigError` for a name longer than any file's.
+    """
+    names = _split(chunks)
+    for name in itertools.chain([next(names, b"").removeprefix(codecs.BOM_UTF8)], names):
+        if name:
+            yield os.fsdecode(name)
+
+
+def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     rest, end = b"", b""
     for chunk in chunks:
         rest += chunk
         end = end or next((each for each in (b"\0", b"\n") if each in rest), b"")
         if end:
             *names, rest = rest.split(end)
-            yield from _names(names, end)
-    yield from _names([rest], end)
+            for name in names:
+                yield from _parts(name, end)
+        if len(rest) > _LONGEST:
+            raise ConfigError(
+                f"standard input: a name of more than {_LONGEST} bytes; - wants a list of files, one a line, or NULs "
+                "between them"
+            )
+    yield from _parts(rest, end)
 
 
-def _names(names: Iterable[bytes], end: bytes) -> Iterator[str]:
-    for name in names:
-        # A NUL that comes after a line can be part of no name either.
-        for each in [name] if end == b"\0" else name.rstrip(b"\r").split(b"\0"):
-            if each:
-                yield os.fsdecode(each)
+def _parts(name: bytes, end: bytes) -> list[bytes]:
+    """A NUL that comes after a line can be part of no name either."""
+    return [name] if end == b"\0" else name.rstrip(b"\r").split(b"\0")
 
 
 def _matched(pattern: str) -> Iterator[str]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from serve.errors import ConfigError, Unauthorised
+from serve.regular_file import read_text
 
 _COMMENT: Final = re.compile(r"(^|\s)#.*")
+_MAX_BYTES: Final = 2**20
 
 log = logging.getLogger("serve")
 
@@ -23,8 +25,9 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, ...] | str = self._stamp()  # or why it cannot be read
-        self._digests = self._read()
+        self._seen = self._stamp()
+        self._digests = self._in(self._text())
+        self._told = ""
 
     def require(self, key: bytes | None) -> None:
         """Raise `Unauthorised` unless `key` is one of them, in UTF-8; takes as long for any key that is not."""
@@ -37,18 +40,21 @@ class KeyFile:
             raise Unauthorised("The API key is not one of those accepted here.")
 
     def _reread_if_changed(self) -> None:
-        """A file that cannot be read while the server runs leaves the keys as they were, and says so in the log, once
-        for each reason."""
+        """A file that is gone, cannot be read or holds no key while the server runs leaves the keys as they were, and
+        says so in the log, once for each reason."""
         try:
             stamp = self._stamp()
-            if stamp != self._seen:
-                self._digests = self._read()
-                self._seen = stamp
-                log.info("API keys: %d read anew from %s", len(self._digests), self._path.name)
+            if stamp == self._seen:
+                self._told = ""
+                return
+            text = self._text()
+            self._seen = stamp  # what is in it need not be looked at again; what could not be read is tried again
+            self._digests = self._in(text)
+            log.info("API keys: %d read anew from %s", len(self._digests), self._path.name)
         except ConfigError as error:
-            if self._seen != str(error):
+            if self._told != str(error):
                 log.warning("%s; the keys stay as they were", error)
-                self._seen = str(error)
+                self._told = str(error)
 
     def _stamp(self) -> tuple[int, ...]:
         try:
@@ -57,19 +63,20 @@ class KeyFile:
             raise self._unreadable(error) from error
         return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
-    def _read(self) -> list[bytes]:
+    def _text(self) -> str:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            return read_text(self._path, _MAX_BYTES)
+        except OSError as error:
             raise self._unreadable(error) from error
-        keys = [key for line in lines if (key := _COMMENT.sub("", line).strip())]
+
+    def _in(self, text: str) -> list[bytes]:
+        keys = [key for line in text.splitlines() if (key := _COMMENT.sub("", line).strip())]
         if not keys:
             raise ConfigError(f"API keys file {self._path}: no key in it")
         return [_digest(key.encode()) for key in keys]
 
-    def _unreadable(self, error: Exception) -> ConfigError:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        return ConfigError(f"API keys file {self._path}: {reason}")
+    def _unreadable(self, error: OSError) -> ConfigError:
+        return ConfigError(f"API keys file {self._path}: {error.strerror}")
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,10 +1,14 @@
 """The sockets that servers listen on. Errors that leave here: `StartError`, naming the address."""
 
 import socket
-from typing import Any
+from typing import Any, Final
 
 from serve.config import Config
 from serve.errors import StartError
+
+# Bytes of answers that the system keeps for a client that does not read, which it would let grow to megabytes.
+# Linux takes twice as many, for its own use.
+_SEND_BUFFER: Final = 128 * 1024
 
 
 def listen(config: Config) -> list[socket.socket]:
@@ -37,6 +41,7 @@ def listen(config: Config) -> list[socket.socket]:
 def _bound(family: int, address: Any, *options: int) -> socket.socket:
     # Named by its number, or asyncio takes it for no TCP socket and leaves Nagle's algorithm on: 40 ms an answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # connections inherit it
     for option in (socket.SO_REUSEADDR, *options):
         listener.setsockopt(socket.SOL_SOCKET, option, 1)
     try:

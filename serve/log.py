@@ -9,6 +9,8 @@ import sys
 import warnings
 from datetime import UTC, datetime
 
+from serve.printable import printable
+
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each line
 
 
@@ -32,7 +34,7 @@ class TextFormatter(logging.Formatter):
     """Time, message, and for a request what a person wants to see of it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {_printable(record.getMessage())}"
+        line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {printable(record.getMessage())}"
         if record.levelno >= logging.WARNING:
             line = f"{line} [{record.levelname.lower()}]"
         fields = getattr(record, "fields", {})
@@ -56,7 +58,3 @@ def set_up_logging(log_format: str, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)

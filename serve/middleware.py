@@ -10,9 +10,10 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from serve.errors import ForeignOrigin, Unauthorised
+from serve.errors import ForeignHost, ForeignOrigin
 from serve.metrics import Metrics
-from serve.problems import is_below, problem, problem_of, refusal
+from serve.origins import AllowedHosts, is_own_page
+from serve.problems import problem, problem_of, refusal
 from serve.request_ids import request_id_of
 from serve.tracing import trace_of
 
@@ -124,58 +125,35 @@ class LingeringClose:
         await self.app(scope, watching_receive, closing_send)
 
 
-class KeyGuard:
-    """Refuse requests to some routes that carry none of the operator's API keys, before their bodies are read.
+class OriginGuard:
+    """Refuse requests for a host that is not allowed, and what a browser sends for a page of another origin.
 
-    prefixes: paths that are guarded, with all below them. but: those below them that are not. require: raises
-    `Unauthorised` for a key that is no good.
+    hosts: those allowed. origins: other origins whose pages may use the server.
     """
 
-    def __init__(
-        self,
-        app: App,
-        metrics: Metrics,
-        prefixes: tuple[str, ...],
-        but: tuple[str, ...],
-        require: Callable[[bytes | None], None],
-    ) -> None:
+    def __init__(self, app: App, metrics: Metrics, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
         self.app = app
         self.metrics = metrics
-        self.prefixes = prefixes
-        self.but = but
-        self.require = require
+        self.hosts = hosts
+        self.origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and _below_any(scope, self.prefixes) and not _below_any(scope, self.but):
-            try:
-                self.require(_api_key(scope))
-            except Unauthorised as refused:
-                self.metrics.rejected(refused)
-                await _send_problem(scope, send, problem_of(refused), (b"www-authenticate", b"Bearer"))
-                return
-        await self.app(scope, receive, send)
-
-
-class OriginGuard:
-    """Refuse what a browser sends for a page of another origin, unless that origin is listed."""
-
-    def __init__(self, app: App, metrics: Metrics, allowed: tuple[str, ...]) -> None:
-        self.app = app
-        self.metrics = metrics
-        self.allowed = allowed
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        origin = _header(scope, b"origin").decode("latin-1") if scope["type"] == "http" else ""
-        _, separator, host = origin.partition("://")
-        own = bool(separator and host) and host == _header(scope, b"host").decode("latin-1")
-        if not origin or own or origin in self.allowed:
+        refused = self._refusal(scope) if scope["type"] == "http" else None
+        if refused is None:
             await self.app(scope, receive, send)
             return
-        refused = ForeignOrigin(
-            f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed."
-        )
         self.metrics.rejected(refused)
         await _send_problem(scope, send, problem_of(refused))
+
+    def _refusal(self, scope: Scope) -> ForeignHost | ForeignOrigin | None:
+        host, origin, site = (
+            _header(scope, name).decode("latin-1") for name in (b"host", b"origin", b"sec-fetch-site")
+        )
+        if host not in self.hosts:
+            return ForeignHost(f"The host {host[:100]!r} is not served here; --allowed-hosts lists those that are.")
+        if not origin or origin in self.origins or is_own_page(origin, site, scope["scheme"], host):
+            return None
+        return ForeignOrigin(f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed.")
 
 
 async def _drop_rest(receive: Receive, seconds: float) -> None:
@@ -221,15 +199,12 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
     access_log.info("%s %s %d", fields["method"], path, record["status"], extra={"fields": fields})
 
 
-def _api_key(scope: Scope) -> bytes | None:
+def api_key(scope: Scope) -> bytes | None:
+    """The API key that a request carries, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     scheme, _, token = _header(scope, b"authorization").partition(b" ")
     if scheme.lower() == b"bearer":
         return token.strip()
     return _header(scope, b"x-api-key") or None
-
-
-def _below_any(scope: Scope, prefixes: tuple[str, ...]) -> bool:
-    return any(is_below(scope["path"], prefix) for prefix in prefixes)
 
 
 def _has_body(scope: Scope) -> bool:
@@ -237,7 +212,7 @@ def _has_body(scope: Scope) -> bool:
 
 
 def _waits_for_continue(scope: Scope) -> bool:
-    return _header(scope, b"expect").lower() == b"100-continue"
+    return scope["http_version"] != "1.0" and _header(scope, b"expect").lower() == b"100-continue"
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

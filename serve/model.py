@@ -3,6 +3,7 @@
 The only module that imports onnxruntime. Errors that leave here: `ModelError`, and only while loading.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from serve.errors import ModelError
+from serve.regular_file import open_regular, read_text
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -27,6 +29,8 @@ INPUT_NAME: Final = "input"
 OUTPUT_NAME: Final = "logits"
 # What a file must say of itself to be served; preprocess.py asks for the entries that it needs besides.
 _REQUIRED_ENTRIES: Final = ("name", "variant", "class_count")
+_MAX_BYTES: Final = 2**31 - 1  # of a protobuf
+_MAX_REPORT_BYTES: Final = 2**20
 _CPU: Final = "cpu"
 _ON_CUDA: Final = {"cuda", "tensorrt"}
 _FATAL: Final = 4  # onnxruntime's log severity: our own errors say what is wrong
@@ -109,7 +113,9 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+            raise OSError(errno.EFBIG, f"more than {_MAX_BYTES} bytes")
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -121,10 +127,10 @@ def report_file(model: Path) -> Path:
 def _measured(path: Path, sha256: str) -> dict[str, Any] | None:
     """The report that the export wrote beside the file, speed and CPU included; None unless it is of this very file."""
     try:
-        report = json.loads(report_file(path).read_text(encoding="utf-8"))
+        report = json.loads(read_text(report_file(path), _MAX_REPORT_BYTES))
         rows = report["table"]
         return {"cpu": report["cpu"], "table": rows} if any(row["sha256"] == sha256 for row in rows) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -182,13 +188,13 @@ def _share_arena() -> None:
 
 def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
     """The file's metadata; each entry's value is JSON."""
-    metadata = session.get_modelmeta().custom_metadata_map
-    missing = [key for key in _REQUIRED_ENTRIES if key not in metadata]
-    if missing:
-        raise ModelError(f"its metadata lacks {', '.join(missing)}, so it cannot say what it is")
     try:
+        metadata = session.get_modelmeta().custom_metadata_map
+        missing = [key for key in _REQUIRED_ENTRIES if key not in metadata]
+        if missing:
+            raise ModelError(f"its metadata lacks {', '.join(missing)}, so it cannot say what it is")
         return {key: json.loads(value) for key, value in sorted(metadata.items())}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError("its metadata is not JSON") from error
 
 

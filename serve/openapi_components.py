@@ -12,11 +12,12 @@ Json = dict[str, Any]
 MEANINGS: Final = {
     400: "Malformed: no part named `file`, an empty file, a broken body, a value that is not allowed.",
     401: "No API key, or none that is accepted.",
-    403: "From a page of another origin, which no setting lists.",
+    403: "From a page of another origin, or for a host, that no setting lists.",
     404: "There is no such model, or not in this version.",
     408: "The head or the body comes too slowly.",
     411: "Neither Content-Length nor chunked: nothing bounds the body.",
     413: "More bytes, files, pixels or frames than allowed; the detail names the limit.",
+    414: "The target has more than 16 KiB.",
     415: "Neither a form nor a picture, or a format that is not accepted.",
     422: "An accepted format that cannot be decoded: truncated or corrupt.",
     429: "The queue is full.",
@@ -101,10 +102,11 @@ def _common(description: str, *headers: str) -> Json:
 
 
 # What answers any connection, before there is a request on it.
-CONNECTION: Final = {400: "NoHttp", 408: "SlowHead", 431: "LargeHead", 503: "Crowded"}
+CONNECTION: Final = {400: "NoHttp", 408: "SlowHead", 414: "LongTarget", 431: "LargeHead", 503: "Crowded"}
 RESPONSES: Final[Json] = {
     "NoHttp": _common("What was sent is no HTTP/1.1, or leaves its host or its end uncertain."),
     "SlowHead": _common("The head comes too slowly."),
+    "LongTarget": _common(MEANINGS[414]),
     "LargeHead": _common(MEANINGS[431]),
     "Crowded": _common("There are as many connections as there may be.", "Retry-After"),
 }

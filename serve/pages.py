@@ -8,19 +8,21 @@ import hashlib
 import html
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 from serve.config import Config
 from serve.formats import ACCEPTED_FORMATS
+from serve.origins import host_name
 
 _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
 _TOP_K: Final = 5
 _MEBIBYTE: Final = 2**20
 _ADDRESS: Final = "http://127.0.0.1:5000"  # as page.html and docs_page.py have it
-_SANE_HOST: Final = re.compile(r"(?:[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_RANGE: Final = re.compile(r"\s*([^;,\s]+)\s*((?:;[^,]*)?)")
+# Of an Accept header; browsers send about 150 characters.
+_MAX_ACCEPT: Final = 1024
 
 
 def start_page(config: Config, model: str, variant: str, class_count: int) -> str:
@@ -48,7 +50,7 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
 
 def addressed(page: str, scheme: str, host: str) -> str:
     """The page with the address it was asked at, where `host` (and port) could be one; a client can send anything."""
-    if scheme not in ("http", "https") or not _SANE_HOST.fullmatch(host):
+    if scheme not in ("http", "https") or host_name(host) is None:
         return page
     return page.replace(_ADDRESS, f"{scheme}://{host}")
 
@@ -77,7 +79,10 @@ def security_headers(page: str) -> dict[str, str]:
 
 def prefers_html(accept: str) -> bool:
     """Whether an `Accept` header would rather have HTML than plain text, as browsers' do and curl's does not."""
-    weights = {media: _weight(parameters) for media, parameters in _RANGE.findall(accept.lower())}
+    weights: dict[str, float] = {}
+    for entry in accept[:_MAX_ACCEPT].lower().split(","):
+        media, *parameters = (part.strip() for part in entry.split(";"))
+        weights[media] = _quality(parameters)
 
     def weight(media: str) -> float:
         return weights.get(media, weights.get("text/*", weights.get("*/*", 0.0)))
@@ -85,9 +90,10 @@ def prefers_html(accept: str) -> bool:
     return weight("text/html") > weight("text/plain")
 
 
-def _weight(parameters: str) -> float:
-    found = re.search(r";\s*q=([01](?:\.\d{0,3})?)\s*$", parameters)
-    return float(found[1]) if found else 1.0
+def _quality(parameters: Iterable[str]) -> float:
+    """The value of `q`, 0 to 1; 1 where it is missing or malformed."""
+    text = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+    return float(text) if text in ("0", "1") or (text[:2] in ("0.", "1.") and text[2:].isdecimal()) else 1.0
 
 
 def _hashes(page: str, tag: str) -> str:

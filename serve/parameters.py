@@ -3,9 +3,9 @@
 Errors that leave here: `BadParameter`, naming the value and what is allowed.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
+from urllib.parse import parse_qs
 
 from serve.errors import BadParameter
 
@@ -14,6 +14,14 @@ TIMING_HEADER: Final = "X-Server-Timing"
 _DEFAULT_TOP_K: Final = 5
 _SHOWN_CHARACTERS: Final = 40
 _MOST_DIGITS: Final = 15
+_MAX_QUERY_BYTES: Final = 8192
+
+
+def parse_query(query: bytes) -> dict[str, list[str]]:
+    """Name → values, in the order sent. query: percent-encoded, as in the request's target."""
+    if len(query) > _MAX_QUERY_BYTES:
+        raise BadParameter(f"The query has {len(query)} bytes; the limit is {_MAX_QUERY_BYTES} bytes.")
+    return parse_qs(query.decode("latin-1"), keep_blank_values=True)
 
 
 def parse_top_k(given: Sequence[str], classes: int) -> int:
@@ -39,17 +47,6 @@ def parse_timeout(given: Sequence[str], longest_ms: int) -> float:
     return min(value, longest_ms) / 1000
 
 
-def wants_timing(headers: Mapping[str, str]) -> bool:
-    """Whether a page of this server asks to be told where the time went. headers: with lower-case lookup."""
-    if headers.get(TIMING_HEADER.lower()) != "1":
-        return False
-    site = headers.get("sec-fetch-site")
-    if site is not None:
-        return site == "same-origin"
-    # Over plain HTTP browsers say no more than the origin, unless the server is on their own machine.
-    _, _, host = headers.get("origin", "").partition("://")
-    return bool(host) and host == headers.get("host")
-
-
 def _positive(text: str) -> int | None:
-    return int(text[-_MOST_DIGITS:]) if re.fullmatch(r"0*[1-9]\d{0,14}", text, re.ASCII) else None
+    digits = text.lstrip("0")
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= _MOST_DIGITS else None

@@ -4,13 +4,21 @@ Errors that leave here: `ClassIndexError`, from loading the labels.
 """
 
 import json
+import reprlib
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from serve.errors import ClassIndexError
+from serve.regular_file import read_text
+
+_MAX_BYTES: Final = 16 * 2**20
+# Control characters, halves of characters and line breaks: no name has them, and they steer terminals and pages.
+_IN_NO_NAME: Final = {"Cc", "Cs", "Zl", "Zp"}
 
 
 @dataclass(frozen=True)
@@ -36,10 +44,10 @@ def load_class_index(path: Path, class_count: int) -> tuple[Label, ...]:
     class_count: the model's. Raises `ClassIndexError` where the two do not fit.
     """
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(path, _MAX_BYTES))
     except OSError as error:
         raise ClassIndexError(f"class index {path}: {error.strerror}; name another with --class-index") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ClassIndexError(f"class index {path}: not JSON; name another with --class-index") from error
     if not isinstance(entries, dict) or len(entries) != class_count:
         found = f"{len(entries)} entries" if isinstance(entries, dict) else "no JSON object"
@@ -50,11 +58,18 @@ def load_class_index(path: Path, class_count: int) -> tuple[Label, ...]:
     labels = []
     for position in range(class_count):
         match entries.get(str(position)):
-            case [str(imagenet_id), str(name)]:
+            case [str(imagenet_id), str(name)] if _can_be_shown(imagenet_id + name):
                 labels.append(Label(imagenet_id, name))
             case other:
-                raise ClassIndexError(f'class index {path}: entry "{position}" is {other!r}, not ["id", "name"]')
+                shown = reprlib.repr(other)
+                raise ClassIndexError(
+                    f'class index {path}: entry "{position}" is {shown}, not ["id", "name"] without control characters'
+                )
     return tuple(labels)
+
+
+def _can_be_shown(text: str) -> bool:
+    return text.isprintable() or not any(unicodedata.category(each) in _IN_NO_NAME for each in text)
 
 
 def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -30,6 +30,7 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.BadTensor: Rule(400, "Bad Request"),
     errors.Unauthorised: Rule(401, "Unauthorized"),
     errors.ForeignOrigin: Rule(403, "Forbidden"),
+    errors.ForeignHost: Rule(403, "Forbidden"),
     errors.UploadTooSlow: Rule(408, "Request Timeout"),
     errors.UnknownModel: Rule(404, "Not Found"),
     errors.UnboundedBody: Rule(411, "Length Required"),

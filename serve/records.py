@@ -13,12 +13,14 @@ from typing import BinaryIO, Final
 
 from serve.errors import OutputError
 from serve.folder import Record, is_problem
+from serve.printable import printable
 
 Writer = Callable[[Record], str]
 
 FORMATS: Final = ("jsonl", "csv", "table")
 _SHOWN_CLASSES: Final = 3
 _JSON_BEGINS: Final = b'{"file": "'
+_MAX_BYTES: Final = 16 * 2**20  # of a record; one with the longest name and 20,000 classes has 4 MB
 
 
 def writer(name: str, top_k: int) -> tuple[str, Writer]:
@@ -42,31 +44,27 @@ class Finished:
     end: int = 0
 
 
-def finished(path: Path, name: str, header: str, top_k: int, model: str) -> Finished:
+def finished(file: BinaryIO, path: Path, name: str, header: str, top_k: int, model: str) -> Finished:
     """How far a file of this format has come; what an interruption left of a record is not counted.
 
-    Raises `OutputError` where anything in it is not what a run with this header, `top_k` and model would have written.
+    Raises `OutputError` where anything in it is not what a run with this header, `top_k` and model would have written,
+    and `OSError`.
     """
-    if path.exists() and not path.is_file():
-        raise OutputError(f"output file {path}: not a file that can be gone on with")
     begins = header.encode() or _JSON_BEGINS
     count, problems, last, end = 0, 0, None, 0
-    try:
-        with path.open("rb") as file:
-            found = file.read(len(begins))
-            if not begins.startswith(found):
-                why = "is of another --top-k" if found.startswith(b"file,error,") else f"does not begin as {name} does"
-                raise OutputError(f"output file {path} {why}; name another --output")
-            file.seek(0)
-            for record in _whole_records(file, quoted=name == "csv"):
-                if end or not header:
-                    last, problem = _read_back(record, name, top_k, model, f"output file {path}: record {count + 1}")
-                    count, problems = count + 1, problems + problem
-                end += len(record)
-    except FileNotFoundError:
-        return Finished()
-    except OSError as error:
-        raise OutputError(f"output file {path}: {(error.strerror or 'unreadable').lower()}") from error
+    found = file.read(len(begins))
+    if not begins.startswith(found):
+        why = "is of another --top-k" if found.startswith(b"file,error,") else f"does not begin as {name} does"
+        raise OutputError(f"output file {path} {why}; name another --output")
+    file.seek(0)
+    for record in _whole_records(file, quoted=name == "csv"):
+        where = f"output file {path}: record {count + 1}"
+        if len(record) > _MAX_BYTES:
+            raise OutputError(f"{where} has more than {_MAX_BYTES} bytes; name another --output")
+        if end or not header:
+            last, problem = _read_back(record, name, top_k, model, where)
+            count, problems = count + 1, problems + problem
+        end += len(record)
     return Finished(count, problems, last, end)
 
 
@@ -83,7 +81,7 @@ def _read_back(record: bytes, name: str, top_k: int, model: str, where: str) -> 
         found = json.loads(text)
         path, problem = str(found["file"]), is_problem(found)
         count, its_model = (top_k, model) if problem else (len(found["top_k"]), found["model"])
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise OutputError(f"{where} is not one of {name}; name another --output") from error
     if count != top_k:
         raise OutputError(f"{where} has {count} classes, not the {top_k} of --top-k; name another --output")
@@ -93,17 +91,18 @@ def _read_back(record: bytes, name: str, top_k: int, model: str, where: str) -> 
 
 
 def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[bytes]:
-    """Each record's bytes; with quotes, line breaks within them are part of it."""
-    record = b""
-    for line in file:
+    """Each record's bytes, or the beginning of too many; with quotes, line breaks within them are part of it."""
+    record, within = bytearray(), False
+    while line := file.readline(_MAX_BYTES + 1 - len(record)):
         record += line
-        if line.endswith(b"\n") and not (quoted and record.count(b'"') % 2):
-            yield record
-            record = b""
+        within ^= quoted and line.count(b'"') % 2 == 1
+        if len(record) > _MAX_BYTES or (line.endswith(b"\n") and not within):
+            yield bytes(record)
+            record, within = bytearray(), False
 
 
 def _json_line(record: Record) -> str:
-    return json.dumps(record) + "\n"
+    return json.dumps(record).replace("\x7f", "\\u007f") + "\n"  # the one control character that it leaves
 
 
 def _csv_line(row: list[str]) -> str:
@@ -124,8 +123,8 @@ def _csv_row(record: Record, top_k: int) -> list[str]:
 
 def _table_line(record: Record) -> str:
     """For people: nothing in a path can move the cursor or begin a line."""
-    path = "".join(each if each.isprintable() else repr(each)[1:-1] for each in record["file"])
+    path = printable(record["file"])
     if is_problem(record):
-        return f"{path:<40}  {record['detail']}\n"
-    shown = [f"{entry['probability']:7.1%} {entry['label']}" for entry in record["top_k"][:_SHOWN_CLASSES]]
+        return f"{path:<40}  {printable(record['detail'])}\n"
+    shown = [f"{entry['probability']:7.1%} {printable(entry['label'])}" for entry in record["top_k"][:_SHOWN_CLASSES]]
     return f"{path:<40}  {'  '.join(shown)}\n"

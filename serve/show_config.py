@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.config import argument_parser, load_settings, shown
+from serve.printable import printable
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -18,13 +19,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser = argument_parser("python -m serve config", "Print the settings in effect, and where each came from.")
     config, sources = load_settings(arguments, environment, parser)
     rows = [
-        (setting.name, _shown(getattr(config, setting.name)), sources.get(setting.name, "default"))
+        (setting.name, printable(_shown(getattr(config, setting.name))), sources.get(setting.name, "default"))
         for setting in fields(config)
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     try:
         for name, value, source in rows:
-            print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+            print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {printable(source)}")
         sys.stdout.flush()
     except BrokenPipeError:  # as of `| head`; nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,7 +12,7 @@ def whole(low: int, high: int) -> Parser:
     """A whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"\d+", text, re.ASCII) or not low <= int(text) <= high:
+        if not re.fullmatch(r"\d{1,20}", text, re.ASCII) or not low <= int(text) <= high:
             raise ValueError(f"not a whole number from {low} to {high}")
         return int(text)
 
@@ -36,9 +36,11 @@ def switch(text: str) -> bool:
 
 
 def text_of(text: str) -> str:
-    """Any text but none."""
+    """Any text but none, and none that the system takes to end earlier."""
     if not text:
         raise ValueError("empty")
+    if "\0" in text:
+        raise ValueError("there is a NUL in it")
     return text
 
 
@@ -53,6 +55,15 @@ def origins(text: str) -> tuple[str, ...]:
     for origin in found:
         if not re.fullmatch(r"https?://[^/\s]+", origin):
             raise ValueError(f"{origin!r} is no origin such as https://example.org")
+    return found
+
+
+def host_names(text: str) -> tuple[str, ...]:
+    """Names and addresses of hosts without port, `*.example.org` for all below a name, or `*` for any."""
+    found = words(text)
+    for name in found:
+        if name != "*" and not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]{0,252}|[0-9A-Fa-f:.]{2,45}", name):
+            raise ValueError(f"{name!r} is not a host such as example.org or *.example.org, without scheme and port")
     return found
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,6 +43,15 @@ class ServerProcess:
     @property
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines]
+
+    def wait_for_line(self, text: str) -> str:
+        """The first line of the log with this text in it, once there is one."""
+        give_up = time.monotonic() + START_SECONDS
+        while not (found := [line for line in self.lines if text in line]):
+            if time.monotonic() > give_up:
+                raise RuntimeError(f"the log has no line with {text!r}")
+            time.sleep(0.01)
+        return found[0]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)

@@ -64,4 +64,4 @@ def application(settings: dict[str, Any]) -> serve.Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=20,
     )(serve.ingress()(Classifier))
-    return deployment.bind({"threads": str(cpus), "decode": "fast", **own})
+    return deployment.bind({"threads": str(cpus), "decode": "fast", "allowed_hosts": "*", **own})

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def bare_clone(tmp_path: Path) -> Path:
     """The project without environments, models and weights."""
-    for folder in ("benchmarks", "tests/data/photos"):
+    for folder in ("benchmarks", "serve", "tests/data/photos"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
     return tmp_path
 

@@ -7,9 +7,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.app import create_app
-from serve.classifier import Classifier, load_classifier
+from serve.classifier import Classifier, classifier_of, load_classifier
 from serve.config import Config
-from serve.picture import PictureLimits
 from tests.references import DATA
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -18,7 +17,7 @@ PHOTOS = DATA / "photos"
 
 @pytest.fixture(scope="session")
 def config() -> Config:
-    return Config(model=str(TINY_MODEL), decode="exact")
+    return Config(model=str(TINY_MODEL), decode="exact", allowed_hosts=("*",))
 
 
 @pytest.fixture(scope="session")
@@ -36,12 +35,7 @@ def client_for(config: Config, classifier: Classifier) -> Iterator[ClientFor]:
 
     def start(**settings: Any) -> TestClient:
         changed = replace(config, **settings)
-        using = replace(
-            classifier,
-            limits=PictureLimits(changed.max_pixels, changed.max_frames, changed.max_decode_ms / 1000),
-            exif_orientation=changed.exif_orientation,
-            exact_decode=changed.decode == "exact",
-        )
+        using = classifier_of(changed, classifier.model, classifier.preprocessing)
         client = TestClient(create_app(changed, using), raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)

@@ -86,5 +86,5 @@ def test_saving_changes_its_own_lines_and_no_others(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ConfigError, match="no such file"):
         save(tmp_path / "none" / "serve.toml", {"streams": 2})
-    with pytest.raises(ConfigError, match="/dev/null: not a file"):
+    with pytest.raises(ConfigError, match="/dev/null: not a regular file"):
         save(Path(os.devnull), {"streams": 2})

@@ -19,6 +19,7 @@ from PIL import Image
 
 from serve.classifier import Classifier
 from serve.config import ROOT
+from serve.errors import ConfigError
 from serve.evaluation import Evaluation, wnid_of
 from serve.folder import classify_files
 from serve.inputs import files_of, names_in
@@ -442,6 +443,39 @@ def test_a_list_may_hold_names_that_are_no_text_and_be_of_print0(tmp_path: Path)
         )
         assert [record["file"] for record in records(printed)] == paths, error
     assert list(names_in([b"a\nb\n", b"c\0d"])) == ["a", "b", "c", "d"]
+
+
+def test_a_list_that_is_none_is_refused_soon_and_bounded() -> None:
+    chunks = iter([b"a" * 1000] * 1000)
+    with pytest.raises(ConfigError, match="standard input: a name of more than 65536 bytes"):
+        list(names_in(chunks))
+    assert sum(1 for _ in chunks) > 900
+    status, _, error = classify("-", stdin="none.jpg\n" + "\udcff" * 200_000)
+    assert (status, len(error.splitlines())) == (2, 1), error
+    assert error.startswith("serve: standard input: a name of more than 65536 bytes; - wants a list of files")
+
+
+def test_a_long_list_takes_time_in_step_with_its_length() -> None:
+    """Each worst of its kind: one name a chunk, names as long as may be, bytes one by one."""
+    started = time.monotonic()
+    assert sum(1 for _ in names_in([b"a" * 60_000 + b"\n"] * 300)) == 300
+    assert sum(1 for _ in names_in([b"a\n" * 30_000] * 30)) == 900_000
+    assert sum(1 for _ in names_in([b"a"] * 60_000)) == 1
+    assert sum(1 for _ in names_in([b"\n", *[b"a"] * 30_000, b"\0" * 30_000])) == 1
+    assert time.monotonic() - started < 20
+
+
+def test_a_name_that_is_too_long_for_the_system_is_its_own_record() -> None:
+    status, printed, _ = classify("-", stdin="a" * 60_000 + f"\n{PHOTOS / 'cat.jpg'}\n")
+    assert (status, [record.get("status", 200) for record in records(printed)]) == (1, [404, 200])
+    assert records(printed)[0]["detail"] == "The file cannot be read: file name too long."
+
+
+def test_a_byte_order_mark_before_a_list_is_no_part_of_its_first_name() -> None:
+    for chunks in ([b"\xef\xbb\xbfa\nb\n"], [b"\xef", b"\xbb\xbf", b"a\nb"], [b"\xef\xbb\xbfa\0b\0"]):
+        assert list(names_in(chunks)) == ["a", "b"]
+    assert list(names_in([b"\xef\xbb\xbf"])) == []
+    assert list(names_in([])) == []
 
 
 def test_an_output_inside_the_folder_is_no_record_of_itself(tree: Path) -> None:

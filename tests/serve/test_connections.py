@@ -1,6 +1,6 @@
 """Who goes when there are as many connections as may be."""
 
-from serve.connections import Connections
+from serve.connections import MAX_UNREAD_BYTES, Connections
 
 
 class Fake:
@@ -56,3 +56,22 @@ def test_closed_ones_count_no_more() -> None:
         table.closed(connection)
         table.waits(connection)  # its last answer, which comes after
     assert len(table) == 0
+
+
+def test_the_one_that_has_not_read_for_longest_makes_room_for_answers() -> None:
+    table: Connections[Fake] = Connections(9)
+    first, second, third, fourth = (Fake() for _ in range(4))
+    for connection in (first, second, third, fourth):
+        table.opened(connection)
+    table.leaves_unread(first, MAX_UNREAD_BYTES // 2)
+    table.leaves_unread(second, MAX_UNREAD_BYTES // 4)
+    table.reads(first)  # and then it does not again
+    table.leaves_unread(first, MAX_UNREAD_BYTES // 2)
+    table.leaves_unread(third, MAX_UNREAD_BYTES // 4)
+    assert not any(connection.evicted for connection in (first, second, third))
+    table.leaves_unread(fourth, 1)
+    assert [connection.evicted for connection in (first, second, third, fourth)] == [False, True, False, False]
+    assert len(table) == 3
+    table.closed(first)
+    table.leaves_unread(fourth, MAX_UNREAD_BYTES // 2)
+    assert not (third.evicted or fourth.evicted)

@@ -35,6 +35,15 @@ def test_a_version_1_quota_is_rounded_down_but_to_no_less_than_one(tmp_path: Pat
     assert cpu_budget(0, root).count == count
 
 
+@pytest.mark.parametrize(("quota", "count"), [("290000", 2), ("300000", 3), ("10000", 1), ("900000", 8)])
+def test_on_a_larger_machine_the_floor_is_told_from_the_ceiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, count: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    root = machine(tmp_path, V1.format(shown="/"), "4:cpu,cpuacct:/\n", v1(quota))
+    assert cpu_budget(0, root).count == count
+
+
 @pytest.mark.parametrize(("text", "quota"), [("150000 100000", 1.5), ("max 100000", None), ("20000 10000", 2.0)])
 def test_a_version_2_quota_is_read(tmp_path: Path, text: str, quota: float | None) -> None:
     root = machine(tmp_path, V2.format(shown="/"), "0::/\n", {"sys/fs/cgroup/cpu.max": f"{text}\n"})

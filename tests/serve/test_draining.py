@@ -54,7 +54,7 @@ def address(url: str) -> tuple[str, int]:
 
 
 def head(length: int, *lines: str) -> bytes:
-    text = ("POST /upload HTTP/1.1", "Host: x", "Content-Type: image/jpeg", f"Content-Length: {length}", *lines)
+    text = ("POST /upload HTTP/1.1", "Host: localhost", "Content-Type: image/jpeg", f"Content-Length: {length}", *lines)
     return "\r\n".join((*text, "", "")).encode()
 
 
@@ -84,7 +84,7 @@ def assert_clean_end(server: ServerProcess) -> None:
 
 
 def test_fifty_requests_in_flight_are_all_answered_after_sigterm(slow_picture: bytes, cat: bytes) -> None:
-    with running_server(sys.executable, *FLAGS) as server:
+    with running_server(sys.executable, *FLAGS, "--grace-seconds", "60", "--request-timeout-ms", "60000") as server:
         assert httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}).status_code == 200
         with ThreadPoolExecutor(50) as pool:
             connections = list(pool.map(lambda _: send(server, slow_picture), range(50)))
@@ -185,9 +185,10 @@ def test_an_idle_connection_does_not_hold_up_the_end() -> None:
         assert time.monotonic() - started < 2
 
 
-GET = b"GET / HTTP/1.1\r\nHost: x\r\n"
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = (
-    b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n"
+    b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"1\r\nx\r\n"
 )
 
 
@@ -200,7 +201,7 @@ CHUNKED = (
         (b"GET / HTTP/1.1\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.0\r\n\r\n", b"200 OK"),
-        (b"GET / HTTP/1.0\r\nHost: x\r\nHost: y\r\n\r\n", b"400 Bad Request"),
+        (b"GET / HTTP/1.0\r\nHost: localhost\r\nHost: y\r\n\r\n", b"400 Bad Request"),
         (b"GET / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400 Bad Request"),
         (GET + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"400 Bad Request"),
         (GET + b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400 Bad Request"),
@@ -211,7 +212,7 @@ CHUNKED = (
         (GET + b"A: b\r\n" * 120 + b"\r\n", b"200 OK"),
         (GET + b"A: b\r\n" * 11_000 + b"\r\n", b"431 Request Header Fields Too Large"),
         (GET + b"A: " + b"b" * 1_000_000, b"431 Request Header Fields Too Large"),
-        (b"GET /" + b"x" * 1_000_000, b"431 Request Header Fields Too Large"),
+        (b"GET /" + b"x" * 1_000_000, b"414 URI Too Long"),
     ],
     ids=[
         "rubbish",
@@ -362,7 +363,12 @@ def serving(config: Config) -> Iterator[tuple[str, int]]:
         thread.join()
 
 
-def test_memory_that_a_burst_took_is_given_back(tiny_server: ServerProcess) -> None:
+def test_memory_that_a_burst_took_is_given_back() -> None:
+    with running_server(sys.executable, *FLAGS) as server:  # of its own, because others leave memory behind
+        give_back(server)
+
+
+def give_back(tiny_server: ServerProcess) -> None:
     """Forty uploads of 4 MB at a time; malloc by itself would keep what they took."""
     rss = Path(f"/proc/{tiny_server.process.pid}/statm")
 

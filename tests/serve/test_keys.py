@@ -1,6 +1,8 @@
 """API keys: what is let through, what is not, and a file that changes."""
 
 import os
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from starlette.testclient import TestClient
 
 from serve.errors import ConfigError, Unauthorised
 from serve.keys import KeyFile
+from serve.regular_file import read_text
 from tests.serve.conftest import ClientFor
 
 
@@ -63,6 +66,14 @@ def test_anything_else_is_401_and_told_what_is_wanted(
     assert "first-key" not in answer.text
 
 
+def test_two_thousand_wrong_keys_are_all_refused(file: Path) -> None:
+    """Some of them share the first bytes of their digest with a key that is right."""
+    keys = KeyFile(file)
+    for number in range(2000):
+        with pytest.raises(Unauthorised):
+            keys.require(b"wrong-%d" % number)
+
+
 def test_a_comment_begins_at_the_start_of_a_line_or_after_white_space(file: Path) -> None:
     file.write_text("abc#def\n #none\n#none either\nghi\t# of the phone\n#\n")
     keys = KeyFile(file)
@@ -90,14 +101,13 @@ def test_a_key_may_have_any_letters_and_is_sent_as_utf_8(
     assert status(b"\xff\xfe") == 401
 
 
-def test_probes_and_the_card_stay_open_and_what_is_below_a_guarded_path_does_not(client: TestClient) -> None:
-    for path in ("/", "/livez", "/readyz", "/model"):
+def test_probes_and_the_card_stay_open_and_other_methods_of_a_guarded_route_do_not(client: TestClient) -> None:
+    for path in ("/", "/livez", "/readyz", "/model", "/v2/health/live", "/v2/health/ready"):
         assert client.get(path).status_code == 200
-    for path in ("/v2/health/live", "/v2/health/ready"):
-        assert client.get(path).status_code == 200
-    for path in ("/v2", "/v2/models/densenet121/infer", "/v2/healthy", "/upload/"):
+    for path in ("/v2", "/upload", "/v2/models/tiny", "/v2/models/tiny/infer", "/v2/models/tiny/versions/1/ready"):
         assert client.get(path).status_code == 401
-    assert client.get("/uploads").status_code == 404
+    for path in ("/uploads", "/upload/", "/v2/healthy"):  # where there is nothing to guard
+        assert client.get(path).status_code == 404
 
 
 def test_a_changed_file_counts_from_the_next_request_on(client: TestClient, file: Path, cat: bytes) -> None:
@@ -134,6 +144,85 @@ def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
     ]
     with pytest.raises(Unauthorised):
         keys.require(b"third-key")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbffirst-key\r\nsecond-key\r\n")
+    keys = KeyFile(file)
+    keys.require(b"first-key")
+    keys.require(b"second-key")
+    file.write_bytes(b"\xef\xbb\xbfthird-key\n")
+    keys.require(b"third-key")
+
+
+def put_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def put_zeros(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def put_too_many(path: Path) -> None:
+    path.write_bytes(b"first-key\n" * 200_000)
+
+
+@pytest.mark.parametrize(
+    ("put", "why"),
+    [(put_pipe, "not a regular file"), (put_zeros, "not a regular file"), (put_too_many, "more than 1048576 bytes")],
+)
+def test_what_takes_the_files_place_while_serving_is_neither_waited_for_nor_read_for_ever(
+    client: TestClient, file: Path, cat: bytes, caplog: pytest.LogCaptureFixture, put: Any, why: str
+) -> None:
+    assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 200
+    put(file)
+    caplog.clear()
+    answers: list[int] = []
+
+    def ask() -> None:
+        answers.extend(
+            upload(client, cat, **{"X-API-Key": key}).status_code for key in ("first-key", "third-key", "second-key")
+        )
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(30)
+    assert answers == [200, 401, 200]
+    told = [record.getMessage() for record in caplog.records if record.name == "serve"]
+    assert told == [f"API keys file {file}: {why}; the keys stay as they were"]
+    file.unlink()
+    file.write_text("third-key\n")
+    assert upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200
+    assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401
+
+
+def test_a_file_without_keys_is_looked_at_once_and_told_of_again_when_it_is_gone_again(
+    file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = KeyFile(file)
+    read: list[object] = []
+    monkeypatch.setattr("serve.keys.read_text", lambda *given: read.append(given) or read_text(*given))
+    file.write_text("# none\n" * 100_000)
+    for _ in range(100):
+        keys.require(b"first-key")
+    assert len(read) == 1
+    for _ in range(2):
+        file.rename(file.with_name("away"))
+        keys.require(b"first-key")
+        file.with_name("away").rename(file)
+        keys.require(b"first-key")
+    told = [record.getMessage().split(": ")[1].split(";")[0] for record in caplog.records]
+    assert told == ["no key in it", *["No such file or directory", "no key in it"] * 2]
+
+
+@pytest.mark.parametrize("line", ["key " + " " * 500_000 + "x", "key" + " #" * 250_000, "#" * 500_000, "\t" * 500_000])
+def test_comments_are_found_in_time_that_grows_with_the_file(file: Path, line: str) -> None:
+    file.write_text(f"first-key\n{line}\n")
+    started = time.monotonic()
+    KeyFile(file).require(b"first-key")
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from serve.errors import NotReady
-from serve.lifecycle import Lifecycle
+from serve.lifecycle import Lifecycle, Visit
 
 
 def started(grace_seconds: float = 30.0) -> Lifecycle:
@@ -88,6 +88,23 @@ def test_an_upload_that_arrives_while_draining_gets_the_time_to_be_answered() ->
         await asyncio.sleep(0)
         await lifecycle.drain()
         assert await inside == "answered"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("grace", "arrived", "left"),
+    [(20, False, 10), (20, True, 18.5), (6, False, 3), (4, False, 1), (4, True, 2.5), (3, False, 0), (1, True, 0)],
+)
+def test_a_short_grace_keeps_a_reserve_for_refusals_and_last_answers(grace: float, arrived: bool, left: float) -> None:
+    async def scenario() -> None:
+        one = Visit(grace)
+        if arrived:
+            one.arrived()
+        async with one.scope:
+            one.end_in_time(1000.0)
+            assert one.scope.when() == 1000.0 + left
+            one.scope.reschedule(None)
 
     asyncio.run(scenario())
 

@@ -11,7 +11,7 @@ LONG = 30.0
 
 
 def started(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=arguments)
+    thread = threading.Thread(target=target, args=arguments, daemon=True)  # or a failed test would not end
     thread.start()
     time.sleep(0.005)  # so that they ask in this order
     return thread

@@ -112,6 +112,18 @@ def test_the_queue_is_read_when_it_is_asked_for() -> None:
     assert b"serve_queue_depth 5.0" in metrics.text()
 
 
+def test_the_queue_is_noted_as_each_request_ends() -> None:
+    """Some leave the queue without having been prepared: their deadline has passed, or their client has gone."""
+    metrics = Metrics({"model": "tiny"})
+    depth = 3
+    metrics.watch_queue(lambda: depth)
+    metrics.note_queue()
+    depth = 1
+    metrics.began()
+    metrics.ended("/upload", 504, 0.1)
+    assert metrics._registry.get_sample_value("serve_queue_depth") == 1
+
+
 def test_the_queue_is_noted_whenever_it_changes(
     config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,8 +19,10 @@ from starlette.testclient import TestClient
 
 from serve.arrival import Arrival
 from serve.classifier import Classifier
+from serve.config import Config
 from serve.handlers import Server
 from serve.handlers_v2 import InferenceServer
+from serve.openapi import document
 from serve.scheduler import Scheduler
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
@@ -199,6 +201,7 @@ def test_every_documented_status_is_what_the_server_answers(driver: Driver, keys
     [
         (400, (), b"%s %s HTTP/1.1\r\nno header\r\n\r\n"),
         (408, ("--head-timeout-ms", "50"), b"%s %s HTTP/1.1\r\n"),
+        (414, (), b"%s %s?" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n"),
         (431, (), b"%s %s HTTP/1.1\r\nX-Long: " + b"x" * 70_000 + b"\r\n\r\n"),
         (503, ("--max-connections", "1", "--max-decode-ms", "5000"), b"%s %s HTTP/1.1\r\n\r\n"),
     ],
@@ -214,7 +217,8 @@ def test_what_answers_connections_answers_them_wherever_they_go(
         with socket.create_connection(("127.0.0.1", port)) as busy:
             if status == 503:  # the one that there may be is at work, as long as a decoder may take
                 slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
-                head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/bmp\r\nContent-Length: {len(slow)}"
+                head = "POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/bmp\r\n"
+                head += f"Content-Length: {len(slow)}"
                 busy.sendall(head.encode() + b"\r\n\r\n" + slow)
                 time.sleep(1)
             for (path, method), response in operations.items():
@@ -281,6 +285,7 @@ def test_limits_and_keys_are_this_servers_own(client_for: ClientFor, keys: Path)
     assert open_one["components"]["parameters"]["topK"]["schema"]["maximum"] == 1000
     assert "401" not in upload["responses"]
     assert "security" not in upload
+    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/openapi.json").json()
     assert guarded["paths"]["/upload"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
     assert set(guarded["components"]["securitySchemes"]) == {"bearer", "apiKey"}
@@ -315,6 +320,7 @@ def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert '<a href="#header-Retry-After">Retry-After</a>' in text
     assert "path, required" in text
     assert text.count("<summary>Example</summary>") == 5
+    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/docs").text
     assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
     assert guarded.count('Wants <a href="#key">a key</a>.') == 8

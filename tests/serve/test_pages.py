@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve.pages import addressed, prefers_html
+from serve.config import Config
+from serve.docs_page import page
+from serve.openapi import document
+from serve.pages import addressed, prefers_html, start_page
 from tests.serve.conftest import ClientFor
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
@@ -85,6 +88,16 @@ def test_the_page_says_what_this_server_takes(client_for: ClientFor, tmp_path: P
     }
     assert "{{" not in page
     assert 'curl -F "file=@cat.jpg"' in page[page.index("<noscript>") : page.index("</noscript>")]
+
+
+def test_markup_in_names_stays_text() -> None:
+    name = '<script>alert(1)</script>"&'
+    text = start_page(Config(), name, name, 7)
+    assert html.escape(name) in text
+    assert "<script>alert" not in text
+    described = document(Config(), name, 224, 7)
+    docs = page(described)
+    assert "<script>alert" not in docs
 
 
 @pytest.mark.parametrize("host", ["pictures.example", "10.0.0.7:8080", "[::1]:5000", "localhost"])

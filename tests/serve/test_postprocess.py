@@ -30,6 +30,15 @@ def test_the_top_comes_in_falling_order_and_equals_keep_the_indexs() -> None:
     assert [entry.label.name for entry in top_k(logits, LABELS, 4)] == ["b", "c", "d", "a"]
 
 
+def test_equals_keep_the_indexs_order_among_a_thousand() -> None:
+    """Sorting methods that are not stable often seem so on a few."""
+    logits = np.random.default_rng(0).integers(0, 4, 1000).astype(np.float32)
+    labels = tuple(Label(f"n{position}", str(position)) for position in range(1000))
+    wanted = sorted(range(1000), key=lambda position: (-logits[position], position))
+    for k in (1, 7, 300, 1000):
+        assert [int(entry.label.name) for entry in top_k(logits, labels, k)] == wanted[:k]
+
+
 def test_the_class_index_has_every_imagenet_class() -> None:
     labels = load_class_index(ROOT / "imagenet_class_index.json", 1000)
     assert labels[0] == Label("n01440764", "tench")
@@ -57,6 +66,36 @@ def test_a_class_index_that_does_not_fit_is_refused(tmp_path: Path, content: str
     path.write_text(content)
     with pytest.raises(ClassIndexError, match=named):
         load_class_index(path, 2)
+
+
+@pytest.mark.parametrize("odd", ["\x1b[31m", "\x9b", "\x7f", "\n", "\0", "\u2028", "\ud800"])
+@pytest.mark.parametrize("entry", [["n1{}", "b"], ["n1", "b{}"]])
+def test_a_name_with_control_characters_is_refused_and_its_class_named(
+    tmp_path: Path, odd: str, entry: list[str]
+) -> None:
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({"0": ["n0", "a"], "1": [part.format(odd) for part in entry]}))
+    with pytest.raises(ClassIndexError, match=r'entry "1" is .*without control characters') as found:
+        load_class_index(path, 2)
+    assert str(found.value).isprintable()
+
+
+def test_names_may_be_of_any_language_and_have_its_joiners(tmp_path: Path) -> None:
+    names = ["می\u200cخواهم", "秋田\u3000犬", "Spitz\u00a0(klein)", "👩\u200d🚒", "Zwerg\u00adschnauzer"]
+    path = tmp_path / "index.json"
+    path.write_text(json.dumps({str(number): ["n", name] for number, name in enumerate(names)}))
+    assert [label.name for label in load_class_index(path, len(names))] == names
+
+
+@pytest.mark.parametrize(
+    "value", ["[" * 100_000, "[" * 900 + "]" * 900, "9" * 10_000, '"' + "a" * 100_000 + '"', "NaN"]
+)
+def test_whatever_stands_for_a_class_the_error_is_short(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "index.json"
+    path.write_text(f'{{"0": {value}}}')
+    with pytest.raises(ClassIndexError) as found:
+        load_class_index(path, 1)
+    assert len(str(found.value)) < 500 + len(str(path))
 
 
 def test_a_missing_class_index_is_refused(tmp_path: Path) -> None:

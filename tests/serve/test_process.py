@@ -174,7 +174,7 @@ def test_a_chunked_body_is_stopped_at_the_limit_and_the_answer_arrives(tiny_mode
 def test_a_claimed_length_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=10) as raw:
         raw.sendall(
-            b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 99999999999\r\n"
+            b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 99999999999\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
         answer = raw.makefile("rb").read()  # to the end: the server closes
@@ -186,7 +186,7 @@ def test_a_claimed_length_over_the_limit_is_refused_unread(server: ServerProcess
 def test_a_length_of_more_digits_than_a_number_takes_is_refused(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=10) as raw:
         raw.sendall(
-            b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: %s5\r\n\r\nhello"
+            b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: %s5\r\n\r\nhello"
             % (b"0" * 5000)
         )
         answer = raw.recv(4096)
@@ -197,7 +197,7 @@ def test_a_length_of_more_digits_than_a_number_takes_is_refused(server: ServerPr
 def test_a_client_that_goes_away_leaves_no_trace_but_its_log_line(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=10) as raw:
         raw.sendall(
-            b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n"
+            b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n"
             b"X-Request-ID: gone\r\n\r\nhalf"
         )
     deadline = time.monotonic() + 5

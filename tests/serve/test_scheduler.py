@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from serve.errors import DeadlinePassed, QueueFull
+from serve.errors import DeadlinePassed, NotReady, QueueFull
 from serve.scheduler import Outcome, Scheduler
 
 LONG = 30.0  # seconds that only a broken scheduler takes
@@ -138,6 +138,76 @@ def test_while_one_has_all_cpus_the_next_waits_and_then_gets_its_turn(make: Make
 
     asyncio.run(scenario(make()))
     assert work.computed[0] == ("wide", True)
+
+
+def test_once_one_has_had_all_cpus_as_many_begin_as_there_are_streams(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("wide", "a", "b", "c")
+        first = asyncio.ensure_future(scheduler.run(["wide"], soon()))
+        await work.until_begun("wide")
+        others = asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon()))
+        await asyncio.sleep(0.05)  # all three threads have asked for one, and wait
+        work.open("wide")
+        await work.until_begun("a", "b", "c")
+        work.open("a", "b", "c")
+        assert results(await first) + results(await others) == ["wide!", "a!", "b!", "c!"]
+
+    asyncio.run(scenario(make(streams=3)))
+
+
+def test_how_long_to_wait_counts_idle_streams_and_shares_the_work_among_all(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        with pytest.raises(QueueFull) as refusal:
+            scheduler.require_room(9)
+        # Four streams are idle and four may wait, so 1 of 9 is too many: 5 × 2 s on 4 streams until it may begin.
+        assert refusal.value.retry_after == 2.5
+        work.gate("a", "b")
+        running = asyncio.ensure_future(scheduler.run(["a", "b"], soon()))
+        await work.until_begun("a", "b")
+        with pytest.raises(QueueFull) as refusal:
+            scheduler.require_room(8)
+        assert refusal.value.retry_after == 2.0  # 2 too many, and 2 streams idle
+        work.open("a", "b")
+        await running
+
+    asyncio.run(scenario(make(streams=4, max_queue=4, item_seconds=2.0)))
+
+
+def test_the_queue_takes_just_as_many_as_it_may(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        scheduler.require_room(5)
+        with pytest.raises(QueueFull):
+            scheduler.require_room(6)
+        work.gate("a")
+        running = asyncio.ensure_future(scheduler.run(["a", *"bcde"], soon()))
+        await work.until_begun("a")
+        with pytest.raises(QueueFull):
+            scheduler.require_room(1)
+        work.open("a")
+        await running
+
+    asyncio.run(scenario(make(streams=1, max_queue=4)))
+
+
+def test_whoever_waits_at_the_close_is_told_so(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.gate("at it")
+        begun = asyncio.ensure_future(scheduler.run(["at it"], soon()))
+        await work.until_begun("at it")
+        waiting = [asyncio.ensure_future(scheduler.run([item], soon())) for item in "ab"]
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(asyncio.to_thread(scheduler.close, LONG))
+        for task in waiting:
+            with pytest.raises(NotReady, match="has not begun this request"):
+                await asyncio.wait_for(task, 5)
+        work.open("at it")
+        assert results(await begun) == ["at it!"]
+        await closing
+        with pytest.raises(NotReady, match="shutting down"):
+            await scheduler.run(["late"], soon())
+
+    asyncio.run(scenario(make(streams=1)))
+    assert work.prepared == ["at it"]
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Make, work: Work) -> None:

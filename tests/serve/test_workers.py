@@ -114,7 +114,7 @@ def test_a_signal_is_passed_on_and_what_was_accepted_is_answered(
 ) -> None:
     url = urlsplit(server.url)
     body = cat[:100]
-    head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: {len(cat)}\r\n\r\n"
+    head = f"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: {len(cat)}\r\n\r\n"
     with ExitStack() as stack:
         clients = []
         for _ in range(16):

@@ -1,0 +1,224 @@
+"""The output of `classify`: one run's at a time, by whatever name; going on with a file that somebody meddled with."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import pytest
+
+from serve.config import ROOT
+from serve.errors import OutputError
+from serve.output_file import output_file
+from serve.records import finished, writer
+from tests.serve.conftest import PHOTOS
+from tests.serve.test_classify import COMMAND, classify, records
+
+CAT, COFFEE = PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg"
+PATIENCE = 60
+
+
+@contextmanager
+def run(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", IO[str]]]:
+    """A run whose list is not at its end, and that list."""
+    command = [*COMMAND, "-", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdin
+            process.stdin.write(f"{CAT}\n")
+            process.stdin.flush()
+            yield process, process.stdin
+        finally:
+            process.kill()
+
+
+def wait_for_a_record(output: Path) -> None:
+    give_up = time.monotonic() + PATIENCE
+    while not (output.exists() and output.read_bytes().endswith(b"\n")):
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def test_an_output_that_another_run_writes_to_is_refused_by_any_name_and_stays_whole(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    link, hard = tmp_path / "link", tmp_path / "hard"
+    link.symlink_to("output")
+    with run("--output", output) as (first, listed):
+        wait_for_a_record(output)
+        hard.hardlink_to(output)
+        before = output.read_bytes()
+        for name, arguments in ((output, []), (output, ["--resume"]), (link, ["--csv"]), (hard, ["--resume"])):
+            status, printed, error = classify(COFFEE, "--output", name, *arguments)
+            assert (status, printed) == (2, ""), error
+            assert error == (
+                f"serve: output file {name}: another run writes to it, process {first.pid}; wait for its end, or "
+                "name another --output\n"
+            )
+        assert output.read_bytes() == before
+        listed.write(f"{COFFEE}\n")
+        listed.close()
+        assert first.wait(PATIENCE) == 0
+    assert [record["file"] for record in records(output.read_text())] == [str(CAT), str(COFFEE)]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--resume"], ["--csv", "--resume"]])
+def test_of_two_runs_that_begin_at_once_one_gets_the_output(tmp_path: Path, arguments: list[str]) -> None:
+    output = tmp_path / "output"
+    with run("--output", output, *arguments) as first, run("--output", output, *arguments) as second:
+        give_up = time.monotonic() + PATIENCE
+        while all(process.poll() is None for process, _ in (first, second)):  # until one gives up, as none's list ends
+            assert time.monotonic() < give_up, "both go on"
+            time.sleep(0.02)
+        (refused, _), (going, listed) = (first, second) if first[0].poll() is not None else (second, first)
+        assert refused.returncode == 2
+        assert refused.stderr
+        assert f"another run writes to it, process {going.pid};" in refused.stderr.read()
+        listed.close()
+        assert going.wait(PATIENCE) == 0
+    assert len(output.read_text().splitlines()) == (2 if "--csv" in arguments else 1)
+
+
+def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    with run("--output", output) as (process, _):
+        wait_for_a_record(output)
+        process.send_signal(signal.SIGKILL)
+        process.wait(PATIENCE)
+    status, _, summary = classify(CAT, COFFEE, "--output", output, "--resume")
+    assert (status, "1 were there already" in summary) == (0, True), summary
+
+
+def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in another container: its lock counts, and it is not in this one's /proc/locks."""
+    path = tmp_path / "output"
+    read_text = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, **how: "" if self == Path("/proc/locks") else read_text(self, **how)
+    )
+    with (
+        output_file(path, resume=False),
+        pytest.raises(OutputError, match="another run writes to it; wait for its end"),
+        output_file(path, resume=False),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_written_to_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path = tmp_path / "out\x1bput"
+    with output_file(path, resume=False) as file:
+        file.write("x")
+    assert path.read_text() == "x"
+    told = capsys.readouterr().err
+    assert told.startswith(f"serve: output file {tmp_path}/out\\x1bput cannot be locked (")
+    assert told.endswith("); see that no other run writes to it\n")
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
+def test_devices_are_everybodys(device: str) -> None:
+    with run("--output", device) as (first, listed):
+        assert classify(CAT, "--output", device)[0] == 0
+        listed.close()
+        assert first.wait(PATIENCE) == 0
+
+
+def test_a_pipe_is_written_to_as_ever(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen([*COMMAND, str(CAT), "--output", str(pipe)], cwd=ROOT) as process:
+        assert [record["file"] for record in records(pipe.read_text())] == [str(CAT)]
+        assert process.wait(PATIENCE) == 0
+    status, _, error = classify(CAT, "--output", pipe, "--resume")
+    assert (status, error) == (2, f"serve: output file {pipe}: not a file that can be gone on with\n")
+
+
+GOOD = '{"file": "x", "model": "tiny", "top_k": [1, 2, 3, 4, 5]}\n'
+LONG = 2**24 + 10
+TAMPERED = {
+    "depth": '{"file": "' + "x" + '", "top_k": ' + "[" * 100_000 + "\n",
+    "depth within a record": '{"file": ' + "[" * 100_000 + "]" * 100_000 + "}\n",
+    "digits": GOOD.replace("1,", "9" * 10_000 + ","),
+    "no number": GOOD.replace('"tiny"', "NaN"),
+    "kinds": '{"file": "x", "model": [], "top_k": 5}\n',
+    "no object": '["file"]\n',
+    "null": "null\n",
+    "text": '"file"\n',
+    "NULs": "\0" * 100 + "\n",
+    "no UTF-8": "\udcff\udcfe\n",
+    "length": '{"file": "' + "a" * LONG + '"}\n',
+    "length without an end": '{"file": "' + "a" * (2 * LONG),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_lines_of_json_that_somebody_meddled_with_are_refused_soon_and_left_as_they_are(
+    tmp_path: Path, what: str
+) -> None:
+    refuse(tmp_path / "output", GOOD, TAMPERED[what], "jsonl")
+
+
+def header() -> str:
+    return writer("csv", 5)[0]
+
+
+@pytest.mark.parametrize(
+    ("what", "row"),
+    [
+        ("a quote that is not closed", '"' + "a,b\n" * (LONG // 4)),
+        ("quotes", '"' + '""' * (LONG // 2)),
+        ("quotes and lines", '"' + '""\n' * (LONG // 3)),
+        ("a field that is too long", "a" * 200_000 + "," * 16 + "\n"),
+        ("NULs", "\0" * 100 + "\n"),
+        ("too few columns", "a,b\n"),
+        ("a quote in a field", 'a,"b"c' + "," * 15 + "\n"),
+        ("length", "a" * LONG + "\n"),
+    ],
+)
+def test_rows_of_csv_that_somebody_meddled_with_are_refused_soon_and_left_as_they_are(
+    tmp_path: Path, what: str, row: str
+) -> None:
+    refuse(tmp_path / "output", header() + "x,," + "," * 14 + "\n", row, "csv")
+
+
+def refuse(path: Path, good: str, bad: str, form: str) -> None:
+    content = (good + bad).encode("utf-8", "surrogateescape")
+    path.write_bytes(content)
+    started = time.monotonic()
+    with path.open("rb") as file, pytest.raises(OutputError, match="record 2 ") as found:
+        finished(file, path, form, writer(form, 5)[0], 5, "tiny")
+    assert time.monotonic() - started < 10
+    assert str(found.value).endswith("name another --output")
+    assert path.read_bytes() == content
+
+
+def test_a_thousand_lines_within_quotes_are_one_record_read_in_a_moment(tmp_path: Path) -> None:
+    path = tmp_path / "output"
+    row = '"' + "line\n" * 20_000 + '",' + "," * 15 + "\n"
+    path.write_text(header() + row * 10)
+    started = time.monotonic()
+    with path.open("rb") as file:
+        found = finished(file, path, "csv", header(), 5, "tiny")
+    assert (found.count, found.end) == (10, path.stat().st_size)
+    assert time.monotonic() - started < 5
+
+
+def test_what_was_tampered_with_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    output.write_text(TAMPERED["depth"])
+    status, printed, error = classify(CAT, "--output", output, "--resume")
+    assert (status, printed) == (2, "")
+    assert error == f"serve: output file {output}: record 1 is not one of jsonl; name another --output\n"

@@ -1,0 +1,47 @@
+"""Text from outside can neither steer a terminal nor fill a log."""
+
+import sys
+
+import pytest
+
+from serve.printable import printable, shortened
+
+
+@pytest.mark.parametrize("text", ["", "Zwergschnauzer", "two words", "犬 Ünïcödé \\ 'quoted' \"too\""])
+def test_printable_text_stays_as_it_is(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("character", "escaped"),
+    [
+        ("\n", "\\n"),
+        ("\r", "\\r"),
+        ("\t", "\\t"),
+        ("\0", "\\x00"),
+        ("\x1b", "\\x1b"),
+        ("\x7f", "\\x7f"),
+        ("\x9b", "\\x9b"),  # the one character that is ESC and [ in one
+        ("\u2028", "\\u2028"),
+        ("\u202e", "\\u202e"),  # from here on from right to left
+        ("\ud800", "\\ud800"),
+        ("\udc9b", "\\udc9b"),  # a byte of a file's name that is no UTF-8
+    ],
+)
+def test_what_is_not_printable_is_escaped(character: str, escaped: str) -> None:
+    assert printable(f"a{character}b") == f"a{escaped}b"
+
+
+def test_no_character_at_all_comes_through_that_is_not_printable_or_cannot_be_encoded() -> None:
+    everything = printable("".join(map(chr, range(sys.maxunicode + 1))))
+
+    assert everything.isprintable()
+    assert everything.encode()
+
+
+def test_a_text_within_its_limit_stays_as_it_is() -> None:
+    assert shortened("abcde", 5) == "abcde"
+
+
+def test_of_a_longer_text_the_beginning_is_left_and_how_much_more_there_was() -> None:
+    assert shortened("a" * 60_000, 10) == "aaaaaaaaaa… (59990 more characters)"

@@ -1,0 +1,103 @@
+"""Settings reach what is served: the classifier that a server loads decodes, turns and limits as its settings say."""
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from serve import classifier as module
+from serve.classifier import Classifier, load_classifier
+from serve.config import Config
+from serve.model import Model
+from tests.references import PICTURES
+from tests.serve.conftest import ClientFor
+
+
+def post(client: TestClient, picture: bytes, **query: Any) -> Any:
+    return client.post("/upload", content=picture, headers={"Content-Type": "image/jpeg"}, params=query)
+
+
+def large_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.open(PICTURES / "rgb.jpg").resize((1600, 1200)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("decode", "reduced"), [(Config().decode, True), ("exact", False)])
+def test_decoding_is_fast_by_default_and_exact_where_asked(
+    config: Config, monkeypatch: pytest.MonkeyPatch, decode: str, reduced: bool
+) -> None:
+    widths = []
+    original = Image.Image.resize
+
+    def noting(image: Image.Image, *arguments: Any, **named: Any) -> Image.Image:
+        widths.append(image.width)
+        return original(image, *arguments, **named)
+
+    picture = large_jpeg()
+    classifier = load_classifier(replace(config, decode=decode))
+    monkeypatch.setattr(Image.Image, "resize", noting)
+    classifier.classify(picture, 1)
+    assert (widths[0] <= 800) == reduced  # libjpeg reduces as it reads
+
+
+def test_pictures_are_turned_upright_unless_told_not_to(client_for: ClientFor) -> None:
+    upright, turned = ((PICTURES / f"orientation_{number}.jpg").read_bytes() for number in (1, 6))
+
+    def first(client: TestClient, picture: bytes) -> Any:
+        return post(client, picture, top_k=5).json()["top_k"]
+
+    turning, leaving = client_for(exif_orientation=True), client_for(exif_orientation=False)
+    assert first(turning, upright) == first(leaving, upright)
+    assert first(turning, turned) != first(leaving, turned)
+
+
+@pytest.mark.parametrize(
+    ("setting", "picture", "status", "words"),
+    [
+        ({"max_frames": 1}, "animated.gif", 413, "1"),
+        ({"max_frames": 2}, "animated.gif", 200, ""),
+    ],
+)
+def test_a_pictures_limits_are_those_of_the_settings(
+    client_for: ClientFor, setting: dict[str, int], picture: str, status: int, words: str
+) -> None:
+    answer = post(client_for(**setting), (PICTURES / picture).read_bytes())
+    assert answer.status_code == status
+    assert status == 200 or words in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("pixels", "status"), [(600 * 500, 200), (600 * 500 - 1, 413)])
+def test_an_image_may_have_just_as_many_pixels_as_the_setting_says(
+    client_for: ClientFor, pixels: int, status: int
+) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (600, 500)).save(buffer, "PNG")
+    assert post(client_for(max_pixels=pixels), buffer.getvalue()).status_code == status
+
+
+def test_the_seconds_of_each_stage_are_its_own(
+    classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def taking(owner: Any, name: str, seconds: float) -> None:
+        original = getattr(owner, name)
+
+        def step(*arguments: Any) -> Any:
+            nonlocal now
+            now += seconds
+            return original(*arguments)
+
+        monkeypatch.setattr(owner, name, step)
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    taking(module, "open_image", 1)
+    taking(module, "decode", 2)
+    taking(module, "to_input", 4)
+    taking(Model, "logits", 8)
+    assert classifier.classify(cat, 1).seconds == {"decode": 3, "preprocess": 4, "infer": 8}

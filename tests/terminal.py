@@ -1,0 +1,42 @@
+"""A command with a pipe or a terminal behind it, and what reaches either that could steer a terminal."""
+
+import os
+import pty
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from tests.server_process import ROOT
+
+# Colours, a cleared screen, ESC and [ in one, from right to left, a bell, a line of one's own; no / and no NUL.
+EVIL = "a\x1b[31m\x1b[2J\x9b1A\u202e\x07\x7f\r\nserve: all is well\x1b]0;title\x07"
+_ALLOWED = "\n"
+# What the progress line itself writes, and a terminal's own line break.
+_OWN = re.compile(r"\r\x1b\[K|\r\n|\r(?=\[)")
+
+
+def steering(text: str) -> list[str]:
+    """The characters in it that a terminal would do something about."""
+    return [each for each in text if not each.isprintable() and each not in _ALLOWED]
+
+
+def run(
+    command: Sequence[object], environment: Mapping[str, str] | None = None, on_terminal: bool = False
+) -> tuple[int, str]:
+    """Exit status and all it says, on both streams; of a terminal without what our own progress line does to it."""
+    words, settings = list(map(str, command)), {**os.environ, "COLUMNS": "500", **(environment or {})}
+    how = {"cwd": ROOT, "env": settings, "stdin": subprocess.DEVNULL}
+    if not on_terminal:
+        done = subprocess.run(words, **how, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+        return done.returncode, done.stdout.decode(errors="surrogateescape")
+    ours, theirs = pty.openpty()
+    said = b""
+    with subprocess.Popen(words, **how, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        with suppress(OSError):  # the other end is closed
+            while more := os.read(ours, 65536):
+                said += more
+        os.close(ours)
+        status = process.wait(120)
+    return status, _OWN.sub("\n", said.decode(errors="surrogateescape"))
