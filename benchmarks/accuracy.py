@@ -31,6 +31,7 @@ from export.report import class_numbers
 from export.weights import Weights, build_network, default_weights, read_weights
 from serve.command_line import ArgumentParser, one_line
 from serve.model import report_file
+from serve.printable import printable
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _HEADER: Final = (
@@ -165,7 +166,7 @@ def _row(name: str, megabytes: float | None, one: float | None, two: float | Non
         return "–" if value is None else format(value, form)
 
     return (
-        f"{name:<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
+        f"{printable(name):<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
         f"{shown(figures.top1, '.2%'):>7} {shown(figures.top1_loss, '.2%'):>6} {figures.agreement:>7.2%} "
         f"{figures.max_abs_difference:>8.2f} {figures.mean_abs_difference:>9.3f}"
     )

@@ -59,13 +59,13 @@ def main() -> int:
     printed = Printed("decoding", parser, options)
     settle_allocator()
     exact, fast = (load_classifier(Config(model=options.model, decode=decode)) for decode in ("exact", "fast"))
-    cpu_ms = {what: cpu_times(exact, fast, quality, options.rounds) for what, quality in _QUALITIES.items()}
-    for line in cpu_lines(cpu_ms):
-        printed.say(line)
     pictures = list(jpegs(options.photos, options.crops)) if options.photos else []
     if options.photos and not pictures:
         print(one_line(f"{options.photos}: no JPEG in it"), file=sys.stderr)
         return 2
+    cpu_ms = {what: cpu_times(exact, fast, quality, options.rounds) for what, quality in _QUALITIES.items()}
+    for line in cpu_lines(cpu_ms):
+        printed.say(line)
     large = [picture for picture in pictures if min(picture[0]) >= _LEAST_SIDE]
     small = [picture for picture in pictures if min(picture[0]) < _LEAST_SIDE]
     for what, some in (("decoded at a reduced scale", large), ("decoded in full", small)):

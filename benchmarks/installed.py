@@ -97,7 +97,11 @@ def _look_for_torch(found: Installed, weights: Path | None) -> None:
             "PyTorch and the old way: no weights; name a state dict of torchvision's densenet121: --weights or WEIGHTS"
         )
         return
-    found.baseline = torch_build(EXPORT)
+    try:
+        found.baseline = torch_build(EXPORT)
+    except subprocess.CalledProcessError as error:
+        found.missing.append(f"PyTorch and the old way: {error.stderr.strip()[-300:]}")
+        return
     found.engines.insert(0, Engine("PyTorch eager", EXPORT, "pytorch", weights))
     if "flask" not in have:
         found.missing.append(f"the old way needs Flask: {_INSTALL} .venv/export requirements/benchmark.txt")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from benchmarks.documents import refresh
 from benchmarks.machine import RESULTS, ROOT, provenance
 from benchmarks.report import reservations
-from serve.command_line import printable_lines
+from serve.printable import printable
 
 _ASIDE: Final = ROOT / "build/benchmarks/results"
 # Options that say how much is measured.
@@ -54,12 +54,13 @@ class Printed:
         self._folder: Path = options.output
 
     def say(self, line: str = "") -> None:
-        print(printable_lines(line), flush=True)
+        line = printable(line)
+        print(line, flush=True)
         self.result["printed"].append(line)
 
     def write(self, charts: Mapping[str, str] = {}, **figures: Any) -> None:
         self.result |= figures
-        print(printable_lines(write(self.result, self._folder, charts)))
+        print(printable(write(self.result, self._folder, charts)))
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -17,6 +17,8 @@ def reservations(result: Result) -> list[str]:
         found.append("files differed from that commit" if result["tree"] == "dirty" else "the commit was not recorded")
     if result.get("shortened"):
         found.append(f"measured with {' '.join(result['shortened'])}")
+    if result.get("left_out"):
+        found.append(f"without {', '.join(line.partition(':')[0] for line in result['left_out'])}")
     if count := failures(result):
         found.append(f"{count} errors and wrong answers")
     return found

@@ -59,6 +59,10 @@ def test_a_clean_full_result_without_failures_has_no_reservations() -> None:
         ({"tree": "unknown"}, "the commit was not recorded"),
         ({"shortened": ["--scale 0.5", "--starts 2"]}, "measured with --scale 0.5 --starts 2"),
         ({"reservations": ["taken over"]}, "taken over"),
+        (
+            {"left_out": ["mosec: its installation failed", "the old way needs Flask"]},
+            "without mosec, the old way needs",
+        ),
         ({"servers": {OURS: {"clients": {"1": {**figures(15, 60), "wrong": 2}}}}}, "2 errors and wrong answers"),
         ({"servers": {f"{OURS}, fp32": {"clients": {"1": {**figures(1, 6), "errors": 1}}}}}, "1 errors and wrong"),
     ],
