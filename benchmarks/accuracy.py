@@ -121,8 +121,8 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
 
 def held_out(found: list[Path], architecture: Architecture) -> list[Path]:
     """Those photographs that the int8 model was not calibrated on and that can be read."""
-    seen = set(records.load(RECORDS / f"{architecture.name}.json").photographs)
-    return [path for path in found if path.name not in seen and _readable(path, architecture)]
+    record = records.load(RECORDS / f"{architecture.name}.json")
+    return [path for path in record.held_out(found) if _readable(path, architecture)]
 
 
 def _require_same(weights: Weights, card: dict[str, Any]) -> None:
