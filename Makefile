@@ -6,7 +6,7 @@
 # MODEL    densenet121, efficientnet_lite0 or a file; by default the first if it can be had, else the second
 # MODEL_VARIANT  int8 or fp32; by default int8 where its export let it pass
 # PYTHON   a Python 3.11 or newer
-# TORCH_INDEX  package index with CPU builds of torch; on Linux by default PyTorch's own, "none" for 5 GB with CUDA
+# TORCH_INDEX  package index with CPU builds of torch; on Linux by default PyTorch's own, "none" for the build with CUDA
 # IMAGE    what `make image` calls the container image; by default densenet-server
 
 WEIGHTS ?=

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from tests.hostile import bodies, requests, tensors
+from tests.hostile import bodies, heads, requests, tensors
 from tests.hostile.client import megabytes, send
 from tests.hostile.pictures import ACCEPTED, REFUSED
 from tests.hostile.prober import probing, quantile
@@ -35,9 +35,10 @@ from tests.hostile.requests import (
     more_than_it_may_send,
     post,
 )
+from tests.hostile.unread_log import unread_log
 from tests.server_process import ROOT, ServerProcess, running_server
 
-KINDS = {**requests.KINDS, **tensors.KINDS, **bodies.KINDS}
+KINDS = {**requests.KINDS, **heads.KINDS, **tensors.KINDS, **bodies.KINDS}
 AT_ONCE = 24
 HANG_SECONDS = 30.0
 GOOD_PAUSE_SECONDS = 0.1
@@ -47,6 +48,8 @@ MOST_MEGABYTES = 700
 # Kinds that cost too much to come as often as the others: how many there are in a run of 100,000.
 RARE = {more_than_it_may_send: 100, crumbs: 200}
 BOMB_ROUNDS = 3
+# To each of the servers whose log nobody reads.
+_UNREAD_REQUESTS = 2000
 
 
 @dataclass
@@ -228,6 +231,7 @@ def main() -> int:
     parser.add_argument("--model", default="auto", help="as the server's own flag")
     options = parser.parse_args()
     report = hostile(options.requests, options.seed, "--model", options.model)
+    report.wrong += unread_log(_UNREAD_REQUESTS)
     print(table(report))
     for line in report.wrong[:50]:
         print(line)
