@@ -32,8 +32,8 @@ def network(request: pytest.FixtureRequest) -> Network:
 def test_ranges_are_the_smallest_and_largest_values_of_what_8_bits_store(network: Network) -> None:
     pictures = network.calibrated_on[:7]
     told: list[int] = []
-    ranges = observe_ranges(network.model, batches(pictures), told.append)
-    assert told == [1, 2, 3, 4, 5, 6, 7]
+    ranges = observe_ranges(network.model, [pictures[:3], pictures[3:4], pictures[4:]], told.append)
+    assert told == [1, 2, 3]
     graph, values = Graph(network.model), every_tensor(network.model, pictures)
     for name, value in values.items():
         readers = {node.op_type for node in graph.consumers(name)}

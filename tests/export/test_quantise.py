@@ -238,6 +238,7 @@ def test_biases_are_the_nearest_codes_and_leave_half_of_32_bits_for_the_sum() ->
     graph = Graph(quantise(one_conv(weights, bias), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
     codes, steps = graph.constants["conv.bias_codes"].astype(np.float64), graph.constants["conv.weight_step"]
     step_in = 4 / 255
+    assert graph.constants["logits.weight"].dtype == np.float16  # unless 8 bits are asked for
     np.testing.assert_allclose(codes * step_in * steps, bias, rtol=0, atol=0.5001 * step_in * steps.max())
     assert abs(codes[0] - bias[0] / (step_in * float(steps[0]))) <= 0.51
     assert np.abs(codes[1:]) == pytest.approx(2**30, rel=1e-6)  # weights so small alone would want finer steps
@@ -255,6 +256,38 @@ def test_biases_are_corrected_by_the_inputs_mean_times_what_rounding_took(small_
     added = (corrected.constants["conv.bias_codes"] - plain.constants["conv.bias_codes"]) * steps * 4 / 255
     np.testing.assert_allclose(added, lost @ means["input"], rtol=0, atol=0.51 * steps.max() * 4 / 255)
     assert np.abs(lost @ means["input"]).min() > steps.max() * 4 / 255
+
+
+def test_a_channels_expected_input_is_corrected_for_its_rounded_threshold() -> None:
+    """By the share of values that lie on it; one outside of [0, 1] counts only where most values do."""
+    cases = [  # lower bound, upper bound, share off it: what rounding the bound adds to the mean
+        (0.501, np.inf, 0.4, (128 / 255 - 0.501) * 0.6),
+        (-np.inf, 0.303, 0.25, (77 / 255 - 0.303) * 0.75),
+        (-0.3, np.inf, 0.9, 0),
+        (-0.3, np.inf, 0.5, 0),
+        (-0.3, np.inf, 0.3, 0.3 * 0.7),
+        (-np.inf, 1.2, 0.9, 0),
+        (-np.inf, 1.2, 0.2, -0.2 * 0.8),
+        (-np.inf, np.inf, 1.0, 0),  # a dead channel
+    ]
+    low, high, active, added = (np.array(column) for column in zip(*cases, strict=True))
+    channels = len(cases)
+    graph = Graph(one_conv(np.ones((channels, 3, 1, 1)), np.zeros(channels)))
+    graph.constants |= {
+        "clip.low": low.astype(np.float32).reshape(1, -1, 1, 1),
+        "clip.high": high.astype(np.float32).reshape(1, -1, 1, 1),
+        "second.weights": np.eye(channels, dtype=np.float32).reshape(channels, channels, 1, 1),
+    }
+    graph.nodes[1:1] = [
+        helper.make_node("Max", ["conv", "clip.low"], ["above"]),
+        helper.make_node("Min", ["above", "clip.high"], ["clip"]),
+        helper.make_node("Conv", ["clip", "second.weights"], ["second"]),
+    ]
+    graph.nodes[4].input[0] = "second"
+    known = Calibration("", {}, None, {"second": UNIT["conv"]}, {"clip": np.full(channels, 0.5)}, {"clip": active})
+    quantised = Graph(quantise(graph.to_model(), known, (-1, 1)))
+    bias = quantised.constants["second.bias_codes"] * quantised.constants["second.weight_step"] / 255
+    np.testing.assert_allclose(bias, -added, rtol=0, atol=2e-5)
 
 
 def test_a_calibration_of_other_channels_is_refused() -> None:

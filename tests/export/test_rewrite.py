@@ -160,18 +160,22 @@ def test_a_batchnorm_that_no_pointwise_conv_follows_is_left_alone_and_the_others
     model = with_norm_on_the_input(small_densenet, *after).to_model()
     clipped = clip_batchnorms(model)
     assert [norm.output[0] for norm in Graph(clipped).of_type("BatchNormalization")] == ["first"]
+    assert equalise_channels(model, ranges_of(small_densenet)) is model  # for no Conv makes what that one reads
     pictures = small_densenet.other_pictures
     np.testing.assert_allclose(logits(clipped, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
 
 
-def test_epsilon_is_each_batchnorms_own(small_densenet: Network) -> None:
+@pytest.mark.parametrize("epsilon", [0.25, None])
+def test_epsilon_is_each_batchnorms_own_or_the_standards(epsilon: float | None, small_densenet: Network) -> None:
     graph = Graph(small_densenet.model)
     for norm in graph.of_type("BatchNormalization"):
-        give(norm, epsilon=0.25)
+        del norm.attribute[:]
+        if epsilon is not None:
+            give(norm, epsilon=epsilon)
     model, pictures = graph.to_model(), small_densenet.other_pictures
     ranges = observe_ranges(model, small_densenet.calibration_pictures(), lambda done: None)
     wanted = logits(model, pictures)
-    assert np.abs(wanted - logits(small_densenet.model, pictures)).max() > 0.1
+    assert (np.abs(wanted - logits(small_densenet.model, pictures)).max() > 0.1) == (epsilon is not None)
     for rewritten in (equalise_channels(model, ranges), clip_batchnorms(model), rewrite(model, ranges)):
         np.testing.assert_allclose(logits(rewritten, pictures), wanted, rtol=0, atol=UNCHANGED)
 
@@ -289,6 +293,8 @@ def test_of_a_channel_the_part_that_some_relu_lets_through_is_kept() -> None:
         (-2.0, 10.0): (0, 3),  # all is below 5
         (0.0, 1.0): (0, 3),
         (0.5, -1.45): (2.9, 3),
+        (1.0, -1.0): (1, 3),
+        (-1.0, 1.0): (0, 1),
     }
     affine, wanted = np.array(list(cases)), np.array(list(cases.values()))
     ranges = np.tile([0.0, 3.0], (len(cases), 1))
