@@ -30,8 +30,13 @@ PARTS: Final = (
     Part("scheduler", {"serve/scheduler.py": ()}, ("tests/serve/test_scheduler.py",)),
     Part(
         "upload",
-        {"serve/upload.py": (), "serve/arrival.py": ()},
-        ("tests/serve/test_arrival.py", "tests/serve/test_app.py"),
+        {"serve/upload.py": (), "serve/form.py": (), "serve/arrival.py": ()},
+        (
+            "tests/serve/test_form.py",
+            "tests/serve/test_arrival.py",
+            "tests/serve/test_limits.py",
+            "tests/serve/test_app.py",
+        ),
     ),
     Part(
         "deadlines",
@@ -39,12 +44,31 @@ PARTS: Final = (
             "serve/handlers.py": ("until", "while_connected", "Server"),
             "serve/lifecycle.py": (),
         },
-        ("tests/serve/test_lifecycle.py", "tests/serve/test_app.py", "tests/serve/test_inference.py"),
+        (
+            "tests/serve/test_lifecycle.py",
+            "tests/serve/test_deadlines.py",
+            "tests/serve/test_memory_given_back.py",
+            "tests/serve/test_metrics.py",
+            "tests/serve/test_app.py",
+            "tests/serve/test_inference.py",
+        ),
     ),
-    Part("keys", {"serve/keys.py": (), "serve/middleware.py": ("KeyGuard", "_api_key")}, ("tests/serve/test_keys.py",)),
-    Part("origins", {"serve/middleware.py": ("OriginGuard",)}, ("tests/serve/test_keys.py", "tests/serve/test_app.py")),
+    Part(
+        "keys",
+        {"serve/keys.py": (), "serve/middleware.py": ("api_key",), "serve/app.py": ("GuardedRoute",)},
+        ("tests/serve/test_keys.py", "tests/serve/test_paths.py"),
+    ),
+    Part(
+        "origins",
+        {"serve/origins.py": (), "serve/middleware.py": ("OriginGuard",)},
+        ("tests/serve/test_origins.py", "tests/serve/test_app.py"),
+    ),
     Part("preprocess", {"serve/preprocess.py": ()}, ("tests/serve/test_preprocess.py",)),
-    Part("postprocess", {"serve/postprocess.py": ()}, ("tests/serve/test_postprocess.py",)),
+    Part(
+        "postprocess",
+        {"serve/postprocess.py": ()},
+        ("tests/serve/test_postprocess.py", "tests/serve/test_regular_file.py"),
+    ),
     Part(
         "gate",
         {
