@@ -12,7 +12,8 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, limit: int) -> str:
-    """The text, or of a longer one its first `limit` characters and how many more there were."""
+    """The text, or of a longer one so many characters of its beginning and its end, and how many were between them."""
     if len(text) <= limit:
         return text
-    return f"{text[:limit]}… ({len(text) - limit} more characters)"
+    end = limit // 4  # where messages have a status or a reason
+    return f"{text[: limit - end]}… ({len(text) - limit} more characters) …{text[len(text) - end :]}"

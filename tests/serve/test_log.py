@@ -44,10 +44,13 @@ def test_a_request_line_of_sixty_thousand_characters_makes_no_long_line(path: st
         assert len(line) < 4500
         assert "\x1b" not in line
     parsed = json.loads(JsonFormatter().format(made))
-    for text in (parsed["message"], parsed["path"]):
-        begun, _, rest = text.partition("… (")
-        assert rest.endswith(" more characters)")
-        assert (f"GET {path} 404" if begun.startswith("GET") else path).startswith(begun)
+    for text, whole in ((parsed["message"], f"GET {path} 404"), (parsed["path"], path)):
+        beginning, _, rest = text.partition("… (")
+        count, _, end = rest.partition(" more characters) …")
+        assert whole.startswith(beginning)
+        assert whole.endswith(end)
+        assert len(whole) == len(beginning) + int(count) + len(end)
+    assert " 404  1 bytes in" in TextFormatter().format(made)
 
 
 def test_ordinary_lines_are_not_cut() -> None:

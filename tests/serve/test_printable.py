@@ -43,5 +43,6 @@ def test_a_text_within_its_limit_stays_as_it_is() -> None:
     assert shortened("abcde", 5) == "abcde"
 
 
-def test_of_a_longer_text_the_beginning_is_left_and_how_much_more_there_was() -> None:
-    assert shortened("a" * 60_000, 10) == "aaaaaaaaaa… (59990 more characters)"
+def test_of_a_longer_text_beginning_and_end_are_left_and_how_much_more_there_was() -> None:
+    assert shortened("a" * 60_000 + "bc", 10) == "aaaaaaaa… (59992 more characters) …bc"
+    assert shortened("abc", 2) == "ab… (1 more characters) …"

@@ -160,20 +160,21 @@ runpy.run_module("serve", run_name="__main__")
 def impatient() -> Iterator[ServerProcess]:
     with running_server(sys.executable, *FLAGS, code=IMPATIENT) as started:
         wait_for(lambda: len(children(started)) == 2)
-        wait_for(lambda: sum("is ready" in line for line in started.lines) == 2)
+        wait_for_ready(started, 2)
         yield started
 
 
 @pytest.mark.parametrize("how", ["stopped", "its event loop hangs"])
 def test_a_worker_that_hangs_is_killed_and_replaced(impatient: ServerProcess, cat: bytes, how: str) -> None:
     before = children(impatient)
-    if how == "stopped":
-        os.kill(before[0], signal.SIGSTOP)
-    else:
-        url = urlsplit(impatient.url)
-        hanging = socket.create_connection((url.hostname, url.port), timeout=20)
-        hanging.sendall(b"GET /docs HTTP/1.1\r\nHost: x\r\n\r\n")
-    wait_for(lambda: len(set(children(impatient)) & set(before)) == 1 and len(children(impatient)) == 2)
+    with ExitStack() as stack:
+        if how == "stopped":
+            os.kill(before[0], signal.SIGSTOP)
+        else:
+            url = urlsplit(impatient.url)
+            hanging = stack.enter_context(socket.create_connection((url.hostname, url.port), timeout=20))
+            hanging.sendall(f"GET /docs HTTP/1.1\r\nHost: {url.netloc}\r\n\r\n".encode())
+        wait_for(lambda: len(set(children(impatient)) & set(before)) == 1 and len(children(impatient)) == 2, 40)
     (gone,) = set(before) - set(children(impatient))
     assert [upload(impatient, cat) for _ in range(12)] == [200] * 12
     said = [line["message"] for line in impatient.log if f"(process {gone})" in line["message"]]
@@ -182,8 +183,6 @@ def test_a_worker_that_hangs_is_killed_and_replaced(impatient: ServerProcess, ca
         f"worker {number} (process {gone}) hangs and is killed",
         f"worker {number} (process {gone}) ended by SIGKILL; starting another",
     ]
-    if how != "stopped":
-        hanging.close()
     assert impatient.stop() == 0
 
 
@@ -209,6 +208,11 @@ def test_workers_that_work_are_not_taken_for_hanging(impatient: ServerProcess, c
     assert children(impatient) == before
 
 
+def wait_for_ready(server: ServerProcess, count: int) -> None:
+    """So many workers by now, those before counted."""
+    wait_for(lambda: sum("is ready" in line for line in server.lines) == count, 30)
+
+
 def test_what_is_counted_in_neither_grows_nor_is_missed(server: ServerProcess, cat: bytes) -> None:
     """One worker after the other dies, and then somebody clears everything away."""
     link = next(path for path in Path(f"/proc/{server.process.pid}/fd").iterdir() if path.readlink().name == "lock")
@@ -216,16 +220,15 @@ def test_what_is_counted_in_neither_grows_nor_is_missed(server: ServerProcess, c
     files = {path.name for path in folder.iterdir()}
     assert len(files) == 9
     for number in range(3):
-        before = children(server)
-        os.kill(before[number % 2], signal.SIGKILL)
-        wait_for(lambda before=before: len(set(children(server)) - set(before)) == 1)  # type: ignore[misc]
+        wait_for_ready(server, 2 + number)
+        os.kill(children(server)[number % 2], signal.SIGKILL)
         assert upload(server, cat) == 200
+    wait_for_ready(server, 5)
     assert metric(server, UPLOADS) == 3
     assert {path.name for path in folder.iterdir()} == files
     shutil.rmtree(folder)
-    before = children(server)
-    os.kill(before[0], signal.SIGKILL)
-    wait_for(lambda: len(set(children(server)) - set(before)) == 1)
+    os.kill(children(server)[0], signal.SIGKILL)
+    wait_for_ready(server, 6)
     assert [upload(server, cat) for _ in range(12)] == [200] * 12
     assert any("counts for itself" in line["message"] for line in server.log)
     assert server.stop() == 0
