@@ -71,4 +71,4 @@ def _write(content: bytes, path: Path) -> None:
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
         with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+            path.unlink()

@@ -73,6 +73,9 @@ def test_figures_are_what_they_say() -> None:
         "max_abs_logit_difference": 1.5,
         "mean_abs_logit_difference": 0.12,
     }
+    assert replace(figures, agreement=2 / 3).to_card()["agreement"] == 0.6667
+    for half_known in (replace(figures, top1=None), replace(figures, reference_top1=None)):
+        assert half_known.top1_loss is None
     assert figures.reference_card() == {"photographs": 4, "top1": 0.3333}
     assert unlabelled.reference_card() == {"photographs": 4, "top1": None}
 
@@ -179,9 +182,13 @@ def test_a_range_has_headroom_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_median_channel_uses_a_fifth_of_its_range(monkeypatch: pytest.MonkeyPatch) -> None:
-    fits(monkeypatch, alike(0.25, 0.75), alike(0.0, 2.5))
-    with pytest.raises(CalibrationError, match=r"^the median channel uses 19% of its recorded range, less than 20%$"):
-        fits(monkeypatch, alike(0.25, 0.73), alike(0.0, 2.5))
+    for unit in (1, 1e-3, 1e3):
+        fits(monkeypatch, alike(0.25 * unit, 0.76 * unit), alike(0.0, 2.5 * unit))
+        with pytest.raises(
+            CalibrationError, match=r"^the median channel uses 19% of its recorded range, less than 20%$"
+        ):
+            fits(monkeypatch, alike(0.25 * unit, 0.73 * unit), alike(0.0, 2.5 * unit))
+    fits(monkeypatch, alike(0.25, 0.75), alike(0.0, 2.5))  # a fifth
     dead, used = alike(0.0, 0.0, 40), alike(0.0, 1.0, 60)
     fits(
         monkeypatch, {"dead": dead["tensor"], "used": used["tensor"]}, {"dead": dead["tensor"], "used": used["tensor"]}

@@ -133,9 +133,16 @@ def test_a_calibration_records_what_it_looked_at_and_makes_the_same_model_again(
 
 
 def test_int8_is_measured_on_what_was_not_calibrated_on(
-    export: Export, recorded: Path, inputs: Inputs, tmp_path: Path
+    export: Export, recorded: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(photos=(inputs.calibrated, inputs.others)) == 0
+    said = capsys.readouterr().out
+    for stage, words in (
+        ("calibrate", "calibrated, 100 photographs"),
+        ("quantise to int8", r"\d+ nodes"),
+        ("compare int8 with fp32", rf"{HELD_OUT} photographs not calibrated on, 9\d\.\d% agree"),
+    ):
+        assert re.search(rf"^{stage} +[0-9.]+ s  {words}$", said, re.MULTILINE)
     others = sorted(inputs.others.iterdir())
     fp32, int8 = (answers(tmp_path / "models" / name, others) for name in ("small.onnx", "small.int8.onnx"))
     numbers = class_numbers()
