@@ -102,7 +102,7 @@ def test_it_ends_in_time_though_a_client_never_does(which: str, container: Conta
         address = urlsplit(ending.url)
         with socket.create_connection((address.hostname or "", address.port or 0), timeout=5) as client:
             client.sendall(
-                b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Type: image/jpeg\r\nContent-Length: 9999\r\n\r\n"
+                b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 9999\r\n\r\n"
             )
             client.sendall(b"\xff\xd8")
             time.sleep(0.3)

@@ -134,7 +134,7 @@ def test_what_stops_a_start_is_one_line_and_status_2(
     assert (status, text.count("\n")) == (2, 1)
     assert words in text
     assert text.startswith("serve: ")
-    assert seconds < 2
+    assert seconds < 15  # at once, on a machine that may be busy
 
 
 def test_settings_come_from_the_environment_too() -> None:
