@@ -110,10 +110,15 @@ def test_probes_and_the_card_stay_open_and_other_methods_of_a_guarded_route_do_n
         assert client.get(path).status_code == 404
 
 
-def test_a_changed_file_counts_from_the_next_request_on(client: TestClient, file: Path, cat: bytes) -> None:
+def test_a_changed_file_counts_from_the_next_request_on(
+    client: TestClient, file: Path, cat: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "serve")
     file.write_text("third-key\n")
     assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401
     assert upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200
+    said = [record.getMessage() for record in caplog.records if record.name == "serve"]
+    assert said == [f"API keys: 1 read anew from {file.name}"]
 
 
 def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:

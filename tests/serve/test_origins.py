@@ -71,7 +71,7 @@ def test_a_malformed_host_has_no_name(host: str) -> None:
     assert host_name(host) is None
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost", "127.0.0.2"])
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost", "127.0.0.2", "page.localhost"])
 def test_a_server_on_loopback_answers_to_loopback_alone(address: str) -> None:
     hosts = AllowedHosts((), address)
     assert all(host in hosts for host in ["", *LOOPBACK])

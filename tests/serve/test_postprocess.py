@@ -101,3 +101,12 @@ def test_whatever_stands_for_a_class_the_error_is_short(tmp_path: Path, value: s
 def test_a_missing_class_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClassIndexError, match="No such file"):
         load_class_index(tmp_path / "none.json", 2)
+
+
+@pytest.mark.parametrize(("size", "words"), [(16 * 2**20, "not JSON"), (16 * 2**20 + 1, "more than 16777216 bytes")])
+def test_a_class_index_may_have_16_mebibytes(tmp_path: Path, size: int, words: str) -> None:
+    path = tmp_path / "index.json"
+    with path.open("wb") as file:
+        file.truncate(size)
+    with pytest.raises(ClassIndexError, match=words):
+        load_class_index(path, 2)
