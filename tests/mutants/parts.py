@@ -63,7 +63,11 @@ PARTS: Final = (
         {"serve/origins.py": (), "serve/middleware.py": ("OriginGuard",)},
         ("tests/serve/test_origins.py", "tests/serve/test_app.py"),
     ),
-    Part("preprocess", {"serve/preprocess.py": ()}, ("tests/serve/test_preprocess.py",)),
+    Part(
+        "preprocess",
+        {"serve/preprocess.py": ()},
+        ("tests/serve/test_preprocess.py", "tests/serve/test_decoding.py"),
+    ),
     Part(
         "postprocess",
         {"serve/postprocess.py": ()},

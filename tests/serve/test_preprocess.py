@@ -167,6 +167,12 @@ def test_preprocessing_survives_the_model_card() -> None:
     assert Preprocessing.from_card(card) == spec(FULL)
 
 
+@pytest.mark.parametrize(("crop", "resize"), [(1, 1), (224, 224), (1, 4096), (4096, 4096)])
+def test_a_crop_goes_from_one_pixel_to_all_that_was_resized(crop: int, resize: int) -> None:
+    read = Preprocessing.from_card({**spec(FULL).to_card(), "crop": crop, "resize": resize})
+    assert (read.crop, read.resize) == (crop, resize)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -174,6 +180,10 @@ def test_preprocessing_survives_the_model_card() -> None:
         ({"std": [1, 0, 1]}, "std="),
         ({"crop": 300}, "crop=300"),
         ({"resize": 10**9}, "resize=1000000000"),
+        ({"resize": 4097}, "resize=4097 .* 4096"),
+        ({"crop": 257}, "crop=257"),
+        ({"crop": 0}, "crop=0"),
+        ({"mean": [0.5, "0.5", 0.5]}, "mean="),
         ({"interpolation": "cubist"}, "interpolation='cubist'"),
         ({"interpolation": ["bilinear"]}, r"interpolation=\['bilinear'\]"),
     ],
