@@ -41,16 +41,15 @@ PARTS: Final = (
     Part(
         "deadlines",
         {
-            "serve/handlers.py": ("until", "while_connected", "Server"),
+            "serve/handlers.py": ("until", "while_connected", "_disconnected"),
             "serve/lifecycle.py": (),
+            "serve/parameters.py": ("parse_timeout",),
         },
         (
             "tests/serve/test_lifecycle.py",
             "tests/serve/test_deadlines.py",
-            "tests/serve/test_memory_given_back.py",
-            "tests/serve/test_metrics.py",
+            "tests/serve/test_parameters.py",
             "tests/serve/test_app.py",
-            "tests/serve/test_inference.py",
         ),
     ),
     Part(
