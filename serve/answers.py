@@ -29,10 +29,9 @@ def prediction(classified: Classified, model_name: str) -> dict[str, Any]:
 
 def prediction_or_problem(outcome: Outcome[Classified], model_name: str) -> dict[str, Any]:
     """One picture's place in a list of results; raises what is no `RequestError`, because that is a defect."""
-    try:
-        return prediction(outcome.unwrap(), model_name)
-    except RequestError as error:
-        return problem_of(error)
+    if isinstance(outcome.error, RequestError):
+        return problem_of(outcome.error)
+    return prediction(outcome.unwrap(), model_name)
 
 
 def stages_of(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:

@@ -158,6 +158,7 @@ def _response(request: Request, content: dict[str, Any], headers: dict[str, str]
 # Plain functions Starlette would run on a thread: three milliseconds each where the CPUs are busy.
 def _refuser(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
     async def answer(request: Request, error: RequestError) -> Response:
+        error.__traceback__ = None  # its frames hold the upload, and the error: a cycle of megabytes
         metrics.rejected(error)
         seconds = retry_after(error)
         headers = {} if seconds is None else {"Retry-After": str(seconds)}

@@ -63,7 +63,8 @@ class Form:
         self._buffer = bytearray(b"\n")
         self._searched = 0  # in the buffer; what is looked for does not begin before
         self._near_boundaries = 0
-        self._step = self._read_data
+        # Not a bound method, which would make a cycle and keep the files until the garbage collector runs.
+        self._step = Form._read_data
         self._is_file = False
         self._begun = False
         self._complete = False
@@ -72,7 +73,7 @@ class Form:
         """Read on; what follows the closing boundary is dropped."""
         if not self._complete:
             self._buffer += chunk
-        while not self._complete and self._step():
+        while not self._complete and self._step(self):
             pass
 
     def end(self) -> list[UploadedFile]:
@@ -107,7 +108,7 @@ class Form:
             self._drop(after + padding)
             self._complete = end != b"\r\n"
             self._begun, self._is_file = True, False
-            self._delimiter, self._step = b"\r\n--" + self._boundary, self._read_headers
+            self._delimiter, self._step = b"\r\n--" + self._boundary, Form._read_headers
             return True
         self._near_boundaries += 1
         if padding or self._near_boundaries > _MAX_NEAR_BOUNDARIES:
@@ -135,7 +136,7 @@ class Form:
                 disposition = value
         self._begin_part(_parameters(disposition))
         self._drop(end + 4)
-        self._step = self._read_data
+        self._step = Form._read_data
         return True
 
     def _drop(self, count: int) -> None:

@@ -1,7 +1,9 @@
 """Multipart bodies, whole and in crumbs: what is a part, what is refused, and that none takes longer than another."""
 
 import contextlib
+import gc
 import time
+import weakref
 
 import pytest
 
@@ -189,3 +191,17 @@ def test_the_worst_of_content_types_takes_less_than_five_milliseconds(worst: str
             Form("multipart/form-data;" + worst, 1)
         taken.append(time.process_time() - began)
     assert min(taken) < 0.005
+
+
+def test_nothing_but_its_owner_keeps_a_form_and_its_files() -> None:
+    """A circle of references would hold megabytes until Python looks for circles."""
+    form = Form("multipart/form-data; boundary=b", 1)
+    form.feed(b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ndata\r\n--b--\r\n')
+    assert [file.data for file in form.end()] == [b"data"]
+    gone = weakref.ref(form)
+    gc.disable()
+    try:
+        del form
+        assert gone() is None
+    finally:
+        gc.enable()
