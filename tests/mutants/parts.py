@@ -31,12 +31,8 @@ PARTS: Final = (
     Part(
         "upload",
         {"serve/upload.py": (), "serve/form.py": (), "serve/arrival.py": ()},
-        (
-            "tests/serve/test_form.py",
-            "tests/serve/test_arrival.py",
-            "tests/serve/test_limits.py",
-            "tests/serve/test_app.py",
-        ),
+        ("tests/serve/test_upload.py", "tests/serve/test_form.py", "tests/serve/test_arrival.py"),
+        without=("milliseconds",),
     ),
     Part(
         "deadlines",

@@ -1,5 +1,6 @@
 """A request's deadline counts from the end of its upload, and covers all that follows."""
 
+import asyncio
 import socket
 import sys
 import threading
@@ -9,9 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 from serve import handlers_v2
 from serve.classifier import Classifier
+from serve.handlers import while_connected
 from tests.references import PICTURES
 from tests.serve.conftest import ClientFor
 from tests.server_process import running_server
@@ -68,3 +71,83 @@ def test_reading_an_inference_request_ends_with_the_deadline_too(
     assert (answer.status_code, time.monotonic() - started < 5) == (504, True)
     assert "deadline" in answer.json()["error"]
     gate.set()
+
+
+Message = dict[str, Any]
+
+
+def messages(*types: str) -> tuple[Any, asyncio.Event]:
+    """An ASGI `receive` that gives these, and whose next one waits until the event is set; then the client has left."""
+    left, waiting = asyncio.Event(), list(types)
+
+    async def receive() -> Message:
+        if waiting:
+            return {"type": waiting.pop(0)}
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return receive, left
+
+
+def test_work_is_done_while_its_client_is_there_and_nobody_watches_after_it() -> None:
+    async def scenario() -> None:
+        receive, left = messages("http.request")
+        before = asyncio.all_tasks()
+        assert await while_connected(receive, asyncio.sleep(0.01, "done")) == "done"
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+        left.set()
+        await asyncio.sleep(0.01)  # a client that leaves now ends nothing
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_ends_its_work_and_nothing_else() -> None:
+    async def scenario() -> None:
+        receive, left = messages("http.request", "http.request")
+        cancelled = asyncio.Event()
+
+        async def work() -> None:
+            left.set()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                cancelled.set()
+                raise
+
+        with pytest.raises(ClientDisconnect):
+            await while_connected(receive, work())
+        assert cancelled.is_set()
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await asyncio.sleep(0)  # the task goes on
+
+    asyncio.run(scenario())
+
+
+def test_whoever_else_ends_the_work_is_not_taken_for_its_client() -> None:
+    async def scenario() -> None:
+        receive, _ = messages()
+        task = asyncio.ensure_future(while_connected(receive, asyncio.sleep(30)))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(scenario())
+
+
+def test_work_that_ends_as_its_client_leaves_has_its_result() -> None:
+    async def scenario() -> None:
+        receive, left = messages()
+
+        async def work() -> str:
+            left.set()
+            return "done"
+
+        assert await while_connected(receive, work()) == "done"
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+    asyncio.run(scenario())

@@ -205,3 +205,52 @@ def test_nothing_but_its_owner_keeps_a_form_and_its_files() -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("count", "taken"), [(256, True), (257, False)])
+@pytest.mark.parametrize("step", [1, 1 << 18])
+def test_a_boundary_may_have_256_blanks_behind_it(count: int, taken: bool, step: int) -> None:
+    body = b"--b" + b" " * count + b"\r\n" + HEAD + b"data\r\n--b--\r\n"
+    if taken:
+        assert read(body, step) == [("a.jpg", b"data")]
+    else:
+        with pytest.raises(MalformedUpload):
+            read(body, step)
+
+
+def test_a_thousand_lines_may_nearly_be_the_boundary() -> None:
+    def body(count: int) -> bytes:
+        return b"--b\r\n" + HEAD + b"data" + b"\r\n--b\0" * count + b"\r\n--b--\r\n"
+
+    assert read(body(1000)) == [("a.jpg", b"data" + b"\r\n--b\0" * 1000)]
+    with pytest.raises(MalformedUpload):
+        read(body(1001))
+
+
+def without_filename(data: bytes) -> bytes:
+    return b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + data + b"\r\n--b--\r\n"
+
+
+def test_a_name_in_place_of_a_file_is_told_up_to_255_characters() -> None:
+    with pytest.raises(MissingFile, match=r"holds the text 'a{255}' and no file"):
+        read(without_filename(b"a" * 255))
+    assert read(without_filename(b"a" * 256)) == [("", b"a" * 256)]
+    assert read(without_filename(b"")) == [("", b"")]
+
+
+def test_the_names_of_other_parts_are_told_up_to_40_characters() -> None:
+    body = b'--b\r\nContent-Disposition: form-data; name="' + b"n" * 41 + b'"\r\n\r\ndata\r\n--b--\r\n'
+    with pytest.raises(MissingFile, match=r"parts sent are named 'n{40}'\."):
+        read(body)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1 << 18])
+def test_the_headers_of_a_part_may_be_just_as_long_as_all_their_limits(step: int) -> None:
+    longest = 4096 + 128
+    lines = [HEAD.removesuffix(b"\r\n\r\n")]
+    lines += [b"X-%d: " % number + b"v" * (longest - 5) for number in range(7)]
+    body = b"--b\r\n" + b"\r\n".join(lines) + b"\r\n\r\ndata\r\n--b--\r\n"
+    assert read(body, step) == [("a.jpg", b"data")]
+    lines[1] += b"v"
+    with pytest.raises(MalformedUpload, match="longer than the limit of 4224 bytes"):
+        read(b"--b\r\n" + b"\r\n".join(lines) + b"\r\n\r\ndata\r\n--b--\r\n", step)

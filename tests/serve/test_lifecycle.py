@@ -39,6 +39,19 @@ def test_nobody_is_let_in_before_the_start_nor_while_draining() -> None:
     asyncio.run(scenario())
 
 
+def test_draining_begins_with_the_wish_to() -> None:
+    async def scenario() -> None:
+        lifecycle = started()
+        assert lifecycle.draining is False
+        await lifecycle.drain()
+        assert lifecycle.draining is True
+        assert not lifecycle.ready
+        with pytest.raises(NotReady, match="shutting down"):
+            lifecycle.require_ready()
+
+    asyncio.run(scenario())
+
+
 def test_draining_waits_for_those_inside_also_when_there_were_others_before() -> None:
     async def scenario() -> None:
         lifecycle = started()
