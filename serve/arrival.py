@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Final
 
 from serve.errors import UploadsFull, UploadTooSlow
+from serve.pacing import Pacer
 
 # What an upload has to come at, on average and after a start, so that a large one on a slow line has its time.
 _BYTES_A_SECOND: Final = 64 * 1024
@@ -25,6 +26,7 @@ class Arrivals:
         self.max_bytes = max_bytes
         self.seconds = seconds
         self.arriving: set[Arrival] = set()
+        self.pacer = Pacer()
 
     @contextlib.contextmanager
     def one(self) -> Iterator["Arrival"]:
@@ -85,6 +87,7 @@ class Arrival:
                 self._all.make_room(len(chunk))
                 self._all.held += len(chunk)
                 self.held += len(chunk)
+                await self._all.pacer.turn()  # whoever reads the chunk computes
                 yield chunk
         finally:
             self._all.arriving.discard(self)

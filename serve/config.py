@@ -93,8 +93,8 @@ class Config:
     allowed_hosts: tuple[str, ...] = _setting(
         (),
         host_names,
-        "names that the server answers to, separated by commas, *.example.org and * allowed; none: loopback names "
-        "if it listens on loopback only, else any",
+        "names that the server answers to besides addresses and loopback names, separated by commas, *.example.org and "
+        "* allowed; none: any, or only the latter if it listens on loopback only",
     )
     cors_origins: tuple[str, ...] = _setting(
         (), origins, "origins whose pages may use the server from a browser, separated by commas"

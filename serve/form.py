@@ -24,7 +24,7 @@ _MAX_SEMICOLONS: Final = 32
 # Blanks between a boundary and the end of its line, which mail gateways add.
 _MAX_PADDING: Final = 256
 # Lines that begin with the boundary and are none. RFC 2046 has no place for them; each takes a microsecond.
-_MAX_NEAR_BOUNDARIES: Final = 1000
+_MAX_NEAR_BOUNDARIES: Final = 64
 _LONGEST_NAME: Final = 255
 _SHOWN_NAME_CHARACTERS: Final = 40
 

@@ -62,9 +62,11 @@ class Server:
         self.metrics = metrics
         self.limits = UploadLimits(config.max_request_bytes, config.max_files)
         self.arrivals = Arrivals(config.max_upload_bytes, config.body_timeout_ms / 1000)
+        self.pacer = self.arrivals.pacer
         model = classifier.model
-        self._document = document(config, model.name, model.input_side, model.class_count)
-        self._docs = page(self._document)
+        described = document(config, model.name, model.input_side, model.class_count)
+        self._openapi = bytes(PrettyEnd(described).body)
+        self._docs = page(described)
         variant = str(classifier.card["variant"])
         self._page = start_page(config, model.name, variant, model.class_count)
         self._page_headers = security_headers(self._page)
@@ -93,6 +95,7 @@ class Server:
 
     async def root(self, request: Request) -> Response:
         if prefers_html(request.headers.get("accept", "")):
+            await self.pacer.turn()
             text = addressed(self._page, request.scope["scheme"], request.headers.get("host", ""))
             return HTMLResponse(text, headers={"Vary": "Accept", **self._page_headers})
         return PlainTextResponse("Server is Running\n", headers={"Vary": "Accept"})
@@ -109,12 +112,14 @@ class Server:
         return PrettyEnd(self.classifier.card)
 
     async def show_metrics(self, request: Request) -> Response:
+        await self.pacer.turn()
         return Response(self.metrics.text(), headers={"Content-Type": METRICS_MEDIA_TYPE})
 
     async def openapi(self, request: Request) -> Response:
-        return PrettyEnd(self._document)
+        return Response(self._openapi, media_type="application/json")
 
     async def docs(self, request: Request) -> Response:
+        await self.pacer.turn()
         text = addressed(self._docs, request.scope["scheme"], request.headers.get("host", ""))
         return HTMLResponse(text, headers=security_headers(text))
 

@@ -7,6 +7,7 @@ client may leave an answer unread. What is no HTTP gets a problem of the contrac
 import asyncio
 import logging
 import socket
+import struct
 import sys
 from typing import Any, Final, cast
 
@@ -48,6 +49,8 @@ _HEADERS_LIMIT: Final = _too_large(f"The request has more headers than the limit
 # How often a client that closed its side is looked at, and the state of a TCP connection that it has reset (tcp(7)).
 _LOOK_SECONDS: Final = 0.1
 _TCP_CLOSE: Final = 7
+# Of SO_LINGER: on, and no seconds.
+_FORGET: Final = struct.pack("ii", 1, 0)
 _NO_HTTP: Final = Fault(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
 
 
@@ -97,7 +100,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.pipeline.clear()
 
     def evict(self) -> None:
-        """Close at once: another connection needs the room."""
+        """Close at once, and have the system forget what was not read: another connection needs the room."""
+        connection = self.transport.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FORGET)
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -117,12 +122,18 @@ class HttpProtocol(HttpToolsProtocol):
         One that has gone altogether looks the same until something is sent to it, which its system then resets: so
         send what every HTTP/1.1 client ignores, and look.
         """
-        if self._refused or not self._end_after_answers():
-            return False
+        if self._end_after_answers():
+            self.loop.call_later(_LOOK_SECONDS, self._see_whether_it_is_gone)
+        else:
+            self.transport.close()
+        return True  # asyncio's own closing would forget what this transport holds back
+
+    def _see_whether_it_is_gone(self) -> None:
+        if self.transport.is_closing():
+            return
         if self._running and not self._running.response_started and self._running.scope["http_version"] == "1.1":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._look_for_reset()
-        return True
 
     def _look_for_reset(self) -> None:
         if self.transport.is_closing():
@@ -138,7 +149,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.all_connections.waits(self)
         unread = self.transport.get_write_buffer_size()
         self.all_connections.leaves_unread(self, unread)
-        self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_A_SECOND, self.transport.abort)
+        self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_A_SECOND, self.evict)
 
     def resume_writing(self) -> None:
         self._stop_waiting_for_reader()
@@ -173,7 +184,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
-        if version == "1.0" and self.url + b" HTTP/1.0" not in self._received:
+        line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version.encode())
+        if not self._received.startswith(line) and b"\n" + line not in self._received:
             raise _NoMore  # RTSP or ICE, which llhttp takes too
         if self._is_to_be_declined():
             return
@@ -286,9 +298,10 @@ class HttpProtocol(HttpToolsProtocol):
             return False
         last: RequestResponseCycle | None = self.cycle
         if self.cycle.more_body:  # it will never be whole; those before it are answered
-            if not self.pipeline:
+            if self.pipeline and self.pipeline[0][0] is self.cycle:
+                self.pipeline.popleft()
+            elif self._running is self.cycle:
                 return False
-            self.pipeline.popleft()
             last = self.pipeline[0][0] if self.pipeline else self._running
         if last is not None:
             last.keep_alive = False

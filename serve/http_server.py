@@ -25,6 +25,8 @@ from serve.turns import TakingTurns, Turns
 # How long the event loop waits for Python's lock where a thread has it, which a probe needs a dozen times: by default
 # that makes a tenth of a second.
 _SWITCH_SECONDS: Final = 0.001
+# Connections that the system keeps until they are accepted; it drops the next ones, which try again after a second.
+_BACKLOG: Final = 4096
 # How long connections may take to close, once all uploads are answered: within the grace period with what it keeps.
 _CLOSING_SECONDS: Final = 1
 
@@ -83,6 +85,12 @@ class _DrainingServer(uvicorn.Server):
         app: Any = self.config.app
         async with app.router.lifespan_context(app):
             await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, with more room for connections not yet accepted than asyncio accepts in a turn of its loop."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(_BACKLOG)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -21,13 +21,13 @@ def listen(config: Config) -> list[socket.socket]:
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         # Alone even where several follow: another server on the port would otherwise go unnoticed.
-        first = _bound(family, address)
+        first = _bound(family, address, config.body_timeout_ms)
         if config.workers == 1:
             first.listen()
             return [first]
         found = first.getsockname()
         first.close()
-        together = [_bound(family, found, socket.SO_REUSEPORT) for _ in range(config.workers)]
+        together = [_bound(family, found, config.body_timeout_ms, socket.SO_REUSEPORT) for _ in range(config.workers)]
         for listener in together:
             listener.listen()
         return together
@@ -38,10 +38,13 @@ def listen(config: Config) -> list[socket.socket]:
         ) from error
 
 
-def _bound(family: int, address: Any, *options: int) -> socket.socket:
+def _bound(family: int, address: Any, unread_ms: int, *options: int) -> socket.socket:
     # Named by its number, or asyncio takes it for no TCP socket and leaves Nagle's algorithm on: 40 ms an answer.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)  # connections inherit it
+    # Connections inherit both.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # the system's own end of what was closed and is not read
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unread_ms)
     for option in (socket.SO_REUSEADDR, *options):
         listener.setsockopt(socket.SOL_SOCKET, option, 1)
     try:

@@ -6,6 +6,7 @@ was pointed at this machine (DNS rebinding) by its `Host`.
 
 import ipaddress
 import re
+import socket
 from collections.abc import Iterable
 from typing import Final
 
@@ -25,16 +26,17 @@ class AllowedHosts:
     """The hosts that a server answers to.
 
     Args:
-        names: names and addresses without port, `*.example.org` for all names below example.org, `*` for any. Other
-            addresses are allowed besides, because no name that can be pointed elsewhere is in them: probes use them.
+        names: names and addresses without port, `*.example.org` for all names below example.org, `*` for any. Loopback
+            names and all addresses are allowed besides: nobody can point them elsewhere, and probes use them.
             If there are no names: loopback names and addresses, if the server listens on loopback only, else any.
         address: the name or address that the server listens on.
     """
 
     def __init__(self, names: Iterable[str], address: str) -> None:
-        given = {name.lower() for name in names}
+        given = {name.lower().removesuffix(".") for name in names}
         self._only_loopback = not given and _is_loopback(address)
-        self._names = given or ({*_LOOPBACK, address} if self._only_loopback else {_ANY})
+        local = {*_LOOPBACK, address.lower().removesuffix(".")}  # nobody else's page can have such a name
+        self._names = given | local if given or self._only_loopback else {_ANY}
         self._suffixes = tuple(name.removeprefix("*") for name in self._names if name.startswith("*."))
 
     def __contains__(self, host: str) -> bool:
@@ -47,10 +49,8 @@ class AllowedHosts:
         return name in self._names or name.endswith(self._suffixes) or self._is_allowed_address(name)
 
     def _is_allowed_address(self, name: str) -> bool:
-        try:
-            return ipaddress.ip_address(name).is_loopback or not self._only_loopback
-        except ValueError:
-            return False
+        address = _address(name)
+        return address is not None and (address.is_loopback or not self._only_loopback)
 
 
 def is_own_page(origin: str, site: str, scheme: str, host: str) -> bool:
@@ -65,10 +65,20 @@ def is_own_page(origin: str, site: str, scheme: str, host: str) -> bool:
     return site == "same-origin" if site else bool(host) and origin == f"{scheme}://{host}"
 
 
-def _is_loopback(address: str) -> bool:
-    if address == "localhost" or address.endswith(".localhost"):
-        return True
+def _is_loopback(host: str) -> bool:
+    """Whether a server on this host listens on loopback only, however it is spelt."""
     try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):  # which whoever listens there says
         return False
+    addresses = [_address(str(entry[4][0])) for entry in found]
+    return all(address is not None and address.is_loopback for address in addresses)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """An address; an IPv4 one also where it is written as an IPv6 one."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address

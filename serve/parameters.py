@@ -14,14 +14,18 @@ TIMING_HEADER: Final = "X-Server-Timing"
 _DEFAULT_TOP_K: Final = 5
 _SHOWN_CHARACTERS: Final = 40
 _MOST_DIGITS: Final = 15
-_MAX_QUERY_BYTES: Final = 8192
+_MAX_QUERY_BYTES: Final = 1024
+_MAX_QUERY_FIELDS: Final = 32
 
 
 def parse_query(query: bytes) -> dict[str, list[str]]:
     """Name → values, in the order sent. query: percent-encoded, as in the request's target."""
     if len(query) > _MAX_QUERY_BYTES:
         raise BadParameter(f"The query has {len(query)} bytes; the limit is {_MAX_QUERY_BYTES} bytes.")
-    return parse_qs(query.decode("latin-1"), keep_blank_values=True)
+    try:
+        return parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError:
+        raise BadParameter(f"The query has more parameters than the limit of {_MAX_QUERY_FIELDS}.") from None
 
 
 def parse_top_k(given: Sequence[str], classes: int) -> int:

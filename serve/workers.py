@@ -83,6 +83,7 @@ class Workers:
         """Start them and keep them running; the exit status. Raises `StartError`."""
         on_stop(self._end)
         signal.signal(signal.SIGALRM, self._kill)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or, ignored, nobody could wait for a worker
         with counting_together(len(self._listeners)):
             while self._running or (self._due and not self._ending):
                 self._start_due()
@@ -137,7 +138,7 @@ class Workers:
         forget(number)
         if self._ending:
             return
-        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        how = f"by {_name(-code)}" if code < 0 else f"with status {code}"
         if not self._ready:
             if code != START_FAILED:  # of which it has told by itself
                 raise StartError(f"the first worker ended {how} before it was ready")
@@ -240,3 +241,11 @@ def _end_with(link: socket.socket, seconds: float) -> None:
 def _send(pid: int, number: int) -> None:
     with suppress(ProcessLookupError):  # it has just ended
         os.kill(pid, number)
+
+
+def _name(number: int) -> str:
+    """A signal's name; some have none, such as those for real time."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

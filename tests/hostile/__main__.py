@@ -9,6 +9,7 @@ is not as the contract has it: an answer that is not expected, no answer, a cras
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import statistics
@@ -173,6 +174,8 @@ def too_much(report: Report) -> list[str]:
         wrong.append(f"a good request took {max(report.good):.1f} s")
     if report.peak_megabytes > MOST_MEGABYTES:
         wrong.append(f"the server took {report.peak_megabytes:.0f} MB")
+    if unanswered := report.probes.count(math.inf):
+        wrong.append(f"probes had no answer, or another than 200, for the time of {unanswered} of them")
     if (p99 := quantile(report.probes, 0.99)) > PROBE_SECONDS:
         wrong.append(f"one of a hundred probes took {p99:.2f} s or more; the limit is {PROBE_SECONDS:g} s")
     return wrong

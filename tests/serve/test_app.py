@@ -87,7 +87,7 @@ def test_top_k_is_as_many_as_asked_for_and_sums_to_one_over_all(client: TestClie
     assert sum(entry["probability"] for entry in everything) == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("value", ["0", "1001", "-1", "1.5", "many", "", " 5", "٣", "1" * 5000])
+@pytest.mark.parametrize("value", ["0", "1001", "-1", "1.5", "many", "", " 5", "٣", "1" * 500])
 def test_a_top_k_that_is_not_allowed_is_named(client: TestClient, cat: bytes, value: str) -> None:
     assert_problem(post_file(client, cat, params={"top_k": value}), 400, "top_k=", "from 1 to 1000")
 

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from tests.hostile.__main__ import KINDS, Report, attacks, hostile, table, too_much, verdict, wrong_lines
-from tests.hostile.prober import quantile
+from tests.hostile.prober import quantile, with_those_kept_waiting
 from tests.hostile.requests import is_honest
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -62,9 +62,16 @@ def test_probes_that_wait_and_probes_that_are_not_answered_are_found() -> None:
     assert too_much(Report(probes=quick + [0.6] * 11)) == [
         "one of a hundred probes took 0.60 s or more; the limit is 0.5 s"
     ]
-    assert len(too_much(Report(probes=quick + [float("inf")] * 11))) == 1
+    assert len(too_much(Report(probes=[*quick, float("inf")]))) == 1
     assert len(too_much(Report())) == 1  # there were none
     assert len(too_much(Report(probes=quick, good=[5.1], peak_megabytes=701))) == 2
+
+
+def test_one_slow_probe_stands_for_those_it_kept_waiting() -> None:
+    assert with_those_kept_waiting(0.01) == [0.01]
+    assert with_those_kept_waiting(0.17) == pytest.approx([0.17, 0.12, 0.07, 0.02])
+    assert set(with_those_kept_waiting(float("inf"))) == {float("inf")}
+    assert len(with_those_kept_waiting(float("inf"))) == 200
 
 
 def test_quantiles_are_values_that_there_are() -> None:

@@ -4,7 +4,10 @@ import http.client
 import json
 import socket
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -61,6 +64,49 @@ def test_one_that_closes_its_side_behind_several_requests_gets_all_answers(serve
         assert answers.count(b"ok\n") == 3
 
 
+@pytest.mark.parametrize("target", [b"/livez", b"/metrics", b"/nothing"])
+def test_one_that_closes_its_side_after_a_head_request_gets_its_answer(server: ServerProcess, target: bytes) -> None:
+    for _ in range(5):
+        with connect(server) as raw, raw.makefile("rb") as received:
+            raw.sendall(GET.replace(b"GET /livez", b"HEAD " + target) + b"\r\n")
+            raw.shutdown(socket.SHUT_WR)
+            assert received.read().startswith(b"HTTP/1.1 404" if target == b"/nothing" else b"HTTP/1.1 200")
+
+
+def test_requests_ahead_of_a_fault_are_answered_to_one_that_closes_its_side(server: ServerProcess, cat: bytes) -> None:
+    for sent, answers in ((with_length(cat) + b"\0garbage", 1), ((GET + b"\r\n") * 12, 9)):
+        with connect(server) as raw, raw.makefile("rb") as received:
+            raw.sendall(sent)
+            raw.shutdown(socket.SHUT_WR)
+            assert received.read().count(b"HTTP/1.1 200 OK\r\n") == answers
+
+
+def test_one_that_closes_its_side_and_reads_nothing_is_closed() -> None:
+    """What is left is too little for the transport to mind by itself."""
+    flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--body-timeout-ms", "500")
+    with running_server(sys.executable, *flags) as hasty, ExitStack() as stack:
+        before = descriptors(hasty)
+        crowd = [stack.enter_context(connect(hasty)) for _ in range(40)]
+        for number, raw in enumerate(crowd):
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            raw.setblocking(False)
+            for _ in range(5 + number):
+                with suppress(BlockingIOError):
+                    raw.send(GET.replace(b"/livez", b"/docs") + b"\r\n")
+                time.sleep(0.002)
+        for raw in crowd:
+            with suppress(OSError):
+                raw.shutdown(socket.SHUT_WR)
+        give_up = time.monotonic() + 20
+        while descriptors(hasty) > before:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+
+
+def descriptors(server: ServerProcess) -> int:
+    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+
+
 def test_one_that_closes_its_side_in_the_middle_of_an_upload_is_closed(server: ServerProcess) -> None:
     with connect(server) as raw:
         raw.sendall(POST + b"Content-Length: 1000\r\n\r\nabc")
@@ -71,14 +117,17 @@ def test_one_that_closes_its_side_in_the_middle_of_an_upload_is_closed(server: S
 @pytest.mark.parametrize(
     "line",
     [
-        *(b"GET /livez " + protocol for protocol in b"HTTP/2.0 HTTP/0.9 HTTP/3.0 RTSP/1.0 RTSP/2.0 ICE/1.0".split()),
+        *(
+            b"GET /livez " + protocol
+            for protocol in b"HTTP/2.0 HTTP/0.9 HTTP/3.0 RTSP/1.0 RTSP/1.1 RTSP/2.0 ICE/1.0 ICE/1.1".split()
+        ),
         b"POST / RTSP/1.0",
         b"DESCRIBE /livez RTSP/1.0",
         b"SOURCE /livez ICE/1.0",
         b"GET /livez",
     ],
 )
-@pytest.mark.parametrize("more", [b"", b"X-Line: GET /livez HTTP/1.1\r\n"])
+@pytest.mark.parametrize("more", [b"", *(b"X-Line: GET /livez HTTP/1.%d\r\n" % minor for minor in (0, 1))])
 def test_other_protocols_and_versions_are_refused(server: ServerProcess, line: bytes, more: bytes) -> None:
     with connect(server) as raw:
         raw.sendall(line + b"\r\nHost: localhost\r\n" + more + b"\r\n")

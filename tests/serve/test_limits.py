@@ -210,7 +210,13 @@ def test_a_head_may_have_128_lines(server: ServerProcess, count: int, expected: 
     assert status(server, b"GET /livez HTTP/1.1\r\n" + lines + b"\r\n") == expected
 
 
-@pytest.mark.parametrize(("length", "expected"), [(8192, 200), (8193, 400)])
-def test_a_query_may_have_8192_bytes(client: TestClient, cat: bytes, length: int, expected: int) -> None:
+@pytest.mark.parametrize(("length", "expected"), [(1024, 200), (1025, 400)])
+def test_a_query_may_have_1024_bytes(client: TestClient, cat: bytes, length: int, expected: int) -> None:
     query = "a=" + "b" * (length - 2)
+    assert client.post(f"/upload?{query}", content=cat, headers=JPEG).status_code == expected
+
+
+@pytest.mark.parametrize(("count", "expected"), [(32, 200), (33, 400)])
+def test_a_query_may_have_32_parameters(client: TestClient, cat: bytes, count: int, expected: int) -> None:
+    query = "&".join(["a=b"] * count)
     assert client.post(f"/upload?{query}", content=cat, headers=JPEG).status_code == expected

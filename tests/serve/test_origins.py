@@ -71,20 +71,24 @@ def test_a_malformed_host_has_no_name(host: str) -> None:
     assert host_name(host) is None
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "localhost", "127.0.0.2", "page.localhost"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "localhost", "LOCALHOST", "127.0.0.2", "127.1", "0x7f000001", "::ffff:127.0.0.1"]
+)
 def test_a_server_on_loopback_answers_to_loopback_alone(address: str) -> None:
     hosts = AllowedHosts((), address)
     assert all(host in hosts for host in ["", *LOOPBACK])
     assert not any(host in hosts for host in [*ELSEWHERE, "a b"])
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.7", "server.example.org"])
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.7", "server.invalid"])
 def test_a_server_on_a_network_answers_to_any_unless_told(address: str) -> None:
     assert all(host in AllowedHosts((), address) for host in ["", *LOOPBACK, *ELSEWHERE])
-    hosts = AllowedHosts(("Example.org", "*.example.net"), address)
+    hosts = AllowedHosts(("Example.org.", "*.example.net"), address)
     for host in ("example.org:443", "EXAMPLE.ORG", "a.example.net", "a.b.example.net:80", "10.1.2.3:5000", "[::1]", ""):
         assert host in hosts
-    for host in ("www.example.org", "example.net", "aexample.net", "example.org.evil", "evilexample.org", "localhost"):
+    for host in (*LOOPBACK, address if ":" not in address else f"[{address}]"):  # which health checks and curl use
+        assert host in hosts
+    for host in ("www.example.org", "example.net", "aexample.net", "example.org.evil", "evilexample.org", "elsewhere"):
         assert host not in hosts
 
 

@@ -8,22 +8,21 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from tests.serve.conftest import ClientFor
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
-OPEN = ("/", "/model", "/livez", "/readyz", "/healthz", "/metrics", "/openapi.json", "/docs", "/v2/health/live")
+PROBES = ["/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"]
+OPEN = [*PROBES, "/", "/model", "/metrics", "/openapi.json", "/docs"]
 MODEL = "/v2/models/tiny"
 GUARDED = (
     "/upload",
     "/v2",
-    MODEL,
-    f"{MODEL}/ready",
-    f"{MODEL}/infer",
-    f"{MODEL}/versions/1",
-    f"{MODEL}/versions/1/infer",
+    *(f"{MODEL}{version}{more}" for version in ("", "/versions/1") for more in ("", "/ready", "/infer")),
 )
 KEY = b"X-API-Key: the-key\r\n"
 ENDS = (
@@ -76,36 +75,47 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
+def test_every_route_is_among_them(client: TestClient) -> None:
+    assert isinstance(client.app, Starlette)
+    routes = [route for route in client.app.routes if isinstance(route, Route)]
+    templates = {route.path.format(name="tiny", version="1") for route in routes}
+    assert templates == {*OPEN, *GUARDED}
+
+
 class Asking:
-    """Sends GET requests over one connection at a time, and reads their status."""
+    """Sends requests over one connection at a time, and reads their status."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.authority = urlsplit(server.url).netloc
 
-    def status(self, target: str, key: bytes, absolute: bool = False) -> int:
+    def status(self, target: str, key: bytes, absolute: bool = False, method: str = "GET") -> int:
         host, _, port = self.authority.partition(":")
         target = f"http://{self.authority}{target}" if absolute else target
         with socket.create_connection((host, int(port)), timeout=10) as raw:
             raw.sendall(
-                b"GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (target.encode("latin-1"), self.authority.encode(), key)
+                b"%s %s HTTP/1.1\r\nHost: %s\r\n%s\r\n"
+                % (method.encode(), target.encode("latin-1"), self.authority.encode(), key)
             )
             found = re.match(rb"HTTP/1\.1 (\d{3}) ", raw.recv(4096))
         assert found, target
         return int(found[1])
 
 
+@pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("absolute", [False, True], ids=["origin form", "absolute form"])
 @pytest.mark.parametrize("path", [*OPEN, *GUARDED])
-def test_no_spelling_of_a_path_goes_round_its_guard(server: ServerProcess, path: str, absolute: bool) -> None:
+def test_no_spelling_of_a_path_goes_round_its_guard(
+    server: ServerProcess, path: str, absolute: bool, method: str
+) -> None:
     ask = Asking(server)
-    plain = ask.status(path, KEY, absolute)
-    assert plain in (200, 404, 405)
-    assert ask.status(encoded(path), KEY, absolute) == plain
+    plain = ask.status(path, KEY, absolute, method)
+    assert plain in (200, 405, 411, 415)
+    assert ask.status(encoded(path), KEY, absolute, method) == plain
     for same in (path, encoded(path)):
-        assert ask.status(same, b"", absolute) == (plain if path in OPEN else 401)
+        assert ask.status(same, b"", absolute, method) == (plain if path in OPEN else 401)
     for other in set(spellings(path)) - {*OPEN, *GUARDED}:
-        assert ask.status(other, KEY, absolute) in (400, 404, 405), other
-        assert ask.status(other, b"", absolute) in (400, 401, 404), other
+        assert ask.status(other, KEY, absolute, method) in (400, 404, 405), other
+        assert ask.status(other, b"", absolute, method) in (400, 401, 404), other
 
 
 @pytest.mark.parametrize("path", [*OPEN, *GUARDED])

@@ -206,12 +206,43 @@ def test_the_system_keeps_little_of_an_answer_that_nobody_reads(patient: ServerP
 
 
 def unsent(port: int, peer: int) -> int:
-    """Bytes in the send buffer of the server's end of a connection."""
+    """Bytes in the send buffer of the server's end of a connection; -1 if the system has forgotten it."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[1].endswith(f":{port:04X}") and fields[2].endswith(f":{peer:04X}"):
             return int(fields[4].partition(":")[0], 16)
-    raise AssertionError(f"there is no connection from {peer} to {port}")
+    return -1
+
+
+def test_what_is_left_of_a_closed_connection_is_forgotten_in_time(hasty: ServerProcess) -> None:
+    """The system by itself would offer it to a client that does not read for many minutes."""
+    port = urlsplit(hasty.url).port
+    assert port
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        deaf.connect(("127.0.0.1", port))
+        deaf.sendall(b"GET /docs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        peer = deaf.getsockname()[1]
+        give_up = time.monotonic() + 60
+        while unsent(port, peer) <= 0:
+            assert time.monotonic() < give_up
+        while unsent(port, peer) > 0:
+            assert time.monotonic() < give_up
+            time.sleep(0.05)
+
+
+def test_a_burst_of_connections_leaves_room_for_the_next(patient: ServerProcess) -> None:
+    """A connection that the system has no room for tries again after a second."""
+    parts = urlsplit(patient.url)
+    assert parts.port
+    with ExitStack() as stack:
+        for _ in range(400):
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.1", parts.port))
+        began = time.monotonic()
+        stack.enter_context(socket.create_connection(("127.0.0.1", parts.port), timeout=30))
+        assert time.monotonic() - began < 0.9
 
 
 def test_few_requests_are_taken_ahead_of_their_turn(patient: ServerProcess) -> None:
