@@ -263,12 +263,12 @@ def conv_and_norms(*affines: tuple[Array, Array]) -> onnx.ModelProto:
     """A Conv that copies one value to each channel, read by BatchNorms of these scales and shifts."""
     channels = len(affines[0][0])
     constants = {"weight": np.ones((channels, 1, 1, 1), np.float32), "mean": np.zeros(channels, np.float32)}
-    constants["variance"] = np.full(channels, 1 - 1e-5, np.float32)
+    constants["variance"] = np.ones(channels, np.float32)
     nodes = [onnx.helper.make_node("Conv", ["input", "weight"], ["conv"])]
     for number, (scale, shift) in enumerate(affines):
         constants |= {f"scale{number}": scale.astype(np.float32), f"shift{number}": shift.astype(np.float32)}
         inputs = ["conv", f"scale{number}", f"shift{number}", "mean", "variance"]
-        nodes.append(onnx.helper.make_node("BatchNormalization", inputs, [f"norm{number}"]))
+        nodes.append(onnx.helper.make_node("BatchNormalization", inputs, [f"norm{number}"], epsilon=0.0))
     graph = onnx.helper.make_graph(
         nodes, "norms", [], [], [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()]
     )
