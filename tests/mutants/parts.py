@@ -31,7 +31,12 @@ PARTS: Final = (
     Part(
         "upload",
         {"serve/upload.py": (), "serve/form.py": (), "serve/arrival.py": ()},
-        ("tests/serve/test_upload.py", "tests/serve/test_form.py", "tests/serve/test_arrival.py"),
+        (
+            "tests/serve/test_upload.py",
+            "tests/serve/test_form.py",
+            "tests/serve/test_arrival.py",
+            "tests/serve/test_limits.py",
+        ),
         without=("milliseconds",),
     ),
     Part(

@@ -254,3 +254,52 @@ def test_the_headers_of_a_part_may_be_just_as_long_as_all_their_limits(step: int
     lines[1] += b"v"
     with pytest.raises(MalformedUpload, match="longer than the limit of 4224 bytes"):
         read(b"--b\r\n" + b"\r\n".join(lines) + b"\r\n\r\ndata\r\n--b--\r\n", step)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "words"),
+    [
+        ("multipart/form-data", "lacks its boundary"),
+        ("multipart/form-data; boundary=", "lacks its boundary"),
+        (f"multipart/form-data; boundary={'b' * 257}", "has 257 bytes; the limit is 256 bytes"),
+        (f"multipart/form-data; boundary=b{';' * 32}", "has 33 semicolons; the limit is 32"),
+    ],
+)
+def test_a_form_that_cannot_be_read_is_refused_by_its_content_type(content_type: str, words: str) -> None:
+    with pytest.raises(MalformedUpload, match=words):
+        Form(content_type, 1)
+    Form(f"multipart/form-data; boundary={'b' * 256}{';' * 31}", 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "none of its lines is its boundary"),
+        (b"data\r\n--c\r\n", "none of its lines is its boundary"),
+        (b"--b\r\n" + HEAD + b"data\r\n--b\r\n", "ends before its closing boundary"),
+    ],
+)
+def test_a_form_without_an_end_is_told_what_it_lacks(body: bytes, words: str) -> None:
+    with pytest.raises(MalformedUpload, match=words):
+        read(body)
+
+
+@pytest.mark.parametrize(("name", "text"), [("é.jpg".encode(), "é.jpg"), ("é.jpg".encode("latin-1"), "é.jpg")])
+def test_names_are_utf_8_or_latin_1(name: bytes, text: str) -> None:
+    assert read(b"--b\r\n" + HEAD.replace(b"a.jpg", name) + b"data\r\n--b--\r\n") == [(text, b"data")]
+
+
+def test_a_name_of_one_letter_is_told_too() -> None:
+    with pytest.raises(MissingFile, match="holds the text 'a' and no file"):
+        read(without_filename(b"a"))
+
+
+@pytest.mark.parametrize(("others", "taken"), [(32, True), (33, False)])
+def test_32_other_parts_are_read_over(others: int, taken: bool) -> None:
+    other = b'--b\r\nContent-Disposition: form-data; name="note"\r\n\r\ntext\r\n'
+    body = other * others + b"--b\r\n" + HEAD + b"data\r\n--b--\r\n"
+    if taken:
+        assert read(body) == [("a.jpg", b"data")]
+    else:
+        with pytest.raises(TooManyFiles, match="more than 32 parts not named 'file'"):
+            read(body)

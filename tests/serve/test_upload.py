@@ -77,3 +77,10 @@ def test_other_content_types_are_named_and_cut(content_type: str, words: str) ->
 )
 def test_a_content_type_is_read_in_any_case_and_without_its_parameters(content_type: str) -> None:
     assert upload(Chunks(b"a"), content_type, content_length="1") == [UploadedFile("", b"a")]
+
+
+def test_a_form_is_read_as_it_comes() -> None:
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+    body = Chunks(head[:20], head[20:] + b"da", b"ta\r\n--b--\r\n")
+    found = upload(body, "Multipart/Form-Data; boundary=b", transfer_encoding="chunked")
+    assert found == [UploadedFile("a.png", b"data")]
