@@ -222,3 +222,14 @@ def test_what_was_tampered_with_ends_the_command_with_2_and_one_line(tmp_path: P
     status, printed, error = classify(CAT, "--output", output, "--resume")
     assert (status, printed) == (2, "")
     assert error == f"serve: output file {output}: record 1 is not one of jsonl; name another --output\n"
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_what_an_interruption_left_is_cut_off_though_what_follows_is_shorter(tmp_path: Path, form: str) -> None:
+    whole, output = tmp_path / f"whole.{form}", tmp_path / f"output.{form}"
+    assert classify(CAT, COFFEE, "--output", whole, "--top-k", "1")[0] == 0
+    lines = whole.read_bytes().splitlines(keepends=True)
+    half = b'{"file": "' if form == "jsonl" else b"half"
+    output.write_bytes(b"".join(lines[:-1]) + half + b"x" * 5000)
+    assert classify(CAT, COFFEE, "--output", output, "--top-k", "1", "--resume")[0] == 0
+    assert output.read_bytes() == whole.read_bytes()
