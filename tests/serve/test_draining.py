@@ -173,18 +173,26 @@ def catches(pid: int, number: int) -> bool:
     return bool(found and int(found[1], 16) >> (number - 1) & 1)
 
 
-def test_a_signal_while_the_model_is_loading_is_a_normal_end() -> None:
+def ended_while_it_started() -> bool:
+    """End a server as soon as it hears SIGTERM, with 0 and no traceback; whether no library was loaded by then."""
     process = subprocess.Popen(
         [sys.executable, "-m", "serve", "--port", "0", *FLAGS], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
     give_up = time.monotonic() + 30
-    while not catches(process.pid, signal.SIGTERM):  # Python is up, the model is not
+    while not catches(process.pid, signal.SIGTERM):
         assert time.monotonic() < give_up
-        time.sleep(0.002)
+        time.sleep(0.001)
+    loaded = "onnxruntime" in Path(f"/proc/{process.pid}/maps").read_text()
     process.terminate()
     _, log = process.communicate(timeout=30)
     assert process.returncode == 0
     assert "Traceback" not in log
+    return not loaded
+
+
+def test_a_signal_in_the_first_second_of_a_start_is_a_normal_end() -> None:
+    """It is heard before the imports, which take most of a start; a busy machine may look too late to see that."""
+    assert any(ended_while_it_started() for _ in range(5))
 
 
 def test_an_idle_connection_does_not_hold_up_the_end() -> None:

@@ -16,8 +16,9 @@ from starlette.testclient import TestClient
 
 from serve.classifier import Classifier
 from serve.errors import BadTensor, UploadTooLarge
-from serve.inference import Signature, parse_request
+from serve.inference import InferenceRequest, Signature, parse_request, write_answer
 from serve.picture import decode, open_image
+from serve.postprocess import Label
 from serve.preprocess import to_input
 from tests.references import PICTURES
 from tests.serve.conftest import ClientFor
@@ -73,6 +74,15 @@ def logits_of(answer: httpx2.Response) -> Any:
     output = answer.json()["outputs"][0]
     assert (output["name"], output["datatype"]) == ("logits", "FP32")
     return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+def test_classes_of_equal_logits_come_in_the_order_of_the_index() -> None:
+    """A thousand of few levels: on a few, sorting methods that are not stable seem so."""
+    logits = np.random.default_rng(0).integers(0, 4, (1, 1000)).astype(np.float32)
+    signature = Signature("tiny", 2, tuple(Label(f"n{number}", str(number)) for number in range(1000)), 1)
+    answer, _ = write_answer(InferenceRequest(None, [], [b""], 1000, False), logits, signature)
+    ranked = [int(entry.split(":")[1]) for entry in json.loads(answer)["outputs"][0]["data"]]
+    assert ranked == sorted(range(1000), key=lambda number: (-logits[0, number], number))
 
 
 def test_server_and_model_say_what_they_are(client: TestClient) -> None:
