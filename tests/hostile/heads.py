@@ -12,9 +12,9 @@ ROUTES: Final = (
 CONTROLS: Final = b"%0A %0D %0D%0A %00 %09 %1B %7F %C2%85 \n \r \0 \x1b \x7f \x85".split(b" ")
 # Each header that is read by anybody between socket and handler.
 HEADERS: Final = (
-    b"Accept Access-Control-Request-Headers Authorization Connection Content-Encoding Content-Type Cookie Expect "
-    b"Forwarded Inference-Header-Content-Length Origin Range Sec-Fetch-Site Traceparent Upgrade X-API-Key "
-    b"X-Forwarded-For X-Request-ID X-Request-Timeout-Ms"
+    b"Accept Access-Control-Request-Headers Access-Control-Request-Method Authorization Connection Content-Encoding "
+    b"Content-Length Content-Type Cookie Expect Forwarded Host Inference-Header-Content-Length Origin Range "
+    b"Sec-Fetch-Site Traceparent Transfer-Encoding Upgrade X-API-Key X-Forwarded-For X-Request-ID X-Request-Timeout-Ms"
 ).split()
 # Begin, what is repeated, and end: what regular expressions go over again and again.
 WORST: Final = (
@@ -44,8 +44,8 @@ def header_at_its_worst(chance: random.Random) -> Attack:
     begin, more, end = chance.choice(WORST)
     line = chance.choice(HEADERS) + b": " + begin + more * (WORST_BYTES // len(more)) + end + b"\r\n"
     if chance.random() < 0.5:
-        return Attack(head(b"GET", b"/", line), frozenset({200, 400, 403}))
-    return Attack(post(SOUND["rgb.jpg"], line), frozenset({200, 400, 403, 415}))
+        return Attack(head(b"GET", b"/", line), frozenset({200, 400, 403, 413}))
+    return Attack(post(SOUND["rgb.jpg"], line), frozenset({200, 400, 403, 413, 415}))
 
 
 def query_at_its_worst(chance: random.Random) -> Attack:
