@@ -141,3 +141,44 @@ def test_one_that_is_large_has_its_time() -> None:
     arrivals = Arrivals(10**6, 0.1)
     received, _ = asyncio.run(read(arrivals, chunks(*[bytes(4096)] * 6, pause=0.04)))  # 100 KB a second
     assert len(received) == 6 * 4096
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_one_that_was_made_to_go_ends_though_its_last_bytes_came_meanwhile(more: bool) -> None:
+    async def scenario() -> None:
+        arrivals = Arrivals(100, 30.0)
+        with arrivals.one() as arrival:
+
+            async def chunks() -> AsyncIterator[bytes]:
+                yield b"a"
+                arrival.make_way()
+                if more:
+                    yield b"b"
+
+            with pytest.raises(UploadsFull, match="others needed its room"):
+                async for _ in arrival.paced(chunks()):
+                    pass
+        assert arrivals.held == 0
+        assert not arrivals.arriving
+
+    asyncio.run(scenario())
+
+
+def test_each_piece_of_a_body_is_read_in_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        arrivals, turns = Arrivals(100, 30.0), 0
+
+        async def turn() -> None:
+            nonlocal turns
+            turns += 1
+
+        monkeypatch.setattr(arrivals.pacer, "turn", turn)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"a"
+            yield b"b"
+
+        with arrivals.one() as arrival:
+            assert [(chunk, turns) async for chunk in arrival.paced(chunks())] == [(b"a", 1), (b"b", 2)]
+
+    asyncio.run(scenario())
