@@ -3,9 +3,10 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 Parser = Callable[[str], Any]
+_MAX_LIST: Final = 4096
 
 
 def whole(low: int, high: int) -> Parser:
@@ -79,5 +80,7 @@ def provider_names(text: str) -> tuple[str, ...]:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """Whatever commas and spaces separate."""
+    """Whatever commas and spaces separate, in a list that is not endless."""
+    if len(text) > _MAX_LIST:
+        raise ValueError(f"longer than {_MAX_LIST} characters")
     return tuple(part for part in re.split(r"[,\s]+", text) if part)

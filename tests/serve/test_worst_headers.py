@@ -188,7 +188,11 @@ def test_the_worst_path_and_query_take_milliseconds(app: Starlette, value: str) 
 @pytest.mark.parametrize("value", list(values()))
 @pytest.mark.parametrize("parse", [host_names, origins, provider_names, words])
 def test_the_worst_list_in_a_setting_takes_milliseconds(parse: Any, value: str) -> None:
-    started = time.thread_time()
-    with contextlib.suppress(ValueError):
-        parse(value)
-    assert time.thread_time() - started < 20 * SECONDS
+    for length in (4096, BYTES):  # as long as a list may be, and longer
+        taken = []
+        for _ in range(3):
+            started = time.thread_time()
+            with contextlib.suppress(ValueError):
+                parse(value[:length])
+            taken.append(time.thread_time() - started)
+        assert min(taken) < SECONDS
