@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 # prometheus_client's own name for the folder in which processes count together.
-_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108  writable even where a container's root is not
 _PREFIX: Final = "serve-metrics-"
 _LOCK: Final = "lock"
@@ -35,7 +35,7 @@ log = logging.getLogger("serve")
 
 def count_alone() -> None:
     """Count in this process's memory, whatever folder the environment had for somebody else's."""
-    for name in (_FOLDER, _FOLDER.lower()):  # the library goes by either
+    for name in (FOLDER, FOLDER.lower()):  # the library goes by either
         os.environ.pop(name, None)
 
 
@@ -60,7 +60,7 @@ def counting_together(workers: int) -> Iterator[None]:
         yield
         return
     folder, lock = reserved
-    os.environ[_FOLDER] = str(folder)
+    os.environ[FOLDER] = str(folder)
     try:
         yield
     finally:
@@ -71,16 +71,16 @@ def counting_together(workers: int) -> Iterator[None]:
 
 def can_count_together(number: int) -> bool:
     """Whether this worker's files are there; they may have been cleared away, as systemd does after a user's logout."""
-    folder = os.environ.get(_FOLDER)
+    folder = os.environ.get(FOLDER)
     if folder and not all(_file(folder, kind, number).exists() for kind in _KINDS):
         log.warning("worker %d counts for itself, because %s is gone", number + 1, folder)
         count_alone()
-    return _FOLDER in os.environ
+    return FOLDER in os.environ
 
 
 def forget(number: int) -> None:
     """A worker has ended, and waits for nothing any more; what it counted stays."""
-    if folder := os.environ.get(_FOLDER):
+    if folder := os.environ.get(FOLDER):
         for kind in _LIVE:
             with suppress(OSError), _file(folder, kind, number).open("r+b") as file:
                 file.write(bytes(8))  # the length of what is in it

@@ -27,6 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serve import errors
+from serve.counting import FOLDER
 from serve.problems import RULES
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,8 +41,6 @@ _STAGE_BUCKETS: Final = (0.0005, 0.001, 0.0025, *_BUCKETS)
 disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began is no use to anyone here
 
 
-# Where it is set, this process is one of several that count in files there; prometheus_client's own name.
-_TOGETHER: Final = "PROMETHEUS_MULTIPROC_DIR"
 # The processes that count together with this one, itself included; 0 where there is none at the moment.
 _process_ids: Sequence[int] = ()
 
@@ -59,7 +58,7 @@ class Metrics:
     def __init__(self, build: Mapping[str, str]) -> None:
         self._registry = CollectorRegistry()
         self._shown = self._registry
-        if folder := os.environ.get(_TOGETHER):
+        if folder := os.environ.get(FOLDER):
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown, folder)  # type: ignore[no-untyped-call]
             self._shown.register(_Processes())

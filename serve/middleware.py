@@ -146,12 +146,13 @@ class OriginGuard:
         await _send_problem(scope, send, problem_of(refused))
 
     def _refusal(self, scope: Scope) -> ForeignHost | ForeignOrigin | None:
-        host, origin, site = (
-            _header(scope, name).decode("latin-1") for name in (b"host", b"origin", b"sec-fetch-site")
-        )
+        host, origin = (_header(scope, name).decode("latin-1") for name in (b"host", b"origin"))
         if host not in self.hosts:
             return ForeignHost(f"The host {host[:100]!r} is not served here; --allowed-hosts lists those that are.")
-        if not origin or origin in self.origins or is_own_page(origin, site, scope["scheme"], host):
+        if not origin or origin in self.origins:
+            return None
+        site = _header(scope, b"sec-fetch-site").decode("latin-1")
+        if is_own_page(origin, site, scope["scheme"], host):
             return None
         return ForeignOrigin(f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed.")
 

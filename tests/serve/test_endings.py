@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from serve.config import ROOT
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
 
 FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--grace-seconds", "5")
@@ -25,13 +25,6 @@ import runpy, sys, threading, time
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
 """
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.01)
 
 
 def answers(port: int) -> bool:

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "error_stream": set(),
     "workers": {"counting", "errors", "leaving", "metrics"},
     "problems": {"errors"},
-    "metrics": {"errors", "problems"},
+    "metrics": {"counting", "errors", "problems"},
     "tracing": set(),
     "origins": set(),
     "one_write": set(),

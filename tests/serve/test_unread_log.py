@@ -6,21 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from serve.config import ROOT
 from tests.hostile.unread_log import unread_log, unread_server
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    give_up = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
+from tests.server_process import wait_for
 
 
 def test_two_thousand_requests_are_answered_sigterm_ends_it_and_what_is_lost_is_counted_and_said() -> None:

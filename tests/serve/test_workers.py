@@ -19,7 +19,7 @@ import pytest
 from serve.config import ROOT
 from serve.workers import share
 from tests.hostile.client import megabytes
-from tests.server_process import ServerProcess, running_server
+from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
 
 FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--workers", "2", "--grace-seconds", "9")
@@ -35,13 +35,6 @@ def server() -> Iterator[ServerProcess]:
 def children(server: ServerProcess) -> list[int]:
     listed = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text()
     return [int(pid) for pid in listed.split()]
-
-
-def wait_for(condition: object, seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def upload(server: ServerProcess, cat: bytes, timeout: float = 20) -> int:
