@@ -196,8 +196,9 @@ class Scheduler(Generic[Item, Prepared, Result]):
             outcome = Outcome(queued, self._compute(prepared, wide))
         except BaseException as error:  # whatever it is, it is this item's outcome and nobody else's
             outcome = Outcome(queued, error=error)
-        self._finish(task, position, outcome)
+        # In this order: whoever has the outcome finds the CPU free and the item counted.
         self._release(None if wide or outcome.error else time.monotonic() - started)
+        self._finish(task, position, outcome)
         return True
 
     def _take(self) -> tuple[_Task, int, Any] | None:
