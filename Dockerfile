@@ -3,7 +3,7 @@
 # Stages: base → export (torch; only for DenseNet-121) → model ─┐
 #              → deps (packages, interpreter, libraries) ────── runtime → debug
 #              → app (the project's own code) ─────────────────┘
-# docs/image.md says why it is built this way.
+# docs/container.md says why it is built this way.
 
 # A digest pins it: --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:…
 ARG PYTHON_IMAGE=python:3.11-slim
@@ -25,8 +25,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 COPY export/ export/
 # What the parity check and calibration read pictures with; no other file of the server can set off an export.
-COPY serve/av1.py serve/avif.py serve/claims.py serve/command_line.py serve/errors.py serve/formats.py serve/picture.py \
-    serve/preprocess.py serve/printable.py serve/
+COPY serve/errors.py serve/printable.py serve/
+COPY serve/imaging/ serve/imaging/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT
@@ -60,13 +60,13 @@ FROM model-${MODEL}-${MODEL_VARIANT} AS model
 
 
 FROM base AS deps
-COPY requirements/runtime.txt requirements/image.txt requirements/
+COPY requirements/runtime.txt requirements/container.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     pip install --no-compile --require-hashes --target /packages -r requirements/runtime.txt && \
-    pip install --no-compile --require-hashes --target /tools -r requirements/image.txt
-COPY image/ image/
-RUN python -m image.assemble --packages /packages --output /rootfs && \
-    PYTHONPATH=/tools python -m image.sbom --lock requirements/runtime.txt --packages /packages --root /rootfs \
+    pip install --no-compile --require-hashes --target /tools -r requirements/container.txt
+COPY container/ container/
+RUN python -m container.assemble --packages /packages --output /rootfs && \
+    PYTHONPATH=/tools python -m container.sbom --lock requirements/runtime.txt --packages /packages --root /rootfs \
         --output /rootfs/usr/share/sbom/densenet-server.cdx.json
 
 

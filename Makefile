@@ -35,7 +35,7 @@ exporter := .venv/export/bin/python
 install := $(PYTHON) requirements/install.py
 install_runtime = $(install) .venv/runtime requirements/runtime.txt
 install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)') \
-	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/image.txt
+	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/container.txt
 run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
@@ -86,7 +86,7 @@ build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX='$(TORCH_INDEX)') \
 	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE='$(SOURCE)'
 
-image: ## build the container image; docs/image.md has more
+image: ## build the container image; docs/container.md has more
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make image: no Docker engine answers '$(DOCKER) info'" >&2; exit 1; }
 	@$(if $(WEIGHTS),mkdir -p models/weights; staged='models/weights/$(notdir $(WEIGHTS))'; \
 		test '$(WEIGHTS)' -ef "$$staged" || cp '$(WEIGHTS)' "$$staged")
@@ -96,7 +96,7 @@ image-test: MODEL =
 image-test: MODEL_VARIANT =
 image-test: image ## run the image as an operator would, test it over HTTP, and print what it weighs
 	@$(install_runtime) requirements/test.txt
-	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' BUILD_FLAGS='$(BUILD_FLAGS)' $(runtime) -m pytest tests/image
+	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' BUILD_FLAGS='$(BUILD_FLAGS)' $(runtime) -m pytest tests/container
 
 hostile: ## send a hundred thousand requests that mean harm to a server of their own, and print what came of them
 	@$(install_runtime) requirements/test.txt
@@ -186,7 +186,7 @@ lock: ## resolve pyproject.toml anew into requirements/*.txt
 	@# kserve wants an older protobuf than the export has
 	$(lock) --group kubernetes -o requirements/kubernetes.txt
 	$(lock) --group browser -c requirements/export.txt -o requirements/browser.txt
-	$(lock) --group image -c requirements/export.txt -o requirements/image.txt
+	$(lock) --group container -c requirements/export.txt -o requirements/container.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt
 	$(lock) requirements/benchmark.in -c requirements/export.txt -o requirements/benchmark.txt

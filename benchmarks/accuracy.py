@@ -20,18 +20,17 @@ import numpy as np
 import onnx
 import torch
 
-from benchmarks.records import Printed, add_output
-from export import calibration as records
+from benchmarks.reporting.records import Printed, add_output
+from export.architectures import ARCHITECTURES, Architecture
 from export.errors import ExportError, PhotographError, WeightsError
-from export.int8 import RECORDS
-from export.measure import compare, cpu, label_of, logits_of, milliseconds
-from export.models import ARCHITECTURES, Architecture
+from export.evaluate import compare, cpu, label_of, logits_of, milliseconds
+from export.int8 import calibration as records
+from export.int8.pipeline import RECORDS
 from export.parity import find_photographs, read_photograph, reference_image
 from export.report import class_numbers
 from export.weights import Weights, build_network, default_weights, read_weights
-from serve.command_line import ArgumentParser, one_line
-from serve.model import report_file
-from serve.printable import printable
+from serve.model.session import report_file
+from serve.printable import ArgumentParser, one_line, printable
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _HEADER: Final = (

@@ -22,12 +22,12 @@ if not __package__:  # run as a file: make the project importable, and this fold
 
 import onnxruntime as ort
 
-from benchmarks.machine import ROOT
-from benchmarks.processes import Tree
-from benchmarks.records import Printed, add_output
-from serve.command_line import ArgumentParser
-from serve.cpus import cpu_budget
-from serve.memory import settle_allocator, trim
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.processes import Tree
+from benchmarks.reporting.records import Printed, add_output
+from serve.config.cpus import cpu_budget
+from serve.printable import ArgumentParser
+from serve.scheduling.memory import settle_allocator, trim
 
 _LONE: Final = 20
 _LOADED_SECONDS: Final = 1.0

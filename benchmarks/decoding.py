@@ -29,15 +29,15 @@ if not __package__:  # run as a file: make the project importable, and this fold
 
 from PIL import Image
 
+from benchmarks.harness.prepare import CERTAIN, enlarge
+from benchmarks.harness.rounds import spread
 from benchmarks.peer_servers.preprocess import preprocess
-from benchmarks.prepare import CERTAIN, enlarge
-from benchmarks.records import Printed, add_output
-from benchmarks.report import shown
-from benchmarks.rounds import spread
-from serve.classifier import Classifier, load_classifier
-from serve.command_line import ArgumentParser, one_line
-from serve.config import Config
-from serve.memory import settle_allocator
+from benchmarks.reporting.records import Printed, add_output
+from benchmarks.reporting.report import shown
+from serve.config.settings import Config
+from serve.model.classifier import Classifier, load_classifier
+from serve.printable import ArgumentParser, one_line
+from serve.scheduling.memory import settle_allocator
 
 _LEAST_SIDE: Final = 1024  # four times the side that pictures are resized to
 _CROP_QUALITY: Final = 92

@@ -17,9 +17,9 @@ from typing import Any, Final
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.installed import OLD_WAY, OURS
-from benchmarks.machine import RESULTS, ROOT
-from benchmarks.report import aligned, limit_of, megabytes, origin, shown
+from benchmarks.harness.installed import OLD_WAY, OURS
+from benchmarks.harness.machine import RESULTS, ROOT
+from benchmarks.reporting.report import aligned, limit_of, megabytes, origin, shown
 
 DOCUMENTS: Final = (
     *(ROOT / name for name in ("README.md", "SECURITY.md", "benchmarks/README.md")),

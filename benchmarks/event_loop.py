@@ -23,11 +23,11 @@ if not __package__:  # run as a file: make the project importable, and this fold
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from benchmarks.load import Load, run_load
-from benchmarks.machine import ROOT, RUNTIME, quiet_environment
-from benchmarks.processes import Tree
-from benchmarks.records import Printed, add_output
-from serve.command_line import ArgumentParser
+from benchmarks.harness.load import Load, run_load
+from benchmarks.harness.machine import ROOT, RUNTIME, quiet_environment
+from benchmarks.harness.processes import Tree
+from benchmarks.reporting.records import Printed, add_output
+from serve.printable import ArgumentParser
 
 _START_SECONDS: Final = 20.0
 PHOTO: Final = ROOT / "tests" / "data" / "photos" / "rocket.jpg"
@@ -84,8 +84,9 @@ def _measure(url: str, form: str, server: Tree, options: argparse.Namespace) -> 
 
 def serve_what_lies_ready(model: str) -> int:
     """`python -m serve` with an answer in place of the classifier's work; the process's exit status."""
-    from serve import __main__, classifier
-    from serve.config import Config
+    from serve import __main__
+    from serve.config.settings import Config
+    from serve.model import classifier
 
     real = classifier.load_classifier(Config(model=model))
     prepared = real.prepare(real.open(PHOTO.read_bytes(), 5))

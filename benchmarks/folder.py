@@ -25,11 +25,11 @@ if not __package__:  # run as a file: make the project importable, and this fold
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-from benchmarks.machine import ROOT
-from benchmarks.machine import RUNTIME as PYTHON
-from benchmarks.processes import Tree
-from benchmarks.records import Printed, add_output
-from serve.command_line import ArgumentParser
+from benchmarks.harness.machine import ROOT
+from benchmarks.harness.machine import RUNTIME as PYTHON
+from benchmarks.harness.processes import Tree
+from benchmarks.reporting.records import Printed, add_output
+from serve.printable import ArgumentParser
 
 FOLDER_SIZE = 1000
 SUMMARY = re.compile(r"(\d+) files? in ([\d.]+) s, ([\d.]+) a second: (\d+) classified")
@@ -107,9 +107,9 @@ def run_bare(options: argparse.Namespace) -> dict[str, Any]:
 
 def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
     """Pictures a second of the engine alone."""
-    from serve.classifier import load_classifier
-    from serve.config import load_config
-    from serve.memory import settle_allocator
+    from serve.config.settings import load_config
+    from serve.model.classifier import load_classifier
+    from serve.scheduling.memory import settle_allocator
 
     settle_allocator()
     config = load_config(["--model", model], os.environ)

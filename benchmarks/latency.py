@@ -21,17 +21,17 @@ from typing import Any, Final
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.comparison import compare
-from benchmarks.engines import Turns, measure_engines
-from benchmarks.installed import look
-from benchmarks.machine import RESULTS, ROOT, RUNTIME, provenance, quiet_environment
-from benchmarks.plots import draw
-from benchmarks.progress import Progress
-from benchmarks.records import shortened, write
-from benchmarks.report import tables
-from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_servers
-from benchmarks.targets import failures, judge
-from serve.command_line import ArgumentParser, printable_lines
+from benchmarks.harness.engines import Turns, measure_engines
+from benchmarks.harness.installed import look
+from benchmarks.harness.machine import RESULTS, ROOT, RUNTIME, provenance, quiet_environment
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.rounds import LoadFailed, Photo, Plan, Step, measure_servers
+from benchmarks.reporting.comparison import compare
+from benchmarks.reporting.plots import draw
+from benchmarks.reporting.records import shortened, write
+from benchmarks.reporting.report import tables
+from benchmarks.reporting.targets import failures, judge
+from serve.printable import ArgumentParser, printable_lines
 
 _PHOTO: Final = ROOT / "tests/data/photos/rocket.jpg"
 # Seconds of each measurement, by clients. 64 clients in front of the old way take it seconds to fill and to empty.
@@ -109,7 +109,7 @@ def plan_of(steps: tuple[Step, ...], options: argparse.Namespace, starts: int | 
 
 def prepare(photo: Path, folder: Path | None = None) -> dict[str, Any]:
     """The photograph's size and right answer, by `prepare.py`; with a folder, the large picture's too."""
-    command = [str(RUNTIME), str(Path(__file__).resolve().parent / "prepare.py"), "--photo", str(photo)]
+    command = [str(RUNTIME), str(Path(__file__).resolve().parent / "harness/prepare.py"), "--photo", str(photo)]
     command += ["--folder", str(folder)] if folder else []
     done = subprocess.run(command, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False)
     if done.returncode:

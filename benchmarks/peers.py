@@ -21,15 +21,15 @@ from typing import Any, Final
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.engines import Engine, Turns, measure_engines
-from benchmarks.installed import OURS_EXACT, OURS_FP32, Installed, look, our_server
+from benchmarks.harness.engines import Engine, Turns, measure_engines
+from benchmarks.harness.installed import OURS_EXACT, OURS_FP32, Installed, look, our_server
+from benchmarks.harness.machine import ROOT, RUNTIME, provenance, quiet_environment, versions
+from benchmarks.harness.peer_catalogue import PEERS, environment_of
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.rounds import Photo, Step, measure_servers
 from benchmarks.latency import CannotMeasure, add_common, described, plan_of, prepare, run_command
-from benchmarks.machine import ROOT, RUNTIME, provenance, quiet_environment, versions
-from benchmarks.peer_catalogue import PEERS, environment_of
-from benchmarks.progress import Progress
-from benchmarks.rounds import Photo, Step, measure_servers
-from benchmarks.targets import judge
-from serve.command_line import ArgumentParser, printable_lines
+from benchmarks.reporting.targets import judge
+from serve.printable import ArgumentParser, printable_lines
 
 _BUILD: Final = ROOT / "build/benchmarks"
 _MODEL: Final = ROOT / "models/densenet121.onnx"
@@ -126,7 +126,7 @@ def _add_openvino(found: Installed, options: argparse.Namespace) -> None:
     python = environment_of("openvino")
     if not model.is_file():
         print(f"nncf makes OpenVINO's int8 model from {_MODEL.name}; once, some minutes", flush=True)
-        script = str(Path(__file__).resolve().parent / "openvino_engine.py")
+        script = str(Path(__file__).resolve().parent / "harness/openvino_engine.py")
         command = [str(python), script, "--photos", str(options.photos.resolve()), "--output", str(model)]
         done = subprocess.run(command, cwd=ROOT, env=quiet_environment(), capture_output=True, text=True, check=False)
         if done.returncode:

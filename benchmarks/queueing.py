@@ -19,12 +19,12 @@ from typing import Final
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.charts import Bar, bar_chart
 from benchmarks.documents import read
-from benchmarks.installed import OURS
-from benchmarks.records import Printed, add_output
-from benchmarks.report import reservations
-from serve.command_line import ArgumentParser
+from benchmarks.harness.installed import OURS
+from benchmarks.reporting.charts import Bar, bar_chart
+from benchmarks.reporting.records import Printed, add_output
+from benchmarks.reporting.report import reservations
+from serve.printable import ArgumentParser
 
 # What a picture takes of a CPU, as it was measured with 16 clients.
 _MEASURED: Final = read("latency")

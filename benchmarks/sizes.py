@@ -17,12 +17,12 @@ from typing import Any
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.charts import Bar, bar_chart
-from benchmarks.machine import EXPORT, ROOT, describe_torch, packages_megabytes, torch_build
-from benchmarks.peer_catalogue import environment_of
-from benchmarks.records import Printed, add_output
-from benchmarks.report import origin
-from serve.command_line import ArgumentParser, printable_lines
+from benchmarks.harness.machine import EXPORT, ROOT, describe_torch, packages_megabytes, torch_build
+from benchmarks.harness.peer_catalogue import environment_of
+from benchmarks.reporting.charts import Bar, bar_chart
+from benchmarks.reporting.records import Printed, add_output
+from benchmarks.reporting.report import origin
+from serve.printable import ArgumentParser, printable_lines
 
 # What each server imports itself; what those need in turn is found out from their metadata.
 OLD_WAY_NAME = "old way"

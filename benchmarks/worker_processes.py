@@ -12,14 +12,14 @@ from typing import Final
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from benchmarks.installed import OURS, our_server
+from benchmarks.harness.installed import OURS, our_server
+from benchmarks.harness.machine import RUNTIME, usable_cpus, versions
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.rounds import Photo, Step, measure_servers
 from benchmarks.latency import add_common, described, plan_of, prepare
-from benchmarks.machine import RUNTIME, usable_cpus, versions
-from benchmarks.progress import Progress
-from benchmarks.records import Printed
-from benchmarks.report import loads, starts
-from benchmarks.rounds import Photo, Step, measure_servers
-from serve.command_line import ArgumentParser
+from benchmarks.reporting.records import Printed
+from benchmarks.reporting.report import loads, starts
+from serve.printable import ArgumentParser
 
 _STEPS: Final = (Step("photo", 1, 2.5), Step("photo", 16, 4.0))
 

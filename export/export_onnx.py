@@ -22,12 +22,14 @@ import onnxruntime
 import torch
 import torchvision
 
-from export import calibration as records
-from export.calibration import Calibration
+from export.architectures import ARCHITECTURES, Architecture
+from export.console import show_progress, stage
 from export.errors import CalibrationError, ExportError, GateError, QuantisationError
+from export.evaluate import Comparison, compare, label_of, logits_of
 from export.files import sha256_of, write_all
-from export.graph import DEFAULT_OPSET, OPSETS, export_graph
-from export.int8 import (
+from export.int8 import calibration as records
+from export.int8.calibration import Calibration
+from export.int8.pipeline import (
     RECORDS,
     calibrate,
     choose_photographs,
@@ -36,13 +38,11 @@ from export.int8 import (
     require_fit,
     require_weights,
 )
-from export.measure import Comparison, compare, label_of, logits_of
-from export.models import ARCHITECTURES, Architecture
 from export.parity import LogitCheck, check_photographs, find_photographs, read_photograph
 from export.report import Variant, class_numbers, make_report, print_table
-from export.terminal import show_progress, stage
+from export.torch_to_onnx import DEFAULT_OPSET, OPSETS, export_graph
 from export.weights import Weights, build_network, default_weights, read_weights, untrained_weights
-from serve.command_line import ArgumentParser, one_line
+from serve.printable import ArgumentParser, one_line
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 _FAILED: Final = 1

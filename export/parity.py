@@ -18,11 +18,11 @@ from PIL import Image, ImageOps
 from torch import nn
 from torchvision.transforms._presets import ImageClassification
 
+from export.architectures import Architecture
 from export.errors import ParityError, PhotographError
-from export.models import Architecture
 from serve.errors import RequestError
-from serve.picture import PictureLimits, decode, open_image
-from serve.preprocess import Preprocessing, to_input
+from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.preprocess import Preprocessing, to_input
 
 LOGIT_TOLERANCE: Final = 1e-4
 PIXEL_TOLERANCE: Final = 1e-6

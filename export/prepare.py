@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from export.files import sha256_of
-from serve.command_line import ArgumentParser, one_line, printable_lines
+from serve.printable import ArgumentParser, one_line, printable_lines
 
 MODELS: Final = Path(__file__).resolve().parent.parent / "models"
 NAME: Final = "densenet121"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from export.measure import Comparison, cpu, milliseconds
+from export.evaluate import Comparison, cpu, milliseconds
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 

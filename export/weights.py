@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
+from export.architectures import KNOWN_WEIGHTS, Architecture
 from export.errors import WeightsError
 from export.files import sha256_of
-from export.models import KNOWN_WEIGHTS, Architecture
 
 _CONNECT_SECONDS: Final = 10.0
 _SHOWN_KEYS: Final = 5

@@ -9,13 +9,13 @@ from typing import Final
 
 import numpy as np
 
+from serve.api.upload import UploadLimits, read_upload
+from serve.api.v2.messages import Signature, parse_request, write_answer
 from serve.errors import RequestError
-from serve.inference import Signature, parse_request, write_answer
-from serve.picture import PictureLimits, decode, open_image
-from serve.postprocess import Label
-from serve.preprocess import Preprocessing, to_input
+from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.preprocess import Preprocessing, to_input
+from serve.model.postprocess import Label
 from serve.problems import problem_of
-from serve.upload import UploadLimits, read_upload
 
 _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # A fifth of a megapixel, so that a second makes many tries.

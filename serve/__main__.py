@@ -5,7 +5,7 @@ and `config` tells each setting and where it came from. Leaves with status 0 aft
 128 and the signal's number), and with 2 and one line on standard error where it cannot start, whatever the reason.
 """
 
-from serve.leaving import failed, leave, leave_on_signals, open_closed_streams
+from serve.server.signals import failed, leave, leave_on_signals, open_closed_streams
 
 if __name__ == "__main__":
     open_closed_streams()
@@ -22,23 +22,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
-from serve.catalogue import AUTO, EMBEDDED
-from serve.command_line import one_line
-from serve.config import Config, load_config
-from serve.connections import ACCEPTED_TOO_MANY
-from serve.counting import count_alone
-from serve.error_stream import never_block
+from serve.config.settings import Config, load_config
+from serve.config.strays import strays
 from serve.errors import StartError
-from serve.listeners import listen
-from serve.log import log_the_unforeseen, set_up_logging
-from serve.memory import settle_allocator, trim
-from serve.strays import strays
-from serve.workers import Work, Workers, share
+from serve.model.files import AUTO, EMBEDDED
+from serve.observability.counting import count_alone
+from serve.observability.error_stream import never_block
+from serve.observability.log import log_the_unforeseen, set_up_logging
+from serve.printable import one_line
+from serve.scheduling.memory import settle_allocator, trim
+from serve.server.connections import ACCEPTED_TOO_MANY
+from serve.server.sockets import listen
+from serve.server.workers import Work, Workers, share
 
 # What a Python that is not the project's own lacks first.
 _PACKAGES = {"numpy", "PIL", "onnxruntime", "starlette", "uvicorn", "httptools", "prometheus_client"}
-# Name → module, loaded only where it is asked for.
-_COMMANDS = {"classify": "classify", "autotune": "autotune", "config": "show_config", "health": "health"}
+# Each a module, loaded only where it is asked for.
+_COMMANDS = ("classify", "autotune", "config", "health")
 # Libraries, the model, the listener and what the event loop needs.
 _OTHER_FILES = 64
 
@@ -102,7 +102,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     if name != "health":  # which is asked every few seconds
         for stray in strays(os.environ):
             print(one_line(f"serve: {stray}"), file=sys.stderr)
-    module = importlib.import_module(f"serve.{_COMMANDS[name]}")
+    module = importlib.import_module(f"serve.commands.{name}")
     status: int = module.main(arguments, os.environ)
     return status
 
@@ -136,10 +136,10 @@ def serve(config: Config, listener: socket.socket, speak: Callable[[], None] = l
 
     speak: called each second once requests are answered.
     """
-    from serve.app import create_app, metrics_of
-    from serve.classifier import load_classifier
-    from serve.http_server import http_server
-    from serve.lifecycle import Lifecycle
+    from serve.api.app import create_app, metrics_of
+    from serve.model.classifier import load_classifier
+    from serve.scheduling.lifecycle import Lifecycle
+    from serve.server.http_server import http_server
 
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)

@@ -1,7 +1,9 @@
-"""Text from outside, made fit for a terminal and a log: no escape sequence, no line break, no endless line.
+"""Makes text from outside fit for a terminal or a log: no escape sequences, no line breaks, no endless lines."""
 
-No error leaves this module.
-"""
+import argparse
+from typing import Final, NoReturn
+
+_LONGEST: Final = 2000
 
 
 def printable(text: str) -> str:
@@ -17,3 +19,21 @@ def shortened(text: str, limit: int) -> str:
         return text
     end = limit // 4  # where messages have a status or a reason
     return f"{text[: limit - end]}… ({len(text) - limit} more characters) …{text[len(text) - end :]}"
+
+
+def one_line(text: object) -> str:
+    """What goes wrong, in one line that can be read, though it quotes what others wrote."""
+    return printable(shortened(str(text), _LONGEST))
+
+
+def printable_lines(text: object) -> str:
+    """Text of several lines, each of which can be read."""
+    return "\n".join(map(printable, str(text).split("\n")))
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's own quotes unknown arguments as they are."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with 2, as argparse does."""
+        super().error(one_line(message))

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from serve.preprocess import FloatArray
+from serve.imaging.preprocess import FloatArray
 
 DATA = Path(__file__).parent / "data"
 PICTURES = DATA / "pictures"

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serve.preprocess import Preprocessing, to_input
+from serve.imaging.preprocess import Preprocessing, to_input
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,6 +108,6 @@ def batches(array: Array) -> Iterator[Array]:
 
 
 if __name__ == "__main__":
-    from export.graph import export_graph
+    from export.torch_to_onnx import export_graph
 
     PATH.write_bytes(export_graph(network(), SIDE).SerializeToString(deterministic=True))

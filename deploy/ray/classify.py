@@ -24,12 +24,12 @@ import pyarrow.parquet
 import ray
 from pyarrow import fs
 
-from serve.classifier import load_classifier
-from serve.config import ROOT, Config, load_config
+from serve.config.settings import ROOT, Config, load_config
 from serve.errors import ConfigError
-from serve.folder import UNREADABLE, read_file, read_within, record_of
-from serve.inputs import files_of
-from serve.memory import settle_allocator
+from serve.files.paths import files_of
+from serve.files.runner import UNREADABLE, read_file, read_within, record_of
+from serve.model.classifier import load_classifier
+from serve.scheduling.memory import settle_allocator
 
 # Of a part of the output, and so of what an interruption costs.
 _PART_ROWS: Final = 2000

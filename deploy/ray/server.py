@@ -17,10 +17,10 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig
 from starlette.applications import Starlette
 
-from serve.app import create_app
-from serve.classifier import load_classifier
-from serve.config import load_config
-from serve.memory import settle_allocator
+from serve.api.app import create_app
+from serve.config.settings import load_config
+from serve.model.classifier import load_classifier
+from serve.scheduling.memory import settle_allocator
 
 NAME: Final = "classifier"
 # A replica's own queue answers 429 when it is full; Ray's holds back what would make it so.

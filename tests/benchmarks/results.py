@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks.rounds import spread
+from benchmarks.harness.rounds import spread
 
 
 def figures(p50: float, rate: float, p99: float | None = None, count: int = 5) -> dict[str, Any]:

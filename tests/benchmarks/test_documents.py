@@ -9,12 +9,12 @@ import pytest
 
 from benchmarks import documents, queueing
 from benchmarks.documents import BLOCKS, DOCUMENTS, block, filled_in, read, refresh
-from benchmarks.installed import LOOP, OLD_WAY, OURS
-from benchmarks.machine import RESULTS, ROOT
-from benchmarks.plots import draw
-from benchmarks.report import reservations
+from benchmarks.harness.installed import LOOP, OLD_WAY, OURS
+from benchmarks.harness.machine import RESULTS, ROOT
+from benchmarks.reporting.plots import draw
+from benchmarks.reporting.report import reservations
+from benchmarks.reporting.targets import judge
 from benchmarks.sizes import draw as draw_sizes
-from benchmarks.targets import judge
 from tests.benchmarks.results import figures, result, server
 
 MARK = re.compile(r"<!-- figures: (.+?) -->$", re.MULTILINE)

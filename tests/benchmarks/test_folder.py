@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import folder
-from serve.config import ROOT
+from serve.config.settings import ROOT
 
 
 def test_a_short_run_prints_rates_and_memory(

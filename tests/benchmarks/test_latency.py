@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.installed import OURS
+from benchmarks.harness.installed import OURS
 from tests.benchmarks.results import result, server
 
 ROOT = Path(__file__).resolve().parent.parent.parent

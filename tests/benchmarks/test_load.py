@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.load import Load, percentile, percentiles, run_load
-from benchmarks.wire import BrokenAnswer, Connection, build_request
+from benchmarks.harness.load import Load, percentile, percentiles, run_load
+from benchmarks.harness.wire import BrokenAnswer, Connection, build_request
 from tests.benchmarks.scripted_server import RIGHT, WRONG, always, answering
 
 PHOTO = b"\xff\xd8\xff not much of a photograph"
@@ -214,6 +214,15 @@ def test_the_command_prints_one_json_object(tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(PHOTO)
     with answering(always(RIGHT)) as (url, _):
-        command = [sys.executable, "benchmarks/load.py", "--url", url, "--photo", str(photo), "--seconds", "0.2"]
+        command = [
+            sys.executable,
+            "benchmarks/harness/load.py",
+            "--url",
+            url,
+            "--photo",
+            str(photo),
+            "--seconds",
+            "0.2",
+        ]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["images"] > 0

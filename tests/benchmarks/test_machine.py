@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import describe_torch, provenance, quiet_environment, torch_build, tree_state
+from benchmarks.harness.machine import describe_torch, provenance, quiet_environment, torch_build, tree_state
 
 
 def git(folder: Path, *arguments: str) -> str:

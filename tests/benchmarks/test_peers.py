@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import peer_catalogue
-from benchmarks.peer_catalogue import PEERS, SERVERS
+from benchmarks.harness import peer_catalogue
+from benchmarks.harness.peer_catalogue import PEERS, SERVERS
 from benchmarks.peer_servers import preprocess as peers
 from benchmarks.peers import _INT8_STEPS
 from tests.references import ARRAYS, PICTURES, SMALL

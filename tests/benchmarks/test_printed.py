@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import arrangements, decoding, queueing, worker_processes
-from benchmarks.rounds import spread
+from benchmarks.harness.rounds import spread
 from tests.benchmarks.results import server
 from tests.server_process import ROOT
 

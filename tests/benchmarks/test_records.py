@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import latency, records
-from benchmarks.installed import OURS
-from benchmarks.records import Printed, add_output, shortened, write
+from benchmarks import latency
+from benchmarks.harness.installed import OURS
+from benchmarks.reporting import records
+from benchmarks.reporting.records import Printed, add_output, shortened, write
 from tests.benchmarks.results import figures, result, server
 
 

@@ -6,14 +6,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.charts import Bar, Stack, bar_chart, stack_chart
-from benchmarks.comparison import compare
-from benchmarks.installed import LOOP, OLD_WAY, OURS
-from benchmarks.load import percentiles
-from benchmarks.plots import draw
-from benchmarks.report import aligned, origin, reservations, starts, tables
-from benchmarks.rounds import spread, summarise
-from benchmarks.targets import judge
+from benchmarks.harness.installed import LOOP, OLD_WAY, OURS
+from benchmarks.harness.load import percentiles
+from benchmarks.harness.rounds import spread, summarise
+from benchmarks.reporting.charts import Bar, Stack, bar_chart, stack_chart
+from benchmarks.reporting.comparison import compare
+from benchmarks.reporting.plots import draw
+from benchmarks.reporting.report import aligned, origin, reservations, starts, tables
+from benchmarks.reporting.targets import judge
 from tests.benchmarks.results import figures, result, server
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import engine_worker, loop_worker, processes
-from benchmarks.processes import CpuWatch, Tree
-from benchmarks.progress import Progress
-from benchmarks.rounds import LoadFailed, Photo, Plan, Step, measure_once, measure_servers
-from benchmarks.servers import Contender, RunningServer, ServerFailed, running
-from benchmarks.workers import Worker, WorkerFailed, WorkerSpec
+from benchmarks.harness import engine_worker, loop_worker, processes
+from benchmarks.harness.processes import CpuWatch, Tree
+from benchmarks.harness.progress import Progress
+from benchmarks.harness.rounds import LoadFailed, Photo, Plan, Step, measure_once, measure_servers
+from benchmarks.harness.servers import Contender, RunningServer, ServerFailed, running
+from benchmarks.harness.workers import Worker, WorkerFailed, WorkerSpec
 
 SCRIPT = str(Path(__file__).with_name("scripted_server.py"))
 SERVER = Contender("scripted", (sys.executable, SCRIPT, "{port}"))

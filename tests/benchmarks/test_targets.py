@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.installed import LOOP, OLD_WAY, OURS, OURS_EXACT, OURS_FP32
-from benchmarks.rounds import spread
-from benchmarks.targets import TARGETS, best_peer, judge
+from benchmarks.harness.installed import LOOP, OLD_WAY, OURS, OURS_EXACT, OURS_FP32
+from benchmarks.harness.rounds import spread
+from benchmarks.reporting.targets import TARGETS, best_peer, judge
 from tests.benchmarks.results import figures, result, server
 
 # What each target wants, in its own words: less of a figure or more, and how much with VNNI and without.

@@ -18,8 +18,8 @@ CLIENT = f"tritonclient {version('tritonclient')}"
 # The model's input for a picture, as the server's own code makes it, written where the client's process can read it.
 TO_TENSOR = """
 import sys, numpy
-from serve.config import load_config
-from serve.classifier import load_classifier
+from serve.config.settings import load_config
+from serve.model.classifier import load_classifier
 classifier = load_classifier(load_config(["--model", sys.argv[1]], {}))
 rows = [classifier.prepare(classifier.open(open(path, "rb").read(), 1)).batch for path in sys.argv[3:]]
 numpy.save(sys.argv[2], numpy.concatenate(rows))

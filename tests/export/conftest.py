@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torchvision.models import resnet
 
-from export.graph import export_graph
-from export.models import ARCHITECTURES, Architecture, torchvision_architecture
+from export.architectures import ARCHITECTURES, Architecture, torchvision_architecture
 from export.onnx_graph import Array
 from export.parity import read_photograph
+from export.torch_to_onnx import export_graph
 from export.weights import build_network, read_weights, untrained_weights
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests import small_densenet as small
 from tests.export import small_mobilenet as mobile
 from tests.references import DATA

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy import held_out
-from export import calibration as records
+from export.architectures import ARCHITECTURES
 from export.files import sha256_of
-from export.int8 import RECORDS
-from export.models import ARCHITECTURES
+from export.int8 import calibration as records
+from export.int8.pipeline import RECORDS
 
 PHOTOS = Path(__file__).resolve().parent.parent / "data/photos"
 PHOTO, CALIBRATED = PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg"

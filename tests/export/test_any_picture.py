@@ -12,8 +12,8 @@ from torchvision.transforms._presets import ImageClassification
 
 from export.parity import reference_image
 from serve.errors import RequestError
-from serve.picture import PictureLimits, decode, open_image
-from serve.preprocess import Preprocessing, to_input
+from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.preprocess import Preprocessing, to_input
 from serve.problems import RULES
 
 SPEC = Preprocessing(32, "bilinear", 28, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

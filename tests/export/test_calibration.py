@@ -6,8 +6,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from export.calibration import observe_means, observe_ranges
-from export.int8 import rewrite
+from export.int8.calibration import observe_means, observe_ranges
+from export.int8.pipeline import rewrite
 from export.onnx_graph import Array, Graph
 from tests.export.conftest import Network
 from tests.small_densenet import batches

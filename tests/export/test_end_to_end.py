@@ -13,9 +13,9 @@ from PIL import Image
 from torch import nn
 from torchvision.models import DenseNet121_Weights
 
-from benchmarks.servers import free_port
-from serve.config import ROOT
-from serve.postprocess import Label, load_class_index
+from benchmarks.harness.servers import free_port
+from serve.config.settings import ROOT
+from serve.model.postprocess import Label, load_class_index
 from tests.export.conftest import REAL
 from tests.make_process import fresh_tree, make, wait_until_ready
 from tests.server_process import running_server

@@ -18,12 +18,12 @@ from torch import nn
 from torchvision.models import DenseNet121_Weights
 
 from export import export_onnx, parity
+from export.architectures import Architecture
 from export.errors import ParityError, PhotographError
 from export.export_onnx import main
-from export.graph import export_graph
-from export.models import Architecture
 from export.parity import LogitParity, compare_logits, compare_pixels, find_photographs
-from serve.config import ROOT
+from export.torch_to_onnx import export_graph
+from serve.config.settings import ROOT
 
 LOGITS = np.array([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]], np.float32)
 

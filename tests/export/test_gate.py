@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import pytest
 
-from export.calibration import Calibration, encode, load
 from export.errors import CalibrationError, GateError, QuantisationError
-from export.int8 import choose_photographs, require_accuracy, require_fit, require_unchanged, require_weights
-from export.measure import Comparison, compare, label_of, logits_of, session_of
+from export.evaluate import Comparison, compare, label_of, logits_of, session_of
+from export.int8.calibration import Calibration, encode, load
+from export.int8.pipeline import choose_photographs, require_accuracy, require_fit, require_unchanged, require_weights
 from tests.export.conftest import Network
 from tests.export.test_quantise import calibrated
 from tests.small_densenet import batches
@@ -152,7 +152,7 @@ CHANNELS = 100
 
 def fits(monkeypatch: pytest.MonkeyPatch, seen: Ranges, recorded: Ranges) -> None:
     """`require_fit` of a record where the pictures show this."""
-    monkeypatch.setattr("export.int8.records.observe_ranges", lambda model, pictures, progress: seen)
+    monkeypatch.setattr("export.int8.pipeline.records.observe_ranges", lambda model, pictures, progress: seen)
     require_fit(onnx.ModelProto(), [], Calibration("", {}, None, recorded))
 
 
@@ -205,7 +205,7 @@ def test_a_record_of_another_graph_or_other_channels_does_not_fit(monkeypatch: p
 def test_a_rewrite_may_change_logits_by_a_thousandth(monkeypatch: pytest.MonkeyPatch) -> None:
     def logits(offset: float) -> None:
         answers = iter([np.zeros((2, 10)), np.array([[0.0] * 10, [0.0] * 9 + [offset]])])
-        monkeypatch.setattr("export.int8.logits_of", lambda *_: next(answers))
+        monkeypatch.setattr("export.int8.pipeline.logits_of", lambda *_: next(answers))
         require_unchanged(onnx.ModelProto(), onnx.ModelProto(), [])
 
     logits(0.001)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests.local_host import serving
 
 SCRIPT = ROOT / "requirements" / "install.py"

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from export import export_onnx
-from export.calibration import load
+from export.architectures import ARCHITECTURES
+from export.evaluate import label_of, logits_of
 from export.export_onnx import main
-from export.measure import label_of, logits_of
-from export.models import ARCHITECTURES
+from export.int8.calibration import load
 from export.onnx_graph import Array
 from export.parity import read_photograph
 from export.report import class_numbers
@@ -197,7 +197,7 @@ def test_int8_below_its_bound_is_not_written_and_an_earlier_one_goes(
 ) -> None:
     assert export() == 0
     assert written(tmp_path) == ALL
-    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
+    monkeypatch.setattr("export.int8.pipeline.MAX_MEAN_DIFFERENCE", 0.0)
     assert export() == 0
     assert re.search(rf"^export: no int8 model, fp32 is served: {GATE}", capsys.readouterr().err, re.MULTILINE)
     assert written(tmp_path) == ["small.json", "small.onnx"]
@@ -210,7 +210,7 @@ def test_where_int8_is_required_its_refusal_is_the_exports_and_nothing_changes(
 ) -> None:
     assert export("--require-int8") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "models").iterdir()}
-    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
+    monkeypatch.setattr("export.int8.pipeline.MAX_MEAN_DIFFERENCE", 0.0)
     assert export("--require-int8") == 1
     assert re.search(rf"^export: {GATE}", capsys.readouterr().err, re.MULTILINE)
     assert {path: path.read_bytes() for path in (tmp_path / "models").iterdir()} == before
@@ -262,7 +262,7 @@ def test_without_a_record_fp32_is_served_but_a_calibration_that_was_asked_for_mu
 def test_a_calibration_whose_int8_fails_the_gate_is_not_recorded(
     export: Export, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.int8.MAX_MEAN_DIFFERENCE", 0.0)
+    monkeypatch.setattr("export.int8.pipeline.MAX_MEAN_DIFFERENCE", 0.0)
     assert export("--calibrate", inputs.calibrated) == 0
     assert written(tmp_path) == ["small.json", "small.onnx"]
     assert not (tmp_path / "records").exists()

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from serve.errors import ModelError
-from serve.model import load_model
+from serve.model.session import load_model
 from tests.tiny_model import tiny_model
 
 

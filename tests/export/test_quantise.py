@@ -12,19 +12,19 @@ import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
 
-from export import int8
-from export.byte_codes import PAIR_LIMIT, Scale, pair_sums, quantise_weights
-from export.calibration import Calibration, Ranges
+from export.architectures import ARCHITECTURES, Architecture
 from export.errors import CalibrationError, QuantisationError
-from export.int8 import RECORDS, calibrate, make_int8, require_fit
-from export.measure import compare, label_of, logits_of
-from export.models import ARCHITECTURES, Architecture
+from export.evaluate import compare, label_of, logits_of
+from export.int8 import pipeline
+from export.int8.calibration import Calibration, Ranges
+from export.int8.pipeline import RECORDS, calibrate, make_int8, require_fit
+from export.int8.quant_params import PAIR_LIMIT, Scale, pair_sums, quantise_weights
+from export.int8.quantize import quantise
 from export.onnx_graph import Array, Graph
 from export.parity import find_photographs, read_photograph
-from export.quantise import quantise
 from export.report import class_numbers
-from serve.config import ROOT
-from serve.postprocess import load_class_index
+from serve.config.settings import ROOT
+from serve.model.postprocess import load_class_index
 from tests.export.conftest import REAL, Network
 from tests.references import DATA
 from tests.small_densenet import batches
@@ -126,7 +126,7 @@ def test_activations_are_stored_on_their_range_with_headroom_and_relu6s_up_to_6(
 
 def test_the_models_input_is_stored_between_black_and_white(small_mobilenet: Network) -> None:
     spec = small_mobilenet.architecture.preprocessing
-    low, high = int8.input_range(spec)
+    low, high = pipeline.input_range(spec)
     assert (low, high) == (pytest.approx(-0.485 / 0.229), pytest.approx((1 - 0.406) / 0.225))
     graph = Graph(make_int8(small_mobilenet.model, small_mobilenet.architecture, calibrated(small_mobilenet)))
     step, zero = (graph.constants[name].item() for name in graph.of_type("QuantizeLinear")[0].input[1:])
@@ -148,7 +148,7 @@ def test_bias_correction_lowers_the_error(small_densenet: Network, monkeypatch: 
 
 def test_bounds_are_the_codes_nearest_to_the_thresholds(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
-    rewritten = Graph(int8.rewrite(small_densenet.model, calibration.ranges))
+    rewritten = Graph(pipeline.rewrite(small_densenet.model, calibration.ranges))
     quantised = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
     clips = quantised.of_type("Max", "Min")
     assert len(clips) > 8
@@ -174,7 +174,7 @@ def test_what_the_classifier_reads_is_corrected_too(small_densenet: Network) -> 
     calibration = calibrated(small_densenet)
     quantised = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
     correction = next(values for name, values in quantised.constants.items() if name.endswith(".correction"))
-    rewritten = Graph(int8.rewrite(small_densenet.model, calibration.ranges))
+    rewritten = Graph(pipeline.rewrite(small_densenet.model, calibration.ranges))
     exact = features(rewritten.to_model(), small_densenet.calibrated_on)
     last = rewritten.of_type("Min")[-1].output[0]
     for name in (f"{last}.low", f"{last}.high"):
@@ -200,7 +200,7 @@ def test_the_models_that_are_served_cannot_saturate(exported: Path) -> None:
 
 def test_full_range_weights_would_saturate(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     """The check above can fail: it does on weights scaled to the full range, as quantisers usually do."""
-    monkeypatch.setattr("export.byte_codes.pair_sums", lambda weights: np.zeros(len(weights)))
+    monkeypatch.setattr("export.int8.quant_params.pair_sums", lambda weights: np.zeros(len(weights)))
     model = make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet))
     with pytest.raises(AssertionError):
         assert_cannot_saturate(model)
@@ -428,7 +428,7 @@ def test_a_rewrite_that_changes_an_answer_is_refused_with_its_figure(
 ) -> None:
     calibration, pictures = calibrated(small_densenet), list(small_densenet.calibration_pictures())
     make_int8(small_densenet.model, small_densenet.architecture, calibration, pictures)
-    rewrite = int8.rewrite
+    rewrite = pipeline.rewrite
 
     def broken(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
         graph = Graph(rewrite(model, ranges))
@@ -436,7 +436,7 @@ def test_a_rewrite_that_changes_an_answer_is_refused_with_its_figure(
         graph.constants[gemm.input[2]] = graph.constants[gemm.input[2]] + np.float32(0.01)
         return graph.to_model()
 
-    monkeypatch.setattr(int8, "rewrite", broken)
+    monkeypatch.setattr(pipeline, "rewrite", broken)
     with pytest.raises(QuantisationError, match=r"max .Δ logit. is 0\.01, more than 0\.001"):
         make_int8(small_densenet.model, small_densenet.architecture, calibration, pictures)
 
@@ -452,14 +452,14 @@ def test_an_operator_without_an_integer_form_is_named(small_densenet: Network) -
 def test_a_calibration_with_a_gap_names_the_tensor(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
     with pytest.raises(QuantisationError, match="the calibration knows nothing of"):
-        quantise(int8.rewrite(small_densenet.model, calibration.ranges), Calibration("", {}, None), (-1, 1))
+        quantise(pipeline.rewrite(small_densenet.model, calibration.ranges), Calibration("", {}, None), (-1, 1))
     del calibration.ranges[next(iter(calibration.ranges))]
     with pytest.raises(CalibrationError, match="of another graph"):
         require_fit(small_densenet.model, small_densenet.calibration_pictures(), calibration)
 
 
 def test_the_recorded_calibration_fits_its_weights_and_no_others(exported: Path, densenet121: Architecture) -> None:
-    calibration = int8.records.load(RECORDS / "densenet121.json")
+    calibration = pipeline.records.load(RECORDS / "densenet121.json")
     pictures = [read_photograph(path, densenet121.preprocessing) for path in find_photographs([DATA / "photos"])]
     model = onnx.load(exported)
     card = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
@@ -479,10 +479,13 @@ def embedded_card() -> dict[str, Any]:
 
 def test_the_embedded_models_own_figures_are_within_the_gate() -> None:
     figures = embedded_card()["accuracy"]
-    assert figures["photographs"] >= int8.ENOUGH
-    assert figures["agreement"] >= int8.MIN_AGREEMENT
-    assert figures["fp32_top1"] - figures["top1"] <= int8.MAX_TOP1_LOSS
-    assert embedded_card()["weights"]["sha256"] == int8.records.load(RECORDS / "efficientnet_lite0.json").weights_sha256
+    assert figures["photographs"] >= pipeline.ENOUGH
+    assert figures["agreement"] >= pipeline.MIN_AGREEMENT
+    assert figures["fp32_top1"] - figures["top1"] <= pipeline.MAX_TOP1_LOSS
+    assert (
+        embedded_card()["weights"]["sha256"]
+        == pipeline.records.load(RECORDS / "efficientnet_lite0.json").weights_sha256
+    )
 
 
 def answers_of(model: Path, photographs: list[Path], architecture: Architecture) -> Array:
@@ -505,8 +508,8 @@ def test_the_embedded_model_knows_the_projects_own_pictures() -> None:
 if REAL:
 
     def held_out(photo_folder: Path) -> tuple[list[Path], list[int | None]]:
-        paths = int8.records.load(RECORDS / "densenet121.json").held_out(find_photographs([photo_folder]))
-        assert len(paths) >= int8.ENOUGH
+        paths = pipeline.records.load(RECORDS / "densenet121.json").held_out(find_photographs([photo_folder]))
+        assert len(paths) >= pipeline.ENOUGH
         numbers = class_numbers()
         return paths, [label_of(path, numbers) for path in paths]
 

@@ -7,7 +7,7 @@ import onnx
 import onnxruntime as ort
 import torch
 
-from export.graph import export_graph
+from export.torch_to_onnx import export_graph
 from tests import small_densenet, tiny_model
 from tests.references import ARRAYS, DIGESTS, pictures, torchvision_references
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from export import measure, report
-from export.measure import Comparison, milliseconds
+from export import evaluate, report
+from export.evaluate import Comparison, milliseconds
 from export.report import Variant, class_numbers, make_report, print_table
 
 FP32 = Variant("fp32", Path("m.onnx"), b"f" * 2_345_678)
@@ -116,11 +116,11 @@ class Clock:
 
 def test_a_time_is_the_median_of_warm_runs_taken_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    a_round = measure._UNTIMED + measure._TIMED
+    a_round = evaluate._UNTIMED + evaluate._TIMED
 
     def about_five(run: int) -> float:
         position = run % a_round
-        return 1000 if position < measure._UNTIMED else (1, 2, 3, 4, 6, 50, 60, 70)[position - measure._UNTIMED]
+        return 1000 if position < evaluate._UNTIMED else (1, 2, 3, 4, 6, 50, 60, 70)[position - evaluate._UNTIMED]
 
     asked: list[int] = []
 
@@ -128,11 +128,11 @@ def test_a_time_is_the_median_of_warm_runs_taken_in_turns(monkeypatch: pytest.Mo
         asked.append(threads)
         return clock.session(model.decode(), about_five if model == b"slow" else lambda run: 2.0)
 
-    monkeypatch.setattr(measure, "time", clock)
-    monkeypatch.setattr(measure, "session_of", session_of)
+    monkeypatch.setattr(evaluate, "time", clock)
+    monkeypatch.setattr(evaluate, "session_of", session_of)
     assert milliseconds({"a": b"slow", "b": b"fast"}, 4, 2) == pytest.approx({"a": 5.0, "b": 2.0})
     assert asked == [2, 2]
-    assert clock.order == (["slow"] * a_round + ["fast"] * a_round) * measure._ROUNDS
+    assert clock.order == (["slow"] * a_round + ["fast"] * a_round) * evaluate._ROUNDS
     assert clock.slept > 0
 
 
@@ -140,7 +140,7 @@ def test_a_session_has_the_threads_that_were_asked_for() -> None:
     from tests.tiny_model import tiny_model
 
     for threads in (1, 2):
-        options = measure.session_of(tiny_model(), threads).get_session_options()
+        options = evaluate.session_of(tiny_model(), threads).get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
 
 

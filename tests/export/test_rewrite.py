@@ -7,11 +7,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.calibration import Ranges, observe_ranges
 from export.errors import QuantisationError
-from export.int8 import rewrite
+from export.int8.calibration import Ranges, observe_ranges
+from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
+from export.int8.pipeline import rewrite
 from export.onnx_graph import Array, Graph, concat_pieces
-from export.rewrite import HEADROOM, chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
 from tests.export.conftest import Network
 
 UNCHANGED = 1e-3

@@ -17,8 +17,8 @@ from torchvision.models import WeightsEnum
 from torchvision.transforms._presets import ImageClassification
 
 from export import weights as weights_module
+from export.architectures import Architecture
 from export.errors import WeightsError
-from export.models import Architecture
 from export.weights import build_network, default_weights, modern_keys, read_weights, untrained_weights
 from tests.local_host import serving
 

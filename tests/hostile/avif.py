@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from serve.av1 import FRAME_HEADERS
+from serve.imaging.av1 import FRAME_HEADERS
 
 Place = tuple[int, int]  # first byte, from that of the item on, and length
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.config import Config, load_config
+from serve.config.settings import Config, load_config
 from tests.kubernetes.conftest import TABLE
 from tests.kubernetes.schemas import problems
 from tests.manifests import FOLDER, Container, containers, only, quantity, rendered

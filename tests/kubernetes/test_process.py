@@ -13,8 +13,8 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.config import load_config
-from serve.cpus import cgroup_quota
+from serve.config.cpus import cgroup_quota
+from serve.config.settings import load_config
 from tests.kubernetes.conftest import TABLE
 from tests.manifests import FOLDER, Container, containers, only, quantity, rendered
 from tests.server_process import ROOT, ServerProcess, running_server

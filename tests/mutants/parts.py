@@ -27,10 +27,10 @@ class Part:
 
 
 PARTS: Final = (
-    Part("scheduler", {"serve/scheduler.py": ()}, ("tests/serve/test_scheduler.py",)),
+    Part("scheduler", {"serve/scheduling/scheduler.py": ()}, ("tests/serve/test_scheduler.py",)),
     Part(
         "upload",
-        {"serve/upload.py": (), "serve/form.py": (), "serve/arrival.py": ()},
+        {"serve/api/upload.py": (), "serve/api/form.py": (), "serve/scheduling/upload_budget.py": ()},
         (
             "tests/serve/test_upload.py",
             "tests/serve/test_form.py",
@@ -42,9 +42,9 @@ PARTS: Final = (
     Part(
         "deadlines",
         {
-            "serve/handlers.py": ("until", "while_connected", "_disconnected"),
-            "serve/lifecycle.py": (),
-            "serve/parameters.py": ("parse_timeout",),
+            "serve/api/handlers.py": ("until", "while_connected", "_disconnected"),
+            "serve/scheduling/lifecycle.py": (),
+            "serve/api/parameters.py": ("parse_timeout",),
         },
         (
             "tests/serve/test_lifecycle.py",
@@ -55,28 +55,28 @@ PARTS: Final = (
     ),
     Part(
         "keys",
-        {"serve/keys.py": (), "serve/middleware.py": ("api_key",), "serve/app.py": ("GuardedRoute",)},
+        {"serve/api/api_keys.py": (), "serve/api/middleware.py": ("api_key",), "serve/api/app.py": ("GuardedRoute",)},
         ("tests/serve/test_keys.py", "tests/serve/test_paths.py"),
     ),
     Part(
         "origins",
-        {"serve/origins.py": (), "serve/middleware.py": ("OriginGuard",)},
+        {"serve/config/hosts.py": (), "serve/api/middleware.py": ("OriginGuard",)},
         ("tests/serve/test_origins.py", "tests/serve/test_app.py"),
     ),
     Part(
         "preprocess",
-        {"serve/preprocess.py": ()},
+        {"serve/imaging/preprocess.py": ()},
         ("tests/serve/test_preprocess.py", "tests/serve/test_decoding.py"),
     ),
     Part(
         "postprocess",
-        {"serve/postprocess.py": ()},
+        {"serve/model/postprocess.py": ()},
         ("tests/serve/test_postprocess.py", "tests/serve/test_regular_file.py"),
     ),
     Part(
         "gate",
         {
-            "export/int8.py": (
+            "export/int8/pipeline.py": (
                 "choose_photographs",
                 "require_accuracy",
                 "require_fit",
@@ -84,8 +84,8 @@ PARTS: Final = (
                 "require_weights",
             ),
             "export/export_onnx.py": ("_try_int8",),
-            "export/measure.py": ("Comparison", "compare", "label_of", "logits_of"),
-            "export/calibration.py": ("Calibration", "encode", "load"),
+            "export/evaluate.py": ("Comparison", "compare", "label_of", "logits_of"),
+            "export/int8/calibration.py": ("Calibration", "encode", "load"),
             "export/files.py": (),
         },
         ("tests/export/test_gate.py", "tests/export/test_files.py", "tests/export/test_int8_export.py"),
@@ -94,11 +94,11 @@ PARTS: Final = (
     Part(
         "quantisation",
         {
-            "export/byte_codes.py": (),
-            "export/quantise.py": (),
-            "export/rewrite.py": (),
-            "export/calibration.py": ("observe_ranges", "observe_means", "rounded", "_run"),
-            "export/int8.py": ("rewrite", "make_int8", "input_range", "calibrate"),
+            "export/int8/quant_params.py": (),
+            "export/int8/quantize.py": (),
+            "export/int8/graph_passes.py": (),
+            "export/int8/calibration.py": ("observe_ranges", "observe_means", "rounded", "_run"),
+            "export/int8/pipeline.py": ("rewrite", "make_int8", "input_range", "calibrate"),
         },
         ("tests/export/test_calibration.py", "tests/export/test_quantise.py", "tests/export/test_rewrite.py"),
         EXPORT,

@@ -20,9 +20,9 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from deploy.ray.server import application
-from serve.catalogue import EMBEDDED
-from serve.classifier import load_classifier
-from serve.config import Config
+from serve.config.settings import Config
+from serve.model.classifier import load_classifier
+from serve.model.files import EMBEDDED
 from tests.scale.load import Account, Answers, Load
 from tests.server_process import ROOT, running_server
 

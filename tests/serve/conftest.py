@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serve.app import create_app
-from serve.classifier import Classifier, classifier_of, load_classifier
-from serve.config import Config
+from serve.api.app import create_app
+from serve.config.settings import Config
+from serve.model.classifier import Classifier, classifier_of, load_classifier
 from tests.references import DATA
 from tests.tiny_model import PATH as TINY_MODEL
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from serve.answers import server_timing, stages_of
-from serve.classifier import Classified
+from serve.api.responses import server_timing, stages_of
 from serve.errors import UndecodableImage
-from serve.scheduler import Outcome
+from serve.model.classifier import Classified
+from serve.scheduling.scheduler import Outcome
 
 
 def done(queued: float, **seconds: float) -> Outcome[Classified]:

@@ -17,11 +17,11 @@ from PIL.JpegImagePlugin import JpegImageFile
 from starlette.testclient import TestClient
 
 from serve import errors
-from serve.app import create_app
-from serve.classifier import Classifier
-from serve.config import Config
+from serve.api.app import create_app
+from serve.config.settings import Config
+from serve.model.classifier import Classifier
 from serve.problems import RULES, retry_after
-from serve.scheduler import Scheduler
+from serve.scheduling.scheduler import Scheduler
 from tests.references import PICTURES
 
 ClientFor = Callable[..., TestClient]

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve.arrival import Arrivals
 from serve.errors import UploadsFull, UploadTooSlow
+from serve.scheduling.upload_budget import Arrivals
 
 
 async def chunks(*parts: bytes, pause: float = 0.0) -> AsyncIterator[bytes]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.autotune import Choice, _choose, measure, report, save
-from serve.config import ROOT, load_config
+from serve.commands.autotune import Choice, _choose, measure, report, save
+from serve.config.settings import ROOT, load_config
 from serve.errors import ConfigError
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from serve.catalogue import EMBEDDED, find_model
-from serve.classifier import load_classifier
-from serve.config import MODELS, Config
+from serve.config.settings import MODELS, Config
 from serve.errors import ModelError
+from serve.model.classifier import load_classifier
+from serve.model.files import EMBEDDED, find_model
 
 
 @pytest.fixture

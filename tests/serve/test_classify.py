@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from serve.classifier import Classifier
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from serve.errors import ConfigError
-from serve.evaluation import Evaluation, wnid_of
-from serve.folder import classify_files
-from serve.inputs import files_of, names_in
+from serve.files.evaluation import Evaluation, wnid_of
+from serve.files.paths import files_of, names_in
+from serve.files.runner import classify_files
+from serve.model.classifier import Classifier
 from tests.references import PICTURES
 from tests.serve.conftest import PHOTOS
 from tests.server_process import running_server

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import ROOT, Config, load_config
+from serve.config.settings import ROOT, Config, load_config
+from serve.config.strays import strays
 from serve.errors import ConfigError
-from serve.strays import strays
 from tests.server_process import running_server
 from tests.tiny_model import PATH as TINY_MODEL
 

@@ -1,6 +1,6 @@
 """Who goes when there are as many connections as may be."""
 
-from serve.connections import MAX_UNREAD_BYTES, Connections
+from serve.server.connections import MAX_UNREAD_BYTES, Connections
 
 
 class Fake:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from serve import counting
-from serve.config import ROOT
-from serve.counting import can_count_together, count_alone, counting_together, forget
+from serve.config.settings import ROOT
+from serve.observability import counting
+from serve.observability.counting import can_count_together, count_alone, counting_together, forget
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -157,14 +157,14 @@ def test_a_worker_whose_files_were_cleared_away_counts_for_itself(caplog: pytest
 ALL_SERIES = """
 import os, sys
 from pathlib import Path
-from serve.counting import can_count_together, counting_together, forget, process_ids
-from serve.config import Config
+from serve.observability.counting import can_count_together, counting_together, forget, process_ids
+from serve.config.settings import Config
 from tests.tiny_model import PATH
 with counting_together(1):
-    from serve.metrics import STAGES, Metrics, count_as
+    from serve.observability.metrics import STAGES, Metrics, count_as
     count_as(0, process_ids(1))
-    from serve.app import create_app, metrics_of
-    from serve.classifier import load_classifier
+    from serve.api.app import create_app, metrics_of
+    from serve.model.classifier import load_classifier
     from serve.problems import RULES
     config = Config(model=str(PATH))
     classifier = load_classifier(config)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import ROOT
-from serve.cpus import cgroup_quota, cpu_budget
+from serve.config.cpus import cgroup_quota, cpu_budget
+from serve.config.settings import ROOT
 
 HERE = len(os.sched_getaffinity(0))
 V1 = "31 23 0:29 {shown} /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct\n"
@@ -114,6 +114,6 @@ def test_the_setting_can_only_lower_it(tmp_path: Path) -> None:
 
 def test_a_real_affinity_is_followed() -> None:
     one = min(os.sched_getaffinity(0))
-    code = "from serve.cpus import cpu_budget; print(cpu_budget(0).count)"
+    code = "from serve.config.cpus import cpu_budget; print(cpu_budget(0).count)"
     command = ["taskset", "--cpu-list", str(one), sys.executable, "-c", code]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from serve.errors import UndecodableImage
-from serve.formats import is_quick_to_open
-from serve.picture import PictureLimits, decode, open_image
-from serve.preprocess import Preprocessing, to_input
+from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.formats import is_quick_to_open
+from serve.imaging.preprocess import Preprocessing, to_input
 from tests.references import PICTURES
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -178,7 +178,7 @@ def test_decoding_avif_takes_no_more_threads_than_the_one_that_asks() -> None:
     buffer = io.BytesIO()
     photograph(1600, 1200).save(buffer, "AVIF", speed=10)
     code = (
-        "import sys, os; from serve.picture import *; from serve.preprocess import *;"
+        "import sys, os; from serve.imaging.decode import *; from serve.imaging.preprocess import *;"
         "spec = Preprocessing(256, 'bilinear', 224, (0, 0, 0), (1, 1, 1));"
         "decode(open_image(sys.stdin.buffer.read(), spec, PictureLimits(10**8)));"
         "print(len(os.listdir('/proc/self/task')))"

@@ -21,11 +21,11 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from serve.app import create_app
-from serve.classifier import Classifier, load_classifier
-from serve.config import ROOT, Config
-from serve.http_protocol import HttpProtocol
-from serve.scheduler import Scheduler
+from serve.api.app import create_app
+from serve.config.settings import ROOT, Config
+from serve.model.classifier import Classifier, load_classifier
+from serve.scheduling.scheduler import Scheduler
+from serve.server.protocol import HttpProtocol
 from tests.references import PICTURES
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -128,7 +128,7 @@ def test_a_stalled_upload_does_not_outlast_the_grace_period(cat: bytes) -> None:
 
 RUNAWAY = """
 import runpy, sys, time
-from serve.classifier import Classifier
+from serve.model.classifier import Classifier
 Classifier.{step} = lambda *_: time.sleep(60)
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -118,9 +118,9 @@ def test_signals_again_and_again_from_any_moment_on_are_a_normal_end(moment: flo
 
 
 HANGS_AT_THE_END = """
-import serve.leaving, serve.scheduler
-serve.leaving.HANGING_SECONDS = 0.5
-serve.scheduler.Scheduler.close = lambda *_: time.sleep(600)
+import serve.server.signals, serve.scheduling.scheduler
+serve.server.signals.HANGING_SECONDS = 0.5
+serve.scheduling.scheduler.Scheduler.close = lambda *_: time.sleep(600)
 """
 
 
@@ -149,13 +149,13 @@ FAILURES = {
         "can't start new thread",
     ),
     "no thread for pictures": (
-        "from serve.scheduler import Scheduler\n"
+        "from serve.scheduling.scheduler import Scheduler\n"
         'def refuse(*_, **__): raise RuntimeError("can\'t start new thread")\n'
         "Scheduler.__init__ = refuse",
         "RuntimeError: can't start new thread",
     ),
     "no memory": (
-        "import serve.classifier\ndef refuse(_): raise MemoryError\nserve.classifier.load_classifier = refuse",
+        "from serve.model import classifier\ndef refuse(_): raise MemoryError\nclassifier.load_classifier = refuse",
         "MemoryError",
     ),
     "no file left": (
@@ -165,7 +165,8 @@ FAILURES = {
         "OSError: [Errno 24] Too many open files",
     ),
     "no number at the end of the warm-up": (
-        "import numpy, serve.model\nserve.model._run = lambda session, batch: numpy.full((1, 1000), numpy.nan)",
+        "import numpy\nfrom serve.model import session\n"
+        "session._run = lambda session, batch: numpy.full((1, 1000), numpy.nan)",
         "its warm-up gave no 1000 finite logits",
     ),
     "a message of two lines": (
@@ -188,7 +189,9 @@ def test_whatever_fails_at_the_start_is_status_2_and_a_line(failure: str, worker
 
 
 def test_a_first_worker_that_is_killed_as_it_starts_is_status_2_and_a_line(tmp_path: Path) -> None:
-    code = "import os, serve.classifier\nserve.classifier.load_classifier = lambda _: os.kill(os.getpid(), 9)"
+    code = (
+        "import os, serve.model.classifier\nserve.model.classifier.load_classifier = lambda _: os.kill(os.getpid(), 9)"
+    )
     done = failing(code, "2", tmp_path)
     assert done.returncode == 2
     assert done.stderr == "serve: the first worker ended by SIGKILL before it was ready\n"
@@ -209,7 +212,7 @@ def test_numpy_makes_no_threads_because_without_any_left_it_would_send_a_signal(
 
 def failing(code: str, workers: str, shared_memory: Path) -> subprocess.CompletedProcess[str]:
     """A start after this was changed, which leaves its folders where it is told."""
-    code = f"import serve.counting\nserve.counting._SHARED_MEMORY = {str(shared_memory)!r}\n{code}"
+    code = f"from serve.observability import counting\ncounting._SHARED_MEMORY = {str(shared_memory)!r}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", START.format(code), "--port", "0", *FLAGS, "--log-level", "error", "--workers", workers],
         cwd=ROOT,
@@ -222,7 +225,7 @@ def failing(code: str, workers: str, shared_memory: Path) -> subprocess.Complete
 
 def test_what_nobody_foresaw_is_told_by_the_log() -> None:
     code = (
-        "import asyncio, gc, serve.handlers, warnings\n"
+        "import asyncio, gc, serve.api.handlers, warnings\n"
         "async def task(): raise ValueError('never \\x1b[31m retrieved')\n"
         "async def answer(self, request):\n"
         "    warnings.warn('this is a warning')\n"
@@ -230,8 +233,8 @@ def test_what_nobody_foresaw_is_told_by_the_log() -> None:
         "    asyncio.ensure_future(task())\n"
         "    await asyncio.sleep(0.2)\n"
         "    gc.collect()\n"
-        "    return serve.handlers.Response()\n"
-        "serve.handlers.Server.livez = answer"
+        "    return serve.api.handlers.Response()\n"
+        "serve.api.handlers.Server.livez = answer"
     )
     with running_server(sys.executable, *FLAGS, code=START.format(code)) as server:
         httpx2.get(f"{server.url}/livez", timeout=20)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import ROOT
-from serve.error_stream import ErrorStream
+from serve.config.settings import ROOT
+from serve.observability.error_stream import ErrorStream
 
 MOST = 1000 + 4096  # lines of a byte and more: those that wait, and those that the pipe has taken
 
@@ -146,7 +146,7 @@ def test_signals_are_left_to_the_main_thread(pipe: tuple[int, int]) -> None:
 
 FORKED = """
 import os, sys
-from serve.error_stream import never_block
+from serve.observability.error_stream import never_block
 stream = never_block()
 print("before", file=sys.stderr)
 pid = os.fork()

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 

@@ -28,7 +28,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from benchmarks.servers import free_port
+from benchmarks.harness.servers import free_port
 from tests.make_process import NOWHERE, fresh_tree, make, wait_until_ready
 from tests.server_process import ROOT, running_server
 from tests.tiny_model import PATH as TINY_MODEL

@@ -7,8 +7,8 @@ import weakref
 
 import pytest
 
+from serve.api.form import Form
 from serve.errors import MalformedUpload, MissingFile, RequestError, TooManyFiles
-from serve.form import Form
 
 HEAD = b'Content-Disposition: form-data; name="file"; filename="a.jpg"\r\n\r\n'
 MEGABYTES = 8

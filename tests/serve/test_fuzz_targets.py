@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fuzz.targets import TARGETS, inference, multipart, picture
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests.references import pictures
 
 SEEDS = sorted((ROOT / "fuzz" / "corpus" / "multipart").iterdir())

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from serve import health
-from serve.config import ROOT
+from serve.commands import health
+from serve.config.settings import ROOT
 from tests.server_process import running_server
 
 

@@ -11,11 +11,11 @@ import httpx2
 import pytest
 from PIL import Image
 
-from benchmarks.processes import Tree
-from serve.claims import require_modest_scans
+from benchmarks.harness.processes import Tree
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
-from serve.picture import PictureLimits, decode, decoding_pixels, open_image
-from serve.preprocess import Preprocessing, to_input
+from serve.imaging.claims import require_modest_scans
+from serve.imaging.decode import PictureLimits, decode, decoding_pixels, open_image
+from serve.imaging.preprocess import Preprocessing, to_input
 from serve.problems import problem_of
 from tests.hostile.client import megabytes
 from tests.hostile.pictures import (

@@ -6,194 +6,79 @@ import re
 import subprocess
 import sys
 from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 
 SERVE = ROOT / "serve"
-# __main__ → app → classifier → the middle modules → config and errors; each may import what stands to its right.
-MAY_IMPORT = {
-    "__init__": set(),
-    "errors": set(),
-    "printable": set(),
-    "log": {"printable"},
-    "cpus": set(),
-    "memory": set(),
-    "values": set(),
-    "command_line": {"printable"},
-    "regular_file": set(),
-    "settings_file": {"errors", "printable", "regular_file"},
-    "config": {"command_line", "cpus", "errors", "settings_file", "values"},
-    "lifecycle": {"errors"},
-    "scheduler": {"errors"},
-    "parameters": {"errors"},
-    "preprocess": {"errors"},
-    "av1": set(),
-    "avif": {"av1", "errors"},
-    "claims": {"errors"},
-    "formats": set(),
-    "picture": {"avif", "claims", "errors", "formats", "preprocess"},
-    "postprocess": {"errors", "regular_file"},
-    "model": {"errors", "regular_file"},
-    "form": {"errors"},
-    "upload": {"errors", "form"},
-    "arrival": {"errors", "pacing"},
-    "pacing": set(),
-    "keys": {"errors", "regular_file"},
-    "connections": set(),
-    "listeners": {"config", "errors"},
-    "leaving": {"printable"},
-    "counting": set(),
-    "error_stream": set(),
-    "workers": {"counting", "errors", "leaving", "metrics"},
-    "problems": {"errors"},
-    "metrics": {"counting", "errors", "problems"},
-    "tracing": set(),
-    "origins": set(),
-    "one_write": set(),
-    "middleware": {"errors", "metrics", "origins", "problems", "request_ids", "tracing"},
-    "tensors": {"errors"},
-    "inference": {"errors", "postprocess", "tensors"},
-    "openapi": {"__version__", "config", "inference", "openapi_components", "openapi_schemas"},
-    "openapi_components": {"parameters"},
-    "openapi_schemas": set(),
-    "docs_page": set(),
-    "pages": {"config", "formats", "origins"},
-    "catalogue": {"errors", "printable"},
-    "classifier": {"catalogue", "config", "errors", "memory", "model", "picture", "preprocess", "postprocess"},
-    "answers": {"classifier", "errors", "problems", "scheduler"},
-    "handlers": {
-        "answers",
-        "arrival",
-        "classifier",
-        "config",
-        "docs_page",
-        "errors",
-        "form",
-        "inspector",
-        "lifecycle",
-        "memory",
-        "metrics",
-        "openapi",
-        "origins",
-        "pages",
-        "parameters",
-        "formats",
-        "scheduler",
-        "upload",
-    },
-    "handlers_v2": {"__version__", "classifier", "errors", "handlers", "inference", "scheduler", "upload"},
-    "app": {
-        "__version__",
-        "classifier",
-        "config",
-        "errors",
-        "handlers",
-        "handlers_v2",
-        "inference",
-        "keys",
-        "lifecycle",
-        "metrics",
-        "middleware",
-        "origins",
-        "problems",
-    },
-    "inspector": {"errors"},
-    "http_server": {"config", "connections", "leaving", "lifecycle", "metrics", "turns"},
-    "turns": {"http_protocol"},
-    "framing": {"origins"},
-    "request_ids": set(),
-    "http_protocol": {"connections", "framing", "metrics", "one_write", "problems", "request_ids"},
-    "health": {"command_line", "config"},
-    "show_config": {"config", "printable"},
-    "strays": {"config", "printable"},
-    "progress": set(),
-    "inputs": {"errors"},
-    "folder": {"answers", "classifier", "errors", "problems", "regular_file"},
-    "records": {"errors", "folder", "printable"},
-    "output_file": {"command_line", "errors"},
-    "evaluation": {"folder"},
-    "classify": {
-        "classifier",
-        "config",
-        "errors",
-        "evaluation",
-        "folder",
-        "inputs",
-        "leaving",
-        "log",
-        "output_file",
-        "printable",
-        "progress",
-        "records",
-    },
-    "autotune": {"catalogue", "config", "errors", "model", "printable", "progress", "regular_file", "settings_file"},
-    "__main__": {
-        "app",
-        "catalogue",
-        "classifier",
-        "command_line",
-        "config",
-        "connections",
-        "counting",
-        "error_stream",
-        "errors",
-        "http_server",
-        "leaving",
-        "lifecycle",
-        "listeners",
-        "log",
-        "memory",
-        "strays",
-        "workers",
-    },
-}
+# Each may import what stands in a later row, and itself; those in one row don't know each other.
+FLOORS = (
+    {"__main__"},
+    {"commands"},
+    {"api", "files"},
+    {"model", "server"},
+    {"imaging", "scheduling", "observability", "config"},
+    {"problems"},
+    {"errors", "printable", "__init__"},
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 OWNED = {
-    "starlette": {"app", "handlers", "handlers_v2"},
-    "prometheus_client": {"metrics"},
-    "onnxruntime": {"model"},
-    "uvicorn": {"http_server", "http_protocol"},
-    "httptools": {"http_protocol"},
-    "python_multipart": {"form"},
+    "starlette": "api",
+    "prometheus_client": "observability",
+    "onnxruntime": "model",
+    "uvicorn": "server",
+    "httptools": "server",
+    "python_multipart": "api",
 }
 FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}
 
 
-def imported_by(module: str) -> set[str]:
-    tree = ast.parse((SERVE / f"{module}.py").read_text(encoding="utf-8"))
+MODULES = sorted(SERVE.rglob("*.py"))
+
+
+def room_of(module: Path) -> str:
+    return module.relative_to(SERVE).parts[0].removesuffix(".py")
+
+
+def imported_by(module: Path) -> set[str]:
+    """Dotted names: of packages, and of what is imported from `serve` with the room it lies in."""
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import"
-            found |= {f"serve.{alias.name}" for alias in node.names} if node.module == "serve" else {node.module or ""}
-    return found
+            whole = node.module != "serve"
+            found |= {node.module or ""} if whole else {f"serve.{alias.name}" for alias in node.names}
+    return found - {"serve.__version__"}
 
 
-def test_every_module_is_in_the_map() -> None:
-    assert {path.stem for path in SERVE.rglob("*.py")} == set(MAY_IMPORT)
+def test_each_room_has_its_floor_and_the_top_is_short() -> None:
+    entries = {path.name.removesuffix(".py") for path in SERVE.iterdir() if path.name != "__pycache__"}
+    assert entries == set(FLOOR)
+    assert len(entries) <= 14
 
 
-@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
-def test_modules_import_only_towards_the_bottom(module: str) -> None:
-    own = {name.split(".")[1] for name in imported_by(module) if name.startswith("serve.")}
-    assert own <= MAY_IMPORT[module]
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SERVE)))
+def test_modules_import_only_towards_the_bottom(module: Path) -> None:
+    room = room_of(module)
+    for name in imported_by(module):
+        other = name.split(".")[1] if name.startswith("serve.") else room
+        assert other == room or FLOOR[other] > FLOOR[room], f"{room} imports {name}"
 
 
-@pytest.mark.parametrize("module", sorted(MAY_IMPORT))
-def test_each_framework_has_its_owner_and_torch_none(module: str) -> None:
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SERVE)))
+def test_each_framework_has_its_room_and_torch_none(module: Path) -> None:
     roots = {name.split(".")[0] for name in imported_by(module)}
     assert not roots & FORBIDDEN
-    assert {framework for framework in OWNED if framework in roots} == {
-        framework for framework, owners in OWNED.items() if module in owners
-    }
+    assert {OWNED[root] for root in roots & OWNED.keys()} <= {room_of(module)}
 
 
 def test_the_server_loads_nothing_but_its_locked_packages() -> None:
     code = (
-        "import json, sys; before = set(sys.modules); import serve.__main__, serve.app, uvicorn; "
+        "import json, sys; before = set(sys.modules); import serve.__main__, serve.api.app, uvicorn; "
         "print(json.dumps(sorted({name.split('.')[0] for name in set(sys.modules) - before})))"
     )
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout

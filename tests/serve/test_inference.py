@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from serve.classifier import Classifier
+from serve.api.v2.messages import InferenceRequest, Signature, parse_request, write_answer
 from serve.errors import BadTensor, UploadTooLarge
-from serve.inference import InferenceRequest, Signature, parse_request, write_answer
-from serve.picture import decode, open_image
-from serve.postprocess import Label
-from serve.preprocess import to_input
+from serve.imaging.decode import decode, open_image
+from serve.imaging.preprocess import to_input
+from serve.model.classifier import Classifier
+from serve.model.postprocess import Label
 from tests.references import PICTURES
 from tests.serve.conftest import ClientFor
 

@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from serve.errors import QueueFull
-from serve.inspector import Inspector
+from serve.scheduling.header_checks import Inspector
 
 
 class Picture:

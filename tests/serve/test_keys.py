@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from serve.api.api_keys import KeyFile
+from serve.config.regular_file import read_text
 from serve.errors import ConfigError, Unauthorised
-from serve.keys import KeyFile
-from serve.regular_file import read_text
 from tests.serve.conftest import ClientFor
 
 
@@ -208,7 +208,7 @@ def test_a_file_without_keys_is_looked_at_once_and_told_of_again_when_it_is_gone
 ) -> None:
     keys = KeyFile(file)
     read: list[object] = []
-    monkeypatch.setattr("serve.keys.read_text", lambda *given: read.append(given) or read_text(*given))
+    monkeypatch.setattr("serve.api.api_keys.read_text", lambda *given: read.append(given) or read_text(*given))
     file.write_text("# none\n" * 100_000)
     for _ in range(100):
         keys.require(b"first-key")

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from serve.errors import NotReady
-from serve.lifecycle import Lifecycle, Visit
+from serve.scheduling.lifecycle import Lifecycle, Visit
 
 
 def started(grace_seconds: float = 30.0) -> Lifecycle:

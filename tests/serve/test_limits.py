@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 import pytest
 from starlette.testclient import TestClient
 
-from serve import inference
-from serve.config import load_config
+from serve.api.v2 import messages
+from serve.api.v2.messages import MAX_JSON_BYTES, MAX_JSON_ROWS, Signature, parse_request
+from serve.config.settings import load_config
 from serve.errors import BadTensor, ConfigError, TooManyFiles, UploadTooLarge
-from serve.inference import MAX_JSON_BYTES, MAX_JSON_ROWS, Signature, parse_request
-from serve.postprocess import Label
+from serve.model.postprocess import Label
 from tests.serve.conftest import ClientFor
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -125,7 +125,7 @@ def padded(length: int) -> bytes:
 
 def test_json_may_have_just_as_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_JSON_BYTES == 8 * 2**20
-    monkeypatch.setattr(inference, "MAX_JSON_BYTES", 2000)
+    monkeypatch.setattr(messages, "MAX_JSON_BYTES", 2000)
     assert parse_request(None, padded(2000), SIGNATURE).rows
     with pytest.raises(UploadTooLarge, match="2001 bytes of JSON; the limit is 2000"):
         parse_request(None, padded(2001), SIGNATURE)

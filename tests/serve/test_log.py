@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 from starlette.testclient import TestClient
 
-from serve.log import JsonFormatter, TextFormatter, set_up_logging
+from serve.observability.log import JsonFormatter, TextFormatter, set_up_logging
 
 
 def record(message: str, **fields: object) -> logging.LogRecord:

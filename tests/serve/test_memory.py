@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from serve.memory import Room
+from serve.scheduling.memory import Room
 
 LONG = 30.0
 

@@ -10,10 +10,10 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from serve import __main__ as main
-from serve import handlers
-from serve.app import create_app
-from serve.classifier import Classifier
-from serve.config import Config
+from serve.api import handlers
+from serve.api.app import create_app
+from serve.config.settings import Config
+from serve.model.classifier import Classifier
 
 
 def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from serve import __version__, errors
-from serve.app import create_app
-from serve.classifier import Classifier
-from serve.config import ROOT, Config
-from serve.metrics import Metrics
+from serve.api.app import create_app
+from serve.config.settings import ROOT, Config
+from serve.model.classifier import Classifier
+from serve.observability.metrics import Metrics
 from serve.problems import RULES
 from tests.serve.conftest import ClientFor
 

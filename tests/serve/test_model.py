@@ -7,10 +7,10 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from serve.classifier import load_classifier
-from serve.config import Config
+from serve.config.settings import Config
 from serve.errors import ModelError
-from serve.model import load_model
+from serve.model.classifier import load_classifier
+from serve.model.session import load_model
 
 
 def changed(tiny_model: Path, folder: Path, old: bytes, new: bytes) -> Path:

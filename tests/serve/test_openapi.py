@@ -17,13 +17,13 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.arrival import Arrival
-from serve.classifier import Classifier
-from serve.config import Config
-from serve.handlers import Server
-from serve.handlers_v2 import InferenceServer
-from serve.openapi import document
-from serve.scheduler import Scheduler
+from serve.api.handlers import Server
+from serve.api.openapi.document import document
+from serve.api.v2.handlers import InferenceServer
+from serve.config.settings import Config
+from serve.model.classifier import Classifier
+from serve.scheduling.scheduler import Scheduler
+from serve.scheduling.upload_budget import Arrival
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
 from tests.server_process import running_server

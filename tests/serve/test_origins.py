@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from serve.origins import AllowedHosts, host_name, is_own_page
+from serve.config.hosts import AllowedHosts, host_name, is_own_page
 from tests.serve.conftest import ClientFor
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL

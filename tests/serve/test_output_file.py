@@ -13,10 +13,10 @@ from typing import IO
 
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from serve.errors import OutputError
-from serve.output_file import output_file
-from serve.records import finished, writer
+from serve.files.output_file import output_file
+from serve.files.records import finished, writer
 from tests.serve.conftest import PHOTOS
 from tests.serve.test_classify import COMMAND, classify, records
 

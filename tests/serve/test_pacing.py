@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from serve.pacing import Pacer
+from serve.scheduling.pacing import Pacer
 from tests.hostile.prober import probing, quantile
 from tests.server_process import running_server
 from tests.tiny_model import PATH as TINY_MODEL

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve.config import Config
-from serve.docs_page import page
-from serve.openapi import document
-from serve.pages import addressed, prefers_html, start_page
+from serve.api.openapi.docs_page import page
+from serve.api.openapi.document import document
+from serve.api.start_page import addressed, prefers_html, start_page
+from serve.config.settings import Config
 from tests.serve.conftest import ClientFor
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"

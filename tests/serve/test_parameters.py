@@ -2,8 +2,8 @@
 
 import pytest
 
+from serve.api.parameters import parse_timeout, parse_top_k
 from serve.errors import BadParameter
-from serve.parameters import parse_timeout, parse_top_k
 
 
 def test_top_k_is_five_unless_asked_and_never_more_than_there_are_classes() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from serve.errors import ClassIndexError
-from serve.postprocess import Label, load_class_index, softmax, top_k
+from serve.model.postprocess import Label, load_class_index, softmax, top_k
 
 LABELS = tuple(Label(f"n{position}", name) for position, name in enumerate("abcd"))
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from serve.errors import ModelError, TooManyPixels, UndecodableImage, UnsupportedFormat
-from serve.formats import ACCEPTED_FORMATS, sniff_format
-from serve.picture import PictureLimits, decode, open_image
-from serve.preprocess import Preprocessing, resized_size, to_input
+from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format
+from serve.imaging.preprocess import Preprocessing, resized_size, to_input
 from tests.references import ARRAYS, DIGESTS, FULL, PICTURES, SMALL, digest, pictures
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

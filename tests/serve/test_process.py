@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests.server_process import ServerProcess, running_server
 
 NO_TORCH = """
@@ -244,7 +244,7 @@ def test_usage_statistics_are_off_before_onnxruntime_is_imported() -> None:
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name == 'onnxruntime': print(os.environ.get('ORT_DISABLE_TELEMETRY'))\n"
         "sys.meta_path.insert(0, Watching())\n"
-        "import serve.model\n"
+        "import serve.model.session\n"
     )
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "0"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from serve.catalogue import find_model
-from serve.config import MODELS, load_config
+from serve.api.api_keys import KeyFile
+from serve.config.regular_file import NotRegular, open_regular, read_text
+from serve.config.settings import MODELS, load_config
 from serve.errors import StartError
-from serve.keys import KeyFile
-from serve.model import load_model
-from serve.postprocess import load_class_index
-from serve.regular_file import NotRegular, open_regular, read_text
+from serve.model.files import find_model
+from serve.model.postprocess import load_class_index
+from serve.model.session import load_model
 
 READERS: dict[str, Callable[[Path], object]] = {
     "settings": lambda path: load_config(["--config", str(path)], {}),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve.errors import DeadlinePassed, NotReady, QueueFull
-from serve.scheduler import Outcome, Scheduler
+from serve.scheduling.scheduler import Outcome, Scheduler
 
 LONG = 30.0  # seconds that only a broken scheduler takes
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve import classifier as module
-from serve.classifier import Classifier, load_classifier
-from serve.config import Config
-from serve.model import Model
+from serve.config.settings import Config
+from serve.model import classifier as module
+from serve.model.classifier import Classifier, load_classifier
+from serve.model.session import Model
 from tests.references import PICTURES
 from tests.serve.conftest import ClientFor
 

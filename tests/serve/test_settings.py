@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serve.catalogue import find_model
-from serve.command_line import one_line
-from serve.config import MODELS, ROOT, Config, load_config
+from serve.config.settings import MODELS, ROOT, Config, load_config
+from serve.config.strays import strays
 from serve.errors import ConfigError, StartError
-from serve.strays import strays
+from serve.model.files import find_model
+from serve.printable import one_line
 
 NAMES = [setting.name for setting in fields(Config)]
 # A system gives neither arguments nor variables with NULs, but a TOML file has them.

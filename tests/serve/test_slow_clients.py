@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests.hostile.client import megabytes
 from tests.hostile.pictures import bmp
 from tests.server_process import ServerProcess, running_server

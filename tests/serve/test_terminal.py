@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.progress import Progress
-from serve.config import ROOT
+from benchmarks.harness.progress import Progress
+from serve.config.settings import ROOT
 from tests.serve.conftest import PHOTOS
 from tests.terminal import EVIL, run, steering
 from tests.tiny_model import PATH as TINY_MODEL

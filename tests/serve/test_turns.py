@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from serve import turns
-from serve.turns import TakingTurns, Turns
+from serve.server import turns
+from serve.server.turns import TakingTurns, Turns
 
 
 class Clock:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.config import ROOT
+from serve.config.settings import ROOT
 from tests.hostile.unread_log import unread_log, unread_server
 from tests.server_process import wait_for
 
@@ -51,10 +51,10 @@ def test_a_worker_that_does_not_end_is_killed_before_that_is_said() -> None:
 # What ends a process out of Python's reach writes why by itself.
 CRASHING = """
 import ctypes, runpy, sys
-import serve.handlers
+import serve.api.handlers
 async def crash(self, request):
     ctypes.pythonapi.Py_FatalError(b"as a library may")
-serve.handlers.Server.docs = crash
+serve.api.handlers.Server.docs = crash
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
 """

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from serve.api.upload import UploadedFile, UploadLimits, read_body, read_upload
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
-from serve.upload import UploadedFile, UploadLimits, read_body, read_upload
 
 LIMITS = UploadLimits(max_bytes=100, max_files=2)
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 
-from serve.config import ROOT
-from serve.workers import share
+from serve.config.settings import ROOT
+from serve.server.workers import share
 from tests.hostile.client import megabytes
 from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
@@ -139,11 +139,11 @@ def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
 # Workers may hang for four seconds rather than thirty; one request hangs its event loop.
 IMPATIENT = """
 import runpy, sys, time
-import serve.handlers, serve.workers
+import serve.api.handlers, serve.server.workers
 async def hang(self, request):
     time.sleep(600)
-serve.workers.Workers.__init__.__defaults__ = (4,)
-serve.handlers.Server.docs = hang
+serve.server.workers.Workers.__init__.__defaults__ = (4,)
+serve.api.handlers.Server.docs = hang
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
 """

@@ -11,11 +11,11 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
-from serve.app import create_app
-from serve.classifier import Classifier
-from serve.config import Config
-from serve.http_protocol import HttpProtocol
-from serve.values import host_names, origins, provider_names, words
+from serve.api.app import create_app
+from serve.config.parsers import host_names, origins, provider_names, words
+from serve.config.settings import Config
+from serve.model.classifier import Classifier
+from serve.server.protocol import HttpProtocol
 
 SECONDS = 0.005
 BYTES = 60_000  # and the rest of a head, within its limit of 64 KiB

@@ -1,0 +1,100 @@
+"""One engine in a process of its own, in the environment it is installed in: JSON lines in, JSON lines out.
+
+    {"seconds": 1.0, "untimed": 3, "least": 20}  →  {"ms": [11.2, 11.3, …], "seconds": 1.01}
+
+One picture at a time, as a server's worker would have it. The first line out says which class it gave the picture.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a file: make the project importable, and this folder's names not
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from serve.printable import ArgumentParser
+
+# Usage statistics off before anything is imported; OpenVINO's and nncf's go through a package that can be absent.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+Engine = Callable[[Any], Any]
+
+
+def main() -> int:
+    """Answer one line after another until standard input ends."""
+    parser = ArgumentParser(prog="python benchmarks/harness/engine_worker.py")
+    parser.add_argument("--engine", choices=("pytorch", "onnxruntime", "openvino"), required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--photo", type=Path, required=True)
+    parser.add_argument("--model", help="weights, .onnx or .xml, as the engine reads them")
+    options = parser.parse_args()
+
+    from benchmarks.peer_servers.preprocess import load_labels, name_of, preprocess
+
+    picture = preprocess(options.photo.read_bytes())
+    run = {"pytorch": _pytorch, "onnxruntime": _onnxruntime, "openvino": _openvino}[options.engine](
+        options.model, options.threads
+    )
+    _say(name_of(run(picture), load_labels()))
+    for line in sys.stdin:
+        _say(_measure(run, picture, **json.loads(line)))
+    return 0
+
+
+def _measure(run: Engine, picture: Any, seconds: float, untimed: int, least: int) -> dict[str, Any]:
+    for _ in range(untimed):
+        run(picture)
+    times: list[float] = []
+    began = ended = time.perf_counter()
+    while ended - began < seconds or len(times) < least:
+        started = time.perf_counter()
+        run(picture)
+        ended = time.perf_counter()
+        times.append(round((ended - started) * 1000, 4))
+    return {"ms": times, "seconds": ended - began}
+
+
+def _pytorch(weights: str | None, threads: int) -> Engine:
+    import torch
+
+    from benchmarks.baselines.densenet import load_densenet
+
+    torch.set_num_threads(threads)
+    network = load_densenet(weights)
+
+    def run(picture: Any) -> Any:
+        with torch.no_grad():
+            return network(torch.from_numpy(picture)).numpy()
+
+    return run
+
+
+def _onnxruntime(model: str, threads: int) -> Engine:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda picture: session.run(["logits"], {"input": picture})[0]
+
+
+def _openvino(model: str, threads: int) -> Engine:
+    import openvino
+
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
+    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
+    return lambda picture: request.infer({0: picture}, share_inputs=True, share_outputs=True)[0]
+
+
+def _say(content: dict[str, Any]) -> None:
+    print(json.dumps(content), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""One photograph → what the measurements are made with: its right answers, and a 12-megapixel picture.
+
+    .venv/runtime/bin/python benchmarks/harness/prepare.py --photo cat.jpg --folder build/benchmarks
+
+Right is the class that fp32 DenseNet-121 gives on onnxruntime, by code that shares nothing with `serve/`, and any other
+to which it gives at least half as much: among near ties, 8 bits or another JPEG decoder may choose differently. Where
+DenseNet-121 is not exported, it is the answer of the embedded model that is served instead. The large picture is for
+timing only: a bundled photograph that leaves no model in doubt, enlarged, with noise from a fixed seed so that it costs
+a JPEG decoder what a photograph of its size would. Prints one JSON object.
+"""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+if not __package__:  # run as a file: make the project importable, and this folder's names not
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+import numpy as np
+from PIL import Image
+
+from serve.printable import ArgumentParser
+
+_LARGE: Final = (4000, 3000)
+_QUALITY: Final = 90
+_NOISE: Final = 6.0  # standard deviation in grey levels, about a compact camera's at middle ISO
+_ROOT: Final = Path(__file__).resolve().parents[2]
+CERTAIN: Final = _ROOT / "tests/data/photos/coffee.jpg"
+_MODEL: Final = _ROOT / "models/densenet121.onnx"
+
+
+def main() -> int:
+    """Run the command; the process's exit status."""
+    parser = ArgumentParser(prog="python benchmarks/harness/prepare.py", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--photo", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="make the large picture too, in this folder")
+    options = parser.parse_args()
+    prepared: dict[str, Any] = {"photo": _describe(options.photo), "certain": _describe(CERTAIN)}
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
+        large = options.folder / "12-megapixels.jpg"
+        large.write_bytes(enlarge(CERTAIN.read_bytes()))
+        prepared["large"] = _describe(large)
+    print(json.dumps(prepared))
+    return 0
+
+
+def enlarge(photo: bytes, quality: int = _QUALITY) -> bytes:
+    """A JPEG of 12 megapixels from a photograph; the same bytes for the same Pillow."""
+    with Image.open(io.BytesIO(photo)) as opened:
+        pixels = np.asarray(opened.convert("RGB").resize(_LARGE, Image.Resampling.BICUBIC), np.float32)
+    noise = np.random.default_rng(0).normal(0, _NOISE, (*pixels.shape[:2], 1)).astype(np.float32)
+    encoded = io.BytesIO()
+    Image.fromarray(np.clip(pixels + noise, 0, 255).astype(np.uint8)).save(encoded, "JPEG", quality=quality)
+    return encoded.getvalue()
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with Image.open(path) as image:
+        width, height = image.size
+    size = path.stat().st_size
+    return {"file": str(path), "bytes": size, "width": width, "height": height, "expect": _right_answers(path)}
+
+
+def _right_answers(path: Path) -> str:
+    """ImageNet ids, separated by commas, the most probable first."""
+    if not _MODEL.is_file():
+        from serve.config.settings import Config
+        from serve.model.classifier import load_classifier
+
+        classifier = load_classifier(Config())
+        return classifier.classify(path.read_bytes(), 1).scored[0].label.imagenet_id
+    import onnxruntime as ort
+
+    from benchmarks.peer_servers.preprocess import load_labels, preprocess
+
+    session = ort.InferenceSession(_MODEL, providers=["CPUExecutionProvider"])
+    logits = session.run(["logits"], {"input": preprocess(path.read_bytes())})[0][0]
+    labels = load_labels()
+    near = [number for number in np.argsort(-logits)[:5] if logits[number] >= logits.max() - np.log(2)]
+    return ",".join(labels[str(number)][0] for number in near)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What is being measured and how long it will still take: one changing line on a terminal, else a line now and then."""
+
+import sys
+import time
+from typing import Final
+
+from serve.printable import printable, printable_lines
+
+_LINE_EVERY: Final = 20.0  # seconds, where the output is no terminal
+
+
+class Progress:
+    """Steps are told as they begin. weight: expected seconds; what is left is scaled by how long past steps took."""
+
+    def __init__(self, weight: float) -> None:
+        self._left = weight
+        self._done = 0.0
+        self._began = time.monotonic()
+        self._current = 0.0
+        self._told = -_LINE_EVERY
+        self._width = 0
+
+    def step(self, what: str, weight: float) -> None:
+        """The step before is over, and this one begins."""
+        self._done += self._current
+        self._current = weight
+        now = time.monotonic()
+        pace = (now - self._began) / self._done if self._done > 1 else 1.0
+        left = max(0.0, self._left - self._done) * pace
+        text = printable(f"{_minutes(now - self._began)} gone, {_minutes(left)} left: {what}")
+        if sys.stderr.isatty():
+            self._width = max(self._width, len(text))
+            print(f"\r{text:<{self._width}}", end="", file=sys.stderr, flush=True)
+        elif now - self._told >= _LINE_EVERY:
+            self._told = now
+            print(text, file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._clear()
+        print(printable_lines(text), flush=True)
+
+    def end(self) -> float:
+        """Seconds since the beginning."""
+        self._clear()
+        return time.monotonic() - self._began
+
+    def _clear(self) -> None:
+        if sys.stderr.isatty() and self._width:
+            print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
+
+
+def _minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d}"

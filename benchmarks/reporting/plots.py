@@ -1,0 +1,79 @@
+"""Which charts a result gets: name of the file → SVG."""
+
+from typing import Any
+
+from benchmarks.harness.installed import LOOP, OLD_WAY, OURS, OURS_EXACT, OURS_FP32
+from benchmarks.reporting.charts import Bar, Stack, bar_chart, stack_chart
+from benchmarks.reporting.report import origin
+
+Result = dict[str, Any]
+_KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", OLD_WAY: "old", LOOP: "limit"}
+
+_DECODING = "ours and 'draft' decode at a reduced scale, 'exact' and the others in full"
+
+
+def draw(result: Result) -> dict[str, str]:
+    """The charts of everything that was measured; `latency` or `peers` begins their names."""
+    kind = result["kind"]
+    small_print = origin(result)
+    charts = {}
+    if bars := _engine_bars(result):
+        charts[f"{kind}-engines.svg"] = bar_chart("DenseNet-121, one picture at a time", "ms", bars, small_print)
+    for photo, prefix, name in (("photo", "", _photo(result, "photo")), ("large", "large ", _photo(result, "large"))):
+        note = _DECODING if photo == "large" else ""
+        stem = kind if photo == "photo" else f"{kind}-{photo}"
+        if bars := _server_bars(result, f"{prefix}1", "p50_ms"):
+            title = f"POST /upload, one client, {name}: time to the answer (p50)"
+            charts[f"{stem}-one-client.svg"] = bar_chart(title, "ms", bars, small_print, also=note)
+        if bars := _server_bars(result, f"{prefix}16", "images_per_s"):
+            title = f"POST /upload, 16 clients, {name}: images a second"
+            charts[f"{stem}-throughput.svg"] = bar_chart(title, "images/s", bars, small_print, also=note)
+    if stacks := _stage_stacks(result):
+        title = "Where the time of a request goes, one client"
+        charts[f"{kind}-stages.svg"] = stack_chart(title, "ms", stacks, small_print)
+    return charts
+
+
+def _photo(result: Result, name: str) -> str:
+    photo = result.get("photos", {}).get(name)
+    if not photo:
+        return ""
+    megapixels = photo["width"] * photo["height"] / 1e6
+    size = f"{photo['bytes'] / 1e6:.1f} MB" if photo["bytes"] >= 1e6 else f"{photo['bytes'] // 1000} KB"
+    return f"{megapixels:.0f}-megapixel JPEG" if megapixels >= 2 else f"{size} JPEG"
+
+
+def _engine_bars(result: Result) -> list[Bar]:
+    bars = []
+    for name, threads in result.get("engines", {}).items():
+        for count, figures in threads.items():
+            label = f"{name}, {count} thread{'s' * (count != '1')}"
+            bars.append(_bar(label, figures["p50_ms"], "ours" if "int8" in name and "onnx" in name else ""))
+    return bars
+
+
+def _server_bars(result: Result, key: str, figure: str) -> list[Bar]:
+    bars = []
+    for name, entry in result.get("servers", {}).items():
+        found = entry["clients"].get(key, {}).get(figure)
+        if found:
+            bars.append(_bar(name, found, _KINDS.get(name, "")))
+    bars.sort(key=lambda bar: bar.value, reverse=figure != "p50_ms")
+    return bars if any(bar.kind != "limit" for bar in bars) else []
+
+
+def _bar(label: str, figure: dict[str, Any], kind: str) -> Bar:
+    return Bar(label, figure["median"], figure["min"], figure["max"], kind)
+
+
+def _stage_stacks(result: Result) -> list[Stack]:
+    """Stages with one client, where they add up to what the client sees: with more, nearly all of it is the queue."""
+    stacks = []
+    for name, entry in result.get("servers", {}).items():
+        figures = entry["clients"].get("1", {})
+        if "stages_ms" not in figures:
+            continue
+        parts = {stage: found["median"] for stage, found in figures["stages_ms"].items()}
+        rest = max(0.0, figures["p50_ms"]["median"] - sum(parts.values()))
+        stacks.append(Stack(name, {**parts, "rest": rest}))
+    return stacks

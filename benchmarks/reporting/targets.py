@@ -1,0 +1,141 @@
+"""The targets: ratios within one run, so that they hold on a noisy machine, and what was measured for each.
+
+A ratio is the median, over the rounds, of ours against theirs in the same round. A figure that was measured while there
+were errors or wrong answers is none, and ours count as a target missed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from benchmarks.harness.installed import LOOP, OLD_WAY, OURS
+from benchmarks.harness.peer_catalogue import DRAFT
+from benchmarks.harness.rounds import spread
+
+Result = dict[str, Any]
+Spread = dict[str, Any]
+Measure = Callable[[Result], tuple[Spread, str] | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """limits: with VNNI and without. at_most: less is better. measure: figure and against whom, if it is there."""
+
+    name: str
+    limits: tuple[float, float]
+    at_most: bool
+    measure: Measure
+
+
+def judge(result: Result) -> list[dict[str, Any]]:
+    """Each target with what was measured: `met` is None where it could not be."""
+    vnni = result["machine"]["vnni"]
+    rows = []
+    for target in TARGETS:
+        limit = target.limits[0] if vnni else target.limits[1]
+        found = target.measure(result)
+        row: dict[str, Any] = {"target": target.name, "at_most": target.at_most, "limit": limit}
+        if found:
+            figure, against = found
+            met = figure["median"] <= limit if target.at_most else figure["median"] >= limit
+            row |= {"measured": figure, "against": against, "met": met}
+        else:
+            row |= {"measured": None, "against": "", "met": None}
+        rows.append(row)
+    return rows
+
+
+def failures(result: Result) -> int | None:
+    """Errors and wrong answers of our server, however it was started, under all loads; None where there are none."""
+    ours = [entry for name, entry in result.get("servers", {}).items() if name.partition(",")[0] == OURS]
+    loads = [figures for entry in ours for figures in entry["clients"].values()]
+    return sum(figures["errors"] + figures["wrong"] for figures in loads) if loads else None
+
+
+def best_peer(result: Result, key: str, figure: str, draft: bool = False) -> str | None:
+    """Who with our int8 file is best at one figure under one load: the least `p50_ms`, the most `images_per_s`.
+
+    draft: among those that decode at a reduced scale.
+    """
+    peers = [name for name in result.get("servers", {}) if name.endswith(f", int8{DRAFT if draft else ''}")]
+    medians = {name: found["median"] for name in peers if (found := _figure(result, name, key, figure)) is not None}
+    if not medians:
+        return None
+    return (min if figure == "p50_ms" else max)(medians, key=lambda name: medians[name])
+
+
+def ratio(result: Result, key: str, figure: str, other: str) -> Spread | None:
+    """Ours against another's, round by round."""
+    mine, theirs = _figure(result, OURS, key, figure), _figure(result, other, key, figure)
+    if not mine or not theirs or not all(theirs["rounds"]):
+        return None
+    return spread([one / two for one, two in zip(mine["rounds"], theirs["rounds"], strict=False)])
+
+
+def _figure(result: Result, name: str, key: str, figure: str) -> Spread | None:
+    load = result.get("servers", {}).get(name, {}).get("clients", {}).get(key, {})
+    found: Spread | None = load.get(figure)
+    return None if load.get("errors") or load.get("wrong") else found
+
+
+def _against(other: str, key: str, figure: str) -> Measure:
+    def measure(result: Result) -> tuple[Spread, str] | None:
+        found = ratio(result, key, figure, other)
+        return (found, other) if found else None
+
+    return measure
+
+
+def _against_best_peer(key: str, figure: str, draft: bool = False) -> Measure:
+    def measure(result: Result) -> tuple[Spread, str] | None:
+        peer = best_peer(result, key, figure, draft)
+        found = ratio(result, key, figure, peer) if peer else None
+        return (found, peer) if found and peer else None
+
+    return measure
+
+
+def _own(key: str, figure: str) -> Measure:
+    def measure(result: Result) -> tuple[Spread, str] | None:
+        found = _figure(result, OURS, key, figure)
+        return (found, "") if found else None
+
+    return measure
+
+
+def _start(result: Result) -> tuple[Spread, str] | None:
+    found: Spread | None = result.get("servers", {}).get(OURS, {}).get("start_s")
+    return (found, "") if found else None
+
+
+def _failures(result: Result) -> tuple[Spread, str] | None:
+    count = failures(result)
+    return None if count is None else (spread([count]), "")
+
+
+_IN_FULL, _DRAFT = "against the best peer, which decodes in full", "against the best peer with Image.draft"
+
+TARGETS: Final = (
+    Target("p50, 1 client, against the old way", (0.12, 0.2), True, _against(OLD_WAY, "1", "p50_ms")),
+    Target("images/s, 16 clients, against the old way", (6, 3.8), False, _against(OLD_WAY, "16", "images_per_s")),
+    Target("p50, 1 client, against the best peer, int8", (1, 1), True, _against_best_peer("1", "p50_ms")),
+    Target(
+        "images/s, 16 clients, against the best peer, int8", (1, 1), False, _against_best_peer("16", "images_per_s")
+    ),
+    Target(f"12 MP: p50, 1 client, {_IN_FULL}", (0.5, 0.5), True, _against_best_peer("large 1", "p50_ms")),
+    Target(f"12 MP: p50, 1 client, {_DRAFT}", (1, 1), True, _against_best_peer("large 1", "p50_ms", draft=True)),
+    Target(f"12 MP: images/s, 16 clients, {_IN_FULL}", (2, 2), False, _against_best_peer("large 16", "images_per_s")),
+    Target(
+        f"12 MP: images/s, 16 clients, {_DRAFT}",
+        (1, 1),
+        False,
+        _against_best_peer("large 16", "images_per_s", draft=True),
+    ),
+    Target(
+        "images/s, 16 clients, against the loop without HTTP", (0.95, 0.95), False, _against(LOOP, "16", "images_per_s")
+    ),
+    Target("p50 beyond decode, preprocess, infer, 1 client, ms", (1, 1.5), True, _own("1", "beyond_ms")),
+    Target("p99/p50, 16 clients", (1.5, 1.5), True, _own("16", "p99_to_p50")),
+    Target("process start to first right answer, s", (0.7, 0.7), True, _start),
+    Target("errors and wrong answers", (0, 0), True, _failures),
+)

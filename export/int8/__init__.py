@@ -1,0 +1,1 @@
+"""fp32 to int8: graph passes, calibration, quantization and the accuracy gate."""

@@ -1,0 +1,102 @@
+"""The pages that browsers get: their headers, and the one to drop pictures on, with this server's own limits in it.
+
+No error leaves this module.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from serve.config.hosts import host_name
+from serve.config.settings import Config
+from serve.imaging.formats import ACCEPTED_FORMATS
+
+_FILE: Final = Path(__file__).with_name("page.html")
+_NOTHING: Final = "'none'"
+_TOP_K: Final = 5
+_MEBIBYTE: Final = 2**20
+_ADDRESS: Final = "http://127.0.0.1:5000"  # as page.html and docs_page.py have it
+# Of an Accept header; browsers send about 150 characters.
+_MAX_ACCEPT: Final = 1024
+
+
+def start_page(config: Config, model: str, variant: str, class_count: int) -> str:
+    """The page of `GET /`, for a model of this name, variant and number of classes."""
+    settings = {
+        "maxBytes": config.max_request_bytes,
+        "maxFiles": config.max_files,
+        "topK": min(_TOP_K, class_count),
+        "variant": variant,
+        "wantsKey": config.api_keys_file is not None,
+    }
+    values = {
+        "settings": json.dumps(settings),
+        "model": model,
+        "variant": variant,
+        "classes": str(class_count),
+        "accept": ",".join(f"image/{name.lower()}" for name in ACCEPTED_FORMATS),
+        "formats": ", ".join(ACCEPTED_FORMATS),
+        "megabytes": f"{config.max_request_bytes / _MEBIBYTE:g}",
+        "megapixels": f"{config.max_pixels / 1e6:g}",
+    }
+    text = _FILE.read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: html.escape(values[found[1]]), text)
+
+
+def addressed(page: str, scheme: str, host: str) -> str:
+    """The page with the address it was asked at, where `host` (and port) could be one; a client can send anything."""
+    if scheme not in ("http", "https") or host_name(host) is None:
+        return page
+    return page.replace(_ADDRESS, f"{scheme}://{host}")
+
+
+def security_headers(page: str) -> dict[str, str]:
+    """Headers under which a page runs and loads nothing but what is written in it, and talks to its own server only."""
+    styles, scripts = (_hashes(page, tag) for tag in ("style", "script"))
+    policy = {
+        "default-src": _NOTHING,
+        "style-src": styles,
+        "script-src": scripts,
+        "img-src": "data: blob:",
+        "connect-src": _NOTHING if scripts == _NOTHING else "'self'",
+        "base-uri": _NOTHING,
+        "form-action": _NOTHING,
+        "frame-ancestors": _NOTHING,
+    }
+    return {
+        "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in policy.items()),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+        "Cross-Origin-Opener-Policy": "same-origin",
+    }
+
+
+def prefers_html(accept: str) -> bool:
+    """Whether an `Accept` header would rather have HTML than plain text, as browsers' do and curl's does not."""
+    weights: dict[str, float] = {}
+    for entry in accept[:_MAX_ACCEPT].lower().split(","):
+        media, *parameters = (part.strip() for part in entry.split(";"))
+        weights[media] = _quality(parameters)
+
+    def weight(media: str) -> float:
+        return weights.get(media, weights.get("text/*", weights.get("*/*", 0.0)))
+
+    return weight("text/html") > weight("text/plain")
+
+
+def _quality(parameters: Iterable[str]) -> float:
+    """The value of `q`, 0 to 1; 1 where it is missing or malformed."""
+    text = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+    return float(text) if text in ("0", "1") or (text[:2] in ("0.", "1.") and text[2:].isdecimal()) else 1.0
+
+
+def _hashes(page: str, tag: str) -> str:
+    bodies = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(body.encode()).digest()).decode() for body in bodies)
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or _NOTHING

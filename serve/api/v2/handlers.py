@@ -1,0 +1,107 @@
+"""The routes of the Open Inference Protocol, on the same model, scheduler and limits as `/upload`.
+
+Domain errors leave every handler here; `app.py` makes the protocol's error objects of them.
+"""
+
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve import __version__
+from serve.api.handlers import Server, until, while_connected
+from serve.api.upload import read_body
+from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_answer
+from serve.errors import UnknownModel, UnsupportedBody
+from serve.model.classifier import Classified, Job, Prepared
+from serve.scheduling.scheduler import Outcome
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+# The protocol's two ways to name a model.
+MODEL: Final = "/v2/models/{name}"
+MODEL_VERSION: Final = f"{MODEL}/versions/{{version}}"
+
+
+class InferenceServer:
+    """The handlers, on what a `Server` is made of."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        model = server.classifier.model
+        self._signature = Signature(model.name, model.input_side, server.classifier.labels, server.config.max_files)
+
+    def health(self) -> dict[str, Handler]:
+        """Path → handler of the protocol's probes."""
+        return {"/v2/health/live": self.live, "/v2/health/ready": self.ready}
+
+    def routes(self) -> Iterator[tuple[str, Handler, list[str]]]:
+        """Path, handler and methods of all others."""
+        yield "/v2", self.metadata, ["GET"]
+        for model in (MODEL, MODEL_VERSION):
+            yield model, self.model_metadata, ["GET"]
+            yield f"{model}/ready", self.model_ready, ["GET"]
+            yield f"{model}/infer", self.infer, ["POST"]
+
+    async def metadata(self, request: Request) -> Response:
+        extensions = ["binary_tensor_data", "classification"]
+        return JSONResponse({"name": "densenet-server", "version": __version__, "extensions": extensions})
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        self._server.lifecycle.require_ready()
+        return JSONResponse({"ready": True})
+
+    async def model_metadata(self, request: Request) -> Response:
+        self._require_model(request)
+        return JSONResponse(self._signature.metadata())
+
+    async def model_ready(self, request: Request) -> Response:
+        self._require_model(request)
+        self._server.lifecycle.require_ready()
+        return JSONResponse({"name": self._signature.model, "ready": True})
+
+    async def infer(self, request: Request) -> Response:
+        self._require_model(request)
+        async with self._server.admitted() as (visit, arrival):
+            started = time.monotonic()
+            seconds = self._server.timeout_of(request)
+            if request.headers.get("content-encoding", "identity").lower() != "identity":
+                raise UnsupportedBody("The body is compressed, which is not supported; send it as it is.")
+            chunks = arrival.paced(request.stream())
+            body = await read_body(request.headers, chunks, self._server.limits.max_bytes)
+            visit.arrived()
+            read = time.monotonic()
+            work = self._infer(request.headers.get(LENGTH_HEADER), body, read + seconds)
+            asked, outcomes = await while_connected(request.receive, work)
+            headers = self._server.note(request, read - started, outcomes)
+        logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
+        # Off the event loop, because a thousand numbers a picture take a millisecond to write.
+        answer, head_length = await self._server.inspector.run(write_answer, asked, logits, self._signature)
+        if head_length is None:
+            return Response(answer, headers=headers, media_type="application/json")
+        headers[LENGTH_HEADER] = str(head_length)
+        return Response(answer, headers=headers, media_type="application/octet-stream")
+
+    async def _infer(
+        self, length_header: str | None, body: bytes, deadline: float
+    ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
+        async with until(deadline):
+            asked = await self._server.inspector.check(parse_request, length_header, body, self._signature)
+            # All of them have to be sound: there is one answer.
+            jobs: list[Job | Prepared] = [await self._server.open(each, 1, alone=False) for each in asked.pictures]
+        jobs += [Prepared(row, 1, {}) for row in asked.rows]
+        return asked, await self._server.compute(jobs, deadline)
+
+    def _require_model(self, request: Request) -> None:
+        name: Any = request.path_params["name"]
+        if name != self._signature.model:
+            raise UnknownModel(f"There is no model {str(name)[:40]!r}; {self._signature.model!r} is served.")
+        version: Any = request.path_params.get("version", VERSION)
+        if version != VERSION:
+            raise UnknownModel(f"There is no version {str(version)[:40]!r} of {name!r}; {VERSION!r} is served.")

@@ -1,0 +1,167 @@
+"""`python -m serve autotune`: measure this machine for some seconds, say which threads suit it and what they gain.
+
+Two figures decide: how long a lone picture takes on 1, 2, 4 … intra-op threads, and how many pictures a second come out
+of 1, 2, 4 … streams of one thread each. Arrangements take turns, so that a noisy machine is noisy for all.
+Errors that leave here: `StartError`.
+"""
+
+import os
+import re
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from serve.config.regular_file import read_text
+from serve.config.settings import MODELS, argument_parser, load_config
+from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
+from serve.errors import ConfigError
+from serve.files.progress import bar
+from serve.model.files import find_model
+from serve.model.session import Model, load_model
+from serve.printable import printable
+
+_ROUNDS: Final = 5
+_LONE_INFERENCES: Final = 12
+_LOADED_SECONDS: Final = 0.5
+# A setting that gains less than this is left at what it would be anyway: it could be noise.
+_WORTH_IT: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting's measured alternatives. figures: by value of the setting, milliseconds or pictures a second."""
+
+    setting: str
+    unit: str
+    figures: dict[int, float]
+    default: int
+    chosen: int
+
+    @property
+    def gain(self) -> float:
+        """How much better the chosen value is than the default, as a ratio of at least 1."""
+        ratio = self.figures[self.default] / self.figures[self.chosen]
+        return ratio if self.unit == "ms" else 1 / ratio
+
+
+def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run the command; always 0. Raises `StartError`."""
+    parser = argument_parser("python -m serve autotune", "Measure this machine and print the settings that suit it.")
+    parser.add_argument("--write", action="store_true", help="save them in the file that --config names")
+    flags = parser.parse_args(arguments)
+    config = load_config(arguments, environment, parser)
+    path = find_model(config.model, config.model_variant, MODELS)
+    budget = config.thread_plan.budget
+    print(printable(f"{path.name} on {budget.count} CPUs ({budget.reason})"), flush=True)
+    choices = measure(path, budget.count, _show_progress if sys.stderr.isatty() else lambda _: None)
+    print("\n".join(report(choices)))
+    if flags.write:
+        target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
+        save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
+        print(printable(f"Saved in {target}, which `python -m serve` reads from the folder it is started in."))
+    return 0
+
+
+def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Choice]:
+    """The choice for each setting. cpus: the most that may be used; progress: told the share done, 0 to 1."""
+    counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
+    models = {count: load_model(path, count) for count in counts}
+    picture = np.zeros((1, 3, models[cpus].input_side, models[cpus].input_side), np.float32)
+    alone: dict[int, list[float]] = {count: [] for count in counts}
+    loaded: dict[int, list[float]] = {count: [] for count in counts}
+    steps = 0
+    for _ in range(_ROUNDS):
+        for count, model in models.items():
+            alone[count].append(_milliseconds_alone(model, picture))
+            loaded[count].append(_rate_under_load(models[1], picture, count))
+            steps += 1
+            progress(steps / (_ROUNDS * len(counts)))
+    return [
+        _choose("intra_op_threads", "ms", {count: statistics.median(figures) for count, figures in alone.items()}),
+        _choose("streams", "pictures/s", {count: statistics.median(figures) for count, figures in loaded.items()}),
+    ]
+
+
+def report(choices: Sequence[Choice]) -> list[str]:
+    """What to print: every figure, and for each setting what was chosen and what that gains."""
+    lines = []
+    for choice in choices:
+        what = "a lone picture" if choice.unit == "ms" else "under load"
+        figures = ", ".join(f"{value}: {figure:.1f} {choice.unit}" for value, figure in choice.figures.items())
+        lines.append(f"{choice.setting:<17} {what:<15} {figures}")
+    lines.append("")
+    for choice in choices:
+        same = "as without it" if choice.chosen == choice.default else f"{choice.gain:.2f} times the default's pace"
+        lines.append(f"{choice.setting} = {choice.chosen}  # {same}")
+    return lines
+
+
+def save(path: Path, settings: dict[str, int | None]) -> None:
+    """Write the settings into a TOML file and leave all else in it as it is; raises `ConfigError`.
+
+    settings: None takes one out, because its default follows the CPUs that are there.
+    """
+    try:
+        lines = _lines_of(path)
+        lines = [line for line in lines if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
+        lines += [f"{setting} = {value}" for setting, value in settings.items() if value is not None]
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        raise ConfigError(f"settings file {path}: {(error.strerror or 'cannot be written').lower()}") from error
+
+
+def _lines_of(path: Path) -> list[str]:
+    """Raises `OSError` of what is no regular file: a file would take a device's place."""
+    try:
+        return read_text(path, MAX_BYTES).splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:
+    """The best value, unless it gains too little over the default, which is the most CPUs."""
+    default = max(figures)
+    better = min if unit == "ms" else max
+    best = Choice(setting, unit, figures, default, better(figures, key=lambda value: figures[value]))
+    return best if best.gain >= 1 + _WORTH_IT else Choice(setting, unit, figures, default, default)
+
+
+def _milliseconds_alone(model: Model, picture: npt.NDArray[np.float32]) -> float:
+    times = []
+    for _ in range(_LONE_INFERENCES):
+        started = time.perf_counter()
+        model.logits(picture, wide=True)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times) * 1000
+
+
+def _rate_under_load(model: Model, picture: npt.NDArray[np.float32], streams: int) -> float:
+    """Pictures a second from so many threads, each computing one at a time on one CPU."""
+    counts = [0] * streams
+    started = time.perf_counter()
+
+    def work(stream: int) -> None:
+        while time.perf_counter() - started < _LOADED_SECONDS:
+            model.logits(picture)
+            counts[stream] += 1
+
+    threads = [threading.Thread(target=work, args=(stream,)) for stream in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.perf_counter() - started)
+
+
+def _show_progress(share: float) -> None:
+    print(f"\r{bar(share)}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)

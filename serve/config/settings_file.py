@@ -1,0 +1,71 @@
+"""The settings file: TOML → each entry's text, as it would be written in a flag.
+
+Raises: `ConfigError`.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from serve.config.regular_file import read_text
+from serve.errors import ConfigError
+from serve.printable import shortened
+
+DEFAULT_FILE: Final = "serve.toml"
+MAX_BYTES: Final = 2**15  # tomllib takes seconds for more of the worst: keys of ten thousand parts
+_QUOTED: Final = 200  # characters of a value in an error
+
+
+def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+    """The settings file and its entries as they would be written in a flag; no file is no entries, unless named.
+
+    defaults: of each setting. Raises `ConfigError` naming file and key.
+    """
+    path = Path(named or DEFAULT_FILE)
+    if named == os.devnull:
+        return path, {}
+    try:
+        entries = tomllib.loads(read_text(path, MAX_BYTES))
+    except OSError as error:
+        if named is None and isinstance(error, FileNotFoundError):
+            return path, {}
+        raise ConfigError(f"settings file {path}: {(error.strerror or 'unreadable').lower()}") from error
+    except ValueError as error:
+        raise ConfigError(f"settings file {path} is not TOML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"settings file {path} is nested too deeply") from error
+    unknown = entries.keys() - defaults.keys()
+    if unknown:
+        raise ConfigError(f"settings file {path}: there is no setting {min(unknown)}")
+    texts = {}
+    for name, value in entries.items():
+        text = _as_text(value, defaults[name])
+        if text is None:
+            raise ConfigError(f"settings file {path}: {name} cannot be {quoted(value)}")
+        texts[name] = text
+    return path, texts
+
+
+def _as_text(value: Any, default: Any) -> str | None:
+    """A TOML value as it would be written in a flag; None where it is of a kind that the setting never is."""
+    match value, default:
+        case bool(), bool():
+            return "on" if value else "off"
+        case list(), tuple() if all(isinstance(each, str) for each in value):
+            return ",".join(value)
+        case ((bool() | list() | dict()), _):
+            return None
+        case int(), _ if abs(value) >= 2**63:  # which TOML has not, though Python reads it
+            return None
+        case _:
+            return str(value)
+
+
+def quoted(value: Any) -> str:
+    """A value as an error quotes it."""
+    try:
+        return shortened(repr(value), _QUOTED)
+    except (ValueError, RecursionError):  # thousands of digits, tables in tables in tables
+        return f"such a {type(value).__name__}"

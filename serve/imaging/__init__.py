@@ -1,0 +1,1 @@
+"""Encoded bytes to the tensor that the model takes, within limits."""

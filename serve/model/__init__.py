@@ -1,0 +1,1 @@
+"""One image's path: decode, preprocess, infer, label."""

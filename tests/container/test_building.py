@@ -1,0 +1,128 @@
+"""How the image is built: what a change costs, that torch can be done without, and that it comes out the same."""
+
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from tests.container.conftest import TABLE
+from tests.container.engine import (
+    DOCKER,
+    LOCKED_DOWN,
+    ROOT,
+    Entry,
+    Image,
+    build,
+    docker,
+    running,
+)
+from tests.project_copy import copy_of_the_project
+
+TAG = "densenet-server-test"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_image_stays_behind() -> object:
+    yield
+    for name in docker("images", "--format", "{{.Repository}}:{{.Tag}}", TAG).splitlines():
+        docker("rmi", name)
+
+
+def note(what: str, figure: str) -> None:
+    TABLE.setdefault("builds", []).append(f"{what:<28}{figure}")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the project, with the weights that were put into its build context."""
+    copy = copy_of_the_project(tmp_path / "project")
+    weights = ROOT / "models" / "weights"
+    if weights.is_dir():
+        shutil.copytree(weights, copy / "models" / "weights", dirs_exist_ok=True)
+    return copy
+
+
+def test_a_changed_server_is_rebuilt_in_seconds_without_an_export(tree: Path, image_name: str) -> None:
+    with (tree / "serve" / "app.py").open("a") as file:
+        file.write(f"\n# changed at {time.time()}\n")
+    changed = build(tree, f"{TAG}:changed")
+    assert any(changed.steps("app").values()), "the change was not built"
+    for stage in ("export", "deps"):
+        steps = changed.steps(stage)
+        assert steps
+        assert not any(steps.values()), {step for step, done in steps.items() if done}
+    assert changed.seconds < 60
+    note("after a change in serve/", f"{changed.seconds:.1f} s")
+
+
+def test_a_variant_that_there_is_not_is_refused(tree: Path) -> None:
+    with pytest.raises(AssertionError, match="efficientnet_lite0 comes with the project in int8 alone"):
+        build(tree, f"{TAG}:none", MODEL="efficientnet_lite0", MODEL_VARIANT="fp32", WEIGHTS="")
+
+
+def test_the_embedded_model_needs_no_torch(tree: Path, cat: bytes) -> None:
+    shutil.rmtree(tree / "models" / "weights", ignore_errors=True)
+    small = build(tree, f"{TAG}:embedded", MODEL="efficientnet_lite0", WEIGHTS="")
+    assert small.steps("export") == {}
+    assert small.steps("runtime")
+    with running(f"{TAG}:embedded", *LOCKED_DOWN) as container:
+        answer = httpx2.post(f"{container.url}/upload", files={"file": ("cat.jpg", cat)})
+        assert answer.status_code == 200
+        assert answer.json()["model"] == "efficientnet_lite0"
+        assert "DenseNet-121 is not exported" not in container.log  # it was asked for
+    size = Image.load(f"{TAG}:embedded").size
+    note("with efficientnet_lite0", f"{small.seconds:.1f} s, {size / 1e6:.1f} MB")
+
+
+def test_debug_has_a_shell_and_the_same_server(tree: Path, image_name: str) -> None:
+    build(tree, f"{TAG}:debug", "--target", "debug")
+    run = ("run", "--rm", "--network", "none", "--entrypoint", "sh", f"{TAG}:debug", "-c")
+    digest = docker(*run, "id -u && python -m pip --version >/dev/null && sha256sum /app/serve/api/app.py").split()
+    inside = Image.load(image_name).entries["app/serve/api/app.py"]
+    assert digest[:2] == ["0", inside.detail]
+
+
+def test_the_build_context_holds_only_what_is_needed(tree: Path) -> None:
+    (tree / "models" / "densenet121.onnx").write_bytes(b"of another export")
+    (tree / ".venv" / "lib").mkdir(parents=True)
+    (tree / ".venv" / "lib" / "large").write_bytes(bytes(1000))
+    (tree / "serve" / "__pycache__").mkdir(exist_ok=True)
+    (tree / "serve" / "__pycache__" / "app.cpython-311.pyc").write_bytes(b"stale")
+    subprocess.run(
+        [DOCKER, "build", "--quiet", "--tag", f"{TAG}:context", "--file", "-", "."],
+        cwd=tree,
+        input=b"FROM scratch\nCOPY . /\n",
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    contents = Image.load(f"{TAG}:context").contents
+    assert {path.split("/")[0] for path in contents} == {
+        "LICENSE", "export", "image", "imagenet_class_index.json", "models", "requirements", "serve", "tests",
+    }  # fmt: skip
+    assert not [path for path in contents if "__pycache__" in path or path.endswith("densenet121.onnx")]
+    ours = sum(len(content) for path, content in contents.items() if not path.startswith("models/weights/"))
+    assert ours < 10_000_000
+
+
+def test_two_builds_of_a_commit_have_the_same_contents(tree: Path, image_name: str, image: Image) -> None:
+    """The second from nothing, in another folder; timestamps are not compared."""
+    second = build(tree, f"{TAG}:second", "--no-cache")
+    assert list(second.steps("export").values()).count(True) >= 7
+    again = Image.load(f"{TAG}:second")
+    assert difference(image.entries, again.entries) == []
+    note("from nothing", f"{second.seconds:.0f} s; {len(again.entries)} files, links and folders, all as in the first")
+
+
+def difference(first: dict[str, Entry], second: dict[str, Entry]) -> list[str]:
+    return sorted(path for path in first.keys() | second.keys() if first.get(path) != second.get(path))
+
+
+def test_a_build_without_an_engine_says_so(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["make", "image", "DOCKER=/nonexistent/docker"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "no Docker engine answers" in done.stderr
