@@ -114,7 +114,7 @@ def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
     settle_allocator()
     config = load_config(["--model", model], os.environ)
     classifier = load_classifier(config)
-    pictures = [path.read_bytes() for path in photos]
+    images = [path.read_bytes() for path in photos]
     numbers = iter(range(count))
     lock = threading.Lock()
 
@@ -124,7 +124,7 @@ def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
                 number = next(numbers, None)
             if number is None:
                 return
-            classifier.classify(pictures[number % len(pictures)], 5)
+            classifier.classify(images[number % len(images)], 5)
 
     threads = [threading.Thread(target=work) for _ in range(config.thread_plan.streams)]
     started = time.perf_counter()

@@ -75,13 +75,13 @@ class Outcome:
         return self.refused / (self.refused + len(self.waits))
 
 
-def steady(replicas: int, utilisation: float, least: bool, pictures: int = 60_000) -> Outcome:
+def steady(replicas: int, utilisation: float, least: bool, images: int = 60_000) -> Outcome:
     """Pictures that come evenly, at so much of what the replicas can do."""
     draw = random.Random(SEED)
     fleet = [Replica() for _ in range(replicas)]
     rate = replicas * CPUS / SERVICE_SECONDS * utilisation
     outcome, now = Outcome(replicas=replicas), 0.0
-    for _ in range(pictures):
+    for _ in range(images):
         now += draw.expovariate(rate)
         _serve(outcome, fleet, now, draw, least)
     return outcome

@@ -105,14 +105,14 @@ def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total:
 def milliseconds(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
     """Median time of one picture by each model, interleaved so that a noisy machine is noisy for all of them."""
     sessions = {name: session_of(model, threads) for name, model in models.items()}
-    picture = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+    image = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(_ROUNDS):
         for name, session in sessions.items():
             time.sleep(0.05)  # until the other session's threads have stopped spinning
             for position in range(_UNTIMED + _TIMED):
                 started = time.perf_counter()
-                session.run(None, {"input": picture})
+                session.run(None, {"input": image})
                 if position >= _UNTIMED:
                     times[name].append((time.perf_counter() - started) * 1000)
     return {name: statistics.median(values) for name, values in times.items()}

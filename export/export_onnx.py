@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         check.batches(architecture.preprocessing.crop, options.seed)
         worst_pixel = check_photographs(photographs, architecture, check, show_progress)
         result = check.result
-        note(f"{result.pictures} photographs, max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}")
+        note(f"{result.images} photographs, max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}")
     card = describe(
         model, architecture, weights, options.opset, {**result.to_card(), "max_abs_pixel_difference": worst_pixel}
     )
@@ -132,7 +132,7 @@ def _try_int8(
     def batches(paths: Sequence[Path]) -> Iterator[Any]:
         return (read_photograph(path, spec) for path in paths)
 
-    fit_pictures = list(batches(find_photographs([_FIT_PHOTOGRAPHS])))
+    fit_images = list(batches(find_photographs([_FIT_PHOTOGRAPHS])))
     try:
         with stage("calibrate") as note:
             if options.calibrate:
@@ -144,10 +144,10 @@ def _try_int8(
             else:
                 outcome.calibration = records.load(RECORDS / f"{architecture.name}.json")
                 require_weights(weights.sha256, outcome.calibration)
-                require_fit(model, fit_pictures, outcome.calibration)
+                require_fit(model, fit_images, outcome.calibration)
             note(f"{outcome.calibration.source}, {len(outcome.calibration.photographs)} photographs")
         with stage("quantise to int8") as note:
-            int8 = make_int8(model, architecture, outcome.calibration, fit_pictures)
+            int8 = make_int8(model, architecture, outcome.calibration, fit_images)
             note(f"{len(int8.graph.node)} nodes")
         with stage("compare int8 with fp32") as note:
             held_out = outcome.calibration.held_out(photographs)

@@ -21,14 +21,14 @@ from torchvision.transforms._presets import ImageClassification
 from export.architectures import Architecture
 from export.errors import ParityError, PhotographError
 from serve.errors import RequestError
-from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
 
 LOGIT_TOLERANCE: Final = 1e-4
 PIXEL_TOLERANCE: Final = 1e-6
 BATCH_SIZES: Final = (1, 3)
 _TOP: Final = 5
-_NO_LIMIT: Final = PictureLimits(2**40, max_frames=2**40)
+_NO_LIMIT: Final = ImageLimits(2**40, max_frames=2**40)
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
@@ -41,7 +41,7 @@ class LogitParity:
     batch_sizes: tuple[int, ...] = ()
     max_abs_difference: float = 0.0
     tolerance: float = 0.0
-    pictures: int = 0
+    images: int = 0
     top1_agreed: int = 0
 
     def to_card(self) -> dict[str, Any]:
@@ -49,8 +49,8 @@ class LogitParity:
             "max_abs_logit_difference": _rounded_up(self.max_abs_difference),
             "tolerance": float(f"{self.tolerance:.1g}"),
             "batch_sizes": list(self.batch_sizes),
-            "photographs": self.pictures,
-            "top1_agreement": self.top1_agreed / self.pictures if self.pictures else None,
+            "photographs": self.images,
+            "top1_agreement": self.top1_agreed / self.images if self.images else None,
         }
 
 
@@ -71,10 +71,10 @@ class LogitCheck:
             self._compare(noise.standard_normal((size, 3, input_side, input_side), np.float32), f"batch of {size}")
             self.result.batch_sizes += (size,)
 
-    def picture(self, batch: Array, name: str) -> None:
+    def image(self, batch: Array, name: str) -> None:
         """Compare on one preprocessed photograph, FP32 `[1, 3, S, S]`."""
         top1_agrees = self._compare(batch, name)
-        self.result.pictures += 1
+        self.result.images += 1
         self.result.top1_agreed += top1_agrees
 
     def _compare(self, batch: Array, name: str) -> bool:
@@ -121,7 +121,7 @@ def check_photographs(
     for position, path in enumerate(paths, start=1):
         batch, difference = compare_pixels(path, preset, spec)
         worst = max(worst, difference)
-        check.picture(batch, path.name)
+        check.image(batch, path.name)
         progress(position, len(paths))
     return worst
 

@@ -12,14 +12,14 @@ import numpy as np
 from serve.api.upload import UploadLimits, read_upload
 from serve.api.v2.messages import Signature, parse_request, write_answer
 from serve.errors import RequestError
-from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
 from serve.model.postprocess import Label
 from serve.problems import problem_of
 
 _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # A fifth of a megapixel, so that a second makes many tries.
-_LIMITS: Final = PictureLimits(200_000, 100, 1.0)
+_LIMITS: Final = ImageLimits(200_000, 100, 1.0)
 _SIGNATURE: Final = Signature("tiny", 2, (Label("n1", "one"), Label("n2", "two")), 4)
 _UPLOAD_LIMITS: Final = UploadLimits(1 << 20, 4)
 

@@ -64,7 +64,7 @@ class UnknownModel(RequestError):
     """An inference request is for a model that is not being served."""
 
 
-class Unauthorised(RequestError):
+class Unauthorized(RequestError):
     """The request carries no API key, or none that is accepted."""
 
 

@@ -28,7 +28,7 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.MissingFile: Rule(400, "Bad Request"),
     errors.EmptyFile: Rule(400, "Bad Request"),
     errors.BadTensor: Rule(400, "Bad Request"),
-    errors.Unauthorised: Rule(401, "Unauthorized"),
+    errors.Unauthorized: Rule(401, "Unauthorized"),
     errors.ForeignOrigin: Rule(403, "Forbidden"),
     errors.ForeignHost: Rule(403, "Forbidden"),
     errors.UploadTooSlow: Rule(408, "Request Timeout"),

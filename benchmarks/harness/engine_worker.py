@@ -36,24 +36,24 @@ def main() -> int:
 
     from benchmarks.peer_servers.preprocess import load_labels, name_of, preprocess
 
-    picture = preprocess(options.photo.read_bytes())
+    image = preprocess(options.photo.read_bytes())
     run = {"pytorch": _pytorch, "onnxruntime": _onnxruntime, "openvino": _openvino}[options.engine](
         options.model, options.threads
     )
-    _say(name_of(run(picture), load_labels()))
+    _say(name_of(run(image), load_labels()))
     for line in sys.stdin:
-        _say(_measure(run, picture, **json.loads(line)))
+        _say(_measure(run, image, **json.loads(line)))
     return 0
 
 
-def _measure(run: Engine, picture: Any, seconds: float, untimed: int, least: int) -> dict[str, Any]:
+def _measure(run: Engine, image: Any, seconds: float, untimed: int, least: int) -> dict[str, Any]:
     for _ in range(untimed):
-        run(picture)
+        run(image)
     times: list[float] = []
     began = ended = time.perf_counter()
     while ended - began < seconds or len(times) < least:
         started = time.perf_counter()
-        run(picture)
+        run(image)
         ended = time.perf_counter()
         times.append(round((ended - started) * 1000, 4))
     return {"ms": times, "seconds": ended - began}
@@ -67,9 +67,9 @@ def _pytorch(weights: str | None, threads: int) -> Engine:
     torch.set_num_threads(threads)
     network = load_densenet(weights)
 
-    def run(picture: Any) -> Any:
+    def run(image: Any) -> Any:
         with torch.no_grad():
-            return network(torch.from_numpy(picture)).numpy()
+            return network(torch.from_numpy(image)).numpy()
 
     return run
 
@@ -81,7 +81,7 @@ def _onnxruntime(model: str, threads: int) -> Engine:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda picture: session.run(["logits"], {"input": picture})[0]
+    return lambda image: session.run(["logits"], {"input": image})[0]
 
 
 def _openvino(model: str, threads: int) -> Engine:
@@ -89,7 +89,7 @@ def _openvino(model: str, threads: int) -> Engine:
 
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return lambda picture: request.infer({0: picture}, share_inputs=True, share_outputs=True)[0]
+    return lambda image: request.infer({0: image}, share_inputs=True, share_outputs=True)[0]
 
 
 def _say(content: dict[str, Any]) -> None:

@@ -31,17 +31,17 @@ def main() -> int:
     if not paths:
         print(one_line(f"openvino_engine: no photographs (.jpg, .jpeg) in {options.photos}"), file=sys.stderr)
         return 1
-    pictures = [preprocess(path.read_bytes()) for path in paths[:: max(1, len(paths) // _CALIBRATION)]]
+    images = [preprocess(path.read_bytes()) for path in paths[:: max(1, len(paths) // _CALIBRATION)]]
     # OpenVINO's and nncf's usage statistics go through a package that they do without where it is absent.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import nncf
     import openvino
 
     network = openvino.Core().read_model(_MODEL)
-    network.reshape({"input": list(pictures[0].shape)})
-    dataset = nncf.Dataset(pictures, lambda picture: {"input": picture})
+    network.reshape({"input": list(images[0].shape)})
+    dataset = nncf.Dataset(images, lambda image: {"input": image})
     quantised = nncf.quantize(
-        network, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=min(_CALIBRATION, len(pictures))
+        network, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=min(_CALIBRATION, len(images))
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(quantised, options.output)

@@ -49,19 +49,19 @@ def rewrite(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
 
 
 def make_int8(
-    model: onnx.ModelProto, architecture: Architecture, calibration: Calibration, pictures: Sequence[Array] = ()
+    model: onnx.ModelProto, architecture: Architecture, calibration: Calibration, images: Sequence[Array] = ()
 ) -> onnx.ModelProto:
     """All steps, from the exported fp32 model to the int8 one; on `pictures` the float steps must change no answer."""
     rewritten = rewrite(model, calibration.ranges)
-    if pictures:
-        require_unchanged(model, rewritten, pictures)
+    if images:
+        require_unchanged(model, rewritten, images)
     return quantise(rewritten, calibration, input_range(architecture.preprocessing), architecture.small_classifier)
 
 
-def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, pictures: Sequence[Array]) -> None:
+def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, images: Sequence[Array]) -> None:
     """Raise `QuantisationError` with the figure unless both models give the same logits."""
     before, after = (
-        logits_of(each.SerializeToString(), pictures, lambda done, total: None, len(pictures))
+        logits_of(each.SerializeToString(), images, lambda done, total: None, len(images))
         for each in (model, rewritten)
     )
     difference = float(np.abs(after - before).max())

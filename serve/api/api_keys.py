@@ -1,6 +1,6 @@
 """API keys, where the operator wants them: a file of keys, reread when it changes, and whether one sent is among them.
 
-Errors that leave here: `ConfigError` at the start, for a file that cannot be read or holds no key; `Unauthorised`.
+Errors that leave here: `ConfigError` at the start, for a file that cannot be read or holds no key; `Unauthorized`.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from serve.config.regular_file import read_text
-from serve.errors import ConfigError, Unauthorised
+from serve.errors import ConfigError, Unauthorized
 
 _COMMENT: Final = re.compile(r"(^|\s)#.*")
 _MAX_BYTES: Final = 2**20
@@ -30,14 +30,14 @@ class KeyFile:
         self._told = ""
 
     def require(self, key: bytes | None) -> None:
-        """Raise `Unauthorised` unless `key` is one of them, in UTF-8; takes as long for any key that is not."""
+        """Raise `Unauthorized` unless `key` is one of them, in UTF-8; takes as long for any key that is not."""
         self._reread_if_changed()
         if key is None:
-            raise Unauthorised("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
+            raise Unauthorized("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
         digest = _digest(key)
         # Each is compared whole, and all of them are, so that time tells nothing about any.
         if not sum(hmac.compare_digest(digest, known) for known in self._digests):
-            raise Unauthorised("The API key is not one of those accepted here.")
+            raise Unauthorized("The API key is not one of those accepted here.")
 
     def _reread_if_changed(self) -> None:
         """A file that is gone, cannot be read or holds no key while the server runs leaves the keys as they were, and

@@ -24,13 +24,13 @@ from serve.api.v2.handlers import Handler, InferenceServer
 from serve.api.v2.messages import LENGTH_HEADER
 from serve.config.hosts import AllowedHosts
 from serve.config.settings import Config
-from serve.errors import RequestError, Unauthorised
+from serve.errors import RequestError, Unauthorized
 from serve.model.classifier import Classifier
 from serve.observability.metrics import NO_ROUTE, Metrics
 from serve.problems import problem, problem_of, refusal, retry_after
 from serve.scheduling.lifecycle import Lifecycle
 
-# Raises `Unauthorised` unless a key, if there is one, is accepted.
+# Raises `Unauthorized` unless a key, if there is one, is accepted.
 Require = Callable[[bytes | None], None]
 
 
@@ -41,7 +41,7 @@ def metrics_of(classifier: Classifier) -> Metrics:
 
 
 class GuardedRoute(Route):
-    """Starlette's, which asks for an API key where `require` is given: it raises `Unauthorised` for one not accepted.
+    """Starlette's, which asks for an API key where `require` is given: it raises `Unauthorized` for one not accepted.
 
     No path with control characters matches; Starlette's regular expressions overlook a newline at the end of one.
     """
@@ -122,15 +122,15 @@ def create_app(
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(RequestLog, metrics, route_of=_namer(routes)),
+            Middleware(RequestLog, metrics, route_of=_route_template(routes)),
             Middleware(LingeringClose, leaving=lambda: lifecycle.draining),
             Middleware(OriginGuard, metrics, AllowedHosts(config.allowed_hosts, config.host), config.cors_origins),
             *([cors] if config.cors_origins else []),
         ],
         exception_handlers={
-            RequestError: cast(ExceptionHandler, _refuser(metrics)),
+            RequestError: cast(ExceptionHandler, _on_request_error(metrics)),
             HTTPException: cast(ExceptionHandler, _answer_http_exception),
-            ClientDisconnect: _answer_nobody,
+            ClientDisconnect: _on_client_disconnect,
         },
         lifespan=server.lifespan,
     )
@@ -139,7 +139,7 @@ def create_app(
     return app
 
 
-def _namer(routes: Sequence[Route]) -> Callable[[Scope], str]:
+def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
     """Return a function from scope to the template of its route, also for requests refused before they were routed."""
 
     def name(scope: Scope) -> str:
@@ -156,13 +156,13 @@ def _response(request: Request, content: dict[str, Any], headers: dict[str, str]
 
 
 # Plain functions Starlette would run on a thread: three milliseconds each where the CPUs are busy.
-def _refuser(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
+def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
     async def answer(request: Request, error: RequestError) -> Response:
         error.__traceback__ = None  # its frames hold the upload, and the error: a cycle of megabytes
         metrics.rejected(error)
         seconds = retry_after(error)
         headers = {} if seconds is None else {"Retry-After": str(seconds)}
-        if isinstance(error, Unauthorised):
+        if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
         return _response(request, problem_of(error), headers | request.scope.get("timing", {}))
 
@@ -179,6 +179,6 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
     return _response(request, problem(404, "Not Found", detail), headers)
 
 
-async def _answer_nobody(request: Request, error: Exception) -> Response:
+async def _on_client_disconnect(request: Request, error: Exception) -> Response:
     """The client left before its request was complete; the status is for the log alone (nginx's 499)."""
     return Response(status_code=499)

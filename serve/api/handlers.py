@@ -29,10 +29,10 @@ from serve.model.classifier import Classified, Classifier, Job, Prepared, predic
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.observability.metrics import Metrics
 from serve.scheduling.header_checks import Inspector
-from serve.scheduling.lifecycle import Lifecycle, Visit
+from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
 from serve.scheduling.memory import trim
 from serve.scheduling.scheduler import Outcome, Scheduler
-from serve.scheduling.upload_budget import Arrival, Arrivals
+from serve.scheduling.upload_budget import Arrival, UploadBudget
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ _CLOSING_SECONDS: Final = 0.3
 _TRIM_SECONDS: Final = 5.0
 
 
-class PrettyEnd(JSONResponse):
+class JSONLineResponse(JSONResponse):
     """JSON that ends its line, for who reads it in a terminal."""
 
     def render(self, content: Any) -> bytes:
@@ -61,11 +61,11 @@ class Server:
         self.lifecycle = lifecycle
         self.metrics = metrics
         self.limits = UploadLimits(config.max_request_bytes, config.max_files)
-        self.arrivals = Arrivals(config.max_upload_bytes, config.body_timeout_ms / 1000)
+        self.arrivals = UploadBudget(config.max_upload_bytes, config.body_timeout_ms / 1000)
         self.pacer = self.arrivals.pacer
         model = classifier.model
         described = document(config, model.name, model.input_side, model.class_count)
-        self._openapi = bytes(PrettyEnd(described).body)
+        self._openapi = bytes(JSONLineResponse(described).body)
         self._docs = page(described)
         variant = str(classifier.card["variant"])
         self._page = start_page(config, model.name, variant, model.class_count)
@@ -109,7 +109,7 @@ class Server:
 
     async def model(self, request: Request) -> Response:
         self.lifecycle.require_ready()
-        return PrettyEnd(self.classifier.card)
+        return JSONLineResponse(self.classifier.card)
 
     async def show_metrics(self, request: Request) -> Response:
         await self.pacer.turn()
@@ -130,24 +130,24 @@ class Server:
                 parse_query(request.scope["query_string"]).get("top_k", []), len(self.classifier.labels)
             )
             seconds = self.timeout_of(request)
-            files = await read_upload(request.headers, arrival.paced(request.stream()), self.limits)
-            visit.arrived()
+            files = await read_upload(request.headers, arrival.limit_rate(request.stream()), self.limits)
+            visit.body_received()
             read = time.monotonic()
             outcomes = await while_connected(request.receive, self._classify(files, top_k, read + seconds))
             timing = self.note(request, read - started, outcomes)
         model_name = self.classifier.model.name
         if len(files) == 1:
-            return PrettyEnd(prediction(outcomes[0].unwrap(), model_name), headers=timing)
+            return JSONLineResponse(prediction(outcomes[0].unwrap(), model_name), headers=timing)
         results = [
             {"filename": file.filename, **prediction_or_problem(outcome, model_name)}
             for file, outcome in zip(files, outcomes, strict=True)
         ]
-        return PrettyEnd({"results": results}, headers=timing)
+        return JSONLineResponse({"results": results}, headers=timing)
 
     @contextlib.asynccontextmanager
-    async def admitted(self) -> AsyncIterator[tuple[Visit, Arrival]]:
+    async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Arrival]]:
         """One request with pictures, from its head to its answer; refused before its body is read if it would be."""
-        async with self.lifecycle.accept() as visit:
+        async with self.lifecycle.track() as visit:
             with self.arrivals.one() as arrival:
                 self.scheduler.require_room()
                 yield visit, arrival
@@ -171,11 +171,11 @@ class Server:
         request.scope["timing"] = headers  # for a problem, of which app.py makes the answer
         return headers
 
-    async def open(self, picture: bytes, top_k: int, alone: bool) -> Job:
+    async def open(self, image: bytes, top_k: int, alone: bool) -> Job:
         """Check one picture's header; raises what `Classifier.open` raises, and `QueueFull`."""
-        if not picture or (alone and is_quick_to_open(picture)):
-            return self.classifier.open(picture, top_k)
-        return await self.inspector.check(self.classifier.open, picture, top_k)
+        if not image or (alone and is_quick_to_open(image)):
+            return self.classifier.open(image, top_k)
+        return await self.inspector.check(self.classifier.open, image, top_k)
 
     async def compute(self, jobs: Sequence[Job | Prepared], deadline: float) -> list[Outcome[Classified]]:
         """As `Scheduler.run`."""

@@ -74,14 +74,14 @@ def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Ch
     """The choice for each setting. cpus: the most that may be used; progress: told the share done, 0 to 1."""
     counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
     models = {count: load_model(path, count) for count in counts}
-    picture = np.zeros((1, 3, models[cpus].input_side, models[cpus].input_side), np.float32)
+    image = np.zeros((1, 3, models[cpus].input_side, models[cpus].input_side), np.float32)
     alone: dict[int, list[float]] = {count: [] for count in counts}
     loaded: dict[int, list[float]] = {count: [] for count in counts}
     steps = 0
     for _ in range(_ROUNDS):
         for count, model in models.items():
-            alone[count].append(_milliseconds_alone(model, picture))
-            loaded[count].append(_rate_under_load(models[1], picture, count))
+            alone[count].append(_milliseconds_alone(model, image))
+            loaded[count].append(_rate_under_load(models[1], image, count))
             steps += 1
             progress(steps / (_ROUNDS * len(counts)))
     return [
@@ -136,23 +136,23 @@ def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:
     return best if best.gain >= 1 + _WORTH_IT else Choice(setting, unit, figures, default, default)
 
 
-def _milliseconds_alone(model: Model, picture: npt.NDArray[np.float32]) -> float:
+def _milliseconds_alone(model: Model, image: npt.NDArray[np.float32]) -> float:
     times = []
     for _ in range(_LONE_INFERENCES):
         started = time.perf_counter()
-        model.logits(picture, wide=True)
+        model.logits(image, wide=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times) * 1000
 
 
-def _rate_under_load(model: Model, picture: npt.NDArray[np.float32], streams: int) -> float:
+def _rate_under_load(model: Model, image: npt.NDArray[np.float32], streams: int) -> float:
     """Pictures a second from so many threads, each computing one at a time on one CPU."""
     counts = [0] * streams
     started = time.perf_counter()
 
     def work(stream: int) -> None:
         while time.perf_counter() - started < _LOADED_SECONDS:
-            model.logits(picture)
+            model.logits(image)
             counts[stream] += 1
 
     threads = [threading.Thread(target=work, args=(stream,)) for stream in range(streams)]

@@ -9,7 +9,7 @@ Parser = Callable[[str], Any]
 _MAX_LIST: Final = 4096
 
 
-def whole(low: int, high: int) -> Parser:
+def integer(low: int, high: int) -> Parser:
     """A whole number from `low` to `high`."""
 
     def parse(text: str) -> int:
@@ -31,12 +31,12 @@ def one_of(*allowed: str) -> Parser:
     return parse
 
 
-def switch(text: str) -> bool:
+def on_off(text: str) -> bool:
     """On or off."""
     return bool(one_of("on", "off")(text) == "on")
 
 
-def text_of(text: str) -> str:
+def non_empty(text: str) -> str:
     """Any text but none, and none that the system takes to end earlier."""
     if not text:
         raise ValueError("empty")
@@ -47,7 +47,7 @@ def text_of(text: str) -> str:
 
 def path_of(text: str) -> Path:
     """A path, which may be of nothing."""
-    return Path(text_of(text))
+    return Path(non_empty(text))
 
 
 def origins(text: str) -> tuple[str, ...]:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from serve.config.cpus import ThreadPlan, plan_threads
-from serve.config.parsers import Parser, host_names, one_of, origins, path_of, provider_names, switch, text_of, whole
+from serve.config.parsers import (
+    Parser,
+    host_names,
+    integer,
+    non_empty,
+    on_off,
+    one_of,
+    origins,
+    path_of,
+    provider_names,
+)
 from serve.config.settings_file import DEFAULT_FILE, quoted, read_settings_file
 from serve.errors import ConfigError
 from serve.printable import ArgumentParser
@@ -27,10 +37,10 @@ def _setting(default: Any, parse: Parser, help_text: str) -> Any:
 class Config:
     """All settings of a server. Sizes are in bytes, pixels and counts as their names say."""
 
-    host: str = _setting("127.0.0.1", text_of, "address to listen on; 0.0.0.0 for every interface")
-    port: int = _setting(5000, whole(0, 65535), "TCP port to listen on; 0 takes a free one and the log says which")
+    host: str = _setting("127.0.0.1", non_empty, "address to listen on; 0.0.0.0 for every interface")
+    port: int = _setting(5000, integer(0, 65535), "TCP port to listen on; 0 takes a free one and the log says which")
     model: str = _setting(
-        "auto", text_of, "densenet121, efficientnet_lite0, a file, or auto: densenet121 if exported, else the other"
+        "auto", non_empty, "densenet121, efficientnet_lite0, a file, or auto: densenet121 if exported, else the other"
     )
     model_variant: str = _setting(
         "auto", one_of("auto", "int8", "fp32"), "int8, fp32, or auto: int8 if its export let it pass"
@@ -39,15 +49,15 @@ class Config:
         ROOT / "imagenet_class_index.json", path_of, "JSON file with the id and name of each class"
     )
     workers: int = _setting(
-        1, whole(1, 256), "processes behind the port, each with its share of the CPUs; bounds hold for each"
+        1, integer(1, 256), "processes behind the port, each with its share of the CPUs; bounds hold for each"
     )
     threads: int = _setting(
-        0, whole(0, 1024), "CPUs to compute on at most; 0: all that the process may use, by affinity and cgroup quota"
+        0, integer(0, 1024), "CPUs to compute on at most; 0: all that the process may use, by affinity and cgroup quota"
     )
     streams: int = _setting(
-        0, whole(0, 1024), "pictures worked on side by side under load, each on one CPU; 0: threads"
+        0, integer(0, 1024), "pictures worked on side by side under load, each on one CPU; 0: threads"
     )
-    intra_op_threads: int = _setting(0, whole(0, 1024), "threads that share a lone picture's inference; 0: threads")
+    intra_op_threads: int = _setting(0, integer(0, 1024), "threads that share a lone picture's inference; 0: threads")
     providers: tuple[str, ...] = _setting(
         ("cpu",),
         provider_names,
@@ -58,37 +68,37 @@ class Config:
         one_of("fast", "exact"),
         "fast: large JPEGs at a reduced scale, and only what is kept is resized; exact: torchvision's pixels",
     )
-    max_queue: int = _setting(64, whole(1, 100_000), "pictures that may wait for a CPU; more are refused")
+    max_queue: int = _setting(64, integer(1, 100_000), "pictures that may wait for a CPU; more are refused")
     request_timeout_ms: int = _setting(
         10_000,
-        whole(1, 86_400_000),
+        integer(1, 86_400_000),
         "milliseconds from a complete upload to its answer; X-Request-Timeout-Ms asks for less",
     )
     grace_seconds: int = _setting(
-        9, whole(1, 86_400), "seconds that SIGTERM leaves to requests in flight; docker stop kills after 10"
+        9, integer(1, 86_400), "seconds that SIGTERM leaves to requests in flight; docker stop kills after 10"
     )
     max_connections: int = _setting(
-        1000, whole(1, 1_000_000), "connections there may be; for more, the one idle longest is closed"
+        1000, integer(1, 1_000_000), "connections there may be; for more, the one idle longest is closed"
     )
-    keep_alive_seconds: int = _setting(75, whole(1, 86_400), "seconds that a connection may be idle between requests")
+    keep_alive_seconds: int = _setting(75, integer(1, 86_400), "seconds that a connection may be idle between requests")
     head_timeout_ms: int = _setting(
-        10_000, whole(1, 86_400_000), "milliseconds in which a request's line and headers have to come"
+        10_000, integer(1, 86_400_000), "milliseconds in which a request's line and headers have to come"
     )
     body_timeout_ms: int = _setting(
-        20_000, whole(1, 86_400_000), "milliseconds in which its body has to come; one second more for each 64 KiB"
+        20_000, integer(1, 86_400_000), "milliseconds in which its body has to come; one second more for each 64 KiB"
     )
     max_upload_bytes: int = _setting(
-        128 * 2**20, whole(1, 2**40), "bytes that all uploads not yet answered may have together; more are refused"
+        128 * 2**20, integer(1, 2**40), "bytes that all uploads not yet answered may have together; more are refused"
     )
-    max_request_bytes: int = _setting(20 * 2**20, whole(1, 2**40), "bytes a request's body may have")
-    max_pixels: int = _setting(50_000_000, whole(1, 2**40), "pixels an image may have, by its header")
-    max_frames: int = _setting(1000, whole(1, 2**40), "frames an animation may have; only its first is looked at")
+    max_request_bytes: int = _setting(20 * 2**20, integer(1, 2**40), "bytes a request's body may have")
+    max_pixels: int = _setting(50_000_000, integer(1, 2**40), "pixels an image may have, by its header")
+    max_frames: int = _setting(1000, integer(1, 2**40), "frames an animation may have; only its first is looked at")
     max_decode_ms: int = _setting(
-        1500, whole(1, 86_400_000), "milliseconds of CPU time that decoding a picture may take"
+        1500, integer(1, 86_400_000), "milliseconds of CPU time that decoding a picture may take"
     )
-    max_files: int = _setting(32, whole(1, 10_000), "files a request may have")
+    max_files: int = _setting(32, integer(1, 10_000), "files a request may have")
     exif_orientation: bool = _setting(
-        True, switch, "turn pictures upright as their EXIF says: on or off (TIFF always turns)"
+        True, on_off, "turn pictures upright as their EXIF says: on or off (TIFF always turns)"
     )
     allowed_hosts: tuple[str, ...] = _setting(
         (),
@@ -102,7 +112,7 @@ class Config:
     api_keys_file: Path | None = _setting(
         None, path_of, "file of API keys, one a line, one of which /upload and /v2 then want; reread when it changes"
     )
-    server_timing: bool = _setting(False, switch, "tell where an answer's time went, in Server-Timing: on or off")
+    server_timing: bool = _setting(False, on_off, "tell where an answer's time went, in Server-Timing: on or off")
     log_format: str = _setting("auto", one_of("auto", "text", "json"), "text, json, or auto: text on a terminal")
     log_level: str = _setting("info", one_of("debug", "info", "warning", "error"), "debug, info, warning or error")
 

@@ -58,7 +58,7 @@ _MOST_TABLE_PIXELS: Final = 24_000_000
 
 
 @dataclass(frozen=True)
-class PictureLimits:
+class ImageLimits:
     """What one picture may claim: width × height, before and after resizing; frames; CPU seconds to decode it."""
 
     max_pixels: int
@@ -73,7 +73,7 @@ class _TimedFile(io.BytesIO):
     file at once (WebP, AVIF, TIFF's compressions) is bounded by what was claimed for it and looked at before.
     """
 
-    def __init__(self, data: bytes, limits: PictureLimits) -> None:
+    def __init__(self, data: bytes, limits: ImageLimits) -> None:
         super().__init__(data)
         self._decode_seconds = limits.decode_seconds
         self.allow(_HEADER_SECONDS, "reading its header")
@@ -92,7 +92,7 @@ class _TimedFile(io.BytesIO):
         return super().read(size)
 
 
-def open_image(data: bytes, spec: Preprocessing, limits: PictureLimits) -> Image.Image:
+def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.Image:
     """Read a picture's header and nothing more; the pixels stay encoded until `decode`.
 
     data: the encoded file, recognised by content. Raises any of this module's errors.

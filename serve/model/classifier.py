@@ -13,12 +13,12 @@ from PIL import Image
 
 from serve.config.settings import MODELS, Config
 from serve.errors import EmptyFile, ModelError
-from serve.imaging.decode import PictureLimits, decode, decoding_pixels, open_image
+from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
 from serve.model.files import AUTO, find_model
 from serve.model.postprocess import Label, Scored, load_class_index, top_k
 from serve.model.session import Model, load_model
-from serve.scheduling.memory import Room
+from serve.scheduling.memory import PixelBudget
 
 _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
 
@@ -61,10 +61,10 @@ class Classifier:
     model: Model
     preprocessing: Preprocessing
     labels: tuple[Label, ...]
-    limits: PictureLimits
+    limits: ImageLimits
     exif_orientation: bool
     exact_decode: bool
-    room: Room
+    room: PixelBudget
 
     def open(self, data: bytes, k: int) -> Job:
         """Check a picture by its header alone; `prepare` then decodes it.
@@ -85,7 +85,7 @@ class Classifier:
         if isinstance(job, Prepared):
             return job
         reduce_for = None if self.exact_decode else self.preprocessing
-        with self.room.taken(decoding_pixels(job.image, reduce_for)):
+        with self.room.acquire(decoding_pixels(job.image, reduce_for)):
             started = time.perf_counter()
             rgb = decode(job.image, self.exif_orientation, reduce_for)
             decoded = time.perf_counter()
@@ -136,10 +136,10 @@ def classifier_of(config: Config, model: Model, preprocessing: Preprocessing) ->
         model,
         preprocessing,
         load_class_index(config.class_index, model.class_count),
-        PictureLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000),
+        ImageLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000),
         config.exif_orientation,
         config.decode == "exact",
-        Room(config.max_pixels),
+        PixelBudget(config.max_pixels),
     )
 
 

@@ -48,8 +48,8 @@ class Model:
     input_side: int
     class_count: int
     infer_seconds: float
-    _narrow: ort.InferenceSession
-    _wide: ort.InferenceSession
+    _throughput_session: ort.InferenceSession
+    _latency_session: ort.InferenceSession
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Model:
 
         On the calling thread alone, which any number of threads may do at a time; or, `wide`, on all intra-op threads.
         """
-        return _run(self._wide if wide else self._narrow, batch)
+        return _run(self._latency_session if wide else self._throughput_session, batch)
 
 
 def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (_CPU,)) -> Model:

@@ -151,7 +151,7 @@ class Metrics:
         """A request was refused with this error."""
         self._rejected[_REASONS[type(error)]].inc()
 
-    def never_was(self, code: int) -> None:
+    def count_refused_connection(self, code: int) -> None:
         """Something was refused that never became a request, with this status."""
         self._requests.labels(NO_ROUTE, code).inc()
 

@@ -18,7 +18,7 @@ _REFUSING_SECONDS: Final = 3.0
 _ANSWERING_SECONDS: Final = 1.5
 
 
-class Visit:
+class InFlightRequest:
     """One accepted request, from its headers to its answer."""
 
     def __init__(self, grace_seconds: float) -> None:
@@ -27,7 +27,7 @@ class Visit:
         self._arriving = True
         self._drained_at: float | None = None
 
-    def arrived(self) -> None:
+    def body_received(self) -> None:
         """The request's body is read to its end; what follows is the server's own time."""
         self._arriving = False
         if self._drained_at is not None:
@@ -53,7 +53,7 @@ class Lifecycle:
         self._grace = grace_seconds
         self._started = False
         self._draining = False
-        self._visits: set[Visit] = set()
+        self._visits: set[InFlightRequest] = set()
         self._empty = asyncio.Event()
 
     @property
@@ -100,10 +100,10 @@ class Lifecycle:
             raise NotReady("The server is not ready: its model is not loaded yet.")
 
     @asynccontextmanager
-    async def accept(self) -> AsyncIterator[Visit]:
+    async def track(self) -> AsyncIterator[InFlightRequest]:
         """The length of one request, which draining waits for."""
         self.require_ready()
-        visit = Visit(self._grace)
+        visit = InFlightRequest(self._grace)
         try:
             async with visit.scope:
                 self._visits.add(visit)

@@ -27,7 +27,7 @@ _SETTINGS: Final = {
     _TRIM_THRESHOLD: 32 * _MEBIBYTE,
     _MMAP_THRESHOLD: 8 * _MEBIBYTE,
 }
-# Units of `Room` that large requests leave free.
+# Units of `PixelBudget` that large requests leave free.
 _RESERVE: Final = 4_000_000
 
 
@@ -46,7 +46,7 @@ def trim() -> None:
         malloc_trim(0)
 
 
-class Room:
+class PixelBudget:
     """So many units for all threads together, and a reserve besides that is kept for small requests.
 
     Small ones, which would fit into the reserve, use both, but only the reserve while a large one waits. So neither
@@ -61,7 +61,7 @@ class Room:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, units: int) -> Iterator[None]:
+    def acquire(self, units: int) -> Iterator[None]:
         """Hold so many units for a `with` block, all of them at most; waits until they are free."""
         units = min(units, self._units)
         small = units <= self._reserve

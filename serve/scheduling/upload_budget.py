@@ -18,7 +18,7 @@ _BYTES_A_SECOND: Final = 64 * 1024
 _SILENT_SECONDS: Final = 1.0
 
 
-class Arrivals:
+class UploadBudget:
     """All uploads of one event loop. max_bytes: to be held at once. seconds: for each, and one more each 64 KiB."""
 
     def __init__(self, max_bytes: int, seconds: float) -> None:
@@ -43,26 +43,26 @@ class Arrivals:
         """Room for so many bytes more, if need be that of silent uploads; raises `UploadsFull`."""
         long_ago = _now() - _SILENT_SECONDS
         while self.held + count > self.max_bytes:
-            silent = min(self.arriving, key=lambda arrival: arrival.heard, default=None)
-            if silent is None or silent.heard > long_ago:
+            silent = min(self.arriving, key=lambda arrival: arrival.last_received, default=None)
+            if silent is None or silent.last_received > long_ago:
                 raise UploadsFull(
                     f"There is no room for this upload: the limit for all together is {self.max_bytes} bytes; "
                     "try again in a moment."
                 )
-            silent.make_way()
+            silent.evict()
 
 
 class Arrival:
     """One upload. held: bytes that it keeps from the others. heard: when something of it last came."""
 
-    def __init__(self, arrivals: Arrivals) -> None:
+    def __init__(self, arrivals: UploadBudget) -> None:
         self.held = 0
-        self.heard = _now()
+        self.last_received = _now()
         self._all = arrivals
         self._made_way = False
         self._waiting = asyncio.timeout(None)
 
-    async def paced(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def limit_rate(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """The same chunks, while they come fast enough and there is room for them."""
         began = _now()
         iterator = aiter(chunks)
@@ -70,7 +70,7 @@ class Arrival:
         try:
             while True:
                 # However fast it came before, it may not then be silent for longer than one that begins.
-                until = min(began + self.held / _BYTES_A_SECOND, self.heard) + self._all.seconds
+                until = min(began + self.held / _BYTES_A_SECOND, self.last_received) + self._all.seconds
                 self._waiting = asyncio.timeout_at(until)
                 try:
                     async with self._waiting:
@@ -83,7 +83,7 @@ class Arrival:
                     raise self._refusal(began) from None
                 if self._made_way:
                     raise self._refusal(began)
-                self.heard = _now()
+                self.last_received = _now()
                 self._all.make_room(len(chunk))
                 self._all.held += len(chunk)
                 self.held += len(chunk)
@@ -92,7 +92,7 @@ class Arrival:
         finally:
             self._all.arriving.discard(self)
 
-    def make_way(self) -> None:
+    def evict(self) -> None:
         """End it: its bytes are free from now on."""
         self._made_way = True
         self._all.arriving.discard(self)

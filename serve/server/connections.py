@@ -26,11 +26,11 @@ class Evictable(Hashable, Protocol):
 C = TypeVar("C", bound=Evictable)
 
 
-class Connections(Generic[C]):
-    """All connections of one event loop. most: how many there may be."""
+class ConnectionLimiter(Generic[C]):
+    """All connections of one event loop. limit: how many there may be."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._waiting: dict[C, None] = {}  # the one that has waited longest first
         self._working: set[C] = set()
         self._unread: dict[C, int] = {}  # the one that has not read for longest first
@@ -40,21 +40,21 @@ class Connections(Generic[C]):
 
     def opened(self, connection: C) -> bool:
         """Take in a new connection, which waits; False where all others work and it may only be told to go."""
-        while len(self) >= self._most and self._waiting:
+        while len(self) >= self._limit and self._waiting:
             longest = next(iter(self._waiting))
             self.closed(longest)
             longest.evict()
-        room = len(self) < self._most
+        room = len(self) < self._limit
         self._waiting[connection] = None
         return room
 
-    def works(self, connection: C) -> None:
+    def mark_busy(self, connection: C) -> None:
         """Its request is complete: what follows is the server's own time."""
         if connection in self._waiting:
             del self._waiting[connection]
             self._working.add(connection)
 
-    def waits(self, connection: C) -> None:
+    def mark_idle(self, connection: C) -> None:
         """It is answered; from now on it waits for its client again."""
         if connection in self._working:
             self._working.discard(connection)

@@ -20,7 +20,7 @@ class Fault(NamedTuple):
     detail: str
 
 
-def fault_of(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
+def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
     """By RFC 9112, 2.3, 3.2 and 6.1.
 
     Args:

@@ -18,7 +18,7 @@ import uvicorn
 from serve.config.settings import Config
 from serve.observability.metrics import Metrics
 from serve.scheduling.lifecycle import Lifecycle
-from serve.server.connections import ACCEPTED_AT_ONCE, Connections
+from serve.server.connections import ACCEPTED_AT_ONCE, ConnectionLimiter
 from serve.server.signals import HANGING_SECONDS, end_within, leave_on_signals, on_stop
 from serve.server.turns import TakingTurns, Turns
 
@@ -37,7 +37,7 @@ def http_server(
     """A server for `app`, to be run on a socket; once it has started, its event loop calls `speak` each second."""
 
     class Bounded(TakingTurns):
-        all_connections = Connections(config.max_connections)
+        all_connections = ConnectionLimiter(config.max_connections)
         head_seconds = config.head_timeout_ms / 1000
         body_seconds = config.body_timeout_ms / 1000
         turns = Turns()

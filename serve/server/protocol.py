@@ -17,9 +17,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from serve.observability.metrics import Metrics
 from serve.observability.request_ids import request_id_of
 from serve.problems import problem, refusal
-from serve.server.connections import Connections
-from serve.server.framing import Fault, fault_of
-from serve.server.transport import OneWrite
+from serve.server.connections import ConnectionLimiter
+from serve.server.framing import Fault, check_framing
+from serve.server.transport import CoalescingTransport
 
 log = logging.getLogger("serve.access")
 
@@ -65,7 +65,7 @@ class HttpProtocol(HttpToolsProtocol):
     body_seconds: for an answer to be read, and one more each 64 KiB. metrics: where refusals are counted, if anywhere.
     """
 
-    all_connections: "Connections[HttpProtocol]" = Connections(sys.maxsize)
+    all_connections: "ConnectionLimiter[HttpProtocol]" = ConnectionLimiter(sys.maxsize)
     head_seconds = 10.0
     body_seconds = 20.0
     metrics: Metrics | None = None
@@ -83,7 +83,7 @@ class HttpProtocol(HttpToolsProtocol):
     _received = b""  # in which the head that is being parsed came
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(OneWrite(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
+        super().connection_made(CoalescingTransport(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
         if self.all_connections.opened(self):
             self._wait_for_head()
         else:
@@ -146,7 +146,7 @@ class HttpProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Its client does not read: it may be made to go, and does so by itself in time."""
         super().pause_writing()
-        self.all_connections.waits(self)
+        self.all_connections.mark_idle(self)
         unread = self.transport.get_write_buffer_size()
         self.all_connections.leaves_unread(self, unread)
         self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_A_SECOND, self.evict)
@@ -155,7 +155,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_waiting_for_reader()
         self.all_connections.reads(self)
         if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
-            self.all_connections.works(self)
+            self.all_connections.mark_busy(self)
         super().resume_writing()
 
     def on_message_begin(self) -> None:
@@ -189,7 +189,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise _NoMore  # RTSP or ICE, which llhttp takes too
         if self._is_to_be_declined():
             return
-        if fault := fault_of(version, self.url, self.headers):
+        if fault := check_framing(version, self.url, self.headers):
             self._fault = fault
             raise _NoMore
         if version == "1.0":  # which has no interim answers (RFC 9110, 10.1.1)
@@ -207,14 +207,14 @@ class HttpProtocol(HttpToolsProtocol):
         if self._is_to_be_declined():
             return
         self._kept_bytes = 0
-        self.all_connections.works(self)
+        self.all_connections.mark_busy(self)
         if not self.parser.should_keep_alive():  # also by a trailer; the parser reads no further
             self.cycle.keep_alive = False
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         if not self.pipeline or self.pipeline[-1][0].more_body:
-            self.all_connections.waits(self)
+            self.all_connections.mark_idle(self)
         self._before_head = not self.pipeline
         if self._before_head and self._begun and self._head_timer is None:  # it began behind the one just answered
             self._wait_for_head()
@@ -333,7 +333,7 @@ class HttpProtocol(HttpToolsProtocol):
             fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
             log.info("%d %s", status, detail, extra={"fields": fields})
             if self.metrics is not None:
-                self.metrics.never_was(status)
+                self.metrics.count_refused_connection(status)
         body, media_type = refusal(path, problem(status, title, detail))
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 
-class OneWrite:
+class CoalescingTransport:
     """A transport that sends an answer's head together with what follows it, and whose end has an end.
 
     uvicorn writes them apart, which costs a system call, and wakes the client for half an answer. And asyncio waits for

@@ -12,13 +12,13 @@ from torchvision.transforms._presets import ImageClassification
 
 from export.parity import reference_image
 from serve.errors import RequestError
-from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
 from serve.problems import RULES
 
 SPEC = Preprocessing(32, "bilinear", 28, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PRESET = ImageClassification(resize_size=32, crop_size=28)
-LIMITS = PictureLimits(100_000)
+LIMITS = ImageLimits(100_000)
 # What Pillow can write of each format.
 MODES = {
     "JPEG": ("L", "RGB", "CMYK"),

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from serve.errors import UploadsFull, UploadTooSlow
-from serve.scheduling.upload_budget import Arrivals
+from serve.scheduling.upload_budget import UploadBudget
 
 
 async def chunks(*parts: bytes, pause: float = 0.0) -> AsyncIterator[bytes]:
@@ -16,25 +16,25 @@ async def chunks(*parts: bytes, pause: float = 0.0) -> AsyncIterator[bytes]:
         yield part
 
 
-async def read(arrivals: Arrivals, source: AsyncIterator[bytes]) -> tuple[bytes, int]:
+async def read(arrivals: UploadBudget, source: AsyncIterator[bytes]) -> tuple[bytes, int]:
     """What came, and what was held meanwhile."""
     with arrivals.one() as arrival:
-        received = b"".join([chunk async for chunk in arrival.paced(source)])
+        received = b"".join([chunk async for chunk in arrival.limit_rate(source)])
         return received, arrivals.held
 
 
 def test_chunks_pass_through_and_count_until_the_end() -> None:
-    arrivals = Arrivals(10, 1.0)
+    arrivals = UploadBudget(10, 1.0)
     assert asyncio.run(read(arrivals, chunks(b"abc", b"defg"))) == (b"abcdefg", 7)
     assert arrivals.held == 0
 
 
 def test_more_than_all_may_hold_is_refused_and_what_it_held_is_free_again() -> None:
-    arrivals = Arrivals(10, 1.0)
+    arrivals = UploadBudget(10, 1.0)
 
     async def scenario() -> None:
         with arrivals.one() as other:
-            async for _ in other.paced(chunks(b"123456")):
+            async for _ in other.limit_rate(chunks(b"123456")):
                 pass
             with pytest.raises(UploadsFull, match="the limit for all together is 10 bytes"):
                 await read(arrivals, chunks(b"1234", b"5"))
@@ -46,7 +46,7 @@ def test_more_than_all_may_hold_is_refused_and_what_it_held_is_free_again() -> N
 
 
 def test_one_that_is_silent_makes_way_and_one_that_comes_does_not() -> None:
-    arrivals = Arrivals(10, 30.0)
+    arrivals = UploadBudget(10, 30.0)
 
     async def silent() -> None:
         async def source() -> AsyncIterator[bytes]:
@@ -76,11 +76,11 @@ def test_one_that_is_silent_makes_way_and_one_that_comes_does_not() -> None:
 
 def test_one_that_was_refused_makes_way_for_nobody_a_second_time() -> None:
     """Its reader is left in the middle, and lives on for as long as somebody looks at the error."""
-    arrivals = Arrivals(10, 30.0)
+    arrivals = UploadBudget(10, 30.0)
 
     async def scenario() -> None:
         with pytest.raises(ZeroDivisionError) as kept, arrivals.one() as arrival:
-            async for _ in arrival.paced(chunks(b"12345678", b"9")):
+            async for _ in arrival.limit_rate(chunks(b"12345678", b"9")):
                 raise ZeroDivisionError
         assert (arrivals.held, arrivals.arriving) == (0, set())
         await asyncio.sleep(1.1)
@@ -92,7 +92,7 @@ def test_one_that_was_refused_makes_way_for_nobody_a_second_time() -> None:
 
 
 def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
-    arrivals = Arrivals(10, 0.1)
+    arrivals = UploadBudget(10, 0.1)
 
     async def scenario() -> None:
         async def silent() -> None:
@@ -109,7 +109,7 @@ def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
         when = arrival._waiting.when()
         assert when
         done: list[None] = []
-        asyncio.get_running_loop().call_at(when + 1e-9, lambda: done.append(arrival.make_way()))
+        asyncio.get_running_loop().call_at(when + 1e-9, lambda: done.append(arrival.evict()))
         await stalled
         assert done == [None]
         assert arrivals.held == 0
@@ -118,7 +118,7 @@ def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
 
 
 def test_one_that_came_fast_may_not_then_be_silent_for_longer() -> None:
-    arrivals = Arrivals(10**8, 0.1)
+    arrivals = UploadBudget(10**8, 0.1)
 
     async def source() -> AsyncIterator[bytes]:
         yield bytes(10**7)
@@ -131,14 +131,14 @@ def test_one_that_came_fast_may_not_then_be_silent_for_longer() -> None:
 
 
 def test_one_that_drips_is_refused_however_often_it_drips() -> None:
-    arrivals = Arrivals(1000, 0.1)
+    arrivals = UploadBudget(1000, 0.1)
     with pytest.raises(UploadTooSlow, match=r"too slowly: \d+ bytes in 0 s; the limit is 0.1 s"):
         asyncio.run(read(arrivals, chunks(*[b"x"] * 100, pause=0.01)))
     assert arrivals.held == 0
 
 
 def test_one_that_is_large_has_its_time() -> None:
-    arrivals = Arrivals(10**6, 0.1)
+    arrivals = UploadBudget(10**6, 0.1)
     received, _ = asyncio.run(read(arrivals, chunks(*[bytes(4096)] * 6, pause=0.04)))  # 100 KB a second
     assert len(received) == 6 * 4096
 
@@ -146,17 +146,17 @@ def test_one_that_is_large_has_its_time() -> None:
 @pytest.mark.parametrize("more", [True, False])
 def test_one_that_was_made_to_go_ends_though_its_last_bytes_came_meanwhile(more: bool) -> None:
     async def scenario() -> None:
-        arrivals = Arrivals(100, 30.0)
+        arrivals = UploadBudget(100, 30.0)
         with arrivals.one() as arrival:
 
             async def chunks() -> AsyncIterator[bytes]:
                 yield b"a"
-                arrival.make_way()
+                arrival.evict()
                 if more:
                     yield b"b"
 
             with pytest.raises(UploadsFull, match="others needed its room"):
-                async for _ in arrival.paced(chunks()):
+                async for _ in arrival.limit_rate(chunks()):
                     pass
         assert arrivals.held == 0
         assert not arrivals.arriving
@@ -166,7 +166,7 @@ def test_one_that_was_made_to_go_ends_though_its_last_bytes_came_meanwhile(more:
 
 def test_each_piece_of_a_body_is_read_in_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
-        arrivals, turns = Arrivals(100, 30.0), 0
+        arrivals, turns = UploadBudget(100, 30.0), 0
 
         async def turn() -> None:
             nonlocal turns
@@ -179,6 +179,6 @@ def test_each_piece_of_a_body_is_read_in_a_turn_of_its_own(monkeypatch: pytest.M
             yield b"b"
 
         with arrivals.one() as arrival:
-            assert [(chunk, turns) async for chunk in arrival.paced(chunks())] == [(b"a", 1), (b"b", 2)]
+            assert [(chunk, turns) async for chunk in arrival.limit_rate(chunks())] == [(b"a", 1), (b"b", 2)]
 
     asyncio.run(scenario())

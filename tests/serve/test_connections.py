@@ -1,6 +1,6 @@
 """Who goes when there are as many connections as may be."""
 
-from serve.server.connections import MAX_UNREAD_BYTES, Connections
+from serve.server.connections import MAX_UNREAD_BYTES, ConnectionLimiter
 
 
 class Fake:
@@ -12,7 +12,7 @@ class Fake:
 
 
 def test_the_one_that_has_waited_longest_makes_room() -> None:
-    table: Connections[Fake] = Connections(2)
+    table: ConnectionLimiter[Fake] = ConnectionLimiter(2)
     first, second, third = Fake(), Fake(), Fake()
     assert table.opened(first)
     assert table.opened(second)
@@ -21,45 +21,45 @@ def test_the_one_that_has_waited_longest_makes_room() -> None:
 
 
 def test_those_that_work_stay_and_a_new_one_finds_no_room() -> None:
-    table: Connections[Fake] = Connections(2)
+    table: ConnectionLimiter[Fake] = ConnectionLimiter(2)
     busy = [Fake(), Fake()]
     for connection in busy:
         table.opened(connection)
-        table.works(connection)
+        table.mark_busy(connection)
     refused = [Fake(), Fake()]
     assert not table.opened(refused[0])
     assert not table.opened(refused[1])
     assert not any(connection.evicted for connection in busy)
     assert (refused[0].evicted, len(table)) == (True, 3)  # one at a time has the time to read that it has to go
-    table.waits(busy[0])
+    table.mark_idle(busy[0])
     assert table.opened(Fake())
     assert (refused[1].evicted, busy[0].evicted, len(table)) == (True, True, 2)
 
 
 def test_an_answered_one_waits_again_behind_the_others() -> None:
-    table: Connections[Fake] = Connections(2)
+    table: ConnectionLimiter[Fake] = ConnectionLimiter(2)
     first, second = Fake(), Fake()
     table.opened(first)
     table.opened(second)
-    table.works(first)
-    table.waits(first)
+    table.mark_busy(first)
+    table.mark_idle(first)
     assert table.opened(Fake())
     assert (first.evicted, second.evicted) == (False, True)
 
 
 def test_closed_ones_count_no_more() -> None:
-    table: Connections[Fake] = Connections(1)
+    table: ConnectionLimiter[Fake] = ConnectionLimiter(1)
     for _ in range(3):
         connection = Fake()
         assert table.opened(connection)
-        table.works(connection)
+        table.mark_busy(connection)
         table.closed(connection)
-        table.waits(connection)  # its last answer, which comes after
+        table.mark_idle(connection)  # its last answer, which comes after
     assert len(table) == 0
 
 
 def test_the_one_that_has_not_read_for_longest_makes_room_for_answers() -> None:
-    table: Connections[Fake] = Connections(9)
+    table: ConnectionLimiter[Fake] = ConnectionLimiter(9)
     first, second, third, fourth = (Fake() for _ in range(4))
     for connection in (first, second, third, fourth):
         table.opened(connection)

@@ -12,13 +12,13 @@ from PIL import Image
 
 from serve.config.settings import ROOT
 from serve.errors import UndecodableImage
-from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.formats import is_quick_to_open
 from serve.imaging.preprocess import Preprocessing, to_input
 from tests.references import PICTURES
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-LIMIT = PictureLimits(50_000_000)
+LIMIT = ImageLimits(50_000_000)
 ORIENTATION = 0x0112
 
 
@@ -180,7 +180,7 @@ def test_decoding_avif_takes_no_more_threads_than_the_one_that_asks() -> None:
     code = (
         "import sys, os; from serve.imaging.decode import *; from serve.imaging.preprocess import *;"
         "spec = Preprocessing(256, 'bilinear', 224, (0, 0, 0), (1, 1, 1));"
-        "decode(open_image(sys.stdin.buffer.read(), spec, PictureLimits(10**8)));"
+        "decode(open_image(sys.stdin.buffer.read(), spec, ImageLimits(10**8)));"
         "print(len(os.listdir('/proc/self/task')))"
     )
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's own would be counted

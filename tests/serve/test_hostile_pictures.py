@@ -14,7 +14,7 @@ from PIL import Image
 from benchmarks.harness.processes import Tree
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
 from serve.imaging.claims import require_modest_scans
-from serve.imaging.decode import PictureLimits, decode, decoding_pixels, open_image
+from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
 from serve.problems import problem_of
 from tests.hostile.client import megabytes
@@ -33,12 +33,12 @@ from tests.server_process import ROOT, ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-LIMITS = PictureLimits(50_000_000, 1000, 1.5)
+LIMITS = ImageLimits(50_000_000, 1000, 1.5)
 MOST_SECONDS = 2.0
 MOST_MEGABYTES = 150
 
 
-def classify(data: bytes, limits: PictureLimits = LIMITS) -> None:
+def classify(data: bytes, limits: ImageLimits = LIMITS) -> None:
     to_input(decode(open_image(data, SPEC, limits), reduce_for=SPEC), SPEC, exact=False)
 
 
@@ -97,10 +97,10 @@ def test_it_is_odd_and_all_the_same_a_picture(name: str) -> None:
 
 def test_limits_are_named_with_what_broke_them() -> None:
     with pytest.raises(TooManyFrames, match="The picture has 11 frames; the limit is 10 frames"):
-        classify(animated_gif(11), PictureLimits(50_000_000, 10))
-    classify(animated_gif(10), PictureLimits(50_000_000, 10))
+        classify(animated_gif(11), ImageLimits(50_000_000, 10))
+    classify(animated_gif(10), ImageLimits(50_000_000, 10))
     with pytest.raises(TooComplex, match=r"takes too long: decoding it is given 0.1 s"):
-        classify(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), PictureLimits(50_000_000, 10, 0.1))
+        classify(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), ImageLimits(50_000_000, 10, 0.1))
 
 
 def test_scans_are_counted_up_to_the_end_of_the_picture() -> None:

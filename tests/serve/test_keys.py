@@ -11,7 +11,7 @@ from starlette.testclient import TestClient
 
 from serve.api.api_keys import KeyFile
 from serve.config.regular_file import read_text
-from serve.errors import ConfigError, Unauthorised
+from serve.errors import ConfigError, Unauthorized
 from tests.serve.conftest import ClientFor
 
 
@@ -70,7 +70,7 @@ def test_two_thousand_wrong_keys_are_all_refused(file: Path) -> None:
     """Some of them share the first bytes of their digest with a key that is right."""
     keys = KeyFile(file)
     for number in range(2000):
-        with pytest.raises(Unauthorised):
+        with pytest.raises(Unauthorized):
             keys.require(b"wrong-%d" % number)
 
 
@@ -80,7 +80,7 @@ def test_a_comment_begins_at_the_start_of_a_line_or_after_white_space(file: Path
     keys.require(b"abc#def")
     keys.require(b"ghi")
     for no_key in (b"abc", b"none", b"#none", b"#none either", b"#", b""):
-        with pytest.raises(Unauthorised):
+        with pytest.raises(Unauthorized):
             keys.require(no_key)
 
 
@@ -127,7 +127,7 @@ def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
     file.write_text(file.read_text().replace("first-key", "other-key"))
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
     keys.require(b"other-key")
-    with pytest.raises(Unauthorised):
+    with pytest.raises(Unauthorized):
         keys.require(b"first-key")
 
 
@@ -147,7 +147,7 @@ def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
         "not UTF-8",
         "No such file or directory",
     ]
-    with pytest.raises(Unauthorised):
+    with pytest.raises(Unauthorized):
         keys.require(b"third-key")
 
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from serve.errors import NotReady
-from serve.scheduling.lifecycle import Lifecycle, Visit
+from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
 
 
 def started(grace_seconds: float = 30.0) -> Lifecycle:
@@ -15,10 +15,10 @@ def started(grace_seconds: float = 30.0) -> Lifecycle:
     return lifecycle
 
 
-async def visit(lifecycle: Lifecycle, seconds: float, arrived: bool = True) -> str:
-    async with lifecycle.accept() as one:
-        if arrived:
-            one.arrived()
+async def visit(lifecycle: Lifecycle, seconds: float, body_received: bool = True) -> str:
+    async with lifecycle.track() as one:
+        if body_received:
+            one.body_received()
         await asyncio.sleep(seconds)
     return "answered"
 
@@ -74,7 +74,7 @@ def test_an_empty_server_drains_at_once() -> None:
 def test_a_stalled_upload_is_let_go_of_in_time_for_the_others() -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=4)
-        stalled = asyncio.ensure_future(visit(lifecycle, 60, arrived=False))
+        stalled = asyncio.ensure_future(visit(lifecycle, 60, body_received=False))
         computing = asyncio.ensure_future(visit(lifecycle, 0.5))
         await asyncio.sleep(0)
         started_at = time.monotonic()
@@ -89,9 +89,9 @@ def test_a_stalled_upload_is_let_go_of_in_time_for_the_others() -> None:
 
 def test_an_upload_that_arrives_while_draining_gets_the_time_to_be_answered() -> None:
     async def late(lifecycle: Lifecycle) -> str:
-        async with lifecycle.accept() as one:
+        async with lifecycle.track() as one:
             await asyncio.sleep(0.2)
-            one.arrived()
+            one.body_received()
             await asyncio.sleep(1.2)
         return "answered"
 
@@ -106,14 +106,16 @@ def test_an_upload_that_arrives_while_draining_gets_the_time_to_be_answered() ->
 
 
 @pytest.mark.parametrize(
-    ("grace", "arrived", "left"),
+    ("grace", "body_received", "left"),
     [(20, False, 10), (20, True, 18.5), (6, False, 3), (4, False, 1), (4, True, 2.5), (3, False, 0), (1, True, 0)],
 )
-def test_a_short_grace_keeps_a_reserve_for_refusals_and_last_answers(grace: float, arrived: bool, left: float) -> None:
+def test_a_short_grace_keeps_a_reserve_for_refusals_and_last_answers(
+    grace: float, body_received: bool, left: float
+) -> None:
     async def scenario() -> None:
-        one = Visit(grace)
-        if arrived:
-            one.arrived()
+        one = InFlightRequest(grace)
+        if body_received:
+            one.body_received()
         async with one.scope:
             one.end_in_time(1000.0)
             assert one.scope.when() == 1000.0 + left
@@ -122,11 +124,11 @@ def test_a_short_grace_keeps_a_reserve_for_refusals_and_last_answers(grace: floa
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("arrived", [True, False])
-def test_nothing_outlasts_the_grace_period(arrived: bool) -> None:
+@pytest.mark.parametrize("body_received", [True, False])
+def test_nothing_outlasts_the_grace_period(body_received: bool) -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=1.6)
-        endless = asyncio.ensure_future(visit(lifecycle, 60, arrived))
+        endless = asyncio.ensure_future(visit(lifecycle, 60, body_received))
         await asyncio.sleep(0)
         started_at = time.monotonic()
         await lifecycle.drain()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from serve.scheduling.memory import Room
+from serve.scheduling.memory import PixelBudget
 
 LONG = 30.0
 
@@ -18,13 +18,13 @@ def started(target: Callable[..., None], *arguments: object) -> threading.Thread
 
 
 def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> None:
-    room = Room(10, reserve=0)
+    room = PixelBudget(10, reserve=0)
     held, most, order = 0, 0, []
     lock = threading.Lock()
 
     def use(name: str, units: int) -> None:
         nonlocal held, most
-        with room.taken(units):
+        with room.acquire(units):
             with lock:
                 order.append(name)
                 held += min(units, 10)
@@ -43,19 +43,19 @@ def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> 
 
 
 def test_small_requests_do_not_wait_for_large_ones_and_leave_no_less_to_them() -> None:
-    room = Room(10, reserve=4)
+    room = PixelBudget(10, reserve=4)
     entered = []
 
     def enter(name: str, units: int, leave: threading.Event) -> None:
-        with room.taken(units):
+        with room.acquire(units):
             entered.append(name)
             assert leave.wait(LONG)
 
     over = threading.Event()
     with ExitStack() as held:
-        held.enter_context(room.taken(10))
+        held.enter_context(room.acquire(10))
         waiting = started(enter, "large", 7, over)
-        held.enter_context(room.taken(3))
+        held.enter_context(room.acquire(3))
         third = started(enter, "beyond the reserve", 2, over)
         time.sleep(0.05)
         assert entered == []
@@ -66,11 +66,11 @@ def test_small_requests_do_not_wait_for_large_ones_and_leave_no_less_to_them() -
 
 
 def test_small_requests_may_use_all_there_is_while_no_large_one_waits() -> None:
-    room = Room(10, reserve=4)
+    room = PixelBudget(10, reserve=4)
     with ExitStack() as held:
         for _ in range(7):
-            held.enter_context(room.taken(2))
-        waiting = started(lambda: held.enter_context(room.taken(2)))
+            held.enter_context(room.acquire(2))
+        waiting = started(lambda: held.enter_context(room.acquire(2)))
         time.sleep(0.05)
         assert waiting.is_alive()
         held.close()

@@ -35,11 +35,11 @@ def test_a_loaded_model_gives_finite_logits_for_any_batch(tiny_model: Path) -> N
 
 def test_threads_are_set_and_inter_op_is_one(tiny_model: Path) -> None:
     model = load_model(tiny_model, 2)
-    for session, threads in ((model._narrow, 1), (model._wide, 2)):
+    for session, threads in ((model._throughput_session, 1), (model._latency_session, 2)):
         options = session.get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
     alone = load_model(tiny_model, 1)
-    assert alone._wide is alone._narrow
+    assert alone._latency_session is alone._throughput_session
 
 
 @pytest.mark.parametrize("entry", [b"name", b"variant", b"class_count", b"resize", b"mean", b"std"])

@@ -94,7 +94,7 @@ class Driver:
             self.monkeypatch.setattr(owner, name, broken)
         if status == 408:
             settings["body_timeout_ms"] = 1
-            self.monkeypatch.setattr(Arrival, "paced", late(Arrival.paced))
+            self.monkeypatch.setattr(Arrival, "limit_rate", late(Arrival.limit_rate))
         if status == 504:
             self.monkeypatch.setattr(Classifier, "prepare", slow(Classifier.prepare))
         client = self.client_for(**settings)

@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from serve.errors import ModelError, TooManyPixels, UndecodableImage, UnsupportedFormat
-from serve.imaging.decode import PictureLimits, decode, open_image
+from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format
 from serve.imaging.preprocess import Preprocessing, resized_size, to_input
 from tests.references import ARRAYS, DIGESTS, FULL, PICTURES, SMALL, digest, pictures
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LIMIT = PictureLimits(50_000_000)
+LIMIT = ImageLimits(50_000_000)
 
 
 def spec(sizes: tuple[int, int]) -> Preprocessing:
@@ -145,9 +145,9 @@ def test_pixels_are_limited_by_the_header_alone() -> None:
 
 def test_a_picture_at_the_limit_passes_and_one_above_does_not() -> None:
     data = (PICTURES / "rgb.png").read_bytes()
-    assert open_image(data, spec(SMALL), PictureLimits(97 * 61)).size == (97, 61)
+    assert open_image(data, spec(SMALL), ImageLimits(97 * 61)).size == (97, 61)
     with pytest.raises(TooManyPixels, match=f"the limit is {97 * 61 - 1} pixels"):
-        open_image(data, spec(SMALL), PictureLimits(97 * 61 - 1))
+        open_image(data, spec(SMALL), ImageLimits(97 * 61 - 1))
 
 
 def test_a_thread_of_a_picture_is_refused_before_resizing_makes_it_huge() -> None:

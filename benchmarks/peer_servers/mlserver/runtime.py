@@ -22,7 +22,7 @@ class DenseNet(MLModel):
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        picture = self.decode(payload.inputs[0], default_codec=Base64Codec)[0]
-        answer = self.classifier.classify(picture)
+        image = self.decode(payload.inputs[0], default_codec=Base64Codec)[0]
+        answer = self.classifier.classify(image)
         outputs = [StringCodec.encode_output(name, [value]) for name, value in answer.items()]
         return InferenceResponse(model_name=self.name, outputs=outputs)

@@ -16,7 +16,7 @@ Json = dict[str, Any]
 _BINARY: Final = {"type": "string", "format": "binary"}
 # What any request may come to.
 _ANYWHERE: Final = (403, 500)
-_PICTURES: Final = (400, 408, 411, 413, 415, 422, 429, 503, 504)
+_IMAGES: Final = (400, 408, 411, 413, 415, 422, 429, 503, 504)
 _RETRY: Final = (429, 503)
 # What only who has looked at a picture may answer.
 _LOOKED_AT: Final = (400, 413, 415, 422)
@@ -92,7 +92,7 @@ def _upload(config: Config, model_name: str, guarded: bool) -> Json:
         "classify",
         "Classify pictures",
         {"application/json": {"schema": schema, "example": PREDICTION | {"model": model_name}}},
-        _PICTURES,
+        _IMAGES,
         guarded=guarded,
         headers=("Server-Timing",),
         parameters=("topK", "timeout", "timing"),
@@ -136,7 +136,7 @@ def _model(path: str, model_name: str, guarded: bool, suffix: str, parameters: t
             },
             "application/octet-stream": {"schema": _BINARY},
         },
-        (404, *_PICTURES),
+        (404, *_IMAGES),
         headers=("Inference-Header-Content-Length", "Server-Timing"),
         description="Open Inference Protocol v2, with binary tensors and the classification extension. Takes `input`, "
         "normalised, or `image`, encoded pictures (base64 within JSON), and gives `logits`. JSON may have "

@@ -73,9 +73,9 @@ class InferenceServer:
             seconds = self._server.timeout_of(request)
             if request.headers.get("content-encoding", "identity").lower() != "identity":
                 raise UnsupportedBody("The body is compressed, which is not supported; send it as it is.")
-            chunks = arrival.paced(request.stream())
+            chunks = arrival.limit_rate(request.stream())
             body = await read_body(request.headers, chunks, self._server.limits.max_bytes)
-            visit.arrived()
+            visit.body_received()
             read = time.monotonic()
             work = self._infer(request.headers.get(LENGTH_HEADER), body, read + seconds)
             asked, outcomes = await while_connected(request.receive, work)
@@ -94,7 +94,7 @@ class InferenceServer:
         async with until(deadline):
             asked = await self._server.inspector.check(parse_request, length_header, body, self._signature)
             # All of them have to be sound: there is one answer.
-            jobs: list[Job | Prepared] = [await self._server.open(each, 1, alone=False) for each in asked.pictures]
+            jobs: list[Job | Prepared] = [await self._server.open(each, 1, alone=False) for each in asked.images]
         jobs += [Prepared(row, 1, {}) for row in asked.rows]
         return asked, await self._server.compute(jobs, deadline)
 

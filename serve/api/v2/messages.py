@@ -20,8 +20,8 @@ from serve.api.v2.tensors import (
     INPUT,
     LENGTH,
     floats,
+    images,
     parameters_of,
-    pictures,
     require_datatype,
     shape_of,
     shown,
@@ -74,7 +74,7 @@ class InferenceRequest:
 
     id: str | None
     rows: list[npt.NDArray[np.float32]]
-    pictures: list[bytes]
+    images: list[bytes]
     classes: int
     binary: bool
 
@@ -94,7 +94,7 @@ def parse_request(length_header: str | None, body: bytes, signature: Signature) 
     elif name == IMAGE:
         require_datatype(tensor, IMAGE, "BYTES")
         (count,) = shape_of(tensor, IMAGE, (), signature.max_rows)
-        encoded = pictures(tensor, count, tail)
+        encoded = images(tensor, count, tail)
     else:
         raise BadTensor(f"There is no input {shown(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
     classes, binary = _wanted(message, len(signature.labels))

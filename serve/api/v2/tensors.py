@@ -68,7 +68,7 @@ def floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> 
     return values.reshape(shape)
 
 
-def pictures(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
+def images(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
     """The encoded pictures of the input `image`, so many. tail: as for `floats`."""
     raw = _raw(tensor, IMAGE, tail)
     if raw is not None:
