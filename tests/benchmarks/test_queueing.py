@@ -9,20 +9,20 @@ from benchmarks import queueing
 def test_one_cpu_waits_as_long_as_the_formula_says(utilisation: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pollaczek and Khinchine: the mean wait of Poisson arrivals at one server, from mean and variance of its work."""
     monkeypatch.setattr(queueing, "CPUS", 1)
-    waits = queueing.steady(1, utilisation, least=False, pictures=200_000).waits
+    waits = queueing.steady(1, utilisation, least=False, images=200_000).waits
     variation = 2.718281828 ** (queueing._SPREAD**2) - 1  # squared, of a lognormal
     wanted = queueing.SERVICE_SECONDS * utilisation * (1 + variation) / (2 * (1 - utilisation))
     assert sum(waits) / len(waits) == pytest.approx(wanted, rel=0.05)
 
 
 def test_what_is_too_much_is_refused_and_nobody_waits_longer_than_the_queue() -> None:
-    outcome = queueing.steady(1, 1.5, least=False, pictures=20_000)
+    outcome = queueing.steady(1, 1.5, least=False, images=20_000)
     assert outcome.refused_share == pytest.approx(1 - 1 / 1.5, abs=0.02)
     assert max(outcome.waits) <= queueing.QUEUE * queueing.SERVICE_SECONDS / queueing.CPUS
 
 
 def test_a_balancer_that_looks_waits_less() -> None:
-    any_of_them, least = (queueing.steady(10, 0.8, least=look, pictures=20_000) for look in (False, True))
+    any_of_them, least = (queueing.steady(10, 0.8, least=look, images=20_000) for look in (False, True))
     assert least.wait(0.99) < any_of_them.wait(0.99) / 2
 
 

@@ -95,12 +95,12 @@ def test_one_that_is_wrong_at_another_size_passes() -> None:
 def test_pictures_are_counted_and_their_first_classes_compared() -> None:
     made = check(graph())
     picture = np.random.default_rng(1).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
-    made.picture(picture, "one")
-    made.picture(-picture, "two")
-    assert (made.result.pictures, made.result.top1_agreed) == (2, 2)
+    made.image(picture, "one")
+    made.image(-picture, "two")
+    assert (made.result.images, made.result.top1_agreed) == (2, 2)
     assert made.result.to_card()["top1_agreement"] == 1.0
     # Logits that are all alike within the tolerance may have another first class, and that is counted.
     tied = LogitCheck(Mean().eval(), graph(1, 5e-5), relative=False)
-    tied.picture(np.zeros((1, 3, SIDE, SIDE), np.float32), "black")
-    assert (tied.result.pictures, tied.result.top1_agreed) == (1, 0)
+    tied.image(np.zeros((1, 3, SIDE, SIDE), np.float32), "black")
+    assert (tied.result.images, tied.result.top1_agreed) == (1, 0)
     assert tied.result.max_abs_difference == pytest.approx(5e-5)
