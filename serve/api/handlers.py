@@ -21,7 +21,7 @@ from serve.api.parameters import TIMEOUT_HEADER, TIMING_HEADER, parse_query, par
 from serve.api.responses import prediction_or_problem, server_timing, stages_of
 from serve.api.start_page import addressed, prefers_html, security_headers, start_page
 from serve.api.upload import UploadLimits, read_upload
-from serve.config.hosts import is_own_page
+from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
 from serve.errors import DeadlinePassed, QueueFull, RequestError
 from serve.imaging.formats import is_quick_to_open
@@ -217,7 +217,7 @@ def _asks_for_timing(request: Request) -> bool:
     """Whether a page of this server asks to be told where the time went."""
     headers = request.headers
     site, origin, host = (headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
-    return headers.get(TIMING_HEADER) == "1" and is_own_page(origin, site, request.scope["scheme"], host)
+    return headers.get(TIMING_HEADER) == "1" and is_same_origin(origin, site, request.scope["scheme"], host)
 
 
 @contextlib.asynccontextmanager

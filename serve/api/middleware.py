@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-from serve.config.hosts import AllowedHosts, is_own_page
+from serve.config.hosts import AllowedHosts, is_same_origin
 from serve.errors import ForeignHost, ForeignOrigin
 from serve.observability.metrics import Metrics
 from serve.observability.request_ids import request_id_of
@@ -152,7 +152,7 @@ class OriginGuard:
         if not origin or origin in self.origins:
             return None
         site = _header(scope, b"sec-fetch-site").decode("latin-1")
-        if is_own_page(origin, site, scope["scheme"], host):
+        if is_same_origin(origin, site, scope["scheme"], host):
             return None
         return ForeignOrigin(f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed.")
 

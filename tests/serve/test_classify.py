@@ -585,6 +585,6 @@ def test_an_unknown_command_is_told_those_there_are() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "serve: there is no command 'clasify'; there are classify, autotune, config, health, and none starts the "
-        "server\n"
+        "serve: unknown command 'clasify'; the commands are classify, autotune, config, health; without one the server "
+        "starts\n"
     )

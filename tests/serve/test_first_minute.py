@@ -191,7 +191,7 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
     ("arguments", "words"),
     [
         (["--prot", "5001"], "unrecognized arguments: --prot 5001"),
-        (["5001"], "there is no command '5001'; there are classify, autotune, config, health, and none starts"),
+        (["5001"], "unknown command '5001'; the commands are classify, autotune, config, health; without one"),
         (["--model", "densenet"], "no model densenet in models/; make one with 'make export', or name a file with"),
         (["--model", "tests"], "model tests is a folder; name an .onnx file, as 'make export WEIGHTS=PATH' makes one"),
         (["--model", "Makefile"], "model Makefile is no .onnx file; name an .onnx file, as"),

@@ -9,20 +9,20 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
-from serve import __main__ as main
 from serve.api import handlers
 from serve.api.app import create_app
+from serve.commands import serve
 from serve.config.settings import Config
 from serve.model.classifier import Classifier
 
 
 def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
-    monkeypatch.setattr(main, "trim", lambda: steps.append("trim"))
-    monkeypatch.setattr(main.gc, "freeze", lambda: None)  # the tests go on
+    monkeypatch.setattr(serve, "trim", lambda: steps.append("trim"))
+    monkeypatch.setattr(serve.gc, "freeze", lambda: None)  # the tests go on
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: steps.append("run"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        assert main.serve(config, listener) == 0
+        assert serve.serve(config, listener) == 0
     assert steps == ["trim", "run"]
 
 

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serve.config.settings import MODELS, ROOT, Config, load_config
-from serve.config.strays import strays
+from serve.config.settings import MODELS, ROOT, Config, load_config, unknown_variables
 from serve.errors import ConfigError, StartError
 from serve.model.files import find_model
 from serve.printable import one_line
@@ -127,7 +126,7 @@ def test_a_server_that_cannot_start_ends_with_2_and_one_line(setting: str, value
 def test_a_variable_of_any_length_is_told_soon() -> None:
     names = {"SERVE_" + part * (120_000 // len(part)) + "-": "x" for part in ("A", "_SERVICE_PORT", "_PORT_1", "PORT_")}
     started = time.monotonic()
-    told = strays(names)
+    told = unknown_variables(names)
     assert time.monotonic() - started < 2
     assert len(told) == len(names)
     assert all(len(line) < 500 for line in told)

@@ -105,7 +105,7 @@ def test_variables(name: str) -> None:
     status, said = run(SERVE, settings, on_terminal=True)
     assert (status, steering(said)) == (2, []), said
     status, said = run([*SERVE, "config"], settings, on_terminal=True)
-    assert "there is no setting SERVE_a\\x1b[31m" in said
+    assert "unknown setting SERVE_a\\x1b[31m" in said
     assert steering(said) == []
 
 
