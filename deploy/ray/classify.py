@@ -26,8 +26,8 @@ from pyarrow import fs
 
 from serve.config.settings import ROOT, Config, load_config
 from serve.errors import ConfigError
-from serve.files.paths import files_of
-from serve.files.runner import UNREADABLE, read_file, read_within, record_of
+from serve.files.paths import expand_paths
+from serve.files.runner import UNREADABLE, classify_file, read_file, read_limited
 from serve.model.classifier import load_classifier
 from serve.scheduling.memory import settle_allocator
 
@@ -68,7 +68,7 @@ class Classify:
         limit = self._config.max_request_bytes
         records = []
         for root, name in zip(batch["root"].to_pylist(), batch["file"].to_pylist(), strict=True):
-            record = record_of(
+            record = classify_file(
                 self._classifier, name, self._top_k, limit, partial(read_object, root) if root else read_file
             )
             if root and str(record.get("detail", "")).startswith(UNREADABLE):
@@ -80,7 +80,7 @@ class Classify:
 def read_object(root: str, path: str, max_bytes: int) -> bytes:
     """An object of a bucket; raises as `read_file`. root: the address that it was found under, with its options."""
     with system_of(root).open_input_file(path.partition("://")[2]) as file:
-        return read_within(file, file.size(), max_bytes)
+        return read_limited(file, file.size(), max_bytes)
 
 
 @lru_cache
@@ -107,7 +107,7 @@ def listed(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
     """
     for path in paths:
         if "://" not in path:
-            yield from (("", name) for name in files_of([path], ()))
+            yield from (("", name) for name in expand_paths([path], ()))
             continue
         system, name = located(path)
         found = [name]

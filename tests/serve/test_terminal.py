@@ -133,7 +133,7 @@ def test_labels_and_what_a_model_says_of_itself(tmp_path: Path) -> None:
         assert (status, steering(said)) == (0, []), said
     run([*command, "--model", model, "--output", output])
     status, said = run([*command, "--model", TINY_MODEL, "--output", output, "--resume"], on_terminal=True)
-    assert "is of the model \\x9b\\x7fy, not of tiny" in said
+    assert "is from the model \\x9b\\x7fy, not tiny" in said
     assert (status, steering(said)) == (2, [])
 
 
