@@ -157,7 +157,7 @@ def _single_image_ms(model: Model, image: npt.NDArray[np.float32]) -> float:
     times = []
     for _ in range(_LONE_INFERENCES):
         started = time.perf_counter()
-        model.logits(image, wide=True)
+        model.logits(image, all_threads=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times) * 1000
 

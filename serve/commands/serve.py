@@ -16,7 +16,7 @@ from typing import Final
 from serve.commands.failures import failure_reason
 from serve.config.settings import Config, load_config, unknown_variables
 from serve.errors import StartError
-from serve.model.files import AUTO, EMBEDDED
+from serve.model.files import AUTO, EMBEDDED_MODEL
 from serve.observability.counting import count_alone
 from serve.observability.error_stream import never_block
 from serve.observability.log import log_the_unforeseen, set_up_logging
@@ -117,10 +117,10 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     gc.freeze()  # objects loaded by now live as long as the process, so no collection has to visit them again
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    if config.model == AUTO and classifier.model.name == EMBEDDED:
+    if config.model == AUTO and classifier.model.name == EMBEDDED_MODEL:
         log.warning(
             "DenseNet-121 is not exported; serving the small embedded model %s. To export: make serve WEIGHTS=PATH",
-            EMBEDDED,
+            EMBEDDED_MODEL,
         )
     plan = config.thread_plan
     log.info(

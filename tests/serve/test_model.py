@@ -70,7 +70,7 @@ def test_a_model_that_gives_no_numbers_is_refused_by_its_warm_up(tiny_model: Pat
     weights = content.index(b"\x4a\xe0\x5d") + 3  # raw_data, 12,000 bytes
     path = tmp_path / "nan.onnx"
     path.write_bytes(content[:weights] + np.full(3000, np.nan, "<f4").tobytes() + content[weights + 12_000 :])
-    with pytest.raises(ModelError, match="no 1000 finite logits"):
+    with pytest.raises(ModelError, match="did not give 1000 finite logits"):
         load_model(path, 1)
 
 
