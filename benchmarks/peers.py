@@ -10,7 +10,6 @@ take turns in one run; how long it takes is said at its beginning. A quick look 
 """
 
 import argparse
-import hashlib
 import math
 import os
 import subprocess
@@ -29,6 +28,7 @@ from benchmarks.harness.progress import Progress
 from benchmarks.harness.rounds import Photo, Step, measure_servers
 from benchmarks.latency import CannotMeasure, add_common, described, plan_of, prepare, run_command
 from benchmarks.reporting.targets import judge
+from export.files import sha256_of
 from serve.printable import ArgumentParser, printable_lines
 
 _BUILD: Final = ROOT / "build/benchmarks"
@@ -108,16 +108,11 @@ def _install(name: str, allowed: bool, found: Installed) -> bool:
     return True
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _add_openvino(found: Installed, options: argparse.Namespace) -> None:
     """OpenVINO's engine, with an int8 model made by nncf once for each export."""
     if "openvino" not in options.peers:
         return
-    model = _BUILD / f"openvino-{_sha256(_MODEL)[:12]}.xml"
+    model = _BUILD / f"openvino-{sha256_of(_MODEL)[:12]}.xml"
     if not options.photos and not model.is_file():
         found.missing.append("OpenVINO: nncf calibrates on photographs; name a folder of them with --photos or PHOTOS")
         return

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.config.regular_file import read_text
 from serve.config.settings import MODELS, argument_parser, load_config
 from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
 from serve.errors import ConfigError
 from serve.files.progress import progress_bar
+from serve.imaging.preprocess import FloatArray
 from serve.model.files import find_model
 from serve.model.session import Model, load_model
 from serve.printable import printable
@@ -153,7 +153,7 @@ def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:
     return best if best.gain >= 1 + _MIN_GAIN else Choice(setting, unit, figures, default, default)
 
 
-def _single_image_ms(model: Model, image: npt.NDArray[np.float32]) -> float:
+def _single_image_ms(model: Model, image: FloatArray) -> float:
     times = []
     for _ in range(_LONE_INFERENCES):
         started = time.perf_counter()
@@ -162,7 +162,7 @@ def _single_image_ms(model: Model, image: npt.NDArray[np.float32]) -> float:
     return statistics.median(times) * 1000
 
 
-def _images_per_second(model: Model, image: npt.NDArray[np.float32], streams: int) -> float:
+def _images_per_second(model: Model, image: FloatArray, streams: int) -> float:
     """Returns the rate of this many threads, each running one image at a time on one CPU."""
     counts = [0] * streams
     started = time.perf_counter()

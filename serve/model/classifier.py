@@ -4,14 +4,12 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from serve.config.settings import MODELS, Config
 from serve.errors import EmptyFile, ModelError
 from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
-from serve.imaging.preprocess import Preprocessing, to_input
+from serve.imaging.preprocess import FloatArray, Preprocessing, to_input
 from serve.model.files import AUTO, find_model
 from serve.model.postprocess import Label, Scored, load_class_index, top_k
 from serve.model.session import Model, load_model
@@ -33,7 +31,7 @@ class Job:
 class Prepared:
     """An image as the model's input, FP32 `[1, 3, S, S]`, and the seconds spent by stage."""
 
-    batch: npt.NDArray[np.float32]
+    batch: FloatArray
     top_k: int
     seconds: dict[str, float]
 
@@ -43,7 +41,7 @@ class Classified:
     """Logits FP32 `[classes]`, the most probable classes in descending order, and the seconds spent in each stage that
     was run: `decode`, `preprocess`, `infer`."""
 
-    logits: npt.NDArray[np.float32]
+    logits: FloatArray
     scored: list[Scored]
     seconds: dict[str, float]
 

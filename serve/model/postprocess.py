@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from serve.config.regular_file import read_text
 from serve.errors import ClassIndexError
+from serve.imaging.preprocess import FloatArray
 
 _MAX_BYTES: Final = 16 * 2**20
 # Control characters, surrogates and line breaks: no name has them, and they could steer a terminal or a page.
@@ -73,7 +74,7 @@ def _is_safe_name(text: str) -> bool:
     return text.isprintable() or not any(unicodedata.category(each) in _FORBIDDEN_CATEGORIES for each in text)
 
 
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
     """Returns the probabilities of logits `[classes]`, computed in FP64; shifted by the maximum against overflow."""
     shifted = logits.astype(np.float64) - logits.max()
     powers = np.exp(shifted)
@@ -81,7 +82,7 @@ def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return probabilities
 
 
-def top_k(logits: npt.NDArray[np.float32], labels: tuple[Label, ...], k: int) -> list[Scored]:
+def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[Scored]:
     """Returns the `k` most probable classes of one image, in descending order, ties in the order of the class index.
 
     Args:

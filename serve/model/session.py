@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.config.regular_file import open_regular, read_text
 from serve.errors import ModelError
+from serve.imaging.preprocess import FloatArray
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -59,7 +59,7 @@ class Model:
         """The architecture's name, such as `densenet121`."""
         return str(self.card["name"])
 
-    def logits(self, batch: npt.NDArray[np.float32], all_threads: bool = False) -> npt.NDArray[np.float32]:
+    def logits(self, batch: FloatArray, all_threads: bool = False) -> FloatArray:
         """Runs inference; thread-safe.
 
         Args:
@@ -156,8 +156,8 @@ def _warm_up(session: ort.InferenceSession, side: int, class_count: int) -> bool
     return logits.shape == (1, class_count) and bool(np.isfinite(logits).all())
 
 
-def _run(session: ort.InferenceSession, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    outputs: list[npt.NDArray[np.float32]] = session.run([OUTPUT_NAME], {INPUT_NAME: batch})
+def _run(session: ort.InferenceSession, batch: FloatArray) -> FloatArray:
+    outputs: list[FloatArray] = session.run([OUTPUT_NAME], {INPUT_NAME: batch})
     return outputs[0]
 
 
