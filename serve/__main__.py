@@ -50,8 +50,7 @@ def main() -> int:
 
 
 def _run(command: str, arguments: list[str]) -> int:
-    status: int = importlib.import_module(f"serve.commands.{command}").main(arguments, os.environ)
-    return status
+    return int(importlib.import_module(f"serve.commands.{command}").main(arguments, os.environ))
 
 
 if __name__ == "__main__":

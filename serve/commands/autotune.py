@@ -61,7 +61,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         StartError: a setting, the model or the settings file is unusable.
     """
     parser = argument_parser(
-        "python -m serve autotune", "Measure which thread settings suit this machine, and print them."
+        "python -m serve autotune", "Measure and print the thread settings that suit this machine."
     )
     parser.add_argument("--write", action="store_true", help="also save them in the settings file")
     flags = parser.parse_args(arguments)

@@ -9,12 +9,11 @@ import argparse
 import itertools
 import os
 import signal
-import stat
 import sys
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -23,8 +22,8 @@ from typing import Final, TextIO
 from serve.config.settings import Config, argument_parser, load_config
 from serve.errors import ConfigError, OutputError
 from serve.files.evaluation import TOP, Evaluation
-from serve.files.output_file import output_file
-from serve.files.paths import FILE_LIST, expand_paths, parse_file_list
+from serve.files.output_file import output_file, without_output
+from serve.files.paths import FILE_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
 from serve.files.records import FORMATS, ExistingRecords, read_existing, record_format
 from serve.files.runner import Record, classify_files, is_problem
@@ -34,8 +33,6 @@ from serve.printable import printable
 from serve.server.signals import SIGNALLED
 
 _SOME_FAILED: Final = 1
-_STDIN: Final = 0  # read by its descriptor, because a thread waiting in sys.stdin would delay the end of the process
-_CHUNK_BYTES: Final = 65536
 
 
 class _Stopped(BaseException):
@@ -71,7 +68,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         raise ConfigError(f"--top-k={options.top_k}: not a whole number from 1 to {len(labels)}")
     evaluation = Evaluation({label.imagenet_id: label.name for label in labels}) if options.evaluate else None
     classes = max(options.top_k, TOP) if evaluation else options.top_k
-    with _open_output(options.output, options.resume) as output:
+    with output_file(options.output, options.resume) as output:
         existing, paths = _remaining_paths(options, output, classifier.model.name)
         run = _Run(options.output, options.top_k, existing, evaluation, FileProgress(existing.count))
         with _stop_on_signals():
@@ -109,7 +106,7 @@ def _remaining_paths(options: argparse.Namespace, output: TextIO, model: str) ->
     Raises:
         OutputError: the output is not the beginning of this run's records.
     """
-    paths = _without_output(expand_paths(options.paths, parse_file_list(_standard_input())), options.output)
+    paths = without_output(expand_paths(options.paths, parse_file_list(standard_input())), options.output)
     if not options.resume:
         return ExistingRecords(), paths
     existing = read_existing(output.buffer, options.output, options.format, options.top_k, model)
@@ -186,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="report accuracy, for files or folders whose names begin with their WordNet id (n02124075)",
+        help="report accuracy; names of files or folders give WordNet ids (n02124075)",
     )
     return parser
 
@@ -198,47 +195,8 @@ def _default_format(output: Path | None) -> str:
     return "table" if sys.stdout.isatty() else "jsonl"
 
 
-def _standard_input() -> Iterator[bytes]:
-    """Yields chunks of standard input as they arrive.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    try:
-        while chunk := os.read(_STDIN, _CHUNK_BYTES):
-            yield chunk
-    except OSError as error:
-        raise ConfigError(f"standard input: {(error.strerror or 'unreadable').lower()}") from error
-
-
-def _open_output(path: Path | None, resume: bool) -> AbstractContextManager[TextIO]:
-    if path:
-        return output_file(path, resume)
-    sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
-    return nullcontext(sys.stdout)
-
-
 def _count_files(progress: FileProgress, options: argparse.Namespace) -> None:
-    progress.total = sum(1 for _ in _without_output(expand_paths(options.paths, ()), options.output))
-
-
-def _without_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
-    """Leaves out the file that records are written to, under whatever name; to be iterated once that is open."""
-    own: tuple[int, int] | None = None
-    for number, path in enumerate(paths):
-        if not number:
-            own = _file_id(sys.stdout.fileno() if output is None else output)
-        if own is None or _file_id(path) != own:
-            yield path
-
-
-def _file_id(path: str | Path | int) -> tuple[int, int] | None:
-    """Returns device and inode of a regular file, None for anything else."""
-    try:
-        status = os.stat(path)  # noqa: PTH116  also of a descriptor
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
+    progress.total = sum(1 for _ in without_output(expand_paths(options.paths, ()), options.output))
 
 
 @contextmanager

@@ -49,9 +49,8 @@ class ThreadPlan:
 def plan_threads(threads: int, streams: int, intra_op_threads: int) -> ThreadPlan:
     """Makes the plan for these settings, each an upper limit and 0 for none."""
     budget = cpu_budget(threads)
-    return ThreadPlan(
-        budget, min(streams or budget.count, budget.count), min(intra_op_threads or budget.count, budget.count)
-    )
+    count = budget.count
+    return ThreadPlan(budget, min(streams or count, count), min(intra_op_threads or count, count))
 
 
 def cgroup_quota(root: Path = _ROOT) -> float | None:

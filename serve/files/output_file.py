@@ -14,14 +14,19 @@ from serve.printable import one_line
 
 
 @contextmanager
-def output_file(path: Path, resume: bool) -> Iterator[TextIO]:
-    """Opens a new or empty regular file, with `resume` one that has records, or else a device, a pipe or a terminal.
+def output_file(path: Path | None, resume: bool) -> Iterator[TextIO]:
+    """Opens the output: a new or empty file, with `resume` one that has records, or a device, a pipe or a terminal.
 
-    A regular file is locked until the end of the `with` block, under whatever name.
+    Without a path it is standard output. A regular file is locked until the end of the `with` block, under whatever
+    name.
 
     Raises:
         OutputError: the file cannot be used, or an `OSError` left the block.
     """
+    if path is None:
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        yield sys.stdout
+        return
     try:
         # Not truncated: until it is locked it may belong to another run.
         descriptor = os.open(path, (os.O_RDWR if resume else os.O_WRONLY) | os.O_CREAT, 0o666)
@@ -41,6 +46,25 @@ def output_file(path: Path, resume: bool) -> Iterator[TextIO]:
             yield file
     except OSError as error:
         raise OutputError(f"output {path}: {(error.strerror or 'cannot be written').lower()}") from error
+
+
+def without_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
+    """Leaves out the file that records are written to, under whatever name; to be iterated once that is open."""
+    own: tuple[int, int] | None = None
+    for number, path in enumerate(paths):
+        if not number:
+            own = _file_id(sys.stdout.fileno() if output is None else output)
+        if own is None or _file_id(path) != own:
+            yield path
+
+
+def _file_id(path: str | Path | int) -> tuple[int, int] | None:
+    """Returns device and inode of a regular file, None for anything else."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  also of a descriptor
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _lock(descriptor: int, path: Path) -> None:

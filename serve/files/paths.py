@@ -19,6 +19,8 @@ from serve.errors import ConfigError
 FILE_LIST: Final = "-"
 _MAX_NAME: Final = 65536  # bytes; Linux allows a sixteenth of it
 _ANY_DEPTH: Final = "**"
+_STDIN: Final = 0  # read by its descriptor, because a thread waiting in sys.stdin would delay the end of the process
+_CHUNK_BYTES: Final = 65536
 
 
 def expand_paths(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
@@ -32,6 +34,19 @@ def expand_paths(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
             yield from _walk(path, [_ANY_DEPTH])
         else:
             yield path
+
+
+def standard_input() -> Iterator[bytes]:
+    """Yields chunks of standard input as they arrive.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        while chunk := os.read(_STDIN, _CHUNK_BYTES):
+            yield chunk
+    except OSError as error:
+        raise ConfigError(f"standard input: {(error.strerror or 'unreadable').lower()}") from error
 
 
 def parse_file_list(chunks: Iterable[bytes]) -> Iterator[str]:

@@ -103,10 +103,8 @@ def classify_file(
 ) -> Record:
     """Returns one file's record. read: reads files from elsewhere, raising as `read_file` does."""
     try:
-        return {
-            "file": path,
-            **prediction(classifier.classify(read(path, max_bytes), top_k), classifier.model.name),
-        }
+        classified = classifier.classify(read(path, max_bytes), top_k)
+        return {"file": path, **prediction(classified, classifier.model.name)}
     except RequestError as error:
         return {"file": path, **problem_of(error)}
     except OSError as error:

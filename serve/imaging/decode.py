@@ -35,8 +35,8 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # CPU seconds for reading a header; ordinary ones take a thousandth of it.
 _HEADER_SECONDS: Final = 0.5
 
-# A JPEG is reduced to at least this multiple of the side it is then resized to, as by Pillow's `thumbnail`. With less,
-# aliasing changes predictions; docs/serving.md has the figures.
+# A JPEG is reduced to at least this multiple of the side it is resized to; with less, aliasing changes predictions (the
+# figures are in docs/serving.md).
 _REDUCED_TO: Final = 2
 
 # From EXIF orientation (CIPA DC-008, 4.6.4), except 1 for upright, to the operation that makes the image upright.
@@ -66,8 +66,8 @@ class ImageLimits:
 class _TimedFile(io.BytesIO):
     """A file in memory that raises `TooComplex` when its reader has used up its CPU time.
 
-    Pillow's decoders read at most 64 KB at a time, so this stops most of what runs too long. Those that read the whole
-    file at once (WebP, AVIF, TIFF's compressions) are limited by the checks before.
+    This stops Pillow's decoders that read at most 64 KB at a time; those that read the whole file (WebP, AVIF, TIFF's
+    compressions) are limited by the checks before.
     """
 
     def __init__(self, data: bytes, limits: ImageLimits) -> None:
@@ -99,8 +99,7 @@ def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.I
     Raises:
         UnsupportedFormat: no accepted format begins like it.
         UndecodableImage: the header is truncated or corrupt.
-        TooManyPixels: before or after resizing.
-        TooManyFrames: an animation has more than the limit.
+        TooManyPixels, TooManyFrames: it exceeds a limit.
         TooComplex: decoding would take more work than its size warrants.
     """
     format_name = sniff_format(data)
@@ -112,8 +111,7 @@ def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.I
     image, frames = _read_header(data, format_name, limits)
     if frames > limits.max_frames:
         raise TooManyFrames(f"The picture has {frames} frames; the limit is {limits.max_frames} frames.")
-    width, height = image.size
-    max_pixels = limits.max_pixels
+    (width, height), max_pixels = image.size, limits.max_pixels
     if width * height > max_pixels:
         raise TooManyPixels(f"The picture has {width} × {height} pixels; the limit is {max_pixels} pixels.")
     if format_name == "JPEG":
@@ -150,9 +148,7 @@ def _read_header(data: bytes, format_name: str, limits: ImageLimits) -> tuple[Im
 
 
 def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
-    """Estimates how many pixels `decode` holds in memory: fewer for a JPEG that is reduced as it is read, more for a
-    lossless WebP.
-    """
+    """Estimates the pixels that `decode` holds: fewer for a reduced JPEG, more for a lossless WebP."""
     pixels = image.width * image.height
     if image.format == "WEBP":
         data = cast(io.BytesIO, image.fp).getvalue()  # type: ignore[attr-defined]
@@ -170,9 +166,8 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
 
     Args:
         apply_orientation: whether to turn the image upright by its EXIF orientation.
-        reduce_for: a JPEG with at least four times the side that this preprocessing resizes to is decoded at 1/2, 1/4
-            or 1/8 of its scale, to no less than twice that side, and is returned resized. Only these pixels then differ
-            slightly.
+        reduce_for: a JPEG of at least four times the side that this resizes to is decoded at 1/2, 1/4 or 1/8 of its
+            scale, to at least twice that side, and is returned resized. Only such pixels then differ slightly.
 
     Raises:
         UndecodableImage: the file is truncated or corrupt, or has 32-bit pixels.
@@ -203,8 +198,7 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
 def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:
     """Decodes a JPEG at reduced scale (libjpeg's scaled DCT) and resizes it; None if it is too small or not a JPEG.
 
-    Size and box are those of `resize` at full scale, to the fraction of a pixel: the last pixel of a reduced row may
-    stand for fewer full pixels than the others.
+    Size and box are those of `resize` at full scale; the last pixel of a reduced row may stand for fewer full pixels.
     """
     target = resized_size(image.size, spec.resize)
     enough = (target[0] * _REDUCED_TO, target[1] * _REDUCED_TO)

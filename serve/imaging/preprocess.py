@@ -4,7 +4,7 @@ Pure functions on numpy and Pillow, bit-exact with torchvision's `ImageClassific
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -67,13 +67,7 @@ class Preprocessing:
 
     def to_card(self) -> dict[str, Any]:
         """Returns the entries that `from_card` reads."""
-        return {
-            "resize": self.resize,
-            "interpolation": self.interpolation,
-            "crop": self.crop,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def to_input(rgb: Image.Image, spec: Preprocessing, exact: bool = True) -> FloatArray:

@@ -88,11 +88,8 @@ class Classifier:
             rgb = decode(job.image, self.exif_orientation, reduce_for)
             decoded = time.perf_counter()
             batch = to_input(rgb, self.preprocessing, self.exact_decode)
-        return Prepared(
-            batch,
-            job.top_k,
-            {"decode": job.open_seconds + decoded - started, "preprocess": time.perf_counter() - decoded},
-        )
+        seconds = {"decode": job.open_seconds + decoded - started, "preprocess": time.perf_counter() - decoded}
+        return Prepared(batch, job.top_k, seconds)
 
     def compute(self, prepared: Prepared, all_threads: bool = False) -> Classified:
         """Runs inference on the calling thread, or on all intra-op threads; CPU-bound for milliseconds."""

@@ -193,9 +193,9 @@ def _share_arena() -> None:
     Every input has the same shape, so the arena grows to what concurrent calls need and then stays.
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    same_as_requested = 1
-    growth = {"arena_extend_strategy": same_as_requested, "initial_chunk_size_bytes": -1}
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, "max_dead_bytes_per_chunk": -1, **growth}))
+    # 1 is kSameAsRequested, -1 onnxruntime's default.
+    growth = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, **growth}))
 
 
 def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
