@@ -63,7 +63,7 @@ class Config:
     )
     threads: int = _setting(0, integer(0, 1024), "CPUs to use at most; 0: all that affinity and cgroup quota allow")
     streams: int = _setting(0, integer(0, 1024), "images processed at once under load, each on one CPU; 0: one per CPU")
-    intra_op_threads: int = _setting(0, integer(0, 1024), "threads for the inference of a lone image; 0: one per CPU")
+    intra_op_threads: int = _setting(0, integer(0, 1024), "threads for the inference of a single image; 0: one per CPU")
     providers: tuple[str, ...] = _setting(
         ("cpu",), execution_providers, "onnxruntime execution providers in order of preference; cuda,cpu for a GPU"
     )
@@ -80,7 +80,7 @@ class Config:
         9, integer(1, 86_400), "seconds that requests in flight get after SIGTERM; docker stop kills after 10"
     )
     max_connections: int = _setting(
-        1000, integer(1, 1_000_000), "connections; at the limit the one idle longest is closed"
+        1000, integer(1, 1_000_000), "most connections; beyond them the one idle longest is closed"
     )
     keep_alive_seconds: int = _setting(75, integer(1, 86_400), "seconds a connection may be idle between requests")
     head_timeout_ms: int = _setting(
@@ -90,13 +90,13 @@ class Config:
         20_000, integer(1, 86_400_000), "milliseconds for a request's body to arrive, plus one second per 64 KiB"
     )
     max_upload_bytes: int = _setting(
-        128 * 2**20, integer(1, 2**40), "bytes that all unanswered uploads may hold together; more are refused"
+        128 * 2**20, integer(1, 2**40), "most bytes that all unanswered uploads may hold; more are refused"
     )
-    max_request_bytes: int = _setting(20 * 2**20, integer(1, 2**40), "bytes in a request's body")
-    max_pixels: int = _setting(50_000_000, integer(1, 2**40), "pixels in an image, by its header")
-    max_frames: int = _setting(1000, integer(1, 2**40), "frames in an animation; only the first is classified")
-    max_decode_ms: int = _setting(1500, integer(1, 86_400_000), "milliseconds of CPU time to decode an image")
-    max_files: int = _setting(32, integer(1, 10_000), "files in a request")
+    max_request_bytes: int = _setting(20 * 2**20, integer(1, 2**40), "most bytes in a request's body")
+    max_pixels: int = _setting(50_000_000, integer(1, 2**40), "most pixels in an image, by its header")
+    max_frames: int = _setting(1000, integer(1, 2**40), "most frames in an animation; only the first is classified")
+    max_decode_ms: int = _setting(1500, integer(1, 86_400_000), "most milliseconds of CPU time to decode an image")
+    max_files: int = _setting(32, integer(1, 10_000), "most files in a request")
     exif_orientation: bool = _setting(True, on_off, "rotate images upright by EXIF: on or off (TIFF always)")
     allowed_hosts: tuple[str, ...] = _setting(
         (),

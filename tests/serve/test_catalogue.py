@@ -1,4 +1,4 @@
-"""Which file is served, by name and variant; and the model that comes with the project."""
+"""The model file found by name and variant, and the embedded model."""
 
 from dataclasses import replace
 from pathlib import Path

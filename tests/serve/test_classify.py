@@ -1,4 +1,4 @@
-"""`python -m serve classify`: files, folders, patterns and lists; formats; bad files; stopping and going on."""
+"""`python -m serve classify`: files, folders, patterns and lists; formats; bad files; stopping and resuming."""
 
 import csv
 import io
@@ -52,7 +52,7 @@ def records(text: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Pictures in folders, and what else lies about in folders."""
+    """Folders with images and other files."""
     folder = tmp_path / "tree"
     for path in ("b.jpg", "a/2.jpg", "a/10.png", ".hidden.jpg", "c/.git/x.jpg", "c/notes.txt"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch()
     assert list(expand_paths([str(tmp_path)], ())) == [str(tmp_path / "a.jpg"), str(folder / "x.jpg")]
     (folder / "x.jpg").unlink()
-    os.removedirs(folder)  # which pytest cannot, by calls
+    os.removedirs(folder)  # pytest's own removal would recurse too deeply
 
 
 def test_answers_are_those_of_the_server() -> None:
@@ -331,7 +331,7 @@ def test_a_signal_before_the_first_record_is_no_success(tmp_path: Path, number: 
         assert process.stderr.read() == ""
 
 
-# As an extension does that takes any error for its own.
+# Like an extension that replaces any error with its own.
 SLOW_IMPORT = """
 import time
 print("importing", flush=True)
@@ -430,7 +430,7 @@ def test_a_record_is_printed_when_it_is_ready_and_not_when_the_list_goes_on() ->
             process.stdin.flush()
             assert select.select([process.stdout], [], [], 60)[0]
             assert json.loads(process.stdout.readline())["file"] == str(path)
-        process.send_signal(signal.SIGTERM)  # while it waits for the list to go on
+        process.send_signal(signal.SIGTERM)  # while it waits for more of the list
         assert process.wait(60) == 128 + signal.SIGTERM
 
 
@@ -456,7 +456,7 @@ def test_a_list_that_is_none_is_refused_soon_and_bounded() -> None:
 
 
 def test_a_long_list_takes_time_in_step_with_its_length() -> None:
-    """Each worst of its kind: one name a chunk, names as long as may be, bytes one by one."""
+    """The worst cases: one name per chunk, names of the greatest length, single bytes."""
     started = time.monotonic()
     assert sum(1 for _ in parse_file_list([b"a" * 60_000 + b"\n"] * 300)) == 300
     assert sum(1 for _ in parse_file_list([b"a\n" * 30_000] * 30)) == 900_000

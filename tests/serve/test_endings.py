@@ -1,4 +1,4 @@
-"""How the real process ends: by any signal, at any moment, with closed streams, and where its start fails."""
+"""How the process ends: on any signal at any moment, with closed streams, and when its start fails."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
 
 FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--grace-seconds", "5")
-# What starts a server after something in it was changed, for which there is room.
+# Starts a server after the code inserted here has changed something in it.
 START = """
 import runpy, sys, threading, time
 {}
@@ -36,7 +36,7 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def started(command: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """What a shell makes of a command in which "$@" starts a server; and its port."""
+    """Runs a shell command in which "$@" starts a server; yields the process and its port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = [sys.executable, "-m", "serve", "--port", str(port), *FLAGS, *flags]
@@ -78,7 +78,7 @@ def test_each_signal_that_means_the_end_is_a_normal_one_and_leaves_nothing_behin
 
 
 def folders_of(server: ServerProcess) -> set[Path]:
-    """Those in which it has a file open."""
+    """The metrics folders in which it has a file open."""
     files = [link.readlink() for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
     return {file.parent for file in files if file.parent.name.startswith("serve-metrics-")}
 
@@ -95,7 +95,7 @@ def test_under_nohup_it_goes_on_after_sighup(workers: str) -> None:
 
 
 def handles_sigterm(process: subprocess.Popen[str]) -> bool:
-    """Whether it has come that far; before, not even Python is up."""
+    """Whether it handles SIGTERM yet; before, Python has not started."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(caught & 1 << signal.SIGTERM - 1)
@@ -108,7 +108,7 @@ def test_signals_again_and_again_from_any_moment_on_are_a_normal_end(moment: flo
         wait_for(lambda: handles_sigterm(process))
         time.sleep(moment)
         give_up = time.monotonic() + 20
-        while process.poll() is None:  # as it starts, as it drains and as it leaves
+        while process.poll() is None:  # while it starts, drains and ends
             assert time.monotonic() < give_up
             process.send_signal(signal.SIGTERM)
             time.sleep(0.002)
@@ -211,7 +211,7 @@ def test_numpy_makes_no_threads_because_without_any_left_it_would_send_a_signal(
 
 
 def failing(code: str, workers: str, shared_memory: Path) -> subprocess.CompletedProcess[str]:
-    """A start after this was changed, which leaves its folders where it is told."""
+    """Starts the server after this code, with its shared memory in a folder of the test."""
     code = f"from serve.observability import counting\ncounting._SHARED_MEMORY = {str(shared_memory)!r}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", START.format(code), "--port", "0", *FLAGS, "--log-level", "error", "--workers", workers],

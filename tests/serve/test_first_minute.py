@@ -1,4 +1,4 @@
-"""What a newcomer sees, waits for and mistypes in the first minute, each with what the project says to it.
+"""What a newcomer meets and mistypes in the first minute, and how the project answers.
 
 | they                                              | and get                                                       |
 |---------------------------------------------------|---------------------------------------------------------------|
@@ -40,7 +40,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def stand_in_python(path: Path, changes: str) -> Path:
-    """A Python of which something is different."""
+    """A Python with something changed."""
     path.write_text(
         f"#!{sys.executable}\nimport runpy, sys\n{changes}\n"
         "del sys.argv[0]\nsys.path[0] = 'requirements'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -50,7 +50,7 @@ def stand_in_python(path: Path, changes: str) -> Path:
 
 
 def serve(*arguments: object) -> tuple[int, list[str]]:
-    """Exit status and the lines on standard error of a command that fails."""
+    """Exit status and lines on standard error of a failing command."""
     command = [sys.executable, "-m", "serve", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     return done.returncode, done.stderr.splitlines()

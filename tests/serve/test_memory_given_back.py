@@ -1,4 +1,4 @@
-"""What a start and a burst of uploads leave is given back to the system."""
+"""Memory freed after the start and after a burst of uploads is returned to the system."""
 
 import socket
 import threading
@@ -19,7 +19,7 @@ from serve.model.classifier import Classifier
 def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     monkeypatch.setattr(serve, "trim", lambda: steps.append("trim"))
-    monkeypatch.setattr(serve.gc, "freeze", lambda: None)  # the tests go on
+    monkeypatch.setattr(serve.gc, "freeze", lambda: None)  # it would hold for the other tests too
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: steps.append("run"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert serve.serve(config, listener) == 0
@@ -34,6 +34,6 @@ def test_memory_is_given_back_after_a_burst_and_not_without_one(
     monkeypatch.setattr(handlers, "_TRIM_SECONDS", 0.05)
     with TestClient(create_app(replace(config, streams=1), classifier)) as client:
         time.sleep(0.3)
-        assert not trimmed.is_set()  # nothing has happened
+        assert not trimmed.is_set()  # no burst yet
         assert client.post("/upload", files={"file": cat}).status_code == 200
         assert trimmed.wait(10)

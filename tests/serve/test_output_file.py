@@ -1,4 +1,4 @@
-"""The output of `classify`: one run's at a time, by whatever name; going on with a file that somebody meddled with."""
+"""The output of `classify`: locked for one run under any name; resuming files that were tampered with."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ PATIENCE = 60
 
 @contextmanager
 def run(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", IO[str]]]:
-    """A run whose list is not at its end, and that list."""
+    """A run that still reads its list, and that list."""
     command = [*COMMAND, "-", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -72,7 +72,9 @@ def test_of_two_runs_that_begin_at_once_one_gets_the_output(tmp_path: Path, argu
     output = tmp_path / "output"
     with run("--output", output, *arguments) as first, run("--output", output, *arguments) as second:
         give_up = time.monotonic() + PATIENCE
-        while all(process.poll() is None for process, _ in (first, second)):  # until one gives up, as none's list ends
+        while all(
+            process.poll() is None for process, _ in (first, second)
+        ):  # until one gives up; the lists have no end
             assert time.monotonic() < give_up, "both go on"
             time.sleep(0.02)
         (refused, _), (going, listed) = (first, second) if first[0].poll() is not None else (second, first)
@@ -97,7 +99,7 @@ def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
 def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in another container: its lock counts, and it is not in this one's /proc/locks."""
+    """As in another container, whose lock holds but is not in this one's /proc/locks."""
     path = tmp_path / "output"
     read_text = Path.read_text
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""The real process: how it starts, what stops it from starting, how it ends, and that it talks to nobody."""
+"""The process: how it starts, what stops a start, how it ends, and that it makes no outbound connections."""
 
 import http.client
 import json
@@ -134,7 +134,7 @@ def test_what_stops_a_start_is_one_line_and_status_2(
     assert (status, text.count("\n")) == (2, 1)
     assert words in text
     assert text.startswith("serve: ")
-    assert seconds < 15  # at once, on a machine that may be busy
+    assert seconds < 15  # at once, with allowance for a busy machine
 
 
 def test_settings_come_from_the_environment_too() -> None:
@@ -163,7 +163,7 @@ def test_a_chunked_body_is_stopped_at_the_limit_and_the_answer_arrives(tiny_mode
         connection.putheader("Content-Type", "image/jpeg")
         connection.putheader("Transfer-Encoding", "chunked")
         connection.endheaders()
-        for _ in range(300):  # 3 MB, of which the server wants 0.1
+        for _ in range(300):  # 3 MB, of which the server reads 0.1
             connection.send(b"2710\r\n" + b"\0" * 10_000 + b"\r\n")
         answer = connection.getresponse()
         assert answer.status == 413
@@ -216,7 +216,7 @@ def test_a_connection_serves_many_requests(server: ServerProcess, cat: bytes) ->
 
 
 def test_the_process_opens_no_socket_but_the_one_it_listens_on(server: ServerProcess, cat: bytes) -> None:
-    """onnxruntime's wheel would send usage statistics; every TCP or UDP socket of the process is read off /proc."""
+    """onnxruntime's wheel would send usage statistics; /proc lists every TCP and UDP socket of the process."""
     httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)})
     _, port = address(server)
     pid = server.process.pid
@@ -233,8 +233,8 @@ def test_the_process_opens_no_socket_but_the_one_it_listens_on(server: ServerPro
                 local_ports.add(int(fields[1].rsplit(":", 1)[1], 16))
                 remotes.add(fields[2].split(":")[0])
     assert local_ports == {port}
-    assert remotes <= {"00000000", "0100007F"}  # nobody, or 127.0.0.1
-    assert "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()  # it was looked for in the right process
+    assert remotes <= {"00000000", "0100007F"}  # none, or 127.0.0.1
+    assert "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()  # this is the right process
 
 
 def test_usage_statistics_are_off_before_onnxruntime_is_imported() -> None:

@@ -1,4 +1,4 @@
-"""Settings reach what is served: the classifier that a server loads decodes, turns and limits as its settings say."""
+"""Settings take effect: the classifier that a server loads decodes, rotates and limits by its settings."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Whatever stands in a flag, a variable or the settings file: settings come of it, or one error in one line."""
+"""Any text in a flag, a variable or the settings file gives settings or an error of one line."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ from serve.model.files import find_model
 from serve.printable import one_line
 
 NAMES = [setting.name for setting in fields(Config)]
-# A system gives neither arguments nor variables with NULs, but a TOML file has them.
+# Arguments and variables cannot contain NULs, but a TOML file can.
 WORDS = st.text(max_size=30) | st.sampled_from(
     ["", "\0", "a\0b", "\x1b[2J", "\u202e", "-1", "1e3", "nan", "9" * 5000, "0" * 5000, "٣", "a" * 70_000, "http://\0"]
 )
@@ -46,7 +46,7 @@ VALUES = st.recursive(
 
 
 def outcome(make: Callable[[], Config]) -> Config | None:
-    """Settings, or None where an error says in one line what is wrong; anything else comes out."""
+    """Returns the settings, or None for an error of one line; any other exception fails the test."""
     try:
         return make()
     except ConfigError as error:
