@@ -31,7 +31,7 @@ def main() -> int:
         The exit status of the process. The server does not return: it ends the process itself.
     """
     settle_allocator()
-    # numpy's OpenBLAS would start threads that have nothing to do here, and raise SIGINT where it cannot.
+    # OpenBLAS, in numpy, would start threads that are never used, and sends SIGINT if it cannot start one.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     try:

@@ -27,7 +27,7 @@ from pyarrow import fs
 from serve.config.settings import ROOT, Config, load_config
 from serve.errors import ConfigError
 from serve.files.paths import expand_paths
-from serve.files.runner import UNREADABLE, classify_file, read_file, read_limited
+from serve.files.runner import UNREADABLE_DETAIL, classify_file, read_file, read_limited
 from serve.model.classifier import load_classifier
 from serve.scheduling.memory import settle_allocator
 
@@ -71,7 +71,7 @@ class Classify:
             record = classify_file(
                 self._classifier, name, self._top_k, limit, partial(read_object, root) if root else read_file
             )
-            if root and str(record.get("detail", "")).startswith(UNREADABLE):
+            if root and str(record.get("detail", "")).startswith(UNREADABLE_DETAIL):
                 raise RuntimeError(f"{name}: {record['detail']}")  # a moment's trouble must not become a row that stays
             records.append(record)
         return pyarrow.Table.from_pylist(records, schema=SCHEMA)

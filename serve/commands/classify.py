@@ -21,7 +21,7 @@ from typing import Final, TextIO
 
 from serve.config.settings import Config, argument_parser, load_config
 from serve.errors import ConfigError, OutputError
-from serve.files.evaluation import TOP, Evaluation
+from serve.files.evaluation import TOP_K, Evaluation
 from serve.files.output_file import output_file, without_output
 from serve.files.paths import FILE_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if not 1 <= options.top_k <= len(labels):
         raise ConfigError(f"--top-k={options.top_k}: not a whole number from 1 to {len(labels)}")
     evaluation = Evaluation({label.imagenet_id: label.name for label in labels}) if options.evaluate else None
-    classes = max(options.top_k, TOP) if evaluation else options.top_k
+    classes = max(options.top_k, TOP_K) if evaluation else options.top_k
     with output_file(options.output, options.resume) as output:
         existing, paths = _remaining_paths(options, output, classifier.model.name)
         run = _Run(options.output, options.top_k, existing, evaluation, FileProgress(existing.count))

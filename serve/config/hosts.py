@@ -27,8 +27,8 @@ class AllowedHosts:
 
     Args:
         names: names and addresses without port, `*.example.org` for all subdomains, `*` for any. Loopback names and all
-            addresses are always allowed: DNS cannot point them elsewhere, and probes use them. Without names: loopback
-            names and addresses if the server listens on loopback only, else any.
+            addresses are allowed too: DNS cannot point them elsewhere, and probes use them. Without names, any host is
+            allowed, or if the server listens on loopback only, loopback names and addresses.
         address: the name or address that the server listens on.
     """
 

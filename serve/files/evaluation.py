@@ -12,9 +12,9 @@ from typing import Final
 
 from serve.files.runner import Record, is_problem
 
-TOP: Final = 5
+TOP_K: Final = 5
 _WORDNET_ID: Final = re.compile(r"n\d{8}(?![0-9])")
-_WORST: Final = 10
+_WORST_CLASSES: Final = 10
 
 
 class Evaluation:
@@ -29,7 +29,7 @@ class Evaluation:
         self._problems = 0
 
     def add(self, record: Record) -> None:
-        """Counts one record with at least `TOP` classes; a file with a problem counts as wrong."""
+        """Counts one record with at least `TOP_K` classes; a file with a problem counts as wrong."""
         truth = wordnet_id(record["file"])
         if truth is None:
             self._unknown += 1
@@ -38,7 +38,7 @@ class Evaluation:
         if is_problem(record):
             self._problems += 1
             return
-        found = [entry["imagenet_id"] for entry in record["top_k"][:TOP]]
+        found = [entry["imagenet_id"] for entry in record["top_k"][:TOP_K]]
         self._first[truth] += found[0] == truth
         self._top[truth] += truth in found
 
@@ -48,7 +48,7 @@ class Evaluation:
         if not total:
             return [f"no file gives its class: name files or folders by WordNet id, n02124075 ({self._unknown} files)"]
         lines = [
-            f"top-1 {self._first.total() / total:.2%}, top-{TOP} {self._top.total() / total:.2%} of {total} files "
+            f"top-1 {self._first.total() / total:.2%}, top-{TOP_K} {self._top.total() / total:.2%} of {total} files "
             f"in {len(self._files)} classes"
         ]
         if self._problems:
@@ -56,12 +56,12 @@ class Evaluation:
         if self._unknown:
             lines.append(f"{self._unknown} more give no class and are left out")
         worst = sorted(self._files, key=lambda each: (self._first[each] / self._files[each], -self._files[each], each))
-        wrong = [each for each in worst if self._first[each] < self._files[each]][:_WORST]
+        wrong = [each for each in worst if self._first[each] < self._files[each]][:_WORST_CLASSES]
         if wrong:
             lines.append("worst classes:")
             lines += [
                 f"  {each} {self._labels.get(each, ''):<24} {self._first[each]} of {self._files[each]} right, "
-                f"{self._top[each]} in the top {TOP}"
+                f"{self._top[each]} in the top {TOP_K}"
                 for each in wrong
             ]
         return lines

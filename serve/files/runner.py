@@ -19,7 +19,7 @@ from serve.problems import problem, problem_of
 
 Record = dict[str, Any]
 # How the detail of a file begins that exists but could not be read, perhaps for the moment only.
-UNREADABLE: Final = "The file cannot be read"
+UNREADABLE_DETAIL: Final = "The file cannot be read"
 
 log = logging.getLogger("serve.error")
 
@@ -131,4 +131,4 @@ def _unreadable(error: OSError) -> dict[str, Any]:
         case NotRegular():
             return problem(415, "Unsupported Media Type", "This is not a file but a device, a pipe or a socket.")
         case _:
-            return problem(404, "Not Found", f"{UNREADABLE}: {(error.strerror or 'unknown').lower()}.")
+            return problem(404, "Not Found", f"{UNREADABLE_DETAIL}: {(error.strerror or 'unknown').lower()}.")
