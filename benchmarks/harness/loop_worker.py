@@ -11,16 +11,15 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from serve.config.settings import Config
 from serve.model.classifier import Classifier, load_classifier
+from serve.model.postprocess import DEFAULT_TOP_K
 from serve.printable import ArgumentParser
-
-_TOP_K: Final = 5  # as many as the server names by default
 
 
 def main() -> int:
@@ -51,11 +50,11 @@ def measure(classifier: Classifier, data: bytes, workers: int, seconds: float) -
     stop = threading.Event()
 
     def work() -> None:
-        classifier.classify(data, _TOP_K)
+        classifier.classify(data, DEFAULT_TOP_K)
         started.wait()
         while True:
             began = time.perf_counter()
-            classifier.classify(data, _TOP_K)
+            classifier.classify(data, DEFAULT_TOP_K)
             if stop.is_set():
                 return
             ends.append(time.perf_counter())

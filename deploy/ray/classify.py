@@ -29,6 +29,7 @@ from serve.errors import ConfigError
 from serve.files.paths import expand_paths
 from serve.files.runner import UNREADABLE_DETAIL, classify_file, read_file, read_limited
 from serve.model.classifier import load_classifier
+from serve.model.postprocess import DEFAULT_TOP_K
 from serve.scheduling.memory import settle_allocator
 
 # Of a part of the output, and so of what an interruption costs.
@@ -164,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.ray.classify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or s3://bucket/folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of Parquet files, or s3://bucket/folder")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K")
+    parser.add_argument("--top-k", type=int, default=DEFAULT_TOP_K, metavar="K")
     parser.add_argument("--workers", type=int, help="CPUs to use (default: all of the cluster)")
     parser.add_argument("--address", help="of a running cluster (default: the one that is here, else a new one)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")

@@ -74,7 +74,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        print(printable(f"Saved in {target}; `python -m serve` reads {DEFAULT_FILE} in its working directory."))
+        print(printable(f"Saved in {target}; start the server in this folder, or with --config {target}."))
     return 0
 
 

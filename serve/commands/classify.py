@@ -28,6 +28,7 @@ from serve.files.progress import FileProgress
 from serve.files.records import FORMATS, ExistingRecords, read_existing, record_format
 from serve.files.runner import Record, classify_files, is_problem
 from serve.model.classifier import load_classifier
+from serve.model.postprocess import DEFAULT_TOP_K
 from serve.observability.log import set_up_logging
 from serve.printable import printable
 from serve.server.signals import SIGNALLED
@@ -177,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     for name, text in zip(FORMATS, texts, strict=True):
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=text)
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per image (default: 5)")
+    parser.add_argument(
+        "--top-k", type=int, default=DEFAULT_TOP_K, metavar="K", help="classes per image (default: %(default)s)"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run's --output file")
     parser.add_argument(

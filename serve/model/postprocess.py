@@ -14,6 +14,7 @@ from serve.config.regular_file import read_text
 from serve.errors import ClassIndexError
 from serve.imaging.preprocess import FloatArray
 
+DEFAULT_TOP_K: Final = 5
 _MAX_BYTES: Final = 16 * 2**20
 # Control characters, surrogates and line breaks: no name has them, and they could steer a terminal or a page.
 _FORBIDDEN_CATEGORIES: Final = {"Cc", "Cs", "Zl", "Zp"}
