@@ -1,27 +1,23 @@
-"""What every request passes through: request id, access log, origin check, unforeseen errors, clean endings.
+"""ASGI middleware for every request: request id, access log, origin check, defects and lingering close.
 
-Plain ASGI, so that nothing here depends on the web framework. No error leaves this module while an answer can still be
-given: a defect becomes a 500 that carries the request id under which it was logged.
+A defect is answered with a 500 that carries the request id under which it was logged.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.responses import error_response, problem_response
 from serve.config.hosts import AllowedHosts, is_own_page
 from serve.errors import ForeignHost, ForeignOrigin
 from serve.observability.metrics import Metrics
 from serve.observability.request_ids import request_id_of
 from serve.observability.tracing import trace_of
-from serve.problems import problem, problem_of, refusal
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from serve.problems import problem
 
 access_log = logging.getLogger("serve.access")
 error_log = logging.getLogger("serve.error")
@@ -41,7 +37,7 @@ class RequestLog:
     someone else; and `request_id` is there for them.
     """
 
-    def __init__(self, app: App, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
         self.app = app
         self.metrics = metrics
         self.route_of = route_of
@@ -73,7 +69,9 @@ class RequestLog:
             error_log.exception("unforeseen error", extra={"fields": {"request_id": request_id}})
             if record["status"]:
                 raise  # half an answer is out: only closing the connection tells the client
-            await _send_defect(scope, stamping_send, request_id)
+            detail = "The server failed on this request, which is a defect; its log has more under this request id."
+            defect = {**problem(500, "Internal Server Error", detail), "request_id": request_id}
+            await problem_response(scope["path"], defect)(scope, receive, stamping_send)
         finally:
             seconds = scope.get("answered", time.perf_counter()) - started
             record["status"] = scope.get("refused", record["status"])
@@ -89,7 +87,7 @@ class LingeringClose:
     next request to it.
     """
 
-    def __init__(self, app: App, leaving: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
         self.app = app
         self.leaving = leaving
 
@@ -131,7 +129,7 @@ class OriginGuard:
     hosts: those allowed. origins: other origins whose pages may use the server.
     """
 
-    def __init__(self, app: App, metrics: Metrics, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
         self.app = app
         self.metrics = metrics
         self.hosts = hosts
@@ -143,7 +141,7 @@ class OriginGuard:
             await self.app(scope, receive, send)
             return
         self.metrics.rejected(refused)
-        await _send_problem(scope, send, problem_of(refused))
+        await error_response(scope["path"], refused)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ForeignHost | ForeignOrigin | None:
         host, origin = (_header(scope, name).decode("latin-1") for name in (b"host", b"origin"))
@@ -168,18 +166,6 @@ async def _drop_rest(receive: Receive, seconds: float) -> None:
                 dropped += len(message["body"])
     except TimeoutError:
         pass
-
-
-async def _send_defect(scope: Scope, send: Send, request_id: str) -> None:
-    detail = "The server failed on this request, which is a defect; its log has more under this request id."
-    await _send_problem(scope, send, {**problem(500, "Internal Server Error", detail), "request_id": request_id})
-
-
-async def _send_problem(scope: Scope, send: Send, content: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
-    body, media_type = refusal(scope["path"], content)
-    headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode()), *more]
-    await send({"type": "http.response.start", "status": content["status"], "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: float) -> None:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from serve.observability.metrics import Metrics
 from serve.observability.request_ids import request_id_of
-from serve.problems import problem, refusal
+from serve.problems import problem, problem_body
 from serve.server.connections import ConnectionLimiter
 from serve.server.framing import Fault, check_framing
 from serve.server.transport import CoalescingTransport
@@ -334,7 +334,7 @@ class HttpProtocol(HttpToolsProtocol):
             log.info("%d %s", status, detail, extra={"fields": fields})
             if self.metrics is not None:
                 self.metrics.count_refused_connection(status)
-        body, media_type = refusal(path, problem(status, title, detail))
+        body, media_type = problem_body(path, problem(status, title, detail))
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
             f"X-Request-ID: {request_id}\r\nConnection: close\r\n{headers}\r\n"

@@ -42,7 +42,7 @@ PARTS: Final = (
     Part(
         "deadlines",
         {
-            "serve/api/handlers.py": ("until", "while_connected", "_disconnected"),
+            "serve/api/deadlines.py": (),
             "serve/scheduling/lifecycle.py": (),
             "serve/api/parameters.py": ("parse_timeout",),
         },

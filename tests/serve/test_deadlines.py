@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from starlette.requests import ClientDisconnect
 
-from serve.api.handlers import while_connected
+from serve.api.deadlines import while_connected
 from serve.api.v2 import handlers
 from serve.model.classifier import Classifier
 from tests.references import PICTURES

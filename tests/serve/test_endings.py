@@ -234,7 +234,7 @@ def test_what_nobody_foresaw_is_told_by_the_log() -> None:
         "    await asyncio.sleep(0.2)\n"
         "    gc.collect()\n"
         "    return serve.api.handlers.Response()\n"
-        "serve.api.handlers.Server.livez = answer"
+        "serve.api.handlers.Handlers.livez = answer"
     )
     with running_server(sys.executable, *FLAGS, code=START.format(code)) as server:
         httpx2.get(f"{server.url}/livez", timeout=20)

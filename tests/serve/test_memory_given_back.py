@@ -10,7 +10,7 @@ import uvicorn
 from starlette.testclient import TestClient
 
 from serve import __main__ as main
-from serve.api import handlers
+from serve.api import pipeline
 from serve.api.app import create_app
 from serve.config.settings import Config
 from serve.model.classifier import Classifier
@@ -30,8 +30,8 @@ def test_memory_is_given_back_after_a_burst_and_not_without_one(
     config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trimmed = threading.Event()
-    monkeypatch.setattr(handlers, "trim", trimmed.set)
-    monkeypatch.setattr(handlers, "_TRIM_SECONDS", 0.05)
+    monkeypatch.setattr(pipeline, "trim", trimmed.set)
+    monkeypatch.setattr(pipeline, "_TRIM_SECONDS", 0.05)
     with TestClient(create_app(replace(config, streams=1), classifier)) as client:
         time.sleep(0.3)
         assert not trimmed.is_set()  # nothing has happened

@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.api.handlers import Server
+from serve.api.handlers import Handlers
 from serve.api.openapi.document import document
-from serve.api.v2.handlers import InferenceServer
+from serve.api.v2.handlers import InferenceHandlers
 from serve.config.settings import Config
 from serve.model.classifier import Classifier
 from serve.scheduling.scheduler import Scheduler
@@ -31,24 +31,24 @@ from tests.tiny_model import PATH as TINY_MODEL
 
 KEY = {"X-API-Key": "key"}
 HANDLERS = {
-    "/": (Server, "root"),
-    "/upload": (Server, "upload"),
-    "/model": (Server, "model"),
-    "/livez": (Server, "livez"),
-    "/readyz": (Server, "readyz"),
-    "/healthz": (Server, "readyz"),
-    "/metrics": (Server, "show_metrics"),
-    "/openapi.json": (Server, "openapi"),
-    "/docs": (Server, "docs"),
-    "/v2": (InferenceServer, "metadata"),
-    "/v2/health/live": (InferenceServer, "live"),
-    "/v2/health/ready": (InferenceServer, "ready"),
-    "/v2/models/{name}": (InferenceServer, "model_metadata"),
-    "/v2/models/{name}/ready": (InferenceServer, "model_ready"),
-    "/v2/models/{name}/infer": (InferenceServer, "infer"),
-    "/v2/models/{name}/versions/{version}": (InferenceServer, "model_metadata"),
-    "/v2/models/{name}/versions/{version}/ready": (InferenceServer, "model_ready"),
-    "/v2/models/{name}/versions/{version}/infer": (InferenceServer, "infer"),
+    "/": (Handlers, "root"),
+    "/upload": (Handlers, "upload"),
+    "/model": (Handlers, "model"),
+    "/livez": (Handlers, "livez"),
+    "/readyz": (Handlers, "readyz"),
+    "/healthz": (Handlers, "readyz"),
+    "/metrics": (Handlers, "show_metrics"),
+    "/openapi.json": (Handlers, "openapi"),
+    "/docs": (Handlers, "docs"),
+    "/v2": (InferenceHandlers, "metadata"),
+    "/v2/health/live": (InferenceHandlers, "live"),
+    "/v2/health/ready": (InferenceHandlers, "ready"),
+    "/v2/models/{name}": (InferenceHandlers, "model_metadata"),
+    "/v2/models/{name}/ready": (InferenceHandlers, "model_ready"),
+    "/v2/models/{name}/infer": (InferenceHandlers, "infer"),
+    "/v2/models/{name}/versions/{version}": (InferenceHandlers, "model_metadata"),
+    "/v2/models/{name}/versions/{version}/ready": (InferenceHandlers, "model_ready"),
+    "/v2/models/{name}/versions/{version}/infer": (InferenceHandlers, "infer"),
 }
 
 

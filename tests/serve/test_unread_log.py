@@ -54,7 +54,7 @@ import ctypes, runpy, sys
 import serve.api.handlers
 async def crash(self, request):
     ctypes.pythonapi.Py_FatalError(b"as a library may")
-serve.api.handlers.Server.docs = crash
+serve.api.handlers.Handlers.docs = crash
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
 """

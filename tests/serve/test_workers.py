@@ -143,7 +143,7 @@ import serve.api.handlers, serve.server.workers
 async def hang(self, request):
     time.sleep(600)
 serve.server.workers.Workers.__init__.__defaults__ = (4,)
-serve.api.handlers.Server.docs = hang
+serve.api.handlers.Handlers.docs = hang
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
 """
