@@ -76,7 +76,7 @@ class _RefusedPreflight(Response):
         self._kept = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = problem(400, "Bad Request", f"The preflight asks for something that is not allowed: {self._refused}.")
+        content = problem(400, "Bad Request", f"The CORS preflight is refused; not allowed: {self._refused}.")
         await problem_response(scope["path"], content, self._kept)(scope, receive, send)
 
 

@@ -168,7 +168,7 @@ def test_a_requests_id_may_have_1024_characters() -> None:
 @pytest.mark.parametrize("text", ["AAA=!", "A A=", "AAAA\n", "AA-_", "AAA", "é"])
 def test_base64_with_anything_else_in_it_is_refused(text: str) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}
-    with pytest.raises(BadTensor, match="are not base64"):
+    with pytest.raises(BadTensor, match="is not base64"):
         parse_request(None, json.dumps({"inputs": [tensor]}).encode(), SIGNATURE)
 
 

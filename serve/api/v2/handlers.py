@@ -12,7 +12,7 @@ from serve import __version__
 from serve.api.deadlines import until, while_connected
 from serve.api.pipeline import Pipeline
 from serve.api.upload import read_body
-from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_answer
+from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
 from serve.errors import UnknownModel, UnsupportedBody
 from serve.model.classifier import Classified, Job, Prepared
 from serve.scheduling.scheduler import Outcome
@@ -77,25 +77,25 @@ class InferenceHandlers:
             in_flight.body_received()
             read = time.monotonic()
             work = self._infer(request.headers.get(LENGTH_HEADER), body, read + seconds)
-            asked, outcomes = await while_connected(request.receive, work)
+            inference, outcomes = await while_connected(request.receive, work)
             headers = pipeline.record_stages(request, read - started, outcomes)
         logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
         # Not on the event loop, because writing the thousand numbers of an image takes a millisecond.
-        answer, head_length = await pipeline.header_checks.run(write_answer, asked, logits, self._signature)
-        if head_length is None:
-            return Response(answer, headers=headers, media_type="application/json")
-        headers[LENGTH_HEADER] = str(head_length)
-        return Response(answer, headers=headers, media_type="application/octet-stream")
+        payload, json_length = await pipeline.header_checks.run(write_response, inference, logits, self._signature)
+        if json_length is None:
+            return Response(payload, headers=headers, media_type="application/json")
+        headers[LENGTH_HEADER] = str(json_length)
+        return Response(payload, headers=headers, media_type="application/octet-stream")
 
     async def _infer(
         self, length_header: str | None, body: bytes, deadline: float
     ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
         async with until(deadline):
-            asked = await self._pipeline.header_checks.check(parse_request, length_header, body, self._signature)
+            inference = await self._pipeline.header_checks.check(parse_request, length_header, body, self._signature)
             # One bad image fails the request, because the protocol has one answer for all of them.
-            jobs: list[Job | Prepared] = [await self._pipeline.open(each, 1, alone=False) for each in asked.images]
-        jobs += [Prepared(row, 1, {}) for row in asked.rows]
-        return asked, await self._pipeline.compute(jobs, deadline)
+            jobs: list[Job | Prepared] = [await self._pipeline.open(each, 1, alone=False) for each in inference.images]
+        jobs += [Prepared(row, 1, {}) for row in inference.rows]
+        return inference, await self._pipeline.compute(jobs, deadline)
 
     def _require_model(self, request: Request) -> None:
         name: Any = request.path_params["name"]
