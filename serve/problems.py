@@ -15,7 +15,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 @dataclass(frozen=True)
 class Rule:
-    """How one class of error is answered; `retry_after` is in seconds, None where a retry can't help."""
+    """How one class of error is answered; `retry_after` is in seconds, None where a retry cannot help."""
 
     status: int
     title: str
@@ -51,7 +51,7 @@ _LONGEST_RETRY: Final = 30
 
 
 def retry_after(error: errors.RequestError) -> int | None:
-    """Return the seconds, 1 to 30, after which a retry can help; None where it can't."""
+    """Return the seconds, 1 to 30, after which a retry can help; None where it cannot."""
     seconds = RULES[type(error)].retry_after if error.retry_after is None else error.retry_after
     return None if seconds is None else min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
 

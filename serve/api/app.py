@@ -165,7 +165,7 @@ def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awa
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
-    """Respond to what the framework refuses: an unknown route, or a method that the route doesn't have."""
+    """Respond to what the framework refuses: an unknown route, or a method that the route does not have."""
     headers = error.headers or {}
     if error.status_code == 405:
         detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies."

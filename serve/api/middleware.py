@@ -22,8 +22,8 @@ from serve.problems import problem
 access_log = logging.getLogger("serve.access")
 error_log = logging.getLogger("serve.error")
 
-# After an early refusal, what the client is still sending is read and dropped for a moment, because closing on unread
-# bytes resets the connection and the client may lose the answer (RFC 9112, section 9.6).
+# After an early response, the rest of the request's body is read and dropped for a moment: closing a connection with
+# unread bytes resets it, and the client may lose the response (RFC 9112, section 9.6).
 _LINGER_SECONDS: Final = 2.0
 _LINGER_SECONDS_WHEN_LEAVING: Final = 0.5
 _LINGER_BYTES: Final = 64 * 2**20
@@ -32,9 +32,13 @@ _LINGER_BYTES: Final = 64 * 2**20
 class RequestLog:
     """Give each request an id, a line in the access log and a count, and turn a defect into a 500 problem.
 
-    route_of: the template of the route that a request's scope is of. What others leave in the scope is noted: `stages`,
-    seconds by stage; `answered`, when by the clock of `time.perf_counter`; `refused`, the status that was sent by
-    someone else; and `request_id` is there for them.
+    It puts `request_id` into the scope, and reads from it: `stages`, the seconds of each stage; `answered`, the time of
+    the response by `time.perf_counter`; `refused`, the status that the protocol sent by itself.
+
+    Args:
+        app: the wrapped application.
+        metrics: where requests are counted.
+        route_of: returns the route's template for a scope.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
@@ -68,7 +72,7 @@ class RequestLog:
         except Exception:
             error_log.exception("unforeseen error", extra={"fields": {"request_id": request_id}})
             if record["status"]:
-                raise  # half an answer is out: only closing the connection tells the client
+                raise  # part of the response is sent: only closing the connection tells the client
             detail = "The server failed on this request, which is a defect; its log has more under this request id."
             defect = {**problem(500, "Internal Server Error", detail), "request_id": request_id}
             await problem_response(scope["path"], defect)(scope, receive, stamping_send)
@@ -80,11 +84,13 @@ class RequestLog:
 
 
 class LingeringClose:
-    """Close connections that nothing more is to come from.
+    """Close the connection after a response that was sent before its request's body had arrived, or at shutdown.
 
-    Where an answer goes out before the request's body was read to its end, reading stops soon; where all of the body
-    had come, the connection goes on. leaving: whether the server is about to end, so that clients do not send their
-    next request to it.
+    The rest of the body is read for a short time first, so that the client gets the response.
+
+    Args:
+        app: the wrapped application.
+        leaving: whether the server is shutting down, so that clients send their next request elsewhere.
     """
 
     def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
@@ -96,7 +102,7 @@ class LingeringClose:
             await self.app(scope, receive, send)
             return
         unread = _has_body(scope)
-        sends = not _waits_for_continue(scope)  # its body, without having been told to go on
+        sends = not _waits_for_continue(scope)  # whether the client sends its body unasked
 
         async def watching_receive() -> Message:
             nonlocal unread, sends
@@ -107,12 +113,12 @@ class LingeringClose:
 
         async def closing_send(message: Message) -> None:
             if unread and message["type"] == "http.response.start" and sends:
-                await _drop_rest(watching_receive, 0.0)  # what is there already
+                await _drop_rest(watching_receive, 0.0)  # what has arrived already
             if (unread or self.leaving()) and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                scope["answered"] = time.perf_counter()  # what follows is for the client's sake alone
+                scope["answered"] = time.perf_counter()  # the lingering is not part of the response time
                 if sends:
                     await _drop_rest(
                         watching_receive, _LINGER_SECONDS_WHEN_LEAVING if self.leaving() else _LINGER_SECONDS
@@ -124,9 +130,13 @@ class LingeringClose:
 
 
 class OriginGuard:
-    """Refuse requests for a host that is not allowed, and what a browser sends for a page of another origin.
+    """Refuse requests for a host that is not allowed, and requests from web pages of another origin.
 
-    hosts: those allowed. origins: other origins whose pages may use the server.
+    Args:
+        app: the wrapped application.
+        metrics: where refusals are counted.
+        hosts: the allowed hosts.
+        origins: other origins whose pages may use the server.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
@@ -187,7 +197,7 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
 
 
 def api_key(scope: Scope) -> bytes | None:
-    """The API key that a request carries, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    """Return the API key of a request, from `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     scheme, _, token = _header(scope, b"authorization").partition(b" ")
     if scheme.lower() == b"bearer":
         return token.strip()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from serve.config.regular_file import read_text
 from serve.errors import ClassIndexError
 
+DEFAULT_TOP_K: Final = 5
 _MAX_BYTES: Final = 16 * 2**20
 # Control characters, halves of characters and line breaks: no name has them, and they steer terminals and pages.
 _IN_NO_NAME: Final = {"Cc", "Cs", "Zl", "Zp"}

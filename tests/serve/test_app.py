@@ -193,7 +193,7 @@ def test_a_form_without_the_part_says_what_it_has_instead(client: TestClient, ca
 
 def test_a_name_sent_in_place_of_the_file_is_told_from_a_bad_picture(client: TestClient) -> None:
     answer = client.post("/upload", files={"file": (None, b"dog.jpg")})
-    assert_problem(answer, 400, "the text 'dog.jpg' and no file", "-F 'file=@dog.jpg'")
+    assert_problem(answer, 400, "the text 'dog.jpg', not a file", "-F 'file=@dog.jpg'")
 
 
 def test_other_fields_beside_the_file_are_ignored_but_not_without_end(client: TestClient, cat: bytes) -> None:

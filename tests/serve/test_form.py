@@ -232,7 +232,7 @@ def without_filename(data: bytes) -> bytes:
 
 
 def test_a_name_in_place_of_a_file_is_told_up_to_255_characters() -> None:
-    with pytest.raises(MissingFile, match=r"holds the text 'a{255}' and no file"):
+    with pytest.raises(MissingFile, match=r"is the text 'a{255}', not a file"):
         read(without_filename(b"a" * 255))
     assert read(without_filename(b"a" * 256)) == [("", b"a" * 256)]
     assert read(without_filename(b"")) == [("", b"")]
@@ -290,7 +290,7 @@ def test_names_are_utf_8_or_latin_1(name: bytes, text: str) -> None:
 
 
 def test_a_name_of_one_letter_is_told_too() -> None:
-    with pytest.raises(MissingFile, match="holds the text 'a' and no file"):
+    with pytest.raises(MissingFile, match="is the text 'a', not a file"):
         read(without_filename(b"a"))
 
 
