@@ -27,13 +27,13 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._stamp()
-        self._digests = self._digests_of(self._text())
+        self._seen: tuple[int, ...] = ()
         self._last_warning = ""
+        self._read_if_changed()
 
     def require(self, key: bytes | None) -> None:
         """Raise `Unauthorized` unless `key`, in UTF-8, is in the file. Every wrong key takes the same time."""
-        self._reread_if_changed()
+        self._refresh()
         if key is None:
             raise Unauthorized("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
         digest = _digest(key)
@@ -41,43 +41,34 @@ class KeyFile:
         if not sum(hmac.compare_digest(digest, known) for known in self._digests):
             raise Unauthorized("The API key is not one of those accepted here.")
 
-    def _reread_if_changed(self) -> None:
+    def _refresh(self) -> None:
         """Keep the previous keys if the file is missing, unreadable or without keys, and log each reason once."""
         try:
-            stamp = self._stamp()
-            if stamp == self._seen:
+            if self._read_if_changed():
+                log.info("API keys: %d reloaded from %s", len(self._digests), self._path.name)
+            else:
                 self._last_warning = ""
-                return
-            text = self._text()
-            self._seen = stamp  # a file without keys is not read again; one that could not be read is
-            self._digests = self._digests_of(text)
-            log.info("API keys: %d reloaded from %s", len(self._digests), self._path.name)
         except ConfigError as error:
             if self._last_warning != str(error):
                 log.warning("%s; the previous keys stay in use", error)
                 self._last_warning = str(error)
 
-    def _stamp(self) -> tuple[int, ...]:
+    def _read_if_changed(self) -> bool:
+        """Return whether the file has changed, and read it if so; raises `ConfigError`."""
         try:
             status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+            if stamp == self._seen:
+                return False
+            text = read_text(self._path, _MAX_BYTES)
         except OSError as error:
-            raise self._unreadable(error) from error
-        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
-
-    def _text(self) -> str:
-        try:
-            return read_text(self._path, _MAX_BYTES)
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _digests_of(self, text: str) -> list[bytes]:
+            raise ConfigError(f"API keys file {self._path}: {error.strerror}") from error
+        self._seen = stamp  # a file without keys is not read again; one that could not be read is
         keys = [key for line in text.splitlines() if (key := _COMMENT.sub("", line).strip())]
         if not keys:
             raise ConfigError(f"API keys file {self._path}: it contains no key")
-        return [_digest(key.encode()) for key in keys]
-
-    def _unreadable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"API keys file {self._path}: {error.strerror}")
+        self._digests = [_digest(key.encode()) for key in keys]
+        return True
 
 
 def _digest(key: bytes) -> bytes:
