@@ -35,15 +35,15 @@ Require = Callable[[bytes | None], None]
 
 def metrics_of(classifier: Classifier) -> Metrics:
     """Return new metrics labelled with this release and this model."""
-    variant = str(classifier.card["variant"])
-    return Metrics({"version": __version__, "model": classifier.model.name, "variant": variant})
+    model, variant = classifier.model.name, str(classifier.card["variant"])
+    return Metrics({"version": __version__, "model": model, "variant": variant})
 
 
 class GuardedRoute(Route):
     """A route that checks the API key with `require`, if given, before its handler runs.
 
-    Paths with control characters match no route; the regular expressions of Starlette's `Route` ignore a newline at
-    the end.
+    It matches no path with control characters, because the regular expressions of Starlette's `Route` ignore a newline
+    at the end.
     """
 
     def __init__(self, path: str, endpoint: Handler, methods: Sequence[str], require: Require | None = None) -> None:
@@ -63,8 +63,8 @@ class Cors(CORSMiddleware):
     """Starlette's CORS middleware, with a problem as the response to a refused preflight."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        answer = super().preflight_response(request_headers)
-        return answer if answer.status_code == 200 else _RefusedPreflight(answer)
+        response = super().preflight_response(request_headers)
+        return response if response.status_code == 200 else _RefusedPreflight(response)
 
 
 class _RefusedPreflight(Response):
@@ -97,7 +97,7 @@ def create_app(
     handlers = Handlers(pipeline)
     inference = InferenceHandlers(pipeline)
     require = KeyFile(config.api_keys_file).require if config.api_keys_file else None
-    # These need no API key.
+    # These routes need no API key.
     open_routes = {
         "/": handlers.root,
         "/model": handlers.model,
@@ -117,7 +117,7 @@ def create_app(
     cors = Middleware(
         Cors,
         allow_origins=config.cors_origins,
-        allow_methods=["*"],  # the router refuses wrong methods, with a problem
+        allow_methods=["*"],  # the router refuses methods that a route lacks, with a problem
         allow_headers=["*"],
         allow_private_network=True,  # a listed origin is allowed from any network to any network
         expose_headers=["X-Request-ID", "Retry-After", "Server-Timing", LENGTH_HEADER],
@@ -168,7 +168,7 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
     """Respond to what the framework refuses: an unknown route, or a method that the route does not have."""
     headers = error.headers or {}
     if error.status_code == 405:
-        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies."
+        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies images."
         content = problem(405, "Method Not Allowed", detail)
     else:
         detail = "There is no such route; POST /upload classifies images, and GET /docs lists the other routes."

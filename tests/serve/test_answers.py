@@ -1,4 +1,4 @@
-"""What an answer says of where its time went."""
+"""Tests the times of each stage in a response."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The HTTP contract, on the application in this process: answers, problems, and who is let in."""
+"""Tests the HTTP contract on the application in this process: results, problems and admission."""
 
 import asyncio
 import io
@@ -327,7 +327,7 @@ def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
 def test_neither_header_check_nor_inference_holds_up_the_event_loop(
     step: str, client_for: ClientFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one request is at it, another is answered; it could not be if the first sat on the event loop."""
+    """Another request is answered meanwhile, which would be impossible if the step ran on the event loop."""
     picture = (PICTURES / "rgba.png").read_bytes()
     computing, may_finish = threading.Event(), threading.Event()
     original = getattr(Classifier, step)
@@ -421,7 +421,7 @@ def test_a_timeout_that_is_not_allowed_is_named(client: TestClient, cat: bytes, 
 
 
 class Gate:
-    """Holds up every inference from the moment it is made; counts them."""
+    """Blocks every inference and counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.open = threading.Event(), threading.Event()
@@ -507,7 +507,7 @@ def test_pictures_that_wait_for_their_header_check_are_bounded_too(
 def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its header rules it out before it is queued."""
+    """The image fails its header check before it is queued."""
     gate = Gate(monkeypatch)
     client = client_for(threads=1)
     with ThreadPoolExecutor(1) as pool:

@@ -1,4 +1,4 @@
-"""Multipart bodies, whole and in crumbs: what is a part, what is refused, and that none takes longer than another."""
+"""Tests multipart bodies, whole and in small chunks: parts, refusals and the time that parsing takes."""
 
 import contextlib
 import gc
@@ -122,7 +122,7 @@ def test_what_is_not_a_file_is_not_kept() -> None:
 
 
 def seconds(body: bytes, boundary: str) -> float:
-    """CPU time that reading takes; the best of three, because others may have the machine."""
+    """Return the CPU time of reading, the best of three because the machine may be shared."""
     taken = []
     for _ in range(3):
         began = time.process_time()
@@ -194,7 +194,7 @@ def test_the_worst_of_content_types_takes_less_than_five_milliseconds(worst: str
 
 
 def test_nothing_but_its_owner_keeps_a_form_and_its_files() -> None:
-    """A circle of references would hold megabytes until Python looks for circles."""
+    """A reference cycle would hold megabytes until the garbage collector runs."""
     form = Form("multipart/form-data; boundary=b", 1)
     form.feed(b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ndata\r\n--b--\r\n')
     assert [file.data for file in form.end()] == [b"data"]

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol on the application in this process: right tensors, and all the wrong ones."""
+"""Tests the Open Inference Protocol on the application in this process, with valid and malformed tensors."""
 
 import base64
 import contextlib
@@ -77,7 +77,7 @@ def logits_of(answer: httpx2.Response) -> Any:
 
 
 def test_classes_of_equal_logits_come_in_the_order_of_the_index() -> None:
-    """A thousand of few levels: on a few, sorting methods that are not stable seem so."""
+    """A thousand logits with few distinct values, because unstable sorts look stable on short lists."""
     logits = np.random.default_rng(0).integers(0, 4, (1, 1000)).astype(np.float32)
     signature = Signature("tiny", 2, tuple(Label(f"n{number}", str(number)) for number in range(1000)), 1)
     answer, _ = write_response(InferenceRequest(None, [], [b""], 1000, False), logits, signature)
@@ -321,7 +321,7 @@ def test_no_more_elements_are_made_than_the_shape_says() -> None:
 
 
 def test_the_worst_json_takes_a_fraction_of_a_second() -> None:
-    """While it is read nothing else runs, so its size and its lists are bounded."""
+    """Nothing else runs while JSON is read, so its size and its lists are limited."""
     signature = Signature("tiny", 224, (), 32)
     numbers = b'{"a":[' + b"1," * 600_000 + b"1]}"
     lists = b"[" + b"[0]," * 3_500 + b"1," * 590_000 + b"0]"
@@ -348,7 +348,7 @@ def list_of(number: bytes) -> bytes:
     ids=["digits", "floats", "hard floats", "quoted in the error"],
 )
 def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
-    """A thread that asks for Python's lock again and again never waits for most of the time that reading takes."""
+    """A thread that keeps asking for Python's lock never waits for most of the time that reading takes."""
     shares = []
     for _ in range(3):
         reader = threading.Thread(target=read_badly, args=(body,))
@@ -394,7 +394,7 @@ def test_json_may_begin_with_a_byte_order_mark(client: TestClient, cat: bytes) -
 def test_no_request_wants_a_thread_that_is_not_there(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started once, the application answers where the system has no thread left to give."""
+    """Once started, the application answers even if the system refuses new threads."""
     client = client_for()
 
     def fail(_: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""API keys: what is let through, what is not, and a file that changes."""
+"""Tests which API keys are accepted, and what happens when their file changes."""
 
 import os
 import threading
@@ -67,7 +67,7 @@ def test_anything_else_is_401_and_told_what_is_wanted(
 
 
 def test_two_thousand_wrong_keys_are_all_refused(file: Path) -> None:
-    """Some of them share the first bytes of their digest with a key that is right."""
+    """Some of these keys share the first bytes of their digest with a valid key."""
     keys = KeyFile(file)
     for number in range(2000):
         with pytest.raises(Unauthorized):

@@ -1,4 +1,4 @@
-"""Limits are kept at equality: what is just as large as it may be is taken, and one more is refused."""
+"""Tests each limit at its edge: exactly the limit is accepted, and one more is refused."""
 
 import json
 import socket
@@ -118,7 +118,7 @@ def test_the_classification_extension_names_all_classes_at_most() -> None:
 
 
 def padded(length: int) -> bytes:
-    """A sound request with blanks before its last bracket."""
+    """Return a valid request padded with blanks before its closing brace."""
     message = row_count(1)
     return message[:-1] + b" " * (length - len(message)) + b"}"
 
@@ -132,12 +132,12 @@ def test_json_may_have_just_as_many_bytes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def with_parameters(text: str) -> bytes:
-    """A sound request that also has this JSON, which nobody reads."""
+    """Return a valid request with this JSON as an additional value that is ignored."""
     return row_count(1)[:-1] + b', "parameters": {"unread": ' + text.encode() + b"}}"
 
 
 def lists_of(count: int) -> str:
-    """JSON with so many lists, more than a hundred deep nowhere."""
+    """Return JSON with so many lists, nested about a hundred deep."""
     depths = [100] * ((count - 1) // 100) + [(count - 1) % 100]
     return "[" + ",".join("[" * depth + "]" * depth for depth in depths if depth) + "]"
 
@@ -187,7 +187,7 @@ def status(server: ServerProcess, sent: bytes) -> int:
 
 
 def head_of(length: int) -> bytes:
-    """A request whose target and headers, as they are counted, have so many bytes."""
+    """Return a request whose target and headers count as so many bytes."""
     target, host = b"/livez", b"Host: localhost\r\n"
     line = b"A: " + b"b" * (length - len(target) - len(host) - len(b"A: \r\n")) + b"\r\n"
     return b"GET " + target + b" HTTP/1.1\r\n" + host + line + b"\r\n"

@@ -1,4 +1,4 @@
-"""What a start and a burst of uploads leave is given back to the system."""
+"""Tests that memory is returned to the system after loading and after a burst of uploads."""
 
 import socket
 import threading

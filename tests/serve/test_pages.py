@@ -1,4 +1,4 @@
-"""Who gets the page and who the plain words, and under which headers; tests/browser has what it does."""
+"""Tests who gets the page or plain text, and with which headers; tests/browser tests the page itself."""
 
 import base64
 import hashlib

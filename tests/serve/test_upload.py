@@ -1,4 +1,4 @@
-"""A request's body, as it is read in this process: its bounds, and what it may be."""
+"""Tests reading a request's body: its limits and its media types."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ LIMITS = UploadLimits(max_bytes=100, max_files=2)
 
 
 class Chunks:
-    """A body in pieces, which notes how many were asked for."""
+    """A body in chunks that counts how many were read."""
 
     def __init__(self, *chunks: bytes) -> None:
         self.chunks = chunks
