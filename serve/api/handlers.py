@@ -12,7 +12,7 @@ from serve.api.openapi.document import document
 from serve.api.parameters import parse_query, parse_top_k
 from serve.api.pipeline import Pipeline
 from serve.api.responses import JSONLineResponse, result_entry
-from serve.api.start_page import addressed, prefers_html, security_headers, start_page
+from serve.api.start_page import prefers_html, security_headers, start_page, with_address
 from serve.api.upload import read_upload
 from serve.errors import QueueFull, RequestError
 from serve.model.classifier import Classified, Job, prediction
@@ -36,7 +36,7 @@ class Handlers:
     async def root(self, request: Request) -> Response:
         if prefers_html(request.headers.get("accept", "")):
             await self._pacer.turn()
-            text = addressed(self._page, request.scope["scheme"], request.headers.get("host", ""))
+            text = with_address(self._page, request.scope["scheme"], request.headers.get("host", ""))
             return HTMLResponse(text, headers={"Vary": "Accept", **self._page_headers})
         return PlainTextResponse("Server is Running\n", headers={"Vary": "Accept"})
 
@@ -60,7 +60,7 @@ class Handlers:
 
     async def docs(self, request: Request) -> Response:
         await self._pacer.turn()
-        text = addressed(self._docs, request.scope["scheme"], request.headers.get("host", ""))
+        text = with_address(self._docs, request.scope["scheme"], request.headers.get("host", ""))
         return HTMLResponse(text, headers=security_headers(text))
 
     async def upload(self, request: Request) -> Response:

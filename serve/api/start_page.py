@@ -45,7 +45,7 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
     return re.sub(r"\{\{(\w+)\}\}", lambda found: html.escape(values[found[1]]), text)
 
 
-def addressed(page: str, scheme: str, host: str) -> str:
+def with_address(page: str, scheme: str, host: str) -> str:
     """Return the page with the address that it was requested at, if `scheme` and `host` (with port) are valid."""
     if scheme not in ("http", "https") or host_name(host) is None:
         return page

@@ -69,7 +69,7 @@ async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max
     length = headers.get("content-length")
     if length is None and "transfer-encoding" not in headers:
         raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
-    too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes a request.")
+    too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes per request.")
     if length is not None:
         if len(length) > _MOST_DIGITS:  # may all be zeros; `int` refuses thousands of them
             raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MOST_DIGITS} digits.")

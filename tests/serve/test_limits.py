@@ -101,7 +101,7 @@ def row_count(count: int) -> bytes:
 
 def test_a_tensor_may_have_as_many_rows_as_a_request_may_have_files() -> None:
     assert len(parse_request(None, row_count(4), SIGNATURE).rows) == 4
-    with pytest.raises(TooManyFiles, match="the limit is 4 rows a request"):
+    with pytest.raises(TooManyFiles, match="the limit is 4 rows per request"):
         parse_request(None, row_count(5), SIGNATURE)
 
 

@@ -37,7 +37,7 @@ def test_a_body_in_pieces_is_put_together() -> None:
 def test_all_pieces_together_may_be_just_as_large_as_the_limit(headers: dict[str, str]) -> None:
     assert len(upload(Chunks(b"a" * 40, b"b" * 60), **headers)[0].data) == 100
     body = Chunks(b"a" * 40, b"b" * 60, b"c", b"never asked for")
-    with pytest.raises(UploadTooLarge, match="larger than the limit of 100 bytes a request"):
+    with pytest.raises(UploadTooLarge, match="larger than the limit of 100 bytes per request"):
         upload(body, **headers)
     assert body.read == 3
 

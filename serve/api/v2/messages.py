@@ -17,12 +17,12 @@ from serve.api.v2.tensors import (
     IMAGE,
     INPUT,
     LENGTH,
-    floats,
-    images,
-    parameters_of,
+    quote,
+    read_floats,
+    read_images,
+    read_parameters,
+    read_shape,
     require_datatype,
-    shape_of,
-    shown,
 )
 from serve.errors import BadTensor, UploadTooLarge
 from serve.model.postprocess import Label
@@ -103,14 +103,14 @@ def parse_request(length_header: str | None, body: bytes, signature: Signature) 
     if name == INPUT:
         require_datatype(tensor, INPUT, "FP32")
         side = signature.side
-        shape = shape_of(tensor, INPUT, (3, side, side), signature.max_rows)
-        rows = list(floats(tensor, shape, tail)[:, None])
+        shape = read_shape(tensor, INPUT, (3, side, side), signature.max_rows)
+        rows = list(read_floats(tensor, shape, tail)[:, None])
     elif name == IMAGE:
         require_datatype(tensor, IMAGE, "BYTES")
-        (count,) = shape_of(tensor, IMAGE, (), signature.max_rows)
-        encoded = images(tensor, count, tail)
+        (count,) = read_shape(tensor, IMAGE, (), signature.max_rows)
+        encoded = read_images(tensor, count, tail)
     else:
-        raise BadTensor(f"There is no input {shown(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
+        raise BadTensor(f"There is no input {quote(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
     classes, binary = _requested_output(message, len(signature.labels))
     identifier = message.get("id")
     if not (identifier is None or (isinstance(identifier, str) and len(identifier) <= _MAX_ID_CHARACTERS)):
@@ -159,7 +159,7 @@ def _split(length_header: str | None, body: bytes, signature: Signature) -> tupl
     length = len(body)
     if length_header is not None:
         if not (length_header.isascii() and length_header.isdigit() and len(length_header) <= 15):
-            raise BadTensor(f"{LENGTH_HEADER}: {shown(length_header)} is not a number of bytes.")
+            raise BadTensor(f"{LENGTH_HEADER}: {quote(length_header)} is not a number of bytes.")
         length = int(length_header)
         if length > len(body):
             raise BadTensor(f"{LENGTH_HEADER} is {length}, but the body has {len(body)} bytes.")
@@ -212,23 +212,23 @@ def _only_tensor(message: dict[str, Any], key: str) -> dict[str, Any]:
 
 def _requested_output(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
     """Return how many classes to name, 0 for logits, and whether the response's tensor is binary."""
-    binary = _flag(parameters_of(message, "the request"), "binary_data_output")
+    binary = _flag(read_parameters(message, "the request"), "binary_data_output")
     if message.get("outputs") in (None, []):
         return 0, binary
     output = _only_tensor(message, "outputs")
     if output.get("name") != OUTPUT:
-        raise BadTensor(f"There is no output {shown(output.get('name'))}; the model returns '{OUTPUT}'.")
-    parameters = parameters_of(output, OUTPUT)
+        raise BadTensor(f"There is no output {quote(output.get('name'))}; the model returns '{OUTPUT}'.")
+    parameters = read_parameters(output, OUTPUT)
     classes = parameters.get("classification", 0)
     if type(classes) is not int or not 0 <= classes <= class_count:
-        raise BadTensor(f"classification={shown(classes)} is not a whole number from 1 to {class_count}.")
+        raise BadTensor(f"classification={quote(classes)} is not a whole number from 1 to {class_count}.")
     return classes, _flag(parameters, "binary_data", binary)
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise BadTensor(f"{key}={shown(value)} is neither true nor false.")
+        raise BadTensor(f"{key}={quote(value)} is neither true nor false.")
     return value
 
 

@@ -27,10 +27,10 @@ _ENCODER: Final = json.JSONEncoder()
 def require_datatype(tensor: dict[str, Any], name: str, datatype: str) -> None:
     """Raise `BadTensor` unless the tensor has this datatype."""
     if tensor.get("datatype") != datatype:
-        raise BadTensor(f"The datatype of '{name}' is {shown(tensor.get('datatype'))}; the model takes {datatype}.")
+        raise BadTensor(f"The datatype of '{name}' is {quote(tensor.get('datatype'))}; the model takes {datatype}.")
 
 
-def shape_of(tensor: dict[str, Any], name: str, row: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
+def read_shape(tensor: dict[str, Any], name: str, row: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
     """Return the tensor's shape, `(N, *row)`.
 
     Raises:
@@ -41,13 +41,13 @@ def shape_of(tensor: dict[str, Any], name: str, row: tuple[int, ...], max_rows: 
     wanted = ", ".join(["N", *map(str, row)])
     is_shape = isinstance(shape, list) and all(type(side) is int for side in shape)
     if not is_shape or len(shape) != 1 + len(row) or tuple(shape[1:]) != row or shape[0] < 1:  # type: ignore[arg-type,index]
-        raise BadTensor(f"The shape of '{name}' is {shown(shape)}; the model takes [{wanted}] with N at least 1.")
+        raise BadTensor(f"The shape of '{name}' is {quote(shape)}; the model takes [{wanted}] with N at least 1.")
     if shape[0] > max_rows:  # type: ignore[index]
-        raise TooManyFiles(f"The shape of '{name}' is {shown(shape)}; the limit is {max_rows} rows a request.")
+        raise TooManyFiles(f"The shape of '{name}' is {quote(shape)}; the limit is {max_rows} rows per request.")
     return tuple(shape)  # type: ignore[arg-type]
 
 
-def floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> npt.NDArray[np.float32]:
+def read_floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> npt.NDArray[np.float32]:
     """Return the values of the tensor `input`, all finite; raises `BadTensor`.
 
     Args:
@@ -55,7 +55,7 @@ def floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> 
         shape: its shape, already checked.
         tail: the bytes after the message's JSON.
     """
-    raw = _raw(tensor, INPUT, tail)
+    raw = _raw_bytes(tensor, INPUT, tail)
     count = math.prod(shape)
     values = np.full(1, np.nan, np.float32)
     if raw is not None:
@@ -63,7 +63,7 @@ def floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> 
             raise BadTensor(f"The shape of '{INPUT}' takes {4 * count} bytes, but its data has {len(raw)}.")
         values = np.frombuffer(raw, "<f4").astype(np.float32)
     else:
-        numbers = _flat(tensor.get("data"), shape)
+        numbers = _flatten(tensor.get("data"), shape)
         if numbers is None:
             raise BadTensor(
                 f"The data of '{INPUT}' is neither of shape {list(shape)} nor a flat list of {count} numbers."
@@ -78,9 +78,9 @@ def floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> 
     return values.reshape(shape)
 
 
-def images(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
-    """Return the `count` encoded images of the tensor `image`; raises `BadTensor`. tail: as for `floats`."""
-    raw = _raw(tensor, IMAGE, tail)
+def read_images(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
+    """Return the `count` encoded images of the tensor `image`; raises `BadTensor`. tail: as for `read_floats`."""
+    raw = _raw_bytes(tensor, IMAGE, tail)
     if raw is not None:
         elements = _unpack(raw, count)
     else:
@@ -96,9 +96,9 @@ def images(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
     return elements
 
 
-def _raw(tensor: dict[str, Any], name: str, tail: memoryview) -> memoryview | None:
+def _raw_bytes(tensor: dict[str, Any], name: str, tail: memoryview) -> memoryview | None:
     """Return a binary tensor's bytes, and None for any other tensor."""
-    size = parameters_of(tensor, name).get("binary_data_size")
+    size = read_parameters(tensor, name).get("binary_data_size")
     if size is None:
         if len(tail):
             raise BadTensor(f"{len(tail)} bytes follow the JSON, but '{name}' has no binary_data_size.")
@@ -106,11 +106,11 @@ def _raw(tensor: dict[str, Any], name: str, tail: memoryview) -> memoryview | No
     if "data" in tensor:
         raise BadTensor(f"The tensor '{name}' has both data and binary_data_size.")
     if type(size) is not int or size != len(tail):
-        raise BadTensor(f"The binary_data_size of '{name}' is {shown(size)}, but {len(tail)} bytes follow the JSON.")
+        raise BadTensor(f"The binary_data_size of '{name}' is {quote(size)}, but {len(tail)} bytes follow the JSON.")
     return tail
 
 
-def _flat(data: Any, shape: tuple[int, ...]) -> list[Any] | None:
+def _flatten(data: Any, shape: tuple[int, ...]) -> list[Any] | None:
     """Flatten nested lists of this shape, or return a flat list of as many elements; None if `data` is neither."""
     if isinstance(data, list) and len(data) == math.prod(shape) and not any(isinstance(entry, list) for entry in data):
         return data
@@ -142,7 +142,7 @@ def _unpack(raw: memoryview, count: int) -> list[bytes]:
     return elements
 
 
-def parameters_of(owner: dict[str, Any], name: str) -> dict[str, Any]:
+def read_parameters(owner: dict[str, Any], name: str) -> dict[str, Any]:
     """Return the `parameters` of a request or a tensor, empty if it has none."""
     parameters = owner.get("parameters")
     if not (parameters is None or isinstance(parameters, dict)):
@@ -150,7 +150,7 @@ def parameters_of(owner: dict[str, Any], name: str) -> dict[str, Any]:
     return parameters or {}
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """Return a message's value as JSON for an error message, shortened if it is long."""
     text = ""
     for piece in _ENCODER.iterencode(value[:_SHOWN_CHARACTERS] if isinstance(value, str) else value):
