@@ -24,10 +24,11 @@ _MAX_ACCEPT: Final = 1024
 
 def start_page(config: Config, model: str, variant: str, class_count: int) -> str:
     """Return the HTML of `GET /` for a model of this name, variant and number of classes."""
+    top_k = min(DEFAULT_TOP_K, class_count)
     settings = {
         "maxBytes": config.max_request_bytes,
         "maxFiles": config.max_files,
-        "topK": min(DEFAULT_TOP_K, class_count),
+        "topK": top_k,
         "variant": variant,
         "wantsKey": config.api_keys_file is not None,
     }
@@ -35,6 +36,7 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
         "settings": json.dumps(settings),
         "model": model,
         "variant": variant,
+        "top_k": str(top_k),
         "classes": str(class_count),
         "accept": ",".join(f"image/{name.lower()}" for name in ACCEPTED_FORMATS),
         "formats": ", ".join(ACCEPTED_FORMATS),
