@@ -27,8 +27,7 @@ def problem_response(path: str, problem: dict[str, Any], headers: Mapping[str, s
 def error_response(path: str, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error as the response to a request for `path`, with the headers that belong to its status."""
     headers = dict(headers or {})
-    seconds = retry_after(error)
-    if seconds is not None:
+    if (seconds := retry_after(error)) is not None:
         headers["Retry-After"] = str(seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
