@@ -118,7 +118,7 @@ def create_app(
         allow_private_network=True,  # a listed origin is listed wherever it and the server are
         expose_headers=["X-Request-ID", "Retry-After", "Server-Timing", LENGTH_HEADER],
     )
-    metrics.expect(route.path for route in routes)
+    metrics.declare_routes(route.path for route in routes)
     app = Starlette(
         routes=routes,
         middleware=[
@@ -159,7 +159,7 @@ def _response(request: Request, content: dict[str, Any], headers: dict[str, str]
 def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
     async def answer(request: Request, error: RequestError) -> Response:
         error.__traceback__ = None  # its frames hold the upload, and the error: a cycle of megabytes
-        metrics.rejected(error)
+        metrics.request_rejected(error)
         seconds = retry_after(error)
         headers = {} if seconds is None else {"Retry-After": str(seconds)}
         if isinstance(error, Unauthorized):

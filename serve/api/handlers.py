@@ -30,9 +30,9 @@ from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.observability.metrics import Metrics
 from serve.scheduling.header_checks import Inspector
 from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
-from serve.scheduling.memory import trim
+from serve.scheduling.malloc import trim_malloc
 from serve.scheduling.scheduler import Outcome, Scheduler
-from serve.scheduling.upload_budget import Arrival, UploadBudget
+from serve.scheduling.upload_budget import Upload, UploadBudget
 
 T = TypeVar("T")
 
@@ -82,7 +82,7 @@ class Server:
             max_queue=self.config.max_queue,
             item_seconds=self.classifier.model.infer_seconds,
         )
-        self.metrics.watch_queue(lambda: self.scheduler.depth)
+        self.metrics.track_queue_depth(lambda: self.scheduler.depth)
         self.lifecycle.start()
         trimming = asyncio.ensure_future(self._give_memory_back())
         try:
@@ -95,7 +95,7 @@ class Server:
 
     async def root(self, request: Request) -> Response:
         if prefers_html(request.headers.get("accept", "")):
-            await self.pacer.turn()
+            await self.pacer.wait_for_turn()
             text = addressed(self._page, request.scope["scheme"], request.headers.get("host", ""))
             return HTMLResponse(text, headers={"Vary": "Accept", **self._page_headers})
         return PlainTextResponse("Server is Running\n", headers={"Vary": "Accept"})
@@ -112,14 +112,14 @@ class Server:
         return JSONLineResponse(self.classifier.card)
 
     async def show_metrics(self, request: Request) -> Response:
-        await self.pacer.turn()
-        return Response(self.metrics.text(), headers={"Content-Type": METRICS_MEDIA_TYPE})
+        await self.pacer.wait_for_turn()
+        return Response(self.metrics.render(), headers={"Content-Type": METRICS_MEDIA_TYPE})
 
     async def openapi(self, request: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
 
     async def docs(self, request: Request) -> Response:
-        await self.pacer.turn()
+        await self.pacer.wait_for_turn()
         text = addressed(self._docs, request.scope["scheme"], request.headers.get("host", ""))
         return HTMLResponse(text, headers=security_headers(text))
 
@@ -145,10 +145,10 @@ class Server:
         return JSONLineResponse({"results": results}, headers=timing)
 
     @contextlib.asynccontextmanager
-    async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Arrival]]:
+    async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
         """One request with pictures, from its head to its answer; refused before its body is read if it would be."""
         async with self.lifecycle.track() as visit:
-            with self.arrivals.one() as arrival:
+            with self.arrivals.track() as arrival:
                 self.scheduler.require_room()
                 yield visit, arrival
 
@@ -158,12 +158,12 @@ class Server:
 
     def note(self, request: Request, read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, str]:
         """Tell log and metrics where a request's time went; headers that tell the client, if it may know."""
-        self.metrics.spent("read", read_seconds)
+        self.metrics.observe_stage("read", read_seconds)
         for outcome in outcomes:
             if outcome.result is not None:
-                self.metrics.spent("queue", outcome.queued_seconds)
+                self.metrics.observe_stage("queue", outcome.queued_seconds)
                 for stage, seconds in outcome.result.seconds.items():
-                    self.metrics.spent(stage, seconds)
+                    self.metrics.observe_stage(stage, seconds)
         stages = stages_of(read_seconds, outcomes)
         request.scope["stages"] = stages
         tells = self.config.server_timing or _asks_for_timing(request)
@@ -179,11 +179,11 @@ class Server:
 
     async def compute(self, jobs: Sequence[Job | Prepared], deadline: float) -> list[Outcome[Classified]]:
         """As `Scheduler.run`."""
-        asyncio.get_running_loop().call_soon(self.metrics.note_queue)  # once they are queued
+        asyncio.get_running_loop().call_soon(self.metrics.update_queue_depth)  # once they are queued
         return await self.scheduler.run(jobs, deadline)
 
     def _prepare(self, job: Job | Prepared) -> Prepared:
-        self.metrics.note_queue()  # it waits no more
+        self.metrics.update_queue_depth()  # it waits no more
         return self.classifier.prepare(job)
 
     async def _give_memory_back(self) -> None:
@@ -193,7 +193,7 @@ class Server:
             await asyncio.sleep(_TRIM_SECONDS)
             if self.scheduler.done != done:
                 done = self.scheduler.done
-                self.inspector.do(trim)
+                self.inspector.do(trim_malloc)
 
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
         """The outcome of each file. Those whose header rules them out are never queued."""

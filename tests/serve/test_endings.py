@@ -119,7 +119,7 @@ def test_signals_again_and_again_from_any_moment_on_are_a_normal_end(moment: flo
 
 HANGS_AT_THE_END = """
 import serve.server.signals, serve.scheduling.scheduler
-serve.server.signals.HANGING_SECONDS = 0.5
+serve.server.signals.EXIT_MARGIN_SECONDS = 0.5
 serve.scheduling.scheduler.Scheduler.close = lambda *_: time.sleep(600)
 """
 
@@ -211,8 +211,9 @@ def test_numpy_makes_no_threads_because_without_any_left_it_would_send_a_signal(
 
 
 def failing(code: str, workers: str, shared_memory: Path) -> subprocess.CompletedProcess[str]:
-    """A start after this was changed, which leaves its folders where it is told."""
-    code = f"from serve.observability import counting\ncounting._SHARED_MEMORY = {str(shared_memory)!r}\n{code}"
+    """A server started after `code` has run, with `shared_memory` in place of /dev/shm."""
+    folder = f"shared_metrics._SHARED_MEMORY = {str(shared_memory)!r}"
+    code = f"from serve.observability import shared_metrics\n{folder}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", START.format(code), "--port", "0", *FLAGS, "--log-level", "error", "--workers", workers],
         cwd=ROOT,

@@ -146,8 +146,8 @@ def test_signals_are_left_to_the_main_thread(pipe: tuple[int, int]) -> None:
 
 FORKED = """
 import os, sys
-from serve.observability.error_stream import never_block
-stream = never_block()
+from serve.observability.error_stream import install_error_stream
+stream = install_error_stream()
 print("before", file=sys.stderr)
 pid = os.fork()
 print("child" if pid == 0 else "parent", file=sys.stderr)

@@ -116,10 +116,10 @@ def test_a_short_grace_keeps_a_reserve_for_refusals_and_last_answers(
         one = InFlightRequest(grace)
         if body_received:
             one.body_received()
-        async with one.scope:
-            one.end_in_time(1000.0)
-            assert one.scope.when() == 1000.0 + left
-            one.scope.reschedule(None)
+        async with one.timeout:
+            one.limit_draining(1000.0)
+            assert one.timeout.when() == 1000.0 + left
+            one.timeout.reschedule(None)
 
     asyncio.run(scenario())
 
@@ -146,7 +146,7 @@ def test_a_second_wish_to_end_waits_for_nobody() -> None:
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(lifecycle.drain())
         await asyncio.sleep(0)
-        lifecycle.end_now()
+        lifecycle.cancel_all()
         await asyncio.wait_for(draining, 5)
         with pytest.raises(NotReady):
             await endless

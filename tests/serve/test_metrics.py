@@ -106,21 +106,21 @@ def test_what_a_guard_refuses_is_counted_by_its_route_and_reason(
 def test_the_queue_is_read_when_it_is_asked_for() -> None:
     metrics = Metrics({"model": "tiny"})
     depth = 3
-    metrics.watch_queue(lambda: depth)
-    assert b"serve_queue_depth 3.0" in metrics.text()
+    metrics.track_queue_depth(lambda: depth)
+    assert b"serve_queue_depth 3.0" in metrics.render()
     depth = 5
-    assert b"serve_queue_depth 5.0" in metrics.text()
+    assert b"serve_queue_depth 5.0" in metrics.render()
 
 
 def test_the_queue_is_noted_as_each_request_ends() -> None:
     """Some leave the queue without having been prepared: their deadline has passed, or their client has gone."""
     metrics = Metrics({"model": "tiny"})
     depth = 3
-    metrics.watch_queue(lambda: depth)
-    metrics.note_queue()
+    metrics.track_queue_depth(lambda: depth)
+    metrics.update_queue_depth()
     depth = 1
-    metrics.began()
-    metrics.ended("/upload", 504, 0.1)
+    metrics.request_started()
+    metrics.request_finished("/upload", 504, 0.1)
     assert metrics._registry.get_sample_value("serve_queue_depth") == 1
 
 
@@ -147,9 +147,9 @@ def test_the_queue_is_noted_whenever_it_changes(
 @pytest.mark.parametrize("error", RULES)
 def test_every_error_has_a_reason(error: type[errors.RequestError]) -> None:
     metrics = Metrics({"model": "tiny"})
-    before = metrics.text()
-    metrics.rejected(error("why"))
-    assert before != metrics.text()
+    before = metrics.render()
+    metrics.request_rejected(error("why"))
+    assert before != metrics.render()
 
 
 def test_every_reason_is_explained_to_operators_with_its_status(client: TestClient) -> None:
@@ -158,6 +158,7 @@ def test_every_reason_is_explained_to_operators_with_its_status(client: TestClie
     reasons = [dict(labels)["reason"] for name, labels in samples(client) if name == "serve_rejected_total"]
     assert sorted(reason for reason, _ in told) == sorted(reasons)
     statuses = {error.__name__.lower(): rule.status for error, rule in RULES.items()}
+    statuses["unauthorised"] = statuses.pop("unauthorized")
     assert all(int(status) == statuses[reason.replace("_", "")] for reason, status in told)
 
 

@@ -29,7 +29,7 @@ def turns_of(pieces: int, seconds: float) -> list[tuple[int, int]]:
                 await asyncio.sleep(0)
 
         async def compute(name: int) -> None:
-            await pacer.turn()
+            await pacer.wait_for_turn()
             time.sleep(seconds)  # noqa: ASYNC251  as computing does
             seen.append((name, turn))
 
@@ -52,13 +52,13 @@ def test_cheap_pieces_wait_for_nobody() -> None:
 def test_whoever_gives_up_holds_up_nobody() -> None:
     async def scenario() -> None:
         pacer = Pacer()
-        await pacer.turn()
+        await pacer.wait_for_turn()
         time.sleep(0.006)  # noqa: ASYNC251  so that the others have to wait
-        tasks = [asyncio.ensure_future(pacer.turn()) for _ in range(3)]
+        tasks = [asyncio.ensure_future(pacer.wait_for_turn()) for _ in range(3)]
         await asyncio.sleep(0)
         tasks[1].cancel()
         await asyncio.wait_for(asyncio.gather(tasks[0], tasks[2]), 5)
-        await asyncio.wait_for(pacer.turn(), 5)
+        await asyncio.wait_for(pacer.wait_for_turn(), 5)
 
     asyncio.run(scenario())
 

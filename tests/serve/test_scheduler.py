@@ -193,7 +193,7 @@ def test_after_an_overflow_the_wait_is_that_of_the_short_queue(make: Make, work:
         running = asyncio.ensure_future(scheduler.run(["a", *range(12)], soon()))
         await work.until_begun("a")
         assert scheduler.depth == 12
-        with pytest.raises(QueueFull, match=r"no room for 1 picture: 12 are waiting and the limit is 12") as refusal:
+        with pytest.raises(QueueFull, match=r"no room for 1 image: 12 are waiting and the limit is 12") as refusal:
             scheduler.require_room()
         assert refusal.value.retry_after == 20.0  # from now on 3 may wait, so 10 have to go first, at 2 s each
         with pytest.raises(QueueFull, match="the limit is 3"):
@@ -332,7 +332,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Mak
         running.append(asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon())))
         await asyncio.sleep(0)
         scheduler.require_room(1)
-        with pytest.raises(QueueFull, match=r"no room for 4 pictures: 3 are waiting and the limit is 4") as refusal:
+        with pytest.raises(QueueFull, match=r"no room for 4 images: 3 are waiting and the limit is 4") as refusal:
             await scheduler.run(["d", "e", "f", "g"], soon())
         assert refusal.value.retry_after == 6.0  # three too many, at two seconds each
         running.append(asyncio.ensure_future(scheduler.run(["d"], soon())))

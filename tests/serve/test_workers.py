@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from serve.config.settings import ROOT
-from serve.server.workers import share
+from serve.server.supervisor import cpu_share
 from tests.hostile.client import megabytes
 from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
@@ -54,7 +54,7 @@ UPLOADS = 'serve_requests_total{code="200",route="/upload"}'
     ("cpus", "count", "shares"), [(2, 2, [1, 1]), (5, 2, [3, 2]), (64, 4, [16] * 4), (1, 3, [1, 1, 1])]
 )
 def test_cpus_are_shared_as_evenly_as_can_be(cpus: int, count: int, shares: list[int]) -> None:
-    assert [share(cpus, count, number) for number in range(count)] == shares
+    assert [cpu_share(cpus, count, number) for number in range(count)] == shares
 
 
 def test_connections_are_spread_and_none_is_lost_while_a_worker_stands_still(server: ServerProcess, cat: bytes) -> None:
@@ -139,10 +139,10 @@ def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
 # Workers may hang for four seconds rather than thirty; one request hangs its event loop.
 IMPATIENT = """
 import runpy, sys, time
-import serve.api.handlers, serve.server.workers
+import serve.api.handlers, serve.server.supervisor
 async def hang(self, request):
     time.sleep(600)
-serve.server.workers.Workers.__init__.__defaults__ = (4,)
+serve.server.supervisor.Supervisor.__init__.__defaults__ = (4,)
 serve.api.handlers.Server.docs = hang
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")

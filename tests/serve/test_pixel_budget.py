@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from serve.scheduling.memory import PixelBudget
+from serve.scheduling.pixel_budget import PixelBudget
 
 LONG = 30.0
 

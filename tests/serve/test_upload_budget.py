@@ -18,7 +18,7 @@ async def chunks(*parts: bytes, pause: float = 0.0) -> AsyncIterator[bytes]:
 
 async def read(arrivals: UploadBudget, source: AsyncIterator[bytes]) -> tuple[bytes, int]:
     """What came, and what was held meanwhile."""
-    with arrivals.one() as arrival:
+    with arrivals.track() as arrival:
         received = b"".join([chunk async for chunk in arrival.limit_rate(source)])
         return received, arrivals.held
 
@@ -33,7 +33,7 @@ def test_more_than_all_may_hold_is_refused_and_what_it_held_is_free_again() -> N
     arrivals = UploadBudget(10, 1.0)
 
     async def scenario() -> None:
-        with arrivals.one() as other:
+        with arrivals.track() as other:
             async for _ in other.limit_rate(chunks(b"123456")):
                 pass
             with pytest.raises(UploadsFull, match="the limit for all together is 10 bytes"):
@@ -71,7 +71,7 @@ def test_one_that_is_silent_makes_way_and_one_that_comes_does_not() -> None:
 
     asyncio.run(scenario())
     assert arrivals.held == 0
-    assert not arrivals.arriving
+    assert not arrivals.uploads
 
 
 def test_one_that_was_refused_makes_way_for_nobody_a_second_time() -> None:
@@ -79,10 +79,10 @@ def test_one_that_was_refused_makes_way_for_nobody_a_second_time() -> None:
     arrivals = UploadBudget(10, 30.0)
 
     async def scenario() -> None:
-        with pytest.raises(ZeroDivisionError) as kept, arrivals.one() as arrival:
+        with pytest.raises(ZeroDivisionError) as kept, arrivals.track() as arrival:
             async for _ in arrival.limit_rate(chunks(b"12345678", b"9")):
                 raise ZeroDivisionError
-        assert (arrivals.held, arrivals.arriving) == (0, set())
+        assert (arrivals.held, arrivals.uploads) == (0, set())
         await asyncio.sleep(1.1)
         assert await read(arrivals, chunks(b"1234567890")) == (b"1234567890", 10)
         assert arrivals.held == 0
@@ -105,7 +105,7 @@ def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
 
         stalled = asyncio.ensure_future(silent())
         await asyncio.sleep(0.05)
-        (arrival,) = arrivals.arriving
+        (arrival,) = arrivals.uploads
         when = arrival._waiting.when()
         assert when
         done: list[None] = []
@@ -147,7 +147,7 @@ def test_one_that_is_large_has_its_time() -> None:
 def test_one_that_was_made_to_go_ends_though_its_last_bytes_came_meanwhile(more: bool) -> None:
     async def scenario() -> None:
         arrivals = UploadBudget(100, 30.0)
-        with arrivals.one() as arrival:
+        with arrivals.track() as arrival:
 
             async def chunks() -> AsyncIterator[bytes]:
                 yield b"a"
@@ -159,7 +159,7 @@ def test_one_that_was_made_to_go_ends_though_its_last_bytes_came_meanwhile(more:
                 async for _ in arrival.limit_rate(chunks()):
                     pass
         assert arrivals.held == 0
-        assert not arrivals.arriving
+        assert not arrivals.uploads
 
     asyncio.run(scenario())
 
@@ -172,13 +172,13 @@ def test_each_piece_of_a_body_is_read_in_a_turn_of_its_own(monkeypatch: pytest.M
             nonlocal turns
             turns += 1
 
-        monkeypatch.setattr(arrivals.pacer, "turn", turn)
+        monkeypatch.setattr(arrivals.pacer, "wait_for_turn", turn)
 
         async def chunks() -> AsyncIterator[bytes]:
             yield b"a"
             yield b"b"
 
-        with arrivals.one() as arrival:
+        with arrivals.track() as arrival:
             assert [(chunk, turns) async for chunk in arrival.limit_rate(chunks())] == [(b"a", 1), (b"b", 2)]
 
     asyncio.run(scenario())

@@ -5,14 +5,14 @@ from typing import Any, cast
 
 import pytest
 
-from serve.server import turns
-from serve.server.turns import TakingTurns, Turns
+from serve.server import read_budget
+from serve.server.read_budget import BudgetedProtocol, ReadBudget
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(turns.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(read_budget.time, "perf_counter", lambda: self.now)
 
 
 class Connection:
@@ -50,7 +50,7 @@ def three(clock: Clock, log: list[bytes]) -> list[Any]:
 def test_what_is_quick_is_read_at_once(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
-        reading = Turns()
+        reading = ReadBudget()
         for connection, data in zip(three(clock, log), (b"aaa", b"bbb", b"ccc"), strict=True):
             reading.read(connection, data)
         assert log == [b"aaa", b"bbb", b"ccc"]
@@ -61,7 +61,7 @@ def test_what_is_quick_is_read_at_once(clock: Clock) -> None:
 def test_what_takes_long_waits_for_its_turn_and_keeps_its_order(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
-        reading = Turns()
+        reading = ReadBudget()
         first, second, third = three(clock, log)
         reading.read(first, b"1" * 12)
         reading.read(second, b"2" * 12)
@@ -83,7 +83,7 @@ def test_what_takes_long_waits_for_its_turn_and_keeps_its_order(clock: Clock) ->
 def test_whoever_has_gone_or_been_stopped_by_others_stays_so(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
-        reading = Turns()
+        reading = ReadBudget()
         first, gone, stopped = three(clock, log)
         reading.read(first, b"1" * 12)
         reading.read(gone, b"2")
@@ -99,10 +99,10 @@ def test_whoever_has_gone_or_been_stopped_by_others_stays_so(clock: Clock) -> No
 
 def test_heads_wait_for_nobody_and_bodies_do(clock: Clock) -> None:
     class Protocol:
-        data_received = TakingTurns.data_received
+        data_received = BudgetedProtocol.data_received
 
         def __init__(self) -> None:
-            self.turns, self.cycle = self, cast(Any, None)
+            self.read_budget, self.cycle = self, cast(Any, None)
             self.log: list[str] = []
 
         def read(self, *arguments: Any) -> None:

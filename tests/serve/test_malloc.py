@@ -18,7 +18,7 @@ from serve.model.classifier import Classifier
 
 def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
-    monkeypatch.setattr(main, "trim", lambda: steps.append("trim"))
+    monkeypatch.setattr(main, "trim_malloc", lambda: steps.append("trim"))
     monkeypatch.setattr(main.gc, "freeze", lambda: None)  # the tests go on
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: steps.append("run"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -30,7 +30,7 @@ def test_memory_is_given_back_after_a_burst_and_not_without_one(
     config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trimmed = threading.Event()
-    monkeypatch.setattr(handlers, "trim", trimmed.set)
+    monkeypatch.setattr(handlers, "trim_malloc", trimmed.set)
     monkeypatch.setattr(handlers, "_TRIM_SECONDS", 0.05)
     with TestClient(create_app(replace(config, streams=1), classifier)) as client:
         time.sleep(0.3)

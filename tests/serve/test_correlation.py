@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serve.observability.tracing import trace_of
+from serve.observability.correlation import parse_traceparent
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -15,7 +15,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     "header", [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00", f"cc-{TRACE}-{PARENT}-01-what"]
 )
 def test_a_trace_is_read(header: str) -> None:
-    assert trace_of(header) == {"trace_id": TRACE, "parent_id": PARENT}
+    assert parse_traceparent(header) == {"trace_id": TRACE, "parent_id": PARENT}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_a_trace_is_read(header: str) -> None:
     ],
 )
 def test_what_is_no_trace_is_ignored(header: str) -> None:
-    assert trace_of(header) == {}
+    assert parse_traceparent(header) == {}
 
 
 def test_trace_and_stages_are_in_the_log(client: TestClient, cat: bytes, caplog: pytest.LogCaptureFixture) -> None:
