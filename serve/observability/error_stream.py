@@ -86,9 +86,7 @@ class ErrorStream(io.TextIOBase):
 
     def _start(self) -> None:
         self._has_thread = True  # set first, in case a signal handler writes meanwhile
-        unblocked = signal.pthread_sigmask(
-            signal.SIG_BLOCK, signal.valid_signals()
-        )  # signals are handled on the main thread
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # leaves them to the main thread
         try:
             threading.Thread(target=self._run, name="stderr", daemon=True).start()
         except RuntimeError:  # no thread is available; `drain` writes the queue at the end
@@ -136,9 +134,7 @@ def install_error_stream() -> ErrorStream:
     with suppress(OSError):  # if the pipe cannot be reopened, only writes outside Python can still block
         if stat.S_ISFIFO(os.fstat(_DESCRIPTOR).st_mode):
             own = os.open(f"/proc/self/fd/{_DESCRIPTOR}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.dup2(
-                own, _DESCRIPTOR
-            )  # a new description, because O_NONBLOCK on the old one would affect all processes that share it
+            os.dup2(own, _DESCRIPTOR)  # O_NONBLOCK on the old description would affect all processes that share it
             os.close(own)
     stream = ErrorStream(_DESCRIPTOR, sys.stderr.encoding)
     sys.stderr = stream

@@ -24,9 +24,9 @@ from serve.server.worker import Heartbeat, become_worker
 
 # Runs worker N on its socket until it ends, calling the heartbeat every second; returns the exit status.
 RunWorker = Callable[[int, socket.socket, Heartbeat], int]
-# How long to wait before a worker is replaced that cannot start, or ended with an error or soon after its start.
+# How long to wait before another start after a worker that did not start, or ended with an error or too early.
 _RETRY_SECONDS: Final = 1.0
-_YOUNG_SECONDS: Final = 5.0
+_EARLY_SECONDS: Final = 5.0
 # How much longer than the grace period workers may take before they are killed.
 _KILL_AFTER_SECONDS: Final = 3.0
 # How long a worker may send no heartbeat: once it is ready, and while it loads its model.
@@ -126,9 +126,8 @@ class Supervisor:
                         self._ready = True
                         self._due = dict.fromkeys(range(1, len(self._listeners)), 0.0)
                     continue
-            os.waitid(
-                os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT
-            )  # its socket has closed; wait until `_reap` can reap it
+            # Its socket has closed, which may happen before `_reap` can reap it.
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
 
     def _reap(self) -> None:
         """Reaps ended processes, including orphans, because in a container this is process 1."""
@@ -154,7 +153,7 @@ class Supervisor:
             return
         log.error("worker %d (process %d) ended %s; starting another", number + 1, worker.pid, how)
         now = time.monotonic()
-        self._due[number] = now + _RETRY_SECONDS if code > 0 or now - worker.began < _YOUNG_SECONDS else now
+        self._due[number] = now + _RETRY_SECONDS if code > 0 or now - worker.began < _EARLY_SECONDS else now
 
     def _kill_silent(self) -> None:
         """Kills workers that hang. Time counts only while this process runs, because the machine may be asleep."""

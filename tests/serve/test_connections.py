@@ -11,7 +11,7 @@ class Fake:
         self.evicted = True
 
 
-def test_the_one_that_has_waited_longest_makes_room() -> None:
+def test_the_connection_idle_longest_is_evicted() -> None:
     table: ConnectionLimiter[Fake] = ConnectionLimiter(2)
     first, second, third = Fake(), Fake(), Fake()
     assert table.add(first)
@@ -20,7 +20,7 @@ def test_the_one_that_has_waited_longest_makes_room() -> None:
     assert (first.evicted, second.evicted, len(table)) == (True, False, 2)
 
 
-def test_those_that_work_stay_and_a_new_one_finds_no_room() -> None:
+def test_busy_connections_are_not_evicted_and_a_new_one_is_refused() -> None:
     table: ConnectionLimiter[Fake] = ConnectionLimiter(2)
     busy = [Fake(), Fake()]
     for connection in busy:
@@ -36,7 +36,7 @@ def test_those_that_work_stay_and_a_new_one_finds_no_room() -> None:
     assert (refused[1].evicted, busy[0].evicted, len(table)) == (True, True, 2)
 
 
-def test_an_answered_one_waits_again_behind_the_others() -> None:
+def test_an_answered_connection_becomes_the_one_idle_shortest() -> None:
     table: ConnectionLimiter[Fake] = ConnectionLimiter(2)
     first, second = Fake(), Fake()
     table.add(first)
@@ -47,7 +47,7 @@ def test_an_answered_one_waits_again_behind_the_others() -> None:
     assert (first.evicted, second.evicted) == (False, True)
 
 
-def test_closed_ones_count_no_more() -> None:
+def test_removed_connections_do_not_count() -> None:
     table: ConnectionLimiter[Fake] = ConnectionLimiter(1)
     for _ in range(3):
         connection = Fake()
@@ -58,7 +58,7 @@ def test_closed_ones_count_no_more() -> None:
     assert len(table) == 0
 
 
-def test_the_one_that_has_not_read_for_longest_makes_room_for_answers() -> None:
+def test_the_connection_unread_longest_is_evicted_above_the_limit_on_unread_bytes() -> None:
     table: ConnectionLimiter[Fake] = ConnectionLimiter(9)
     first, second, third, fourth = (Fake() for _ in range(4))
     for connection in (first, second, third, fourth):

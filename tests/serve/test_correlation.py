@@ -14,7 +14,7 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 @pytest.mark.parametrize(
     "header", [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00", f"cc-{TRACE}-{PARENT}-01-what"]
 )
-def test_a_trace_is_read(header: str) -> None:
+def test_a_valid_traceparent_is_parsed(header: str) -> None:
     assert parse_traceparent(header) == {"trace_id": TRACE, "parent_id": PARENT}
 
 
@@ -33,7 +33,7 @@ def test_a_trace_is_read(header: str) -> None:
         f"00-{TRACE}-{PARENT}-01\n",
     ],
 )
-def test_what_is_no_trace_is_ignored(header: str) -> None:
+def test_an_invalid_traceparent_is_ignored(header: str) -> None:
     assert parse_traceparent(header) == {}
 
 

@@ -137,7 +137,7 @@ runpy.run_module("serve", run_name="__main__")
 
 @pytest.mark.parametrize("step", ["open", "prepare"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_decoder_that_runs_away_does_not_outlast_the_grace_period(cat: bytes, step: str, workers: str) -> None:
+def test_a_decoder_that_does_not_return_does_not_outlast_the_grace_period(cat: bytes, step: str, workers: str) -> None:
     """Its stand-in sleeps in C, as a decoder may compute there, and nothing can interrupt it."""
     flags = (*FLAGS, "--grace-seconds", "3", "--workers", workers, "--request-timeout-ms", "60000")
     with running_server(sys.executable, *flags, code=RUNAWAY.format(step=step)) as server:
@@ -151,7 +151,7 @@ def test_a_decoder_that_runs_away_does_not_outlast_the_grace_period(cat: bytes, 
         assert time.monotonic() - started <= 3
 
 
-def test_a_second_ctrl_c_waits_for_nobody_and_leaves_no_trace() -> None:
+def test_a_second_ctrl_c_cancels_the_requests_in_flight() -> None:
     with (
         running_server(sys.executable, *FLAGS) as server,
         socket.create_connection(address(server.url), timeout=10) as stalled,
@@ -190,12 +190,12 @@ def ended_while_it_started() -> bool:
     return not loaded
 
 
-def test_a_signal_in_the_first_second_of_a_start_is_a_normal_end() -> None:
+def test_a_signal_during_the_imports_ends_it_normally() -> None:
     """It is heard before the imports, which take most of a start; a busy machine may look too late to see that."""
     assert any(ended_while_it_started() for _ in range(5))
 
 
-def test_an_idle_connection_does_not_hold_up_the_end() -> None:
+def test_an_idle_connection_does_not_delay_the_end() -> None:
     with running_server(sys.executable, *FLAGS) as server, httpx2.Client() as client:
         assert client.get(server.url).status_code == 200  # and the connection stays open
         started = time.monotonic()
@@ -253,7 +253,7 @@ CHUNKED = (
         "endless path",
     ],
 )
-def test_what_is_no_http_is_a_problem_and_heads_have_a_limit(
+def test_malformed_requests_and_oversized_heads_get_a_problem(
     tiny_server: ServerProcess, sent: bytes, status: bytes
 ) -> None:
     with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
@@ -279,9 +279,7 @@ ID = b"X-Request-ID: the-clients-own\r\n"
     ],
     ids=["chunk", "framing", "many", "large", "character"],
 )
-def test_what_is_refused_before_it_is_a_request_keeps_its_id(
-    tiny_server: ServerProcess, sent: bytes, status: bytes
-) -> None:
+def test_a_refused_connection_keeps_its_request_id(tiny_server: ServerProcess, sent: bytes, status: bytes) -> None:
     for request, kept in ((sent, True), (sent.replace(b"the-clients-own", b"a b"), False)):
         with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
             raw.sendall(request)
@@ -291,7 +289,7 @@ def test_what_is_refused_before_it_is_a_request_keeps_its_id(
         assert b"X-Request-ID: a b" not in answer
 
 
-def test_a_refusal_does_not_take_the_id_of_the_request_before(tiny_server: ServerProcess) -> None:
+def test_a_refusal_does_not_reuse_the_id_of_the_previous_request(tiny_server: ServerProcess) -> None:
     with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
         raw.sendall(GET + ID + b"\r\n")
         assert b"the-clients-own" in raw.recv(4096)
@@ -319,7 +317,7 @@ def test_trailers_are_dropped_and_have_the_same_limit(tiny_server: ServerProcess
         assert raw.recv(4096).startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_hundred_clients_that_leave_cost_next_to_nothing(
+def test_requests_of_disconnected_clients_are_not_computed(
     config: Config, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One inference is held up until all have left; it is discarded, and none of theirs is ever begun."""
@@ -381,7 +379,7 @@ def serving(config: Config) -> Iterator[tuple[str, int]]:
         thread.join()
 
 
-def test_memory_that_a_burst_took_is_given_back() -> None:
+def test_memory_of_a_burst_is_returned() -> None:
     with running_server(sys.executable, *FLAGS) as server:  # of its own, because others leave memory behind
         give_back(server)
 

@@ -51,9 +51,7 @@ def started(command: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_closed_streams_neither_stop_nor_crash_it_and_no_socket_takes_their_place(
-    closed: str, workers: str, cat: bytes
-) -> None:
+def test_closed_streams_are_replaced_by_dev_null(closed: str, workers: str, cat: bytes) -> None:
     with started(f'exec "$@" {closed}', "--workers", workers) as (process, port):
         wait_for(lambda: answers(port))
         answer = httpx2.post(f"http://127.0.0.1:{port}/upload", files={"file": ("cat.jpg", cat)})
@@ -68,7 +66,7 @@ def test_closed_streams_neither_stop_nor_crash_it_and_no_socket_takes_their_plac
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_each_signal_that_means_the_end_is_a_normal_one_and_leaves_nothing_behind(number: int, workers: str) -> None:
+def test_each_stop_signal_ends_it_normally_and_leaves_nothing_behind(number: int, workers: str) -> None:
     with running_server(sys.executable, *FLAGS, "--workers", workers) as server:
         made = folders_of(server)
         assert len(made) == (workers == "2")
@@ -84,7 +82,7 @@ def folders_of(server: ServerProcess) -> set[Path]:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_under_nohup_it_goes_on_after_sighup(workers: str) -> None:
+def test_under_nohup_it_ignores_sighup(workers: str) -> None:
     with started('trap "" HUP; exec "$@"', "--workers", workers) as (process, port):
         wait_for(lambda: answers(port))
         process.send_signal(signal.SIGHUP)
@@ -103,7 +101,7 @@ def handles_sigterm(process: subprocess.Popen[str]) -> bool:
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.5, 0.8, 1.5])
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_signals_again_and_again_from_any_moment_on_are_a_normal_end(moment: float, workers: str) -> None:
+def test_repeated_signals_from_any_moment_on_end_it_normally(moment: float, workers: str) -> None:
     with started('exec "$@"', "--workers", workers) as (process, _):
         wait_for(lambda: handles_sigterm(process))
         time.sleep(moment)
@@ -124,7 +122,7 @@ serve.scheduling.scheduler.Scheduler.close = lambda *_: time.sleep(600)
 """
 
 
-def test_what_hangs_at_the_end_is_ended_by_the_system() -> None:
+def test_a_server_that_hangs_at_its_end_is_killed_by_the_kernel() -> None:
     flags = (*FLAGS[:-1], "1")
     with running_server(sys.executable, *flags, code=START.format(HANGS_AT_THE_END)) as server:
         began = time.monotonic()
@@ -132,7 +130,7 @@ def test_what_hangs_at_the_end_is_ended_by_the_system() -> None:
         assert time.monotonic() - began < 10
 
 
-def test_a_worker_that_hangs_at_the_end_does_not_outlive_the_first_process() -> None:
+def test_a_worker_that_hangs_at_its_end_does_not_outlive_the_supervisor() -> None:
     flags = (*FLAGS[:-1], "1", "--workers", "2")
     with running_server(sys.executable, *flags, code=START.format(HANGS_AT_THE_END)) as server:
         wait_for(lambda: sum("is ready" in line for line in server.lines) == 2)
@@ -178,7 +176,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_whatever_fails_at_the_start_is_status_2_and_a_line(failure: str, workers: str, tmp_path: Path) -> None:
+def test_any_failure_at_the_start_gives_status_2_and_one_line(failure: str, workers: str, tmp_path: Path) -> None:
     code, words = FAILURES[failure]
     done = failing(code, workers, tmp_path)
     assert done.returncode == 2
@@ -188,7 +186,7 @@ def test_whatever_fails_at_the_start_is_status_2_and_a_line(failure: str, worker
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_first_worker_that_is_killed_as_it_starts_is_status_2_and_a_line(tmp_path: Path) -> None:
+def test_a_first_worker_killed_during_its_start_gives_status_2_and_one_line(tmp_path: Path) -> None:
     code = (
         "import os, serve.model.classifier\nserve.model.classifier.load_classifier = lambda _: os.kill(os.getpid(), 9)"
     )
@@ -198,7 +196,7 @@ def test_a_first_worker_that_is_killed_as_it_starts_is_status_2_and_a_line(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_numpy_makes_no_threads_because_without_any_left_it_would_send_a_signal() -> None:
+def test_numpy_starts_no_threads() -> None:
     code = (
         "import os\n"
         "class Watching:\n"
@@ -224,7 +222,7 @@ def failing(code: str, workers: str, shared_memory: Path) -> subprocess.Complete
     )
 
 
-def test_what_nobody_foresaw_is_told_by_the_log() -> None:
+def test_warnings_and_uncaught_errors_are_logged() -> None:
     code = (
         "import asyncio, gc, serve.api.handlers, warnings\n"
         "async def task(): raise ValueError('never \\x1b[31m retrieved')\n"

@@ -16,7 +16,7 @@ from serve.config.settings import Config
 from serve.model.classifier import Classifier
 
 
-def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_trimmed_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     monkeypatch.setattr(main, "trim_malloc", lambda: steps.append("trim"))
     monkeypatch.setattr(main.gc, "freeze", lambda: None)  # the tests go on
@@ -26,7 +26,7 @@ def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypat
     assert steps == ["trim", "run"]
 
 
-def test_memory_is_given_back_after_a_burst_and_not_without_one(
+def test_memory_is_trimmed_after_requests_and_not_without_any(
     config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trimmed = threading.Event()

@@ -69,7 +69,7 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_build_info", version=__version__, model="tiny", variant="fp32") == 1
 
 
-def test_defects_are_counted_from_none(client: TestClient) -> None:
+def test_status_500_is_counted_from_zero(client: TestClient) -> None:
     """A series that begins with its first defect would never have risen."""
     found = samples(client)
     for route in ("/upload", "/v2/models/{name}/infer", "none"):
@@ -86,7 +86,7 @@ def test_buckets_reach_from_five_milliseconds_to_ten_seconds(client: TestClient)
     assert (min(bounds), sorted(bounds)[-2]) == (0.005, 10.0)
 
 
-def test_what_a_guard_refuses_is_counted_by_its_route_and_reason(
+def test_requests_refused_by_a_guard_are_counted_by_route_and_reason(
     client_for: ClientFor, cat: bytes, tmp_path: Any
 ) -> None:
     keys = tmp_path / "keys"
@@ -103,7 +103,7 @@ def test_what_a_guard_refuses_is_counted_by_its_route_and_reason(
     assert value(found, "serve_rejected_total", reason="foreign_origin") == 1
 
 
-def test_the_queue_is_read_when_it_is_asked_for() -> None:
+def test_the_queue_depth_is_read_for_each_scrape() -> None:
     metrics = Metrics({"model": "tiny"})
     depth = 3
     metrics.track_queue_depth(lambda: depth)
@@ -112,7 +112,7 @@ def test_the_queue_is_read_when_it_is_asked_for() -> None:
     assert b"serve_queue_depth 5.0" in metrics.render()
 
 
-def test_the_queue_is_noted_as_each_request_ends() -> None:
+def test_the_queue_depth_is_updated_at_the_end_of_each_request() -> None:
     """Some leave the queue without having been prepared: their deadline has passed, or their client has gone."""
     metrics = Metrics({"model": "tiny"})
     depth = 3
@@ -124,7 +124,7 @@ def test_the_queue_is_noted_as_each_request_ends() -> None:
     assert metrics._registry.get_sample_value("serve_queue_depth") == 1
 
 
-def test_the_queue_is_noted_whenever_it_changes(
+def test_the_queue_depth_is_updated_whenever_it_changes(
     config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not only when this process is asked: with several, another one tells what this one noted last."""

@@ -39,17 +39,17 @@ def turns_of(pieces: int, seconds: float) -> list[tuple[int, int]]:
     return seen
 
 
-def test_costly_pieces_are_done_in_different_turns_in_the_order_of_asking() -> None:
+def test_slow_work_is_spread_over_iterations_in_order_of_arrival() -> None:
     done = turns_of(5, 0.006)
     assert [name for name, _ in done] == list(range(5))
     assert len({turn for _, turn in done}) == 5
 
 
-def test_cheap_pieces_wait_for_nobody() -> None:
+def test_quick_work_does_not_wait() -> None:
     assert len({turn for _, turn in turns_of(5, 0.0)}) == 1
 
 
-def test_whoever_gives_up_holds_up_nobody() -> None:
+def test_a_cancelled_waiter_does_not_block_the_others() -> None:
     async def scenario() -> None:
         pacer = Pacer()
         await pacer.wait_for_turn()
@@ -64,7 +64,7 @@ def test_whoever_gives_up_holds_up_nobody() -> None:
 
 
 @pytest.mark.parametrize("target", ["/metrics", "/docs", "/openapi.json", "/upload?" + "a&" * 511])
-def test_crowds_of_cheap_requests_keep_no_probe_waiting(target: str) -> None:
+def test_many_cheap_requests_do_not_delay_a_probe(target: str) -> None:
     flags = ("--model", str(TINY_MODEL), "--log-format", "json")
     method, length = ("POST", "Content-Length: 0\r\n") if target.startswith("/upload") else ("GET", "")
     request = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n".encode()

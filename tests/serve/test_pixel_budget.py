@@ -17,7 +17,7 @@ def started(target: Callable[..., None], *arguments: object) -> threading.Thread
     return thread
 
 
-def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> None:
+def test_units_are_given_in_order_and_never_more_than_there_are() -> None:
     room = PixelBudget(10, reserve=0)
     held, most, order = 0, 0, []
     lock = threading.Lock()
@@ -42,7 +42,7 @@ def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> 
     assert most == 10
 
 
-def test_small_requests_do_not_wait_for_large_ones_and_leave_no_less_to_them() -> None:
+def test_small_requests_neither_wait_for_large_ones_nor_delay_them() -> None:
     room = PixelBudget(10, reserve=4)
     entered = []
 
@@ -65,7 +65,7 @@ def test_small_requests_do_not_wait_for_large_ones_and_leave_no_less_to_them() -
     assert sorted(entered) == ["beyond the reserve", "large"]
 
 
-def test_small_requests_may_use_all_there_is_while_no_large_one_waits() -> None:
+def test_small_requests_may_use_all_units_while_no_large_one_waits() -> None:
     room = PixelBudget(10, reserve=4)
     with ExitStack() as held:
         for _ in range(7):

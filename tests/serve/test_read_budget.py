@@ -47,7 +47,7 @@ def three(clock: Clock, log: list[bytes]) -> list[Any]:
     return [Connection(clock, log) for _ in range(3)]
 
 
-def test_what_is_quick_is_read_at_once(clock: Clock) -> None:
+def test_quick_reads_are_done_at_once(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
         reading = ReadBudget()
@@ -58,7 +58,7 @@ def test_what_is_quick_is_read_at_once(clock: Clock) -> None:
     asyncio.run(scenario())
 
 
-def test_what_takes_long_waits_for_its_turn_and_keeps_its_order(clock: Clock) -> None:
+def test_slow_reads_wait_for_later_iterations_in_order(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
         reading = ReadBudget()
@@ -80,7 +80,7 @@ def test_what_takes_long_waits_for_its_turn_and_keeps_its_order(clock: Clock) ->
     asyncio.run(scenario())
 
 
-def test_whoever_has_gone_or_been_stopped_by_others_stays_so(clock: Clock) -> None:
+def test_closed_connections_are_skipped_and_paused_ones_stay_paused(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
         reading = ReadBudget()
@@ -97,7 +97,7 @@ def test_whoever_has_gone_or_been_stopped_by_others_stays_so(clock: Clock) -> No
     asyncio.run(scenario())
 
 
-def test_heads_wait_for_nobody_and_bodies_do(clock: Clock) -> None:
+def test_only_bodies_and_large_heads_use_the_budget(clock: Clock) -> None:
     class Protocol:
         data_received = BudgetedProtocol.data_received
 

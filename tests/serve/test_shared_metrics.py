@@ -33,7 +33,7 @@ def counted_in() -> Path | None:
     return Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
 
-def test_what_is_written_to_is_there_beforehand_without_holes_and_gone_afterwards(parents: tuple[Path, Path]) -> None:
+def test_files_are_fully_allocated_beforehand_and_removed_afterwards(parents: tuple[Path, Path]) -> None:
     with shared_metrics(3):
         folder = counted_in()
         assert folder
@@ -47,7 +47,7 @@ def test_what_is_written_to_is_there_beforehand_without_holes_and_gone_afterward
     assert not list(parents[0].iterdir())
 
 
-def test_folders_that_nobody_holds_any_more_are_swept_and_others_are_not(parents: tuple[Path, Path]) -> None:
+def test_abandoned_folders_are_removed_and_others_are_not(parents: tuple[Path, Path]) -> None:
     dead, older, other = (parents[0] / name for name in ("serve-metrics-dead", "serve-metrics-older", "other"))
     for folder in (dead, older, other):
         folder.mkdir()
@@ -66,7 +66,7 @@ def test_folders_that_nobody_holds_any_more_are_swept_and_others_are_not(parents
     assert {path.name for path in parents[0].iterdir()} == {"serve-metrics-older", "other"}
 
 
-def test_a_folder_is_held_as_long_as_any_of_its_processes_lives(parents: tuple[Path, Path]) -> None:
+def test_a_folder_stays_locked_while_any_of_its_processes_lives(parents: tuple[Path, Path]) -> None:
     code = (
         "import os, sys, time\nfrom serve.observability import shared_metrics\n"
         "shared_metrics._SHARED_MEMORY = sys.argv[1]\n"
@@ -98,7 +98,7 @@ def no_room(number: int) -> object:
     return refuse
 
 
-def test_where_memory_has_no_room_the_folder_for_temporary_files_is_taken(
+def test_without_room_in_shared_memory_the_temporary_folder_is_used(
     parents: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocate = os.posix_fallocate
@@ -116,7 +116,7 @@ def test_where_memory_has_no_room_the_folder_for_temporary_files_is_taken(
         assert not list(parents[0].iterdir())
 
 
-def test_where_no_room_is_anywhere_each_counts_for_itself_and_it_is_said(
+def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
     parents: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -132,7 +132,7 @@ def test_where_no_room_is_anywhere_each_counts_for_itself_and_it_is_said(
     assert "file too large" in caplog.text
 
 
-def test_where_no_folder_is_anywhere_each_counts_for_itself_and_it_is_said(
+def test_without_any_folder_metrics_are_not_shared_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(shared, "_SHARED_MEMORY", "/nonexistent")
@@ -143,7 +143,7 @@ def test_where_no_folder_is_anywhere_each_counts_for_itself_and_it_is_said(
     assert "each worker counts for itself" in caplog.text
 
 
-def test_a_worker_whose_files_were_cleared_away_counts_for_itself(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: pytest.LogCaptureFixture) -> None:
     with shared_metrics(2):
         folder = counted_in()
         assert folder
@@ -188,7 +188,7 @@ print(len(routes), sorted(used), max(used.values()), *sizes)
 """
 
 
-def test_every_series_there_can_be_fits_into_what_is_reserved() -> None:
+def test_all_possible_series_fit_into_the_allocated_files() -> None:
     """So that no file ever grows, which could end the process."""
     done = subprocess.run([sys.executable, "-c", ALL_SERIES], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
@@ -198,6 +198,6 @@ def test_every_series_there_can_be_fits_into_what_is_reserved() -> None:
     assert 50_000 < int(used) < int(size) == 256 * 1024
 
 
-def test_nothing_is_forgotten_where_nobody_counts_together() -> None:
+def test_clearing_gauges_without_shared_metrics_does_nothing() -> None:
     clear_gauges(0)
     assert counted_in() is None

@@ -81,7 +81,7 @@ def until_closed(connection: socket.socket) -> float:
     [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n", HEAD % 1000, HEAD % 1000 + b"\xff\xd8\xff"],
     ids=["idle", "half a head", "no body", "half a body"],
 )
-def test_crowds_keep_nobody_out(patient: ServerProcess, cat: bytes, sent: bytes) -> None:
+def test_many_idle_or_slow_connections_do_not_lock_out_others(patient: ServerProcess, cat: bytes, sent: bytes) -> None:
     with ExitStack() as stack:
         crowd = [connected(patient, stack) for _ in range(5 * MOST)]
         for connection in crowd:
@@ -95,7 +95,7 @@ def test_crowds_keep_nobody_out(patient: ServerProcess, cat: bytes, sent: bytes)
         assert until_closed(crowd[0]) < 1  # who came first went first
 
 
-def test_an_idle_connection_of_a_good_client_lasts(patient: ServerProcess, cat: bytes) -> None:
+def test_an_idle_connection_after_a_request_is_kept(patient: ServerProcess, cat: bytes) -> None:
     """One socket, because a client library would silently connect again."""
     with ExitStack() as stack:
         connection = connected(patient, stack)
@@ -105,7 +105,7 @@ def test_an_idle_connection_of_a_good_client_lasts(patient: ServerProcess, cat: 
             time.sleep(0.3)
 
 
-def test_a_head_that_does_not_come_ends_the_connection(hasty: ServerProcess) -> None:
+def test_a_missing_head_closes_the_connection(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         idle, half = connected(hasty, stack), connected(hasty, stack)
         half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
@@ -115,7 +115,7 @@ def test_a_head_that_does_not_come_ends_the_connection(hasty: ServerProcess) -> 
         assert until_closed(idle) < 1
 
 
-def test_a_head_that_drips_ends_it_too(hasty: ServerProcess) -> None:
+def test_a_head_that_arrives_byte_by_byte_is_refused(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         dripping = connected(hasty, stack)
         began = time.monotonic()
@@ -136,7 +136,7 @@ def test_a_head_that_drips_ends_it_too(hasty: ServerProcess) -> None:
         dripper.join(10)
 
 
-def test_a_second_request_has_to_come_as_the_first(hasty: ServerProcess) -> None:
+def test_a_second_request_has_the_same_time_limit(hasty: ServerProcess) -> None:
     """Bytes between requests end the waiting for keep-alive, so something else has to go on waiting."""
     with ExitStack() as stack:
         for more in (b"", b"\r\n", b"G"):
@@ -147,7 +147,7 @@ def test_a_second_request_has_to_come_as_the_first(hasty: ServerProcess) -> None
             assert until_closed(connection) < 4
 
 
-def test_a_body_that_drips_gets_408_and_its_limit(hasty: ServerProcess) -> None:
+def test_a_body_that_arrives_too_slowly_gets_408_with_the_limit(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(hasty, stack)
         connection.sendall(HEAD % 1000 + b"\xff\xd8\xff")
@@ -158,7 +158,7 @@ def test_a_body_that_drips_gets_408_and_its_limit(hasty: ServerProcess) -> None:
         assert until_closed(connection) < 4
 
 
-def test_a_client_that_reads_no_answer_is_closed(hasty: ServerProcess) -> None:
+def test_a_client_that_reads_no_response_is_disconnected(hasty: ServerProcess) -> None:
     """It goes on asking, until its answers fill all there is between it and the server."""
     parts = urlsplit(hasty.url)
     with socket.socket() as deaf:
@@ -173,7 +173,7 @@ def test_a_client_that_reads_no_answer_is_closed(hasty: ServerProcess) -> None:
                 time.sleep(0.005)
 
 
-def test_clients_that_read_nothing_keep_nobody_out(patient: ServerProcess, cat: bytes) -> None:
+def test_clients_that_read_nothing_do_not_lock_out_others(patient: ServerProcess, cat: bytes) -> None:
     parts = urlsplit(patient.url)
     with ExitStack() as stack:
         crowd = [stack.enter_context(socket.socket()) for _ in range(MOST)]
@@ -190,7 +190,7 @@ def test_clients_that_read_nothing_keep_nobody_out(patient: ServerProcess, cat: 
             assert reply.status_code == 200
 
 
-def test_the_system_keeps_little_of_an_answer_that_nobody_reads(patient: ServerProcess, cat: bytes) -> None:
+def test_the_kernel_buffers_little_of_an_unread_response(patient: ServerProcess, cat: bytes) -> None:
     """A list of 32 predictions of 1000 classes each has 2.4 MB; by itself Linux keeps all of it for each connection."""
     form = httpx2.Request("POST", f"{patient.url}/upload?top_k=1000", files=[("file", ("a.jpg", cat))] * 32)
     body = form.read()
@@ -214,7 +214,7 @@ def unsent(port: int, peer: int) -> int:
     return -1
 
 
-def test_what_is_left_of_a_closed_connection_is_forgotten_in_time(hasty: ServerProcess) -> None:
+def test_unread_data_of_a_closed_connection_is_discarded_in_time(hasty: ServerProcess) -> None:
     """The system by itself would offer it to a client that does not read for many minutes."""
     port = urlsplit(hasty.url).port
     assert port
@@ -245,7 +245,7 @@ def test_a_burst_of_connections_leaves_room_for_the_next(patient: ServerProcess)
         assert time.monotonic() - began < 0.9
 
 
-def test_few_requests_are_taken_ahead_of_their_turn(patient: ServerProcess) -> None:
+def test_the_number_of_pipelined_requests_is_limited(patient: ServerProcess) -> None:
     """The first ones are answered, in order, and then the connection ends."""
     with ExitStack() as stack:
         eager = connected(patient, stack)
@@ -266,7 +266,7 @@ def test_few_requests_are_taken_ahead_of_their_turn(patient: ServerProcess) -> N
         assert polite.recv(65536).endswith(b"ok\n")
 
 
-def test_requests_before_a_broken_one_are_answered(patient: ServerProcess) -> None:
+def test_requests_before_a_malformed_one_are_answered(patient: ServerProcess) -> None:
     broken = HEAD[: HEAD.index(b"Content-Length")] + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
     with ExitStack() as stack:
         for before in (1, 3):
@@ -279,7 +279,7 @@ def test_requests_before_a_broken_one_are_answered(patient: ServerProcess) -> No
             assert received.count(b"ok\n") == before
 
 
-def test_a_head_begun_behind_another_request_has_no_longer(hasty: ServerProcess) -> None:
+def test_a_pipelined_head_has_the_same_time_limit(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(hasty, stack)
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP/1.1\r\nHo")
@@ -292,7 +292,7 @@ def test_a_head_begun_behind_another_request_has_no_longer(hasty: ServerProcess)
         assert time.monotonic() - began < 4
 
 
-def test_more_header_fields_than_anybody_needs_are_refused(patient: ServerProcess) -> None:
+def test_too_many_header_fields_are_refused(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         few, many = connected(patient, stack), connected(patient, stack)
         few.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 120 + b"\r\n")
@@ -302,7 +302,7 @@ def test_more_header_fields_than_anybody_needs_are_refused(patient: ServerProces
         assert (status, problem["detail"]) == (431, "The request has more headers than the limit of 128.")
 
 
-def test_connections_that_are_reset_leave_nothing_behind(patient: ServerProcess) -> None:
+def test_reset_connections_leave_nothing_behind(patient: ServerProcess) -> None:
     head = (
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
         + b"".join(b"h%d: %s\r\n" % (n, b"x" * 400) for n in range(120))
@@ -320,7 +320,7 @@ def test_connections_that_are_reset_leave_nothing_behind(patient: ServerProcess)
     assert megabytes(patient.process.pid, "VmRSS") - before < 15
 
 
-def test_whoever_was_told_to_go_on_has_the_time_to_read_its_refusal(patient: ServerProcess) -> None:
+def test_a_client_that_got_100_continue_can_read_its_refusal(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
         connection.sendall(
@@ -335,7 +335,7 @@ def test_whoever_was_told_to_go_on_has_the_time_to_read_its_refusal(patient: Ser
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_wish_for_another_protocol_changes_nothing(patient: ServerProcess, cat: bytes, at_once: bool) -> None:
+def test_an_upgrade_request_is_answered_as_http_1_1(patient: ServerProcess, cat: bytes, at_once: bool) -> None:
     """As `curl --http2` sends it: the body is this request's, whatever it looks like."""
     head = (
         b"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
@@ -363,7 +363,7 @@ def test_a_wish_for_another_protocol_changes_nothing(patient: ServerProcess, cat
     assert not any("smuggled" in line for line in patient.lines)
 
 
-def test_a_refusal_keeps_the_connection_where_all_of_the_body_had_come(patient: ServerProcess, cat: bytes) -> None:
+def test_a_refusal_after_the_whole_body_keeps_the_connection(patient: ServerProcess, cat: bytes) -> None:
     with ExitStack() as stack:
         whole, half = connected(patient, stack), connected(patient, stack)
         request = (HEAD % len(cat)).replace(b"/upload", b"/nothing") + cat
@@ -376,7 +376,7 @@ def test_a_refusal_keeps_the_connection_where_all_of_the_body_had_come(patient: 
         assert (status, headers["connection"]) == (404, "close")
 
 
-def test_what_is_read_after_an_answer_is_not_part_of_its_time(patient: ServerProcess) -> None:
+def test_lingering_after_a_response_is_not_part_of_its_duration(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
         connection.sendall(HEAD % 30_000_000 + b"x")
@@ -387,7 +387,7 @@ def test_what_is_read_after_an_answer_is_not_part_of_its_time(patient: ServerPro
     assert line["ms"] < 500
 
 
-def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(patient: ServerProcess) -> None:
+def test_a_malformed_body_after_100_continue_gets_400_only(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
         connection.sendall(
@@ -402,7 +402,7 @@ def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(pa
     assert not any('"level": "error"' in line for line in patient.lines)
 
 
-def test_where_all_are_at_work_a_new_connection_is_told_so(cat: bytes) -> None:
+def test_a_new_connection_is_refused_while_all_others_are_busy(cat: bytes) -> None:
     """Two connections at most, and two pictures that take their decoder as long as it is allowed."""
     flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--max-connections", "2", "--threads", "1")
     slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
@@ -419,7 +419,7 @@ def test_where_all_are_at_work_a_new_connection_is_told_so(cat: bytes) -> None:
         assert reply.status_code == 200
 
 
-def test_uploads_together_hold_no_more_than_they_may(cat: bytes) -> None:
+def test_all_uploads_together_are_limited(cat: bytes) -> None:
     flags = (*FLAGS, "--max-request-bytes", "1000000", "--max-upload-bytes", "2500000")
     with running_server(sys.executable, *flags) as server, ExitStack() as stack:
         arriving = [connected(server, stack) for _ in range(2)]
@@ -441,7 +441,7 @@ def test_uploads_together_hold_no_more_than_they_may(cat: bytes) -> None:
         assert answer(again)[0] == 415
 
 
-def test_it_starts_with_room_for_its_connections_or_says_why_not() -> None:
+def test_it_raises_the_limit_on_open_files_or_reports_why_not() -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 1200))
 
