@@ -1,4 +1,4 @@
-"""Who goes when there are as many connections as may be."""
+"""Which connection is evicted when the limit is reached."""
 
 from serve.server.connections import MAX_UNREAD_BYTES, ConnectionLimiter
 
@@ -30,7 +30,7 @@ def test_busy_connections_are_not_evicted_and_a_new_one_is_refused() -> None:
     assert not table.add(refused[0])
     assert not table.add(refused[1])
     assert not any(connection.evicted for connection in busy)
-    assert (refused[0].evicted, len(table)) == (True, 3)  # one at a time has the time to read that it has to go
+    assert (refused[0].evicted, len(table)) == (True, 3)  # the latest refused one has time to read its refusal
     table.mark_idle(busy[0])
     assert table.add(Fake())
     assert (refused[1].evicted, busy[0].evicted, len(table)) == (True, True, 2)
@@ -54,7 +54,7 @@ def test_removed_connections_do_not_count() -> None:
         assert table.add(connection)
         table.mark_busy(connection)
         table.remove(connection)
-        table.mark_idle(connection)  # its last answer, which comes after
+        table.mark_idle(connection)  # its last response may end after it was closed
     assert len(table) == 0
 
 
@@ -65,7 +65,7 @@ def test_the_connection_unread_longest_is_evicted_above_the_limit_on_unread_byte
         table.add(connection)
     table.set_unread(first, MAX_UNREAD_BYTES // 2)
     table.set_unread(second, MAX_UNREAD_BYTES // 4)
-    table.clear_unread(first)  # and then it does not again
+    table.clear_unread(first)  # and then leaves data unread again
     table.set_unread(first, MAX_UNREAD_BYTES // 2)
     table.set_unread(third, MAX_UNREAD_BYTES // 4)
     assert not any(connection.evicted for connection in (first, second, third))

@@ -1,4 +1,4 @@
-"""W3C Trace Context: what is taken from a `traceparent`, and what is not."""
+"""W3C Trace Context: which `traceparent` headers are accepted."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""How the real process ends: by any signal, at any moment, with closed streams, and where its start fails."""
+"""How the real process ends: by any signal at any moment, with closed streams, and after a failed start."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
 
 FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--grace-seconds", "5")
-# What starts a server after something in it was changed, for which there is room.
+# Starts a server after the code in the placeholder has changed something in it.
 START = """
 import runpy, sys, threading, time
 {}
@@ -36,7 +36,7 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def started(command: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """What a shell makes of a command in which "$@" starts a server; and its port."""
+    """A process in which a shell runs `command`, where "$@" starts a server; and the server's port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = [sys.executable, "-m", "serve", "--port", str(port), *FLAGS, *flags]
@@ -76,7 +76,7 @@ def test_each_stop_signal_ends_it_normally_and_leaves_nothing_behind(number: int
 
 
 def folders_of(server: ServerProcess) -> set[Path]:
-    """Those in which it has a file open."""
+    """The folders of shared metrics in which the server has a file open."""
     files = [link.readlink() for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
     return {file.parent for file in files if file.parent.name.startswith("serve-metrics-")}
 
@@ -93,7 +93,7 @@ def test_under_nohup_it_ignores_sighup(workers: str) -> None:
 
 
 def handles_sigterm(process: subprocess.Popen[str]) -> bool:
-    """Whether it has come that far; before, not even Python is up."""
+    """Whether the process has installed its signal handler; before that, Python is still starting."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(caught & 1 << signal.SIGTERM - 1)
@@ -106,7 +106,7 @@ def test_repeated_signals_from_any_moment_on_end_it_normally(moment: float, work
         wait_for(lambda: handles_sigterm(process))
         time.sleep(moment)
         give_up = time.monotonic() + 20
-        while process.poll() is None:  # as it starts, as it drains and as it leaves
+        while process.poll() is None:  # during its start, draining and exit
             assert time.monotonic() < give_up
             process.send_signal(signal.SIGTERM)
             time.sleep(0.002)

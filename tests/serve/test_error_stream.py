@@ -1,4 +1,4 @@
-"""Standard error that never blocks: lines come in order, or are dropped, counted and told of."""
+"""A standard error stream that never blocks: lines are in order, or dropped, counted and reported."""
 
 import fcntl
 import logging
@@ -17,12 +17,12 @@ import pytest
 from serve.config.settings import ROOT
 from serve.observability.error_stream import ErrorStream
 
-MOST = 1000 + 4096  # lines of a byte and more: those that wait, and those that the pipe has taken
+MOST = 1000 + 4096  # at most this many lines fit into the queue and the pipe of 4 KiB
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Its two ends; it takes 4 KiB."""
+    """Both ends of a pipe of 4 KiB."""
     ours, theirs = os.pipe()
     fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
     yield ours, theirs
@@ -32,7 +32,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def full(pipe: tuple[int, int]) -> tuple[ErrorStream, int]:
-    """A stream nobody reads, which has begun to drop, and the end from which it could be read."""
+    """A stream that is full and has dropped lines, and the read end of its pipe."""
     stream = ErrorStream(pipe[1])
     for number in range(MOST + 1):
         stream.write(f"{number}\n")
@@ -41,7 +41,7 @@ def full(pipe: tuple[int, int]) -> tuple[ErrorStream, int]:
 
 
 class Reader:
-    """Reads to the end, or for as long as it is asked to."""
+    """Reads everything on a thread of its own."""
 
     def __init__(self, descriptor: int) -> None:
         self.text = ""
@@ -77,7 +77,7 @@ def test_an_unread_pipe_blocks_neither_writers_nor_drain(full: tuple[ErrorStream
     for _ in range(1000):
         stream.write("more\n")
     stream.drain(0.1)
-    assert time.monotonic() - began < 5  # and not for ever
+    assert time.monotonic() - began < 5  # not blocked
 
 
 def test_dropped_lines_are_reported_once_there_is_room_again(full: tuple[ErrorStream, int]) -> None:
@@ -127,7 +127,7 @@ def test_without_a_thread_drain_writes_the_lines(pipe: tuple[int, int], monkeypa
     assert os.read(pipe[0], 100) == b"what stopped it\n"
     for _ in range(1000):
         stream.write("0123456789\n")
-    stream.drain(0.1)  # nor does it wait for a reader
+    stream.drain(0.1)  # does not wait for a reader
     assert stream.dropped == 0
 
 

@@ -1,4 +1,4 @@
-"""The thread for header checks: bounded, and forgetful of who has left."""
+"""The thread for header checks: limited, and without references to cancelled images."""
 
 import asyncio
 import gc

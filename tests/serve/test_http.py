@@ -1,4 +1,4 @@
-"""HTTP as it goes over the wire: versions, Expect, Host, trailers, HEAD, and clients that close one side."""
+"""HTTP on the wire: versions, Expect, Host, trailers, HEAD and half-closed connections."""
 
 import http.client
 import json
@@ -50,7 +50,7 @@ def test_a_half_closed_client_gets_the_response_to_a_complete_upload(
         raw.shutdown(socket.SHUT_WR)
         status, body, _ = read(raw)
         assert (status, json.loads(body)["model"]) == (200, "tiny")
-        assert raw.recv(1) == b""  # and then the server closes, too
+        assert raw.recv(1) == b""  # the server closes, too
 
 
 def test_a_half_closed_client_gets_the_responses_to_pipelined_requests(server: ServerProcess, cat: bytes) -> None:
@@ -82,7 +82,7 @@ def test_a_half_closed_client_gets_the_responses_before_a_malformed_request(serv
 
 
 def test_a_half_closed_client_that_reads_nothing_is_disconnected() -> None:
-    """What is left is too little for the transport to mind by itself."""
+    """The unsent data is too little for the transport to pause writing."""
     flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--body-timeout-ms", "500")
     with running_server(sys.executable, *flags) as hasty, ExitStack() as stack:
         before = descriptors(hasty)
@@ -204,11 +204,11 @@ def test_a_target_has_to_name_the_same_host_as_the_host_header(
 
 
 def test_a_trailer_with_connection_close_closes_the_connection(server: ServerProcess) -> None:
-    """The parser reads no further behind it, so the client has to be told that its next request is lost."""
+    """The parser stops after it, so the client has to know that its next request is lost."""
     with connect(server) as raw, raw.makefile("rb") as received:
         raw.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nConnection: close\r\n\r\n")
         raw.settimeout(5)
-        assert received.read().startswith(b"HTTP/1.1 415 ")  # to the end: the server closes
+        assert received.read().startswith(b"HTTP/1.1 415 ")  # reads until the server closes
 
 
 @pytest.mark.parametrize(

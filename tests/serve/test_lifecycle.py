@@ -1,4 +1,4 @@
-"""Who is let in when, and how long those inside may take once the server is told to stop."""
+"""When requests are accepted, and how long those in flight may take once the server drains."""
 
 import asyncio
 import time

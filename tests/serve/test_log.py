@@ -1,4 +1,4 @@
-"""Log lines are one line each, whatever is in them."""
+"""Each log record is one line of limited length."""
 
 import io
 import json
@@ -65,7 +65,7 @@ def test_a_traceback_carries_no_escapes_and_is_bounded(formatter: logging.Format
     def fail(depth: int) -> None:
         if not depth:
             raise ValueError("\x1b[31m\udc80\r" + "x" * 60_000)
-        (lambda: fail(depth - 1))()  # by turns, or Python would see the repetition
+        (lambda: fail(depth - 1))()  # alternating frames, or Python would fold the repetition
 
     made = record("unforeseen error")
     try:
@@ -83,7 +83,7 @@ def test_a_traceback_carries_no_escapes_and_is_bounded(formatter: logging.Format
 
 @contextmanager
 def logging_to(stream: io.StringIO, log_format: str, level: str) -> Iterator[None]:
-    """Logging set up with `stream` for standard error; afterwards the root logger is as before."""
+    """Sets up logging to `stream` as standard error; restores the root logger afterwards."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     with pytest.MonkeyPatch.context() as patched:
@@ -114,7 +114,7 @@ def test_a_request_is_a_line_unless_the_level_hides_it(client: TestClient, level
 
 
 def test_a_damaged_image_logs_no_errors() -> None:
-    """Pillow logs some of what it refuses as errors, which operators have alerts for."""
+    """Pillow logs some damaged images as errors, which would trigger operators' alerts."""
     picture = io.BytesIO()
     Image.new("RGB", (4, 4)).save(picture, "TIFF", tiffinfo={TiffImagePlugin.SAMPLESPERPIXEL: 3})
     count = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # the entry SamplesPerPixel: one SHORT

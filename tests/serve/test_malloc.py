@@ -1,4 +1,4 @@
-"""What a start and a burst of uploads leave is given back to the system."""
+"""Free memory is returned to the system after the start and after bursts of uploads."""
 
 import socket
 import threading
@@ -19,7 +19,7 @@ from serve.model.classifier import Classifier
 def test_memory_is_trimmed_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     monkeypatch.setattr(main, "trim_malloc", lambda: steps.append("trim"))
-    monkeypatch.setattr(main.gc, "freeze", lambda: None)  # the tests go on
+    monkeypatch.setattr(main.gc, "freeze", lambda: None)  # because the tests go on in this process
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: steps.append("run"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert main.serve(config, listener) == 0
@@ -34,6 +34,6 @@ def test_memory_is_trimmed_after_requests_and_not_without_any(
     monkeypatch.setattr(handlers, "_TRIM_SECONDS", 0.05)
     with TestClient(create_app(replace(config, streams=1), classifier)) as client:
         time.sleep(0.3)
-        assert not trimmed.is_set()  # nothing has happened
+        assert not trimmed.is_set()  # no request yet
         assert client.post("/upload", files={"file": cat}).status_code == 200
         assert trimmed.wait(10)

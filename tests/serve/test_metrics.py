@@ -57,7 +57,7 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_request_duration_seconds_count", route="/upload") == 7
     assert value(found, "serve_request_duration_seconds_bucket", route="/upload", le="+Inf") == 7
     assert 0 < value(found, "serve_request_duration_seconds_sum", route="/upload") < 60
-    assert value(found, "serve_stage_duration_seconds_count", stage="read") == 5  # the 415 is known after it only
+    assert value(found, "serve_stage_duration_seconds_count", stage="read") == 5  # the body of the 415 was read, too
     for stage in ("decode", "preprocess", "queue", "infer"):
         assert value(found, "serve_stage_duration_seconds_count", stage=stage) == 4
     assert value(found, "serve_rejected_total", reason="unsupported_format") == 1
@@ -70,7 +70,7 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
 
 
 def test_status_500_is_counted_from_zero(client: TestClient) -> None:
-    """A series that begins with its first defect would never have risen."""
+    """A series that starts with its first error would never show an increase."""
     found = samples(client)
     for route in ("/upload", "/v2/models/{name}/infer", "none"):
         assert value(found, "serve_requests_total", route=route, code="500") == 0
@@ -113,7 +113,7 @@ def test_the_queue_depth_is_read_for_each_scrape() -> None:
 
 
 def test_the_queue_depth_is_updated_at_the_end_of_each_request() -> None:
-    """Some leave the queue without having been prepared: their deadline has passed, or their client has gone."""
+    """Some items leave the queue without being prepared, because their deadline passed or their client disconnected."""
     metrics = Metrics({"model": "tiny"})
     depth = 3
     metrics.track_queue_depth(lambda: depth)
@@ -127,13 +127,13 @@ def test_the_queue_depth_is_updated_at_the_end_of_each_request() -> None:
 def test_the_queue_depth_is_updated_whenever_it_changes(
     config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only when this process is asked: with several, another one tells what this one noted last."""
+    """Not only on a scrape of this process: with several workers, another one shows what this one recorded last."""
     metrics = Metrics({"model": "tiny"})
     original = Classifier.prepare
     seen = []
 
     def prepare(self: Classifier, job: Any) -> Any:
-        time.sleep(0.1)  # the event loop has the time to note what was queued
+        time.sleep(0.1)  # gives the event loop time to record the depth
         seen.append(metrics._registry.get_sample_value("serve_queue_depth"))
         return original(self, job)
 

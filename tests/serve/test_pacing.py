@@ -1,4 +1,4 @@
-"""Costly pieces of work take turns of the event loop, and crowds of requests keep no probe waiting."""
+"""Slow work is spread over iterations of the event loop, so that many requests do not delay a probe."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ from tests.tiny_model import PATH as TINY_MODEL
 
 
 def turns_of(pieces: int, seconds: float) -> list[tuple[int, int]]:
-    """Each piece of work that takes so many seconds, and the turn of the event loop that it was done in."""
+    """Does pieces of work of `seconds` each; returns each piece and the iteration of the event loop it was done in."""
     seen: list[tuple[int, int]] = []
 
     async def scenario() -> None:
@@ -30,7 +30,7 @@ def turns_of(pieces: int, seconds: float) -> list[tuple[int, int]]:
 
         async def compute(name: int) -> None:
             await pacer.wait_for_turn()
-            time.sleep(seconds)  # noqa: ASYNC251  as computing does
+            time.sleep(seconds)  # noqa: ASYNC251  stands in for computation
             seen.append((name, turn))
 
         await asyncio.gather(count(), *(compute(name) for name in range(pieces)))
@@ -53,7 +53,7 @@ def test_a_cancelled_waiter_does_not_block_the_others() -> None:
     async def scenario() -> None:
         pacer = Pacer()
         await pacer.wait_for_turn()
-        time.sleep(0.006)  # noqa: ASYNC251  so that the others have to wait
+        time.sleep(0.006)  # noqa: ASYNC251  uses up the iteration
         tasks = [asyncio.ensure_future(pacer.wait_for_turn()) for _ in range(3)]
         await asyncio.sleep(0)
         tasks[1].cancel()

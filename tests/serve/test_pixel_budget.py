@@ -1,4 +1,4 @@
-"""Memory for decoding: bounded, in turns, and no small picture behind the large ones."""
+"""The limit on pixels decoded at once: in order, and small images do not wait for large ones."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ LONG = 30.0
 
 
 def started(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=arguments, daemon=True)  # or a failed test would not end
+    thread = threading.Thread(target=target, args=arguments, daemon=True)  # or a failed test would hang
     thread.start()
     time.sleep(0.005)  # so that they ask in this order
     return thread
@@ -37,7 +37,7 @@ def test_units_are_given_in_order_and_never_more_than_there_are() -> None:
     threads += [started(use, f"later {number}", 4) for number in range(4)]
     for thread in threads:
         thread.join(5)
-    assert order[:2] == ["small", "huge"]  # not overtaken by the small ones that would fit
+    assert order[:2] == ["small", "huge"]  # not overtaken by small ones that would fit
     assert len(order) == 6
     assert most == 10
 

@@ -1,4 +1,4 @@
-"""The real process: how it starts, what stops it from starting, how it ends, and that it talks to nobody."""
+"""The real process: how it starts, fails to start and ends, and that it makes no outbound connections."""
 
 import http.client
 import json
@@ -47,7 +47,7 @@ def address(server: ServerProcess) -> tuple[str, int]:
 
 
 def start_and_fail(*flags: str, environment: dict[str, str] | None = None) -> tuple[int, str, float]:
-    """Exit status, standard error and seconds of a server that cannot start."""
+    """Exit status, standard error and duration of a failed start."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "serve", *flags],
@@ -134,7 +134,7 @@ def test_a_failed_start_gives_one_line_and_status_2(
     assert (status, text.count("\n")) == (2, 1)
     assert words in text
     assert text.startswith("serve: ")
-    assert seconds < 15  # at once, on a machine that may be busy
+    assert seconds < 15  # at once, even on a busy machine
 
 
 def test_settings_are_read_from_the_environment() -> None:
@@ -163,7 +163,7 @@ def test_a_chunked_body_is_refused_at_the_limit_and_the_response_arrives(tiny_mo
         connection.putheader("Content-Type", "image/jpeg")
         connection.putheader("Transfer-Encoding", "chunked")
         connection.endheaders()
-        for _ in range(300):  # 3 MB, of which the server wants 0.1
+        for _ in range(300):  # 3 MB; the limit is 0.1
             connection.send(b"2710\r\n" + b"\0" * 10_000 + b"\r\n")
         answer = connection.getresponse()
         assert answer.status == 413
@@ -177,7 +177,7 @@ def test_a_declared_length_over_the_limit_is_refused_unread(server: ServerProces
             b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 99999999999\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
-        answer = raw.makefile("rb").read()  # to the end: the server closes
+        answer = raw.makefile("rb").read()  # reads until the server closes
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"100 Continue" not in answer
     assert b"20971520 bytes" in answer
@@ -216,7 +216,7 @@ def test_a_connection_serves_many_requests(server: ServerProcess, cat: bytes) ->
 
 
 def test_the_process_opens_no_socket_except_its_listener(server: ServerProcess, cat: bytes) -> None:
-    """onnxruntime's wheel would send usage statistics; every TCP or UDP socket of the process is read off /proc."""
+    """onnxruntime's wheel would send usage statistics; this checks every TCP and UDP socket of the process in /proc."""
     httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)})
     _, port = address(server)
     pid = server.process.pid
@@ -233,8 +233,8 @@ def test_the_process_opens_no_socket_except_its_listener(server: ServerProcess, 
                 local_ports.add(int(fields[1].rsplit(":", 1)[1], 16))
                 remotes.add(fields[2].split(":")[0])
     assert local_ports == {port}
-    assert remotes <= {"00000000", "0100007F"}  # nobody, or 127.0.0.1
-    assert "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()  # it was looked for in the right process
+    assert remotes <= {"00000000", "0100007F"}  # none, or 127.0.0.1
+    assert "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()  # this is the right process
 
 
 def test_usage_statistics_are_off_before_onnxruntime_is_imported() -> None:

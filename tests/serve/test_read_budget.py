@@ -1,4 +1,4 @@
-"""Reading by turns: what takes long is read a little in each turn of the loop, in order, and nothing is lost."""
+"""The time budget for reading: slow reads are spread over iterations of the event loop, in order, and none is lost."""
 
 import asyncio
 from typing import Any, cast
@@ -16,7 +16,7 @@ class Clock:
 
 
 class Connection:
-    """Takes a millisecond for each byte that it reads."""
+    """A fake that takes a millisecond to read a byte."""
 
     def __init__(self, clock: Clock, log: list[bytes]) -> None:
         self.clock, self.log = clock, log
@@ -70,7 +70,7 @@ def test_slow_reads_wait_for_later_iterations_in_order(clock: Clock) -> None:
         assert len(log) == 1
         await asyncio.sleep(0)
         assert len(log) == 2
-        reading.read(first, b"4" * 4)  # more of the first has come meanwhile
+        reading.read(first, b"4" * 4)  # the first connection has received more
         assert [connection.reading for connection in (first, second, third)] == [False, True, False]
         await asyncio.sleep(0)
         assert [data[:1] for data in log] == [b"1", b"2", b"3", b"4"]
@@ -106,7 +106,7 @@ def test_only_bodies_and_large_heads_use_the_budget(clock: Clock) -> None:
             self.log: list[str] = []
 
         def read(self, *arguments: Any) -> None:
-            self.log.append("now" if len(arguments) == 1 else "by turns")
+            self.log.append("now" if len(arguments) == 1 else "within the budget")
 
     class Cycle:
         more_body = True
@@ -118,4 +118,4 @@ def test_only_bodies_and_large_heads_use_the_budget(clock: Clock) -> None:
     protocol.data_received(b"x")
     protocol.cycle.more_body = False
     protocol.data_received(b"GET /livez HTTP/1.1\r\n\r\n")
-    assert protocol.log == ["now", "by turns", "by turns", "now"]
+    assert protocol.log == ["now", "within the budget", "within the budget", "now"]

@@ -1,4 +1,4 @@
-"""The scheduler, around a fake whose every step the test controls."""
+"""The scheduler, with fake steps that the tests control."""
 
 import asyncio
 import threading
@@ -11,11 +11,11 @@ import pytest
 from serve.errors import DeadlinePassed, NotReady, QueueFull
 from serve.scheduling.scheduler import Outcome, Scheduler
 
-LONG = 30.0  # seconds that only a broken scheduler takes
+LONG = 30.0  # seconds that only a defective scheduler takes
 
 
 class Work:
-    """Steps that record what they were asked to do; those of items in `gates` wait for them to open."""
+    """Fake steps that record their calls; `compute` of an item in `gates` waits until its gate is open."""
 
     def __init__(self) -> None:
         self.prepared: list[Any] = []
@@ -27,7 +27,7 @@ class Work:
         self._lock = threading.Lock()
 
     def gate(self, *items: Any) -> None:
-        """Make `compute` of these wait."""
+        """Makes `compute` of these items wait."""
         for item in items:
             self.gates[item] = threading.Event()
             self.begun[item] = threading.Event()
@@ -146,7 +146,7 @@ def test_once_one_has_had_all_cpus_as_many_begin_as_there_are_streams(make: Make
         first = asyncio.ensure_future(scheduler.run(["wide"], soon()))
         await work.until_begun("wide")
         others = asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon()))
-        await asyncio.sleep(0.05)  # all three threads have asked for one, and wait
+        await asyncio.sleep(0.05)  # all three threads have asked for an item and wait
         work.open("wide")
         await work.until_begun("a", "b", "c")
         work.open("a", "b", "c")
@@ -195,7 +195,7 @@ def test_after_an_overflow_the_retry_time_is_that_of_the_short_queue(make: Make,
         assert scheduler.depth == 12
         with pytest.raises(QueueFull, match=r"no room for 1 image: 12 are waiting and the limit is 12") as refusal:
             scheduler.require_room()
-        assert refusal.value.retry_after == 20.0  # from now on 3 may wait, so 10 have to go first, at 2 s each
+        assert refusal.value.retry_after == 20.0  # from now on 3 may wait, so 10 have to finish first, at 2 s each
         with pytest.raises(QueueFull, match="the limit is 3"):
             scheduler.require_room()
         work.open("a")
@@ -234,8 +234,8 @@ def test_the_estimate_follows_items_that_had_one_cpu_and_a_result(make: Make) ->
         await scheduler.run(["alone, on all CPUs"], soon())
         await scheduler.run(["unreadable"], soon())
         assert estimate(scheduler) == 1000
-        await scheduler.run(["a", "b", "unreadable"], soon())  # the last one is not alone when the others begin
-        assert estimate(scheduler) == pytest.approx(810, abs=5)  # two items of no time, with a weight of a tenth each
+        await scheduler.run(["a", "b", "unreadable"], soon())  # while others wait, no item has all CPUs
+        assert estimate(scheduler) == pytest.approx(810, abs=5)  # two items of no time, each with a weight of a tenth
         assert scheduler.done == 5
 
     asyncio.run(scenario(make(streams=2, max_queue=4, item_seconds=1000.0)))
@@ -256,7 +256,7 @@ def test_each_outcome_has_the_time_its_item_was_queued(make: Make, work: Work) -
 
 
 def test_threads_skip_a_task_whose_deadline_passed_unnoticed(make: Make, work: Work) -> None:
-    """Its event loop is busy, and so has not yet dropped it."""
+    """The event loop is busy and has not discarded it yet."""
 
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("first")
@@ -264,7 +264,7 @@ def test_threads_skip_a_task_whose_deadline_passed_unnoticed(make: Make, work: W
         await work.until_begun("first")
         late = asyncio.ensure_future(scheduler.run(["late", "later"], time.monotonic() + 0.05))
         await asyncio.sleep(0)
-        time.sleep(0.1)  # noqa: ASYNC251  that is what keeps it busy
+        time.sleep(0.1)  # noqa: ASYNC251  keeps the event loop busy
         work.open("first")
         give_up = time.monotonic() + LONG
         while scheduler.depth and time.monotonic() < give_up:
@@ -361,7 +361,7 @@ def test_an_overflowed_queue_is_kept_short_until_it_drains(make: Make, work: Wor
         running += [await submit(item) for item in "bcde"]
         with pytest.raises(QueueFull, match="4 are waiting and the limit is 4"):
             await scheduler.run(["f"], soon())
-        for done, begun in ("ab", "bc", "cd"):  # three fewer wait, which is room again only where there was no overflow
+        for done, begun in ("ab", "bc", "cd"):  # three fewer wait, which would be room without the overflow
             work.open(done)
             await work.until_begun(begun)
         with pytest.raises(QueueFull, match="1 are waiting and the limit is 1"):
@@ -412,7 +412,7 @@ def test_a_refused_batch_does_not_shorten_the_queue_for_others(make: Make, work:
 
 
 def test_the_time_per_item_is_measured(make: Make) -> None:
-    """Begun with a wild guess, the estimate comes down to what items take."""
+    """The estimate starts far too high and falls to the time that items take."""
     scheduler = make(streams=2, max_queue=200, item_seconds=1000.0)
 
     async def scenario() -> float:
@@ -434,7 +434,7 @@ def test_an_item_whose_deadline_passes_in_the_queue_is_not_computed(make: Make, 
         with pytest.raises(DeadlinePassed, match="deadline"):
             await scheduler.run(["late", "later"], time.monotonic() + 0.05)
         assert 0.04 < time.monotonic() - started < 1
-        scheduler.require_room(100)  # its places are free again
+        scheduler.require_room(100)  # its items no longer count
         work.open("first")
         await first
         assert results(await scheduler.run(["next"], soon())) == ["next!"]

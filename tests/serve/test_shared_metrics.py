@@ -1,4 +1,4 @@
-"""The files in which several processes count: reserved, held, swept, and done without where there is no room."""
+"""The files of shared metrics: allocation, locking, removal of abandoned ones, and what happens without room."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 @pytest.fixture(autouse=True)
 def parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """What stands in for /dev/shm, and for the folder of temporary files."""
+    """Stand-ins for /dev/shm and the folder for temporary files."""
     memory, temporary = tmp_path / "shm", tmp_path / "tmp"
     memory.mkdir()
     temporary.mkdir()
@@ -57,7 +57,7 @@ def test_abandoned_folders_are_removed_and_others_are_not(parents: tuple[Path, P
     os.mkfifo(parents[1] / "serve-metrics-pipe")
     trap = parents[1] / "serve-metrics-trap"
     trap.mkdir()
-    os.mkfifo(trap / "lock")  # to be opened without waiting for somebody who writes
+    os.mkfifo(trap / "lock")  # has to be opened without waiting for a writer
     with shared_metrics(2):
         held = counted_in()
         with shared_metrics(2):
@@ -80,13 +80,13 @@ def test_a_folder_stays_locked_while_any_of_its_processes_lives(parents: tuple[P
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"forked\n"
-        assert process.wait(20) == 0  # the first, and the other holds its folder
+        assert process.wait(20) == 0  # the first process; the other keeps the folder locked
         (left,) = parents[0].iterdir()
         with shared_metrics(1):
             assert left.exists()
         assert process.stdin
         process.stdin.close()
-        assert process.stdout.read() == b""  # the other has ended, too
+        assert process.stdout.read() == b""  # the other process has ended, too
     with shared_metrics(1):
         assert not left.exists()
 
@@ -120,7 +120,7 @@ def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
     parents: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most[1]))  # the system's own refusal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most[1]))  # the kernel refuses larger files
     try:
         with shared_metrics(2):
             assert counted_in() is None
@@ -150,7 +150,7 @@ def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: py
         (folder / "counter_1.db").unlink()
         assert has_shared_files(0)
         assert not has_shared_files(1)
-        os.environ[VARIABLE] = str(folder)  # as it stays in the first process
+        os.environ[VARIABLE] = str(folder)  # as in the supervisor
     assert "worker 2 counts for itself" in caplog.text
 
 
@@ -189,7 +189,7 @@ print(len(routes), sorted(used), max(used.values()), *sizes)
 
 
 def test_all_possible_series_fit_into_the_allocated_files() -> None:
-    """So that no file ever grows, which could end the process."""
+    """Otherwise a file would grow, which could kill the process."""
     done = subprocess.run([sys.executable, "-c", ALL_SERIES], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     routes, *names, used, size = done.stdout.replace(",", "").split()

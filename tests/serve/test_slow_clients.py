@@ -1,4 +1,4 @@
-"""Clients that idle, drip, stall and crowd, against the real process: they go, and nobody else notices."""
+"""Many idle, slow and stalled clients against the real process: they are disconnected, and others are served."""
 
 import http.client
 import json
@@ -32,7 +32,7 @@ HEAD = b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\
 
 @pytest.fixture(scope="module")
 def patient() -> Iterator[ServerProcess]:
-    """With the default times, which no test here waits for."""
+    """A server with the default time limits, which no test here waits for."""
     with running_server(sys.executable, *FLAGS) as server:
         yield server
 
@@ -57,7 +57,7 @@ def answer(connection: socket.socket) -> tuple[int, dict[str, str], dict[str, ob
 
 
 def logged(server: ServerProcess, request_id: str) -> list[dict[str, Any]]:
-    """The lines of the log about a request, once there is one."""
+    """The log lines of a request; waits for the first one."""
     give_up = time.monotonic() + 10
     while not (lines := [json.loads(line) for line in server.lines if request_id in line]):
         assert time.monotonic() < give_up
@@ -66,7 +66,7 @@ def logged(server: ServerProcess, request_id: str) -> list[dict[str, Any]]:
 
 
 def until_closed(connection: socket.socket) -> float:
-    """Seconds until the server has closed it."""
+    """Seconds until the server closes the connection."""
     started = time.monotonic()
     try:
         while connection.recv(65536):
@@ -85,18 +85,18 @@ def test_many_idle_or_slow_connections_do_not_lock_out_others(patient: ServerPro
     with ExitStack() as stack:
         crowd = [connected(patient, stack) for _ in range(5 * MOST)]
         for connection in crowd:
-            with suppress(OSError):  # it may have made room already
+            with suppress(OSError):  # it may have been evicted already
                 connection.sendall(sent)
         for _ in range(3):
             began = time.monotonic()
             reply = httpx2.post(f"{patient.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
             assert reply.status_code == 200
             assert time.monotonic() - began < 2
-        assert until_closed(crowd[0]) < 1  # who came first went first
+        assert until_closed(crowd[0]) < 1  # the oldest connection was evicted first
 
 
 def test_an_idle_connection_after_a_request_is_kept(patient: ServerProcess, cat: bytes) -> None:
-    """One socket, because a client library would silently connect again."""
+    """Uses one socket, because a client library would silently reconnect."""
     with ExitStack() as stack:
         connection = connected(patient, stack)
         for _ in range(3):
@@ -137,7 +137,7 @@ def test_a_head_that_arrives_byte_by_byte_is_refused(hasty: ServerProcess) -> No
 
 
 def test_a_second_request_has_the_same_time_limit(hasty: ServerProcess) -> None:
-    """Bytes between requests end the waiting for keep-alive, so something else has to go on waiting."""
+    """Bytes between requests stop the keep-alive timer, so another timer has to run."""
     with ExitStack() as stack:
         for more in (b"", b"\r\n", b"G"):
             connection = connected(hasty, stack)
@@ -159,7 +159,7 @@ def test_a_body_that_arrives_too_slowly_gets_408_with_the_limit(hasty: ServerPro
 
 
 def test_a_client_that_reads_no_response_is_disconnected(hasty: ServerProcess) -> None:
-    """It goes on asking, until its answers fill all there is between it and the server."""
+    """It sends requests until the responses fill all buffers between it and the server."""
     parts = urlsplit(hasty.url)
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -168,7 +168,7 @@ def test_a_client_that_reads_no_response_is_disconnected(hasty: ServerProcess) -
         began = time.monotonic()
         with pytest.raises(ConnectionError):
             while time.monotonic() - began < 30:
-                with suppress(TimeoutError):  # the server reads no more of it either
+                with suppress(TimeoutError):  # the server has stopped reading, too
                     deaf.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
                 time.sleep(0.005)
 
@@ -183,7 +183,7 @@ def test_clients_that_read_nothing_do_not_lock_out_others(patient: ServerProcess
             deaf.setblocking(False)
         for _ in range(400):
             for deaf in crowd:
-                with suppress(BlockingIOError, ConnectionError):  # some are closed by now
+                with suppress(BlockingIOError, ConnectionError):  # some have been closed
                     deaf.send(b"GET /model HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
         for _ in range(3):
             reply = httpx2.post(f"{patient.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
@@ -191,7 +191,7 @@ def test_clients_that_read_nothing_do_not_lock_out_others(patient: ServerProcess
 
 
 def test_the_kernel_buffers_little_of_an_unread_response(patient: ServerProcess, cat: bytes) -> None:
-    """A list of 32 predictions of 1000 classes each has 2.4 MB; by itself Linux keeps all of it for each connection."""
+    """A list of 32 predictions of 1000 classes each has 2.4 MB; by default Linux would buffer all of it."""
     form = httpx2.Request("POST", f"{patient.url}/upload?top_k=1000", files=[("file", ("a.jpg", cat))] * 32)
     body = form.read()
     head = f"POST /upload?top_k=1000 HTTP/1.1\r\nHost: localhost\r\nContent-Type: {form.headers['content-type']}\r\n"
@@ -206,7 +206,7 @@ def test_the_kernel_buffers_little_of_an_unread_response(patient: ServerProcess,
 
 
 def unsent(port: int, peer: int) -> int:
-    """Bytes in the send buffer of the server's end of a connection; -1 if the system has forgotten it."""
+    """Bytes in the send buffer of the server's end of a connection; -1 if the kernel has dropped it."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[1].endswith(f":{port:04X}") and fields[2].endswith(f":{peer:04X}"):
@@ -215,7 +215,7 @@ def unsent(port: int, peer: int) -> int:
 
 
 def test_unread_data_of_a_closed_connection_is_discarded_in_time(hasty: ServerProcess) -> None:
-    """The system by itself would offer it to a client that does not read for many minutes."""
+    """By default the kernel would keep it for many minutes."""
     port = urlsplit(hasty.url).port
     assert port
     with socket.socket() as deaf:
@@ -232,7 +232,7 @@ def test_unread_data_of_a_closed_connection_is_discarded_in_time(hasty: ServerPr
 
 
 def test_a_burst_of_connections_leaves_room_for_the_next(patient: ServerProcess) -> None:
-    """A connection that the system has no room for tries again after a second."""
+    """A connection that the kernel drops is retried after a second."""
     parts = urlsplit(patient.url)
     assert parts.port
     with ExitStack() as stack:
@@ -246,7 +246,7 @@ def test_a_burst_of_connections_leaves_room_for_the_next(patient: ServerProcess)
 
 
 def test_the_number_of_pipelined_requests_is_limited(patient: ServerProcess) -> None:
-    """The first ones are answered, in order, and then the connection ends."""
+    """The first ones are answered, in order, and then the connection is closed."""
     with ExitStack() as stack:
         eager = connected(patient, stack)
         eager.sendall(
@@ -328,7 +328,7 @@ def test_a_client_that_got_100_continue_can_read_its_refusal(patient: ServerProc
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        for _ in range(28):  # eight more than are taken
+        for _ in range(28):  # eight more than the limit
             connection.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
         connection.sendall(b"0\r\n\r\n")
         assert answer(connection)[0] == 413
@@ -336,7 +336,7 @@ def test_a_client_that_got_100_continue_can_read_its_refusal(patient: ServerProc
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_an_upgrade_request_is_answered_as_http_1_1(patient: ServerProcess, cat: bytes, at_once: bool) -> None:
-    """As `curl --http2` sends it: the body is this request's, whatever it looks like."""
+    """As sent by `curl --http2`: the body belongs to this request, even if it looks like another one."""
     head = (
         b"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
         b"HTTP2-Settings: AAMAAABk\r\n"
@@ -403,7 +403,7 @@ def test_a_malformed_body_after_100_continue_gets_400_only(patient: ServerProces
 
 
 def test_a_new_connection_is_refused_while_all_others_are_busy(cat: bytes) -> None:
-    """Two connections at most, and two pictures that take their decoder as long as it is allowed."""
+    """The limit is two connections, and two images keep the decoder busy until its time limit."""
     flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--max-connections", "2", "--threads", "1")
     slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
     with running_server(sys.executable, *flags) as server, ExitStack() as stack:
@@ -414,7 +414,7 @@ def test_a_new_connection_is_refused_while_all_others_are_busy(cat: bytes) -> No
         status, headers, problem = answer(connected(server, stack))
         assert (status, headers["retry-after"]) == (503, "1")
         assert problem["title"] == "Service Unavailable"
-        assert [answer(connection)[0] for connection in busy] == [413, 413]  # they were left in peace
+        assert [answer(connection)[0] for connection in busy] == [413, 413]  # they were not evicted
         reply = httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
         assert reply.status_code == 200
 

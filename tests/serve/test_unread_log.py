@@ -1,4 +1,4 @@
-"""The real process, whose standard error nobody reads: it answers, passes signals on and ends as ever."""
+"""The real process with an unread standard error: it answers, passes signals on and ends as usual."""
 
 import http.client
 import os
@@ -48,7 +48,7 @@ def test_a_worker_that_does_not_end_is_killed_before_it_is_logged() -> None:
         assert server.end()[0] == 1
 
 
-# What ends a process out of Python's reach writes why by itself.
+# A fatal error in native code writes to standard error directly.
 CRASHING = """
 import ctypes, runpy, sys
 import serve.api.handlers

@@ -1,4 +1,4 @@
-"""Uploads on their way in: pace, and the bytes that all of them hold."""
+"""Limits on the rate of an upload and on the bytes of all uploads together."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ async def chunks(*parts: bytes, pause: float = 0.0) -> AsyncIterator[bytes]:
 
 
 async def read(arrivals: UploadBudget, source: AsyncIterator[bytes]) -> tuple[bytes, int]:
-    """What came, and what was held meanwhile."""
+    """The bytes received, and how many counted against the budget at the end."""
     with arrivals.track() as arrival:
         received = b"".join([chunk async for chunk in arrival.limit_rate(source)])
         return received, arrivals.held
@@ -75,7 +75,7 @@ def test_an_idle_upload_is_evicted_and_an_active_one_is_not() -> None:
 
 
 def test_a_refused_upload_is_not_evicted_again() -> None:
-    """Its reader is left in the middle, and lives on for as long as somebody looks at the error."""
+    """Its suspended generator lives on as long as the error is referenced."""
     arrivals = UploadBudget(10, 30.0)
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""Several processes behind one port: spread, counted together, replaced, ended together."""
+"""Several worker processes behind one port: load, metrics, replacement and shutdown."""
 
 import os
 import shutil
@@ -65,7 +65,7 @@ def test_connections_are_spread_and_none_is_lost_while_a_worker_is_stopped(serve
         wait_for(lambda: sum(each.done() for each in waiting) >= 3)
         time.sleep(0.5)
         answered = sum(each.done() for each in waiting)
-        assert 3 <= answered <= 27  # a fair coin, thirty times, is outside of this once in four million
+        assert 3 <= answered <= 27  # thirty tosses of a fair coin are outside of this once in four million
         os.kill(still, signal.SIGCONT)
         assert [each.result() for each in waiting] == [200] * 30
 
@@ -87,7 +87,7 @@ def test_a_killed_worker_is_replaced_and_its_counts_stay(server: ServerProcess, 
         assert upload(server, cat) == 200
     before, spent = children(server), metric(server, "process_cpu_seconds_total")
     os.kill(before[0], signal.SIGKILL)
-    # Connections wait for the one that takes its place.
+    # Connections wait for its replacement.
     assert [upload(server, cat) for _ in range(12)] == [200] * 12
     after = children(server)
     assert len(after) == 2
@@ -136,7 +136,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
         assert not Path(f"/proc/{stuck}").exists()
 
 
-# Workers may hang for four seconds rather than thirty; one request hangs its event loop.
+# Workers may be silent for four seconds rather than thirty; a request to /docs blocks the event loop.
 IMPATIENT = """
 import runpy, sys, time
 import serve.api.handlers, serve.server.supervisor
@@ -180,7 +180,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced(impatient: ServerProcess, ca
 
 
 def test_workers_are_not_killed_after_the_machine_was_asleep(impatient: ServerProcess) -> None:
-    """As after a laptop's lid was closed: time in which the first process slept as well is none of the workers'."""
+    """As when a laptop's lid was closed: time in which the supervisor was stopped, too, doesn't count."""
     everybody = [impatient.process.pid, *children(impatient)]
     for pid in everybody:
         os.kill(pid, signal.SIGSTOP)
@@ -202,12 +202,12 @@ def test_busy_workers_are_not_taken_for_hanging(impatient: ServerProcess, cat: b
 
 
 def wait_for_ready(server: ServerProcess, count: int) -> None:
-    """So many workers by now, those before counted."""
+    """Waits until `count` workers have become ready since the start."""
     wait_for(lambda: sum("is ready" in line for line in server.lines) == count, 30)
 
 
 def test_shared_files_neither_grow_nor_are_needed(server: ServerProcess, cat: bytes) -> None:
-    """One worker after the other dies, and then somebody clears everything away."""
+    """Workers are killed one after the other, and then the folder is removed."""
     link = next(path for path in Path(f"/proc/{server.process.pid}/fd").iterdir() if path.readlink().name == "lock")
     folder = link.readlink().parent
     files = {path.name for path in folder.iterdir()}
@@ -228,7 +228,7 @@ def test_shared_files_neither_grow_nor_are_needed(server: ServerProcess, cat: by
 
 
 def test_orphans_are_not_taken_for_workers() -> None:
-    """As of process 1 in a container, to which those that lost their parents are given."""
+    """As process 1 of a container, the supervisor inherits orphans."""
     command = 'sleep 1 & exec "$0" -m serve --port 0 "$@"'
     with subprocess.Popen(
         ["sh", "-c", command, sys.executable, *FLAGS], cwd=ROOT, stderr=subprocess.PIPE, text=True
