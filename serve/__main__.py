@@ -5,11 +5,11 @@ and `config` tells each setting and where it came from. Leaves with status 0 aft
 128 and the signal's number), and with 2 and one line on standard error where it cannot start, whatever the reason.
 """
 
-from serve.server.signals import failed, leave, leave_on_signals, open_closed_streams
+from serve.server.signals import exit_now, exit_on_signals, open_closed_streams, report_start_failure
 
 if __name__ == "__main__":
     open_closed_streams()
-    leave_on_signals()  # before the other imports, so that a signal in the first second is no error either
+    exit_on_signals()  # before the other imports, so that a signal in the first second is no error either
 
 import gc
 import importlib
@@ -26,14 +26,14 @@ from serve.config.settings import Config, load_config
 from serve.config.strays import strays
 from serve.errors import StartError
 from serve.model.files import AUTO, EMBEDDED
-from serve.observability.counting import count_alone
-from serve.observability.error_stream import never_block
-from serve.observability.log import log_the_unforeseen, set_up_logging
+from serve.observability.error_stream import install_error_stream
+from serve.observability.log import log_uncaught_errors, set_up_logging
+from serve.observability.shared_metrics import use_unshared_metrics
 from serve.printable import one_line
-from serve.scheduling.memory import settle_allocator, trim
-from serve.server.connections import ACCEPTED_TOO_MANY
+from serve.scheduling.malloc import trim_malloc, tune_malloc
+from serve.server.connections import MAX_EXCESS_CONNECTIONS
 from serve.server.sockets import listen
-from serve.server.workers import Work, Workers, share
+from serve.server.supervisor import RunWorker, Supervisor, cpu_share
 
 # What a Python that is not the project's own lacks first.
 _PACKAGES = {"numpy", "PIL", "onnxruntime", "starlette", "uvicorn", "httptools", "prometheus_client"}
@@ -47,24 +47,24 @@ log = logging.getLogger("serve")
 
 def main() -> int:
     """Run the command; the process's exit status. A server ends the process by itself."""
-    settle_allocator()
+    tune_malloc()
     # numpy's, which has nothing to do here; where no thread is left it would send this process a SIGINT.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if not command or command.startswith("-"):
-        never_block()
-        leave(status_of(start))
+        install_error_stream()
+        exit_now(status_of(start))
     try:
         return run_command(command, sys.argv[2:])
     except (StartError, ModuleNotFoundError) as error:
-        return failed(reason(error))
+        return report_start_failure(reason(error))
 
 
 def start() -> int:
     """Serve to the end, in this process or in several; the exit status."""
     config = load_config(sys.argv[1:], os.environ)
     set_up_logging(config.log_format, config.log_level)
-    log_the_unforeseen()
+    log_uncaught_errors()
     for stray in strays(os.environ):
         log.warning("%s", stray)
     allow_connections(config.max_connections)
@@ -72,8 +72,8 @@ def start() -> int:
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen(config)]
         if config.workers > 1:
-            return Workers(listeners, worker_of(config), config.grace_seconds).run()
-        count_alone()
+            return Supervisor(listeners, worker_of(config), config.grace_seconds).run()
+        use_unshared_metrics()
         return serve(config, listeners[0])
 
 
@@ -83,7 +83,7 @@ def status_of(work: Callable[[], int]) -> int:
         return work()
     except Exception as error:
         log.debug("what kept it from starting", exc_info=True)
-        return failed(reason(error))
+        return report_start_failure(reason(error))
 
 
 def reason(error: Exception) -> str:
@@ -109,7 +109,7 @@ def run_command(name: str, arguments: list[str]) -> int:
 
 def allow_connections(count: int) -> None:
     """Have the system allow so many sockets besides the files that are open anyway; raises `StartError`."""
-    needed = count + ACCEPTED_TOO_MANY + _OTHER_FILES
+    needed = count + MAX_EXCESS_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
@@ -119,22 +119,22 @@ def allow_connections(count: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def worker_of(config: Config) -> Work:
+def worker_of(config: Config) -> RunWorker:
     """What one of several workers does: serve with its share of the CPUs; its exit status."""
     budget = config.thread_plan.budget
     log.info("%d workers share %d CPUs (%s)", config.workers, budget.count, budget.reason)
 
-    def work(number: int, listener: socket.socket, speak: Callable[[], None]) -> int:
-        own = replace(config, threads=share(budget.count, config.workers, number))
-        return status_of(lambda: serve(own, listener, speak))
+    def work(number: int, listener: socket.socket, heartbeat: Callable[[], None]) -> int:
+        own = replace(config, threads=cpu_share(budget.count, config.workers, number))
+        return status_of(lambda: serve(own, listener, heartbeat))
 
     return work
 
 
-def serve(config: Config, listener: socket.socket, speak: Callable[[], None] = lambda: None) -> int:
+def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None] = lambda: None) -> int:
     """Load the model, say so, then answer requests until a signal; the exit status. Raises whatever stops the start.
 
-    speak: called each second once requests are answered.
+    heartbeat: called each second once requests are answered.
     """
     from serve.api.app import create_app, metrics_of
     from serve.model.classifier import load_classifier
@@ -144,9 +144,9 @@ def serve(config: Config, listener: socket.socket, speak: Callable[[], None] = l
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
     metrics = metrics_of(classifier)
-    metrics.watch_log(lambda: getattr(sys.stderr, "dropped", 0))
-    server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, speak)
-    trim()
+    metrics.track_dropped_lines(lambda: getattr(sys.stderr, "dropped", 0))
+    server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, heartbeat)
+    trim_malloc()
     gc.freeze()  # what is loaded by now stays, so no collection need look at it again
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"

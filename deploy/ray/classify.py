@@ -29,7 +29,7 @@ from serve.errors import ConfigError
 from serve.files.paths import files_of
 from serve.files.runner import UNREADABLE, read_file, read_within, record_of
 from serve.model.classifier import load_classifier
-from serve.scheduling.memory import settle_allocator
+from serve.scheduling.malloc import tune_malloc
 
 # Of a part of the output, and so of what an interruption costs.
 _PART_ROWS: Final = 2000
@@ -58,7 +58,7 @@ class Classify:
 
     def __init__(self, flags: list[str], top_k: int, folder: str) -> None:
         os.chdir(folder)
-        settle_allocator()
+        tune_malloc()
         self._config: Config = load_config(flags, {})
         self._classifier = load_classifier(self._config)
         self._top_k = top_k

@@ -122,7 +122,7 @@ def create_app(
         allow_private_network=True,  # a listed origin is allowed from any network to any network
         expose_headers=["X-Request-ID", "Retry-After", "Server-Timing", LENGTH_HEADER],
     )
-    metrics.expect(route.path for route in routes)
+    metrics.declare_routes(route.path for route in routes)
     app = Starlette(
         routes=routes,
         middleware=[
@@ -158,7 +158,7 @@ def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
 def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
     async def answer(request: Request, error: RequestError) -> Response:
         error.__traceback__ = None  # its frames refer to the upload and to the error: a cycle of megabytes
-        metrics.rejected(error)
+        metrics.request_rejected(error)
         return error_response(request.scope["path"], error, request.scope.get("timing"))
 
     return answer

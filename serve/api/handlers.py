@@ -35,7 +35,7 @@ class Handlers:
 
     async def root(self, request: Request) -> Response:
         if prefers_html(request.headers.get("accept", "")):
-            await self._pacer.turn()
+            await self._pacer.wait_for_turn()
             text = with_address(self._page, request.scope["scheme"], request.headers.get("host", ""))
             return HTMLResponse(text, headers={"Vary": "Accept", **self._page_headers})
         return PlainTextResponse("Server is Running\n", headers={"Vary": "Accept"})
@@ -52,14 +52,14 @@ class Handlers:
         return JSONLineResponse(self._pipeline.classifier.card)
 
     async def show_metrics(self, request: Request) -> Response:
-        await self._pacer.turn()
-        return Response(self._pipeline.metrics.text(), headers={"Content-Type": METRICS_MEDIA_TYPE})
+        await self._pacer.wait_for_turn()
+        return Response(self._pipeline.metrics.render(), headers={"Content-Type": METRICS_MEDIA_TYPE})
 
     async def openapi(self, request: Request) -> Response:
         return Response(self._openapi, media_type="application/json")
 
     async def docs(self, request: Request) -> Response:
-        await self._pacer.turn()
+        await self._pacer.wait_for_turn()
         text = with_address(self._docs, request.scope["scheme"], request.headers.get("host", ""))
         return HTMLResponse(text, headers=security_headers(text))
 

@@ -14,9 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.api.responses import error_response, problem_response
 from serve.config.hosts import AllowedHosts, is_own_page
 from serve.errors import ForeignHost, ForeignOrigin
+from serve.observability.correlation import parse_traceparent, request_id_of
 from serve.observability.metrics import Metrics
-from serve.observability.request_ids import request_id_of
-from serve.observability.tracing import trace_of
 from serve.problems import problem
 
 access_log = logging.getLogger("serve.access")
@@ -66,7 +65,7 @@ class RequestLog:
             record["bytes_out"] += len(message.get("body", b""))
             await send(message)
 
-        self.metrics.began()
+        self.metrics.request_started()
         try:
             await self.app(scope, counting_receive, stamping_send)
         except Exception:
@@ -79,7 +78,7 @@ class RequestLog:
         finally:
             seconds = scope.get("answered", time.perf_counter()) - started
             record["status"] = scope.get("refused", record["status"])
-            self.metrics.ended(self.route_of(scope), record["status"], seconds)
+            self.metrics.request_finished(self.route_of(scope), record["status"], seconds)
             _log_access(scope, request_id, record, seconds)
 
 
@@ -150,7 +149,7 @@ class OriginGuard:
         if refused is None:
             await self.app(scope, receive, send)
             return
-        self.metrics.rejected(refused)
+        self.metrics.request_rejected(refused)
         await error_response(scope["path"], refused)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ForeignHost | ForeignOrigin | None:
@@ -189,7 +188,7 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
         "path": path,
         **record,
         "ms": round(seconds * 1000, 2),
-        **trace_of(_header(scope, b"traceparent").decode("latin-1")),
+        **parse_traceparent(_header(scope, b"traceparent").decode("latin-1")),
     }
     if "stages" in scope:
         fields["stages_ms"] = {stage: round(spent * 1000, 3) for stage, spent in scope["stages"].items()}

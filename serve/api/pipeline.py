@@ -18,9 +18,9 @@ from serve.model.classifier import Classified, Classifier, Job, Prepared
 from serve.observability.metrics import Metrics
 from serve.scheduling.header_checks import Inspector
 from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
-from serve.scheduling.memory import trim
+from serve.scheduling.malloc import trim_malloc
 from serve.scheduling.scheduler import Outcome, Scheduler
-from serve.scheduling.upload_budget import Arrival, UploadBudget
+from serve.scheduling.upload_budget import Upload, UploadBudget
 
 # Every request is answered before the scheduler closes, so a thread that is still busy works for no client.
 _CLOSING_SECONDS: Final = 0.3
@@ -53,7 +53,7 @@ class Pipeline:
             max_queue=self.config.max_queue,
             item_seconds=self.classifier.model.infer_seconds,
         )
-        self.metrics.watch_queue(lambda: self.scheduler.depth)
+        self.metrics.track_queue_depth(lambda: self.scheduler.depth)
         self.lifecycle.start()
         trimming = asyncio.ensure_future(self._trim_after_bursts())
         try:
@@ -65,7 +65,7 @@ class Pipeline:
             self.scheduler.close(_CLOSING_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Arrival]]:
+    async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
         """Admit a request with images until the end of the `async with` block.
 
         Raises:
@@ -73,7 +73,7 @@ class Pipeline:
             QueueFull: the queue has no room for even one image, so the body is not worth reading.
         """
         async with self.lifecycle.track() as in_flight:
-            with self.uploads.one() as upload:
+            with self.uploads.track() as upload:
                 self.scheduler.require_room()
                 yield in_flight, upload
 
@@ -99,7 +99,7 @@ class Pipeline:
 
     async def compute(self, jobs: Sequence[Job | Prepared], deadline: float) -> list[Outcome[Classified]]:
         """Classify images; the arguments, outcomes and errors are those of `Scheduler.run`."""
-        asyncio.get_running_loop().call_soon(self.metrics.note_queue)  # by then the jobs are queued
+        asyncio.get_running_loop().call_soon(self.metrics.update_queue_depth)  # by then the jobs are queued
         return await self.scheduler.run(jobs, deadline)
 
     def record_stages(
@@ -112,12 +112,12 @@ class Pipeline:
             read_seconds: how long the body took to arrive.
             outcomes: of the request's images.
         """
-        self.metrics.spent("read", read_seconds)
+        self.metrics.observe_stage("read", read_seconds)
         for outcome in outcomes:
             if outcome.result is not None:
-                self.metrics.spent("queue", outcome.queued_seconds)
+                self.metrics.observe_stage("queue", outcome.queued_seconds)
                 for stage, seconds in outcome.result.seconds.items():
-                    self.metrics.spent(stage, seconds)
+                    self.metrics.observe_stage(stage, seconds)
         stages = stage_seconds(read_seconds, outcomes)
         request.scope["stages"] = stages
         shown = self.config.server_timing or _asks_for_timing(request)
@@ -126,7 +126,7 @@ class Pipeline:
         return headers
 
     def _prepare(self, job: Job | Prepared) -> Prepared:
-        self.metrics.note_queue()  # this job has just left the queue
+        self.metrics.update_queue_depth()  # this job has just left the queue
         return self.classifier.prepare(job)
 
     async def _trim_after_bursts(self) -> None:
@@ -136,7 +136,7 @@ class Pipeline:
             await asyncio.sleep(_TRIM_SECONDS)
             if self.scheduler.done != done:
                 done = self.scheduler.done
-                self.header_checks.do(trim)
+                self.header_checks.do(trim_malloc)
 
 
 def _asks_for_timing(request: Request) -> bool:

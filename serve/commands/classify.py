@@ -30,7 +30,7 @@ from serve.files.runner import Record, classify_files, is_problem
 from serve.model.classifier import load_classifier
 from serve.observability.log import set_up_logging
 from serve.printable import printable
-from serve.server.signals import SIGNALLED
+from serve.server.signals import SIGNAL_STATUS_BASE
 
 _SOME_FAILED: Final = 1
 _INPUT: Final = 0  # its descriptor; a thread waiting in sys.stdin would hold up the end of the process
@@ -92,10 +92,10 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
                 progress.step(is_problem(record))
             output.flush()
         except _Stop as stop:
-            end = SIGNALLED + int(stop.args[0])
+            end = SIGNAL_STATUS_BASE + int(stop.args[0])
         except BrokenPipeError:  # as of `| head`; nobody is left to tell
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return SIGNALLED + signal.SIGPIPE
+            return SIGNAL_STATUS_BASE + signal.SIGPIPE
         except OSError as error:
             name = options.output or "standard output"
             raise OutputError(f"output {name}: {(error.strerror or 'cannot be written').lower()}") from error

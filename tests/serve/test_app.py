@@ -471,7 +471,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
         waiting = pool.submit(client.post, "/upload", files=files)
         assert queued.wait(10)
         refused = post_file(client, cat)
-        assert_problem(refused, 429, "no room for 1 picture: 2 are waiting and the limit is 2")
+        assert_problem(refused, 429, "no room for 1 image: 2 are waiting and the limit is 2")
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert client.get("/livez").status_code == 200
         gate.open.set()

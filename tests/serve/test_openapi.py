@@ -23,7 +23,7 @@ from serve.api.v2.handlers import InferenceHandlers
 from serve.config.settings import Config
 from serve.model.classifier import Classifier
 from serve.scheduling.scheduler import Scheduler
-from serve.scheduling.upload_budget import Arrival
+from serve.scheduling.upload_budget import Upload
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
 from tests.server_process import running_server
@@ -94,7 +94,7 @@ class Driver:
             self.monkeypatch.setattr(owner, name, broken)
         if status == 408:
             settings["body_timeout_ms"] = 1
-            self.monkeypatch.setattr(Arrival, "limit_rate", late(Arrival.limit_rate))
+            self.monkeypatch.setattr(Upload, "limit_rate", late(Upload.limit_rate))
         if status == 504:
             self.monkeypatch.setattr(Classifier, "prepare", slow(Classifier.prepare))
         client = self.client_for(**settings)
