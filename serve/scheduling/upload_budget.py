@@ -29,7 +29,7 @@ class UploadBudget:
         self.held = 0
         self.max_bytes = max_bytes
         self.seconds = seconds
-        self.uploads: set[Upload] = set()
+        self.receiving: set[Upload] = set()  # those whose body is being read
         self.pacer = Pacer()
 
     @contextlib.contextmanager
@@ -39,7 +39,7 @@ class UploadBudget:
         try:
             yield upload
         finally:
-            self.uploads.discard(upload)  # its generator may be suspended, and not closed yet
+            self.receiving.discard(upload)  # its generator may be suspended, and not closed yet
             self.held -= upload.held
             upload.held = 0
 
@@ -51,7 +51,7 @@ class UploadBudget:
         """
         long_ago = _now() - _IDLE_SECONDS
         while self.held + count > self.max_bytes:
-            idlest = min(self.uploads, key=lambda upload: upload.last_received, default=None)
+            idlest = min(self.receiving, key=lambda upload: upload.last_received, default=None)
             if idlest is None or idlest.last_received > long_ago:
                 raise UploadsFull(
                     f"There is no room for this upload: the limit for all together is {self.max_bytes} bytes; "
@@ -79,7 +79,7 @@ class Upload:
         """
         began = _now()
         iterator = aiter(chunks)
-        self._budget.uploads.add(self)
+        self._budget.receiving.add(self)
         try:
             while True:
                 # Bytes that arrived fast earn no longer pause than a new upload may make.
@@ -103,12 +103,12 @@ class Upload:
                 await self._budget.pacer.wait_for_turn()  # the consumer of a chunk computes
                 yield chunk
         finally:
-            self._budget.uploads.discard(self)
+            self._budget.receiving.discard(self)
 
     def evict(self) -> None:
         """Cancels the upload and frees its bytes."""
         self._evicted = True
-        self._budget.uploads.discard(self)
+        self._budget.receiving.discard(self)
         self._budget.held -= self.held
         self.held = 0
         with contextlib.suppress(RuntimeError):  # it has timed out already

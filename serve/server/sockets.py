@@ -14,10 +14,10 @@ _SEND_BUFFER: Final = 128 * 1024
 def listen(config: Config) -> list[socket.socket]:
     """A TCP socket for each worker, all of them listening on the configured address.
 
-    Clients that connect while the model is loading wait until it is.
+    Clients that connect while the model is still loading wait until it is ready.
 
     Raises:
-        StartError: the address is invalid or in use.
+        StartError: the address is invalid, in use or not permitted.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(

@@ -71,7 +71,7 @@ def test_an_idle_upload_is_evicted_and_an_active_one_is_not() -> None:
 
     asyncio.run(scenario())
     assert arrivals.held == 0
-    assert not arrivals.uploads
+    assert not arrivals.receiving
 
 
 def test_a_refused_upload_is_not_evicted_again() -> None:
@@ -82,7 +82,7 @@ def test_a_refused_upload_is_not_evicted_again() -> None:
         with pytest.raises(ZeroDivisionError) as kept, arrivals.track() as arrival:
             async for _ in arrival.limit_rate(chunks(b"12345678", b"9")):
                 raise ZeroDivisionError
-        assert (arrivals.held, arrivals.uploads) == (0, set())
+        assert (arrivals.held, arrivals.receiving) == (0, set())
         await asyncio.sleep(1.1)
         assert await read(arrivals, chunks(b"1234567890")) == (b"1234567890", 10)
         assert arrivals.held == 0
@@ -105,7 +105,7 @@ def test_an_upload_may_time_out_in_the_moment_it_is_evicted() -> None:
 
         stalled = asyncio.ensure_future(silent())
         await asyncio.sleep(0.05)
-        (arrival,) = arrivals.uploads
+        (arrival,) = arrivals.receiving
         when = arrival._waiting.when()
         assert when
         done: list[None] = []
@@ -159,7 +159,7 @@ def test_an_evicted_upload_ends_even_if_its_last_bytes_have_arrived(more: bool) 
                 async for _ in arrival.limit_rate(chunks()):
                     pass
         assert arrivals.held == 0
-        assert not arrivals.uploads
+        assert not arrivals.receiving
 
     asyncio.run(scenario())
 
