@@ -162,6 +162,14 @@ def test_every_reason_is_explained_to_operators_with_its_status(client: TestClie
     assert all(int(status) == statuses[reason.replace("_", "")] for reason, status in told)
 
 
+def test_every_metric_is_explained_to_operators(client: TestClient) -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    told = re.findall(r"^\| `(serve_\w+)` \|", text, re.MULTILINE)
+    client.get("/livez")  # a route's duration is a series only once it was asked
+    served = {re.sub("_(bucket|sum|count)$", "", name) for name, _ in samples(client) if name.startswith("serve_")}
+    assert sorted(told) == sorted(served)
+
+
 def test_the_process_is_measured_too(client: TestClient) -> None:
     found = samples(client)
     assert value(found, "process_resident_memory_bytes") > 10**7
