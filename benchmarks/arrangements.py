@@ -27,7 +27,7 @@ from benchmarks.harness.processes import Tree
 from benchmarks.reporting.records import Printed, add_output
 from serve.config.cpus import cpu_budget
 from serve.printable import ArgumentParser
-from serve.scheduling.memory import settle_allocator, trim
+from serve.scheduling.malloc import trim_malloc, tune_malloc
 
 _LONE: Final = 20
 _LOADED_SECONDS: Final = 1.0
@@ -41,7 +41,7 @@ def main() -> int:
     add_output(parser)
     options = parser.parse_args()
     printed = Printed("arrangements", parser, options)
-    settle_allocator()
+    tune_malloc()
     path, cpus = options.model, cpu_budget(0).count
     narrow = session(path, 1)
     infer(narrow)
@@ -78,7 +78,7 @@ def main() -> int:
 
 def resident_megabytes() -> float:
     """RSS of this process, without what malloc keeps for later."""
-    trim()
+    trim_malloc()
     return Tree(os.getpid()).memory_mb()["rss"]
 
 

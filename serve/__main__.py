@@ -4,11 +4,11 @@ Exit status: 2, with one line on standard error, if the command cannot start. St
 0 and every other command with 128 plus the signal's number.
 """
 
-from serve.server.signals import failed, leave_on_signals, open_closed_streams
+from serve.server.signals import exit_on_signals, open_closed_streams, report_start_failure
 
 if __name__ == "__main__":
     open_closed_streams()
-    leave_on_signals()  # before the slow imports, so that a signal during the first second also exits cleanly
+    exit_on_signals()  # before the slow imports, so that a signal during the first second also exits cleanly
 
 import importlib
 import os
@@ -19,7 +19,7 @@ from serve.commands.failures import failure_reason
 from serve.config.settings import unknown_variables
 from serve.errors import StartError
 from serve.printable import one_line
-from serve.scheduling.memory import settle_allocator
+from serve.scheduling.malloc import tune_malloc
 
 _COMMANDS: Final = ("classify", "autotune", "config", "health")
 
@@ -30,7 +30,7 @@ def main() -> int:
     Returns:
         The exit status of the process. The server does not return: it ends the process itself.
     """
-    settle_allocator()
+    tune_malloc()
     # OpenBLAS, in numpy, would start threads that are never used, and sends SIGINT if it cannot start one.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     command = sys.argv[1] if len(sys.argv) > 1 else ""
@@ -46,7 +46,7 @@ def main() -> int:
                 print(one_line(f"serve: {warning}"), file=sys.stderr)
         return _run(command, sys.argv[2:])
     except (StartError, ModuleNotFoundError) as error:
-        return failed(failure_reason(error))
+        return report_start_failure(failure_reason(error))
 
 
 def _run(command: str, arguments: list[str]) -> int:

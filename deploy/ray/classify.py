@@ -30,7 +30,7 @@ from serve.files.paths import expand_paths
 from serve.files.runner import UNREADABLE_DETAIL, classify_file, read_file, read_limited
 from serve.model.classifier import load_classifier
 from serve.model.postprocess import DEFAULT_TOP_K
-from serve.scheduling.memory import settle_allocator
+from serve.scheduling.malloc import tune_malloc
 
 # Of a part of the output, and so of what an interruption costs.
 _PART_ROWS: Final = 2000
@@ -59,7 +59,7 @@ class Classify:
 
     def __init__(self, flags: list[str], top_k: int, folder: str) -> None:
         os.chdir(folder)
-        settle_allocator()
+        tune_malloc()
         self._config: Config = load_config(flags, {})
         self._classifier = load_classifier(self._config)
         self._top_k = top_k

@@ -31,7 +31,7 @@ from serve.model.classifier import load_classifier
 from serve.model.postprocess import DEFAULT_TOP_K
 from serve.observability.log import set_up_logging
 from serve.printable import printable
-from serve.server.signals import SIGNALLED
+from serve.server.signals import SIGNAL_STATUS_BASE
 
 _SOME_FAILED: Final = 1
 
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         lines = _summary(run) + (evaluation.report() if evaluation else [])
         print("\n".join(map(printable, lines)), file=sys.stderr)
     if run.stopped_by:
-        return SIGNALLED + run.stopped_by
+        return SIGNAL_STATUS_BASE + run.stopped_by
     return _SOME_FAILED if existing.problems or set(run.statuses) - {200} else 0
 
 

@@ -17,14 +17,14 @@ from serve.commands.failures import failure_reason
 from serve.config.settings import Config, load_config, unknown_variables
 from serve.errors import StartError
 from serve.model.files import AUTO, EMBEDDED_MODEL
-from serve.observability.counting import count_alone
-from serve.observability.error_stream import never_block
-from serve.observability.log import log_the_unforeseen, set_up_logging
-from serve.scheduling.memory import trim
-from serve.server.connections import ACCEPTED_TOO_MANY
-from serve.server.signals import failed, leave
+from serve.observability.error_stream import install_error_stream
+from serve.observability.log import log_uncaught_errors, set_up_logging
+from serve.observability.shared_metrics import use_unshared_metrics
+from serve.scheduling.malloc import trim_malloc
+from serve.server.connections import MAX_EXCESS_CONNECTIONS
+from serve.server.signals import exit_now, report_start_failure
 from serve.server.sockets import listen
-from serve.server.workers import Work, Workers, share
+from serve.server.supervisor import RunWorker, Supervisor, cpu_share
 
 # Libraries, the model, the listening socket and the event loop's own files.
 _OTHER_FILES: Final = 64
@@ -34,8 +34,8 @@ log = logging.getLogger("serve")
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Serves until a signal, then ends the process without waiting for its threads."""
-    never_block()
-    leave(_exit_status(lambda: start(arguments, environment)))
+    install_error_stream()
+    exit_now(_exit_status(lambda: start(arguments, environment)))
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -49,7 +49,7 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """
     config = load_config(arguments, environment)
     set_up_logging(config.log_format, config.log_level)
-    log_the_unforeseen()
+    log_uncaught_errors()
     for warning in unknown_variables(environment):
         log.warning("%s", warning)
     raise_file_limit(config.max_connections)
@@ -57,8 +57,8 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen(config)]
         if config.workers > 1:
-            return Workers(listeners, worker(config), config.grace_seconds).run()
-        count_alone()
+            return Supervisor(listeners, worker(config), config.grace_seconds).run()
+        use_unshared_metrics()
         return serve(config, listeners[0])
 
 
@@ -68,7 +68,7 @@ def raise_file_limit(connections: int) -> None:
     Raises:
         StartError: the system's hard limit is lower.
     """
-    needed = connections + ACCEPTED_TOO_MANY + _OTHER_FILES
+    needed = connections + MAX_EXCESS_CONNECTIONS + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
@@ -78,13 +78,13 @@ def raise_file_limit(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def worker(config: Config) -> Work:
+def worker(config: Config) -> RunWorker:
     """Returns the function that each worker process runs: it serves with its share of the CPUs."""
     budget = config.thread_plan.budget
     log.info("%d workers share %d CPUs (%s)", config.workers, budget.count, budget.reason)
 
     def work(number: int, listener: socket.socket, heartbeat: Callable[[], None]) -> int:
-        own = replace(config, threads=share(budget.count, config.workers, number))
+        own = replace(config, threads=cpu_share(budget.count, config.workers, number))
         return _exit_status(lambda: serve(own, listener, heartbeat))
 
     return work
@@ -111,9 +111,9 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
     metrics = metrics_of(classifier)
-    metrics.watch_log(lambda: getattr(sys.stderr, "dropped", 0))
+    metrics.track_dropped_lines(lambda: getattr(sys.stderr, "dropped", 0))
     server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, heartbeat)
-    trim()
+    trim_malloc()
     gc.freeze()  # objects loaded by now live as long as the process, so no collection has to visit them again
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -153,4 +153,4 @@ def _exit_status(run: Callable[[], int]) -> int:
         return run()
     except Exception as error:
         log.debug("the start failed", exc_info=True)
-        return failed(failure_reason(error))
+        return report_start_failure(failure_reason(error))

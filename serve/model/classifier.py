@@ -13,7 +13,7 @@ from serve.imaging.preprocess import FloatArray, Preprocessing, to_input
 from serve.model.files import AUTO, find_model
 from serve.model.postprocess import Label, Scored, load_class_index, top_k
 from serve.model.session import Model, load_model
-from serve.scheduling.memory import PixelBudget
+from serve.scheduling.pixel_budget import PixelBudget
 
 _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
 

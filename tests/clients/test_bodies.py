@@ -1,4 +1,4 @@
-"""What the server answers is what its OpenAPI document says: each body is validated by its schema, by jsonschema."""
+"""Tests that response bodies match their schemas in the OpenAPI document, by jsonschema."""
 
 import base64
 import json
@@ -20,7 +20,7 @@ def document(server: ServerProcess) -> dict[str, Any]:
 
 
 def validate(document: dict[str, Any], path: str, method: str, answer: requests.Response) -> None:
-    """Raise where an answer's JSON is not as its schema says, or nothing says how it should be."""
+    """Raise unless the document has a schema for this response and its JSON matches."""
     media_type = answer.headers["Content-Type"].split(";")[0]
     content = document["paths"][path][method]["responses"][str(answer.status_code)]["content"]
     schema = {**content[media_type]["schema"], "components": document["components"]}

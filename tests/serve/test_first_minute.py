@@ -1,4 +1,4 @@
-"""What a newcomer meets and mistypes in the first minute, and how the project answers.
+"""What a newcomer sees, waits for and mistypes in the first minute, each with what the project says to it.
 
 | they                                              | and get                                                       |
 |---------------------------------------------------|---------------------------------------------------------------|
@@ -40,7 +40,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def stand_in_python(path: Path, changes: str) -> Path:
-    """A Python with something changed."""
+    """A Python of which something is different."""
     path.write_text(
         f"#!{sys.executable}\nimport runpy, sys\n{changes}\n"
         "del sys.argv[0]\nsys.path[0] = 'requirements'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -50,7 +50,7 @@ def stand_in_python(path: Path, changes: str) -> Path:
 
 
 def serve(*arguments: object) -> tuple[int, list[str]]:
-    """Exit status and lines on standard error of a failing command."""
+    """Exit status and the lines on standard error of a command that fails."""
     command = [sys.executable, "-m", "serve", *map(str, arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
     return done.returncode, done.stderr.splitlines()
@@ -214,13 +214,13 @@ def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[obje
     ("sent", "status", "words"),
     [
         ({"content": b"file=@cat.jpg", "headers": {"Content-Type": "application/x-www-form-urlencoded"}}, 415,
-         "The Content-Type 'application/x-www-form-urlencoded' is neither a form nor a picture. Send "
+         "The Content-Type 'application/x-www-form-urlencoded' is neither a multipart form nor an image. Send "
          "multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg')"),
         ({"content": b""}, 415, "The request has no Content-Type. Send multipart/form-data with a part named 'file'"),
         ({"files": {"image": ("cat.jpg", b"\xff\xd8\xff")}}, 400,
          "The form has no part named 'file'; the parts sent are named 'image'. With curl: -F 'file=@cat.jpg'."),
         ({"files": {"file": (None, b"cat.jpg")}}, 400,
-         "The part 'file' holds the text 'cat.jpg' and no file; with curl, write -F 'file=@cat.jpg'."),
+         "The part 'file' is the text 'cat.jpg', not a file; with curl, write -F 'file=@cat.jpg'."),
         ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder as an empty file, too."),
         ({"files": {"file": ("README.md", b"# densenet-server")}}, 415,
          "The file is not a picture in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),

@@ -1,4 +1,4 @@
-"""Which hosts are served, and which pages are the server's own."""
+"""Tests which hosts are served, and which pages count as the server's own."""
 
 import sys
 from collections.abc import Iterator

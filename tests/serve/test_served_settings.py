@@ -1,4 +1,4 @@
-"""Settings take effect: the classifier that a server loads decodes, rotates and limits by its settings."""
+"""Tests that settings reach the classifier: decoding, orientation and limits."""
 
 import io
 from dataclasses import replace
