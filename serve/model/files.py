@@ -7,7 +7,7 @@ from serve.errors import ModelError
 from serve.printable import shortened
 
 # In the order in which `auto` tries them.
-_MODELS: Final = ("densenet121", "efficientnet_lite0")
+KNOWN_MODELS: Final = ("densenet121", "efficientnet_lite0")
 EMBEDDED_MODEL: Final = "efficientnet_lite0"  # in the repository; densenet121 has to be exported first
 AUTO: Final = "auto"  # as a model or a variant: the best there is
 
@@ -24,13 +24,13 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
     """
     if model.endswith(".onnx"):
         return Path(model)
-    wanted = _MODELS if model == AUTO else (model,)
+    wanted = KNOWN_MODELS if model == AUTO else (model,)
     try:
         for name in wanted:
             for candidate in _file_names(name, variant):
                 if (folder / candidate).is_file():
                     return folder / candidate
-        if Path(model).exists() and model not in _MODELS:
+        if Path(model).exists() and model not in KNOWN_MODELS:
             kind = "a folder" if Path(model).is_dir() else "not an .onnx file"
             raise ModelError(
                 f"model {model} is {kind}; name an .onnx file ('make export WEIGHTS=PATH' makes one from weights)"
