@@ -26,7 +26,7 @@ def rendered(folder: Path) -> list[dict[str, Any]]:
     surprising = kustomization.keys() - {"apiVersion", "kind", "resources"}
     if surprising or kustomization["kind"] != "Kustomization":
         raise ManifestError(f"{folder.name}/kustomization.yaml has {sorted(surprising)}: teach these tests to read it")
-    objects = []
+    objects: list[dict[str, Any]] = []
     for name in kustomization["resources"]:
         path = folder / name
         objects += rendered(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))

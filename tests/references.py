@@ -10,6 +10,7 @@ is stored, and at DenseNet-121's 256 and 224, where its sha256 is. The two state
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -103,7 +104,7 @@ def draw_pictures() -> None:
     _save_turned(rgb, "orientation_6.avif", 6, quality=90)
 
 
-def _save_turned(image: Image.Image, name: str, orientation: int, **options: object) -> None:
+def _save_turned(image: Image.Image, name: str, orientation: int, **options: Any) -> None:
     exif = Image.Exif()
     exif[_ORIENTATION] = orientation
     image.save(PICTURES / name, exif=exif.tobytes(), **options)

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from tests.server_process import ROOT
 
@@ -26,7 +27,7 @@ def run(
 ) -> tuple[int, str]:
     """Exit status and all it says, on both streams; of a terminal without what our own progress line does to it."""
     words, settings = list(map(str, command)), {**os.environ, "COLUMNS": "500", **(environment or {})}
-    how = {"cwd": ROOT, "env": settings, "stdin": subprocess.DEVNULL}
+    how: dict[str, Any] = {"cwd": ROOT, "env": settings, "stdin": subprocess.DEVNULL}
     if not on_terminal:
         done = subprocess.run(words, **how, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
         return done.returncode, done.stdout.decode(errors="surrogateescape")

@@ -14,7 +14,13 @@ from pydantic import ValidationError
 
 # The oldest that knows all that is used here (preStop.sleep), and the newest there are schemas of.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-SCALARS = {"str": str, "bool": bool, "int": int, "float": (int, float), "datetime": str}
+SCALARS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "datetime": str,
+}
 
 
 def problems(thing: dict[str, Any]) -> list[str]:

@@ -186,7 +186,9 @@ def in_order(objects: Objects) -> Objects:
 
 
 # kubectl brings kustomize along, but no package index has it: it is asked where it is installed.
-READERS: dict[str, Callable[[Path], Objects]] = {"these tests": rendered} | ({"kubectl": kustomized} if KUBECTL else {})
+READERS: dict[str, Callable[[Path], Objects]] = {"these tests": rendered}
+if KUBECTL:
+    READERS["kubectl"] = kustomized
 
 
 @pytest.mark.parametrize("reader", READERS)

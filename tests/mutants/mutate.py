@@ -161,17 +161,17 @@ class _Finder:
                 yield self._start(node), self._start(node) + len("not"), ""
             case ast.UnaryOp(op=ast.USub()):
                 yield self._start(node), self._start(node) + len("-"), ""
-                if isinstance(node.operand, ast.Constant):
-                    yield *self._span(node), repr(1 - node.operand.value)
-            case ast.Subscript(slice=ast.Constant(value=int())):
-                yield *self._span(node.slice), repr(node.slice.value + 1)
+                if isinstance(node.operand, ast.Constant) and isinstance(value := node.operand.value, int | float):
+                    yield *self._span(node), repr(1 - value)
+            case ast.Subscript(slice=ast.Constant(value=int(value))):
+                yield *self._span(node.slice), repr(value + 1)
             case ast.Constant(value=bool()):
                 yield *self._span(node), repr(not node.value)
-            case ast.Constant(value=int() | float()):
-                yield *self._span(node), repr(node.value + 1)
-                yield *self._span(node), repr(node.value - 1)
-            case ast.Return(value=ast.expr()) if not isinstance(node.value, ast.Constant):
-                yield *self._span(node.value), "None"
+            case ast.Constant(value=int() | float() as value):
+                yield *self._span(node), repr(value + 1)
+                yield *self._span(node), repr(value - 1)
+            case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
+                yield *self._span(value), "None"
             case ast.Expr(value=ast.Call() | ast.Await()) | ast.Raise():
                 yield *self._span(node), "pass"
             case ast.Break():

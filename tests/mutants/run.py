@@ -110,29 +110,23 @@ def survey(
         for each in copies:
             free.put(each)
 
-        def with_a_copy(work: Callable[[_Copy], Any]) -> Any:
+        def with_a_copy(method: Callable[..., Any], *arguments: Any) -> Any:
             place = free.get()
             try:
-                return work(place)
+                return method(place, *arguments)
             finally:
                 free.put(place)
 
         with ThreadPoolExecutor(workers) as pool:
-            first = {
-                part.name: pool.submit(with_a_copy, lambda place, part=part: place.without_mutation(part))
-                for part in parts
-            }
-            baselines = {name: each.result() for name, each in first.items()}
+            first = {part.name: pool.submit(with_a_copy, _Copy.without_mutation, part) for part in parts}
+            baselines = {name: future.result() for name, future in first.items()}
             running = [
-                pool.submit(
-                    with_a_copy,
-                    lambda place, part=part, mutant=mutant: place.try_mutant(part, mutant, baselines[part.name]),
-                )
+                pool.submit(with_a_copy, _Copy.try_mutant, part, mutant, baselines[part.name])
                 for part, mutant in chosen
             ]
             try:
-                for done, each in enumerate(running, start=1):
-                    outcome.results.append(each.result())
+                for done, future in enumerate(running, start=1):
+                    outcome.results.append(future.result())
                     seen(outcome.results[-1], done, len(running))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)

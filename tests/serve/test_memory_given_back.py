@@ -1,5 +1,6 @@
 """What a start and a burst of uploads leave is given back to the system."""
 
+import gc
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from serve.model.classifier import Classifier
 def test_memory_is_given_back_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     monkeypatch.setattr(main, "trim", lambda: steps.append("trim"))
-    monkeypatch.setattr(main.gc, "freeze", lambda: None)  # the tests go on
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # the tests go on
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: steps.append("run"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert main.serve(config, listener) == 0

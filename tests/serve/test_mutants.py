@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -102,7 +103,7 @@ def test_mutants_of_some_functions_are_of_no_others() -> None:
 def try_test(tmp_path: Path) -> Callable[..., Survey]:
     """A project of one file and one test; returns what became of its mutants."""
 
-    def run(test: str, *equivalents: Equivalent, source: str = SOURCE, **options: int) -> Survey:
+    def run(test: str, *equivalents: Equivalent, source: str = SOURCE, **options: Any) -> Survey:
         def project(folder: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "shop.py").write_text(source)

@@ -1,18 +1,18 @@
 """Reading by turns: what takes long is read a little in each turn of the loop, in order, and nothing is lost."""
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
 
-from serve.server import turns
 from serve.server.turns import TakingTurns, Turns
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(turns.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
 
 class Connection:
