@@ -9,11 +9,12 @@ from typing import Final
 
 from tests.mutants.parts import PARTS
 from tests.mutants.run import MutationError, Result, Survey, read_equivalents, survey
+from tests.mutants.tables import faults_of
 from tests.project_copy import copy_of_the_project
 from tests.server_process import ROOT
 
 WANTED: Final = 0.9
-_EQUIVALENTS: Final = Path(__file__).with_name("equivalents.toml")
+EQUIVALENTS: Final = Path(__file__).with_name("equivalents.toml")
 _EVERY: Final = 20
 
 
@@ -28,12 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, metavar="N", default=0, help="of that drawing (default: 0)")
     parser.add_argument("--workers", type=int, metavar="N", default=os.cpu_count() or 1, help="how many at a time")
     options = parser.parse_args(arguments)
+    equivalents = read_equivalents(EQUIVALENTS)
+    if faults := faults_of(PARTS, equivalents, ROOT):
+        print("\n".join(f"mutants: {fault}" for fault in faults), file=sys.stderr)
+        return 2
     try:
         outcome = survey(
             [part for part in PARTS if part.name in options.only],
             ROOT,
             copy_of_the_project,
-            read_equivalents(_EQUIVALENTS),
+            equivalents,
             limit=options.limit,
             seed=options.seed,
             workers=options.workers,

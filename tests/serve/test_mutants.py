@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.mutants.__main__ import report
+from tests.mutants.__main__ import EQUIVALENTS, report
 from tests.mutants.mutate import mutants_of
 from tests.mutants.parts import PARTS, Part
-from tests.mutants.run import Equivalent, MutationError, Survey, survey
+from tests.mutants.run import Equivalent, MutationError, Survey, read_equivalents, survey
+from tests.mutants.tables import faults_of
 from tests.server_process import ROOT
 
 SOURCE = """\
@@ -159,11 +160,33 @@ def test_tests_that_fail_by_themselves_say_nothing(try_test: Callable[..., Surve
         try_test("def test_it():\n    assert False\n")
 
 
-def test_the_parts_name_files_and_functions_that_there_are() -> None:
-    for part in PARTS:
-        for test in part.tests:
-            assert (ROOT / test.split("::")[0]).is_file(), test
-        for file, functions in part.sources.items():
-            source = (ROOT / file).read_text(encoding="utf-8")
-            for function in functions or ("",):
-                assert mutants_of(source, file, [function] if function else []), f"{file} {function}"
+def test_the_tables_name_files_functions_and_mutants_that_there_are() -> None:
+    assert faults_of(PARTS, read_equivalents(EQUIVALENTS), ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "fault"),
+    [
+        (Part("a", {"gone.py": ()}, ()), None, "parts.py, a: there is no gone.py"),
+        (Part("a", {"shop.py": ("closed",)}, ()), None, "parts.py, a: shop.py has no closed"),
+        (Part("a", {"shop.py": ()}, ("test_gone.py",)), None, "parts.py, a: there is no test_gone.py"),
+        (Part("a", {"shop.py": ()}, ("shop.py::test_it",)), None, "parts.py, a: shop.py has no test_it"),
+        (Part("a", {"shop.py": ()}, ()), ("gone.py", "clipped", ""), "there is no gone.py"),
+        (Part("a", {"shop.py": ()}, ()), ("shop.py", "closed", ""), "shop.py has no closed"),
+        (Part("a", {"other.py": ()}, ()), ("shop.py", "clipped", ""), "no part in parts.py has shop.py"),
+        (Part("a", {"shop.py": ("other",)}, ()), ("shop.py", "clipped", ""), "no part in parts.py has clipped"),
+        (Part("a", {"shop.py": ()}, ()), ("shop.py", "clipped", "x"), "no mutant makes this line 'x'"),
+        (Part("a", {"shop.py": ()}, ()), ("shop.py", "clipped", "if values[-1] <= low:"), ""),
+    ],
+)
+def test_a_table_that_is_out_of_date_is_told_what_is_gone(
+    tmp_path: Path, part: Part, entry: tuple[str, str, str] | None, fault: str
+) -> None:
+    for name in ("shop.py", "other.py"):
+        (tmp_path / name).write_text(SOURCE + "\ndef other(): return 1 + LIMIT\n")
+    equivalents = []
+    if entry:
+        file, function, becomes = entry
+        equivalents = [Equivalent(file, function, "if values[-1] < low:", becomes, "a reason")]
+    found = faults_of([part], equivalents, tmp_path)
+    assert (len(found), fault in "".join(found)) == (bool(fault), True)
