@@ -46,7 +46,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_a_changed_server_is_rebuilt_in_seconds_without_an_export(tree: Path, image_name: str) -> None:
-    with (tree / "serve" / "app.py").open("a") as file:
+    with (tree / "serve" / "api" / "app.py").open("a") as file:
         file.write(f"\n# changed at {time.time()}\n")
     changed = build(tree, f"{TAG}:changed")
     assert any(changed.steps("app").values()), "the change was not built"
@@ -100,7 +100,7 @@ def test_the_build_context_holds_only_what_is_needed(tree: Path) -> None:
     )
     contents = Image.load(f"{TAG}:context").contents
     assert {path.split("/")[0] for path in contents} == {
-        "LICENSE", "export", "image", "imagenet_class_index.json", "models", "requirements", "serve", "tests",
+        "LICENSE", "container", "export", "imagenet_class_index.json", "models", "requirements", "serve", "tests",
     }  # fmt: skip
     assert not [path for path in contents if "__pycache__" in path or path.endswith("densenet121.onnx")]
     ours = sum(len(content) for path, content in contents.items() if not path.startswith("models/weights/"))

@@ -256,7 +256,7 @@ def test_it_labels_photographs_right(container: Container, photo_folder: Path | 
         expected = {"cat.jpg": "n02124075", "coffee.jpg": "n07920052", "rocket.jpg": "n03773504"}
         folder = ROOT / "tests" / "data" / "photos"
     else:
-        record = json.loads((ROOT / "export" / "calibration_data" / "densenet121.json").read_text())
+        record = json.loads((ROOT / "export" / "int8" / "calibration_data" / "densenet121.json").read_text())
         paths = [path for path in sorted(photo_folder.iterdir()) if path.name not in record["photographs"]]
         expected = {path.name: path.name.split("_")[0] for path in paths}
         folder = photo_folder
