@@ -19,7 +19,7 @@ from tests.container.engine import (
     docker,
     running,
 )
-from tests.project_copy import copy_of_the_project
+from tests.project_copy import copy_project
 
 TAG = "densenet-server-test"
 
@@ -38,7 +38,7 @@ def note(what: str, figure: str) -> None:
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A copy of the project, with the weights that were put into its build context."""
-    copy = copy_of_the_project(tmp_path / "project")
+    copy = copy_project(tmp_path / "project")
     weights = ROOT / "models" / "weights"
     if weights.is_dir():
         shutil.copytree(weights, copy / "models" / "weights", dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""Checks that what `parts.py` and `equivalents.toml` name is still there."""
+"""Checks that everything named in `parts.py` and `equivalents.toml` exists."""
 
 import ast
 import functools
