@@ -1,4 +1,4 @@
-"""The mutation runner finds the mutants; a good test kills them, a poor one lets some live, and the verdict says so."""
+"""The mutation runner: finding mutants, running them against good and poor tests, the report and its tables."""
 
 import sys
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def changes(source: str) -> list[str]:
     return [mutant.changed_lines(source)[1] for mutant in mutants_of(source, "shop.py")]
 
 
-def test_mutants_are_one_change_each_of_those_that_a_careless_hand_makes() -> None:
+def test_each_mutant_is_one_small_change_that_compiles() -> None:
     found = changes(SOURCE)
     for line in (
         "LIMIT = 4",
@@ -88,11 +88,11 @@ def test_mutants_are_one_change_each_of_those_that_a_careless_hand_makes() -> No
         ("open(a, encoding='utf-8')", {"pass"}),
     ],
 )
-def test_each_kind(line: str, becomes: set[str]) -> None:
+def test_each_kind_of_change(line: str, becomes: set[str]) -> None:
     assert set(changes(line)) == becomes
 
 
-def test_mutants_of_some_functions_are_of_no_others() -> None:
+def test_only_the_named_functions_are_mutated() -> None:
     source = (
         "class A:\n    def b(self): return self.x + 1\n    def bc(self): return 2 + self.y\n\ndef A2(): return 1 + x\n"
     )
@@ -102,7 +102,7 @@ def test_mutants_of_some_functions_are_of_no_others() -> None:
 
 @pytest.fixture
 def try_test(tmp_path: Path) -> Callable[..., Survey]:
-    """A project of one file and one test; returns what became of its mutants."""
+    """Returns a function that runs the mutants of a project of one file against a test."""
 
     def run(test: str, *equivalents: Equivalent, source: str = SOURCE, **options: Any) -> Survey:
         def project(folder: Path) -> Path:
@@ -117,7 +117,7 @@ def try_test(tmp_path: Path) -> Callable[..., Survey]:
     return run
 
 
-def test_a_good_test_kills_and_a_poor_one_lets_live(try_test: Callable[..., Survey]) -> None:
+def test_a_good_test_kills_mutants_that_a_poor_one_does_not(try_test: Callable[..., Survey]) -> None:
     poor = try_test(POOR, limit=12, seed=1)
     assert len(poor.results) == 12
     assert {result.status for result in poor.results} == {"killed", "survived"}
@@ -134,7 +134,7 @@ def test_a_good_test_kills_and_a_poor_one_lets_live(try_test: Callable[..., Surv
     assert text.splitlines()[-1].endswith("at least 90% of each part wanted: good")
 
 
-def test_one_that_never_ends_is_killed_by_the_limit_and_named(
+def test_an_endless_mutant_is_stopped_and_reported(
     try_test: Callable[..., Survey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.mutants.run._MORE_SECONDS", 0.5)
@@ -155,12 +155,12 @@ def test_equivalents_are_left_out_and_must_be_mutants(try_test: Callable[..., Su
     assert not report(outcome)[1]
 
 
-def test_tests_that_fail_by_themselves_say_nothing(try_test: Callable[..., Survey]) -> None:
+def test_tests_that_fail_without_a_mutation_are_an_error(try_test: Callable[..., Survey]) -> None:
     with pytest.raises(MutationError, match="the tests of shop fail without any mutation"):
         try_test("def test_it():\n    assert False\n")
 
 
-def test_the_tables_name_files_functions_and_mutants_that_there_are() -> None:
+def test_everything_that_the_tables_name_exists() -> None:
     assert faults_of(PARTS, read_equivalents(EQUIVALENTS), ROOT) == []
 
 
@@ -179,7 +179,7 @@ def test_the_tables_name_files_functions_and_mutants_that_there_are() -> None:
         (Part("a", {"shop.py": ()}, ()), ("shop.py", "clipped", "if values[-1] <= low:"), ""),
     ],
 )
-def test_a_table_that_is_out_of_date_is_told_what_is_gone(
+def test_a_table_that_is_out_of_date_is_reported(
     tmp_path: Path, part: Part, entry: tuple[str, str, str] | None, fault: str
 ) -> None:
     for name in ("shop.py", "other.py"):
