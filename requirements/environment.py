@@ -155,7 +155,3 @@ def _sha256(lock: Path) -> str:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
