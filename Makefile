@@ -166,7 +166,7 @@ check: ## check lint, format, types and file lengths, as CI does
 	.venv/export/bin/mypy
 	@# The two excluded files are about to be replaced.
 	@find serve export -name '*.py' ! -path serve/imaging/avif.py ! -path serve/server/protocol.py -exec wc -l {} + | \
-		awk '$$1 > 250 && $$2 != "total" { print $$2 " has " $$1 " lines; the limit is 250"; long = 1 } END { exit long }'
+		awk '$$1 > 250 && $$2 != "total" { print $$2 " has " $$1 " lines; the limit is 250: split it"; long = 1 } END { exit long }'
 	@# hadolint is published for Linux only
 	if test -x .venv/export/bin/hadolint; then .venv/export/bin/hadolint Dockerfile; fi
 

@@ -1,4 +1,4 @@
-"""The commands that the documents show, and what is marked above their blocks.
+"""Finds and runs the commands that the documents show.
 
 A command stands in a block fenced as `sh`, or as `console` after `$ `. tests/serve/test_documents.py runs it, unless
 the line above the block is one of these:
@@ -6,8 +6,8 @@ the line above the block is one of these:
     <!-- not run: needs a Docker engine -->
     <!-- run by: tests/serve/test_first_minute.py -->
 
-What a `console` block shows after a command is its output. After a `sh` block, a `json` or `text` block is, if nothing
-stands between the two.
+The lines after a command in a `console` block are its output. A `json` or `text` block directly after a `sh` block is
+the output of that block's last command.
 """
 
 import json
@@ -37,7 +37,7 @@ _FIGURES = re.compile(r"^<!-- figures: .+? -->$.*?^<!-- end -->$", re.MULTILINE 
 _INLINE = re.compile(r"`((?:make|(?:\S*/)?python) [^`]+)`")
 _FIGURE = re.compile(r"[0-9][0-9.,]*")
 _SECONDS = 60.0
-# Values that depend on the model.
+# JSON fields whose values depend on the model.
 _OF_THE_MODEL = {"imagenet_id", "label", "probability", "model"}
 
 
@@ -88,7 +88,7 @@ def commands_in(document: Path) -> Iterator[Command]:
 
 
 def blocks_without_language(document: Path) -> list[str]:
-    """Returns the places of fenced blocks that don't say what they are, in which a command could hide."""
+    """Returns the places of fenced blocks without a language, because a command could hide there."""
     text = _without_figures(document)
     return [
         f"{document.relative_to(ROOT)}:{_line(text, block.start('text')) - 1}"
@@ -98,13 +98,13 @@ def blocks_without_language(document: Path) -> list[str]:
 
 
 def inline_commands(document: Path) -> list[str]:
-    """Returns what stands between backticks and begins with make or a Python."""
+    """Returns the code spans that start with make or a Python interpreter."""
     prose = _BLOCK.sub("", _without_figures(document))
     return [" ".join(command.split()) for command in _INLINE.findall(prose)]
 
 
 def _without_figures(document: Path) -> str:
-    """A document's text without the blocks that benchmarks/documents.py writes, with the same number of lines."""
+    """Returns a document with the blocks of benchmarks/documents.py left empty, so that lines keep their numbers."""
     text = document.read_text(encoding="utf-8")
     return _FIGURES.sub(lambda figures: "\n" * figures[0].count("\n"), text)
 
@@ -117,11 +117,11 @@ def run(text: str, folder: Path, python: Path, url: str, model: str) -> subproce
     """Runs a command in a copy of the project.
 
     Args:
-        text: The command; port 5000 of this machine becomes the server's.
+        text: The command. Port 5000 of this machine is replaced by the server's.
         folder: The copy, which the command may write to.
-        python: What `python` is.
+        python: The interpreter that `python` stands for.
         url: Address of a running server.
-        model: What the commands of the server take as their model.
+        model: The model that commands of the server use, unless they name one.
     """
     address = urlsplit(url)
     command = re.sub(r"\b(localhost|127\.0\.0\.1):5000\b", address.netloc, text)

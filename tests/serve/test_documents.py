@@ -1,4 +1,4 @@
-"""The commands in the documents: each is run here, or says above its block which test runs it or why none does."""
+"""Runs the commands in the documents. A mark above a block says which other test runs it, or why none does."""
 
 import functools
 import re
@@ -15,11 +15,12 @@ from tests.make_process import fresh_tree
 from tests.server_process import ROOT, running_server
 
 COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]
-RUN_HERE = {
-    each.text: [command for command in COMMANDS if command.text == each.text] for each in COMMANDS if not each.mark
-}
-MODEL = "efficientnet_lite0"  # which every clone has
-INLINE = sorted({command for document in DOCUMENTS for command in inline_commands(document)})
+RUN_HERE = sorted({command.text for command in COMMANDS if not command.mark})
+NOT_RUN_HERE = sorted(
+    {command.text for command in COMMANDS if command.mark}
+    | {text for document in DOCUMENTS for text in inline_commands(document)}
+)
+MODEL = "efficientnet_lite0"  # part of the repository
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,10 @@ def url() -> Iterator[str]:
 @pytest.mark.parametrize("text", RUN_HERE)
 def test_a_command_works_and_prints_what_its_documents_show(text: str, tree: Path, url: str) -> None:
     done = run(text, tree, Path(sys.executable), url, MODEL)
-    for command in RUN_HERE[text]:
-        assert done.returncode == 0, f"{command.place}: {done.stderr}"
-        assert not command.shown or agrees(command.shown, done), f"{command.place}: {done.stdout}"
+    for command in COMMANDS:
+        if command.text == text and not command.mark:
+            assert done.returncode == 0, f"{command.place}: {done.stderr}"
+            assert not command.shown or agrees(command.shown, done), f"{command.place}: {done.stdout}"
 
 
 def test_a_test_that_a_document_names_exists() -> None:
@@ -50,9 +52,9 @@ def test_a_test_that_a_document_names_exists() -> None:
             assert not name or f"\ndef {name}(" in (ROOT / file).read_text(), f"{command.place}: no {name} in {file}"
 
 
-@pytest.mark.parametrize("text", [*INLINE, *sorted({command.text for command in COMMANDS if command.mark})])
+@pytest.mark.parametrize("text", NOT_RUN_HERE)
 def test_a_command_that_is_not_run_here_names_what_there_is(text: str) -> None:
-    """Targets of make and their variables; files, modules and flags of Python."""
+    """Checks targets and variables of make, and files, modules and flags of Python."""
     words = re.sub(r"\s#.*", "", text).replace("'", "").replace('"', "").split()
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         del words[0]
@@ -130,7 +132,7 @@ ours 1
 """
 
 
-def test_commands_are_found_with_their_marks_and_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_are_found_with_their_marks_and_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "ROOT", tmp_path)
     path = tmp_path / "a.md"
     path.write_text(EXAMPLE)
@@ -157,7 +159,7 @@ def test_commands_are_found_with_their_marks_and_what_is_shown(tmp_path: Path, m
         ("a.jpg   69.6% cat\n", "b.jpg 69.6% cat\n", "none"),
     ],
 )
-def test_what_is_printed_is_compared_with_what_is_shown(shown: str, printed: str, agreement: str) -> None:
+def test_output_is_compared_with_what_the_document_shows(shown: str, printed: str, agreement: str) -> None:
     done = subprocess.CompletedProcess("", 0, printed, "")
     assert agrees(shown, done) is (agreement != "none")
     assert agrees(shown, done, same_model=True) is (agreement == "exact")
