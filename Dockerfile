@@ -3,13 +3,13 @@
 # Stages: base → export (torch; only for DenseNet-121) → model ─┐
 #              → deps (packages, interpreter, libraries) ────── runtime → debug
 #              → app (the project's own code) ─────────────────┘
-# docs/container.md says why it is built this way.
+# docs/container.md explains the design.
 
-# A digest pins it: --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:…
+# To pin it by digest: --build-arg PYTHON_IMAGE=python:3.11-slim@sha256:…
 ARG PYTHON_IMAGE=python:3.11-slim
-# densenet121, or efficientnet_lite0, the model that comes with the project, for which torch is never installed.
+# densenet121, or efficientnet_lite0, which is in the repository and needs no torch.
 ARG MODEL=densenet121
-# int8, or fp32 for DenseNet-121.
+# int8 or, for DenseNet-121, fp32.
 ARG MODEL_VARIANT=int8
 
 FROM ${PYTHON_IMAGE} AS base
@@ -18,26 +18,26 @@ WORKDIR /build
 
 
 FROM base AS export
-# Index with CPU builds of torch in place of PyTorch's own; "none" for the default index's CUDA build.
+# Index with CPU builds of torch; by default PyTorch's own. "none": CUDA builds from the default index.
 ARG TORCH_INDEX
 COPY requirements/install.py requirements/environment.py requirements/export.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
     python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 COPY export/ export/
-# What the parity check and calibration read pictures with; no other file of the server can set off an export.
+# The parity check and calibration read images with these; changes to other files of serve/ cause no export.
 COPY serve/errors.py serve/printable.py serve/
 COPY serve/imaging/ serve/imaging/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT
-# Name of a state dict in models/weights; by default the only .pth there, and without one torchvision's, downloaded.
+# Name of a state dict in models/weights. By default the only .pth there; if there is none, torchvision's is downloaded.
 ARG WEIGHTS
-# The pattern is meant to be one:
+# The shell expands the pattern on purpose:
 # hadolint ignore=SC2086
 RUN --mount=type=bind,source=models,target=/context \
     --mount=type=cache,target=/root/.cache/torch \
     set -- /context/weights/${WEIGHTS:-*.pth} && \
-    if [ "$#" -gt 1 ]; then echo "models/weights has $# .pth files: choose with --build-arg WEIGHTS=NAME" >&2; exit 1; fi && \
+    if [ "$#" -gt 1 ]; then echo "models/weights has $# .pth files; choose one with --build-arg WEIGHTS=NAME" >&2; exit 1; fi && \
     if [ -z "$WEIGHTS" ] && [ ! -e "$1" ]; then shift; fi && \
     if [ "$MODEL_VARIANT" = int8 ]; then required=--require-int8; fi && \
     /venv/bin/python export/export_onnx.py --output models/densenet121.onnx ${1:+--weights "$1"} ${required:-}
@@ -53,7 +53,7 @@ FROM scratch AS model-efficientnet_lite0-int8
 COPY --chmod=0644 models/efficientnet_lite0.onnx models/efficientnet_lite0.json /app/models/
 
 FROM base AS model-efficientnet_lite0-fp32
-RUN echo "efficientnet_lite0 comes with the project in int8 alone" >&2 && exit 1
+RUN echo "efficientnet_lite0 is available in int8 only" >&2 && exit 1
 
 # hadolint ignore=DL3006
 FROM model-${MODEL}-${MODEL_VARIANT} AS model
@@ -74,7 +74,7 @@ FROM base AS app
 WORKDIR /app
 COPY serve/ serve/
 COPY imagenet_class_index.json LICENSE ./
-# A checkout's umask must not matter, nor its timestamps.
+# The image must not depend on the checkout's umask and timestamps.
 RUN python -m compileall -q --invalidation-mode checked-hash serve && chmod -R u=rwX,go=rX .
 
 
@@ -102,7 +102,7 @@ ARG VERSION=0.1.0
 ARG REVISION
 ARG SOURCE
 LABEL org.opencontainers.image.title="densenet-server" \
-      org.opencontainers.image.description="Classifies pictures on an ordinary CPU: DenseNet-121 on onnxruntime behind one HTTP route" \
+      org.opencontainers.image.description="Image classification over HTTP on an ordinary CPU: DenseNet-121 on ONNX Runtime" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
@@ -110,7 +110,7 @@ LABEL org.opencontainers.image.title="densenet-server" \
       org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 
 
-# The same with a shell, pip and all else of the base image, run as root: for looking, not for serving.
+# The same with the whole base image (shell, pip), as root: for debugging, not for serving.
 FROM runtime AS debug
 # hadolint ignore=DL3002
 USER 0:0
@@ -119,5 +119,5 @@ ENV PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin
 COPY --from=base / /
 
 
-# What a build without --target makes, too.
+# The default target.
 FROM runtime

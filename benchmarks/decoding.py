@@ -128,7 +128,7 @@ def compare(exact: Classifier, fast: Classifier, pictures: list[tuple[tuple[int,
     """Lines that say how both ways differ, over all pictures and over those that are no near tie."""
     worst, means, logits, same, clear, same_clear, ratios = [], [], [], [], [], [], []
     for (width, height), data in pictures:
-        seconds = {}
+        seconds: dict[str, float] = {}
         batches = {}
         for name, classifier in (("exact", exact), ("fast", fast), ("exact", exact), ("fast", fast)):
             started = time.perf_counter()

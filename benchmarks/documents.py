@@ -100,8 +100,8 @@ def _latency() -> str:
     for key in ("1", "16"):
         for name, entry in servers.items():
             figures = entry["clients"][key]
-            times = (shown(figures.get(f"p{percent}_ms"), 1, percent == 50) for percent in (50, 90, 99))
-            loads.append((name, key, *times, shown(figures["images_per_s"])))
+            p50, p90, p99 = (shown(figures.get(f"p{percent}_ms"), 1, percent == 50) for percent in (50, 90, 99))
+            loads.append((name, key, p50, p90, p99, shown(figures["images_per_s"])))
     starts = [("server", "start to first answer s", "MB idle", "MB after load")]
     for name, entry in servers.items():
         starts.append((name, shown(entry["start_s"], 2), megabytes(entry["idle_mb"]), megabytes(entry["loaded_mb"])))

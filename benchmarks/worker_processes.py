@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 if not __package__:  # run as a file: make the project importable, and this folder's names not
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -44,7 +44,7 @@ def main() -> int:
     progress = Progress(plan.weight(contenders))
     servers, left_out = measure_servers(contenders, None, photos, plan, progress)
     progress.end()
-    figures = {
+    figures: dict[str, Any] = {
         "versions": {"runtime": versions(RUNTIME, ["onnxruntime", "numpy", "pillow", "starlette", "uvicorn"])},
         "photos": described({"photo": prepared}),
         "left_out": left_out,

@@ -1,7 +1,8 @@
-"""What `install.py` does: virtual environments from lock files.
+"""Virtual environments from lock files, for `install.py`.
 
-Standard library only: this runs before anything is installed. A lock file that was installed and has changed since
-means a new environment; one that is asked for in addition is installed into it. What is done is recorded by sha256.
+Uses the standard library only, because it runs before anything is installed. The environment records the sha256 of each
+lock file it was installed from. If one of them has changed, the environment is made again; a lock file that it doesn't
+have yet is added to it.
 """
 
 import argparse
@@ -18,32 +19,32 @@ import urllib.request
 from pathlib import Path
 
 RECORD = "installed-locks.json"
-# What a CPU-only torch replaces or does without.
+# Packages that a CPU build of torch replaces or does not need.
 CUDA_PACKAGES = re.compile(r"(torch|torchvision|triton|nvidia-.+|cuda-.+)")
 TORCH_PACKAGES = ("torch", "torchvision")
-# PyTorch publishes CPU builds beside its weights: on Linux 0.2 GB in place of the default index's 5 GB with CUDA.
+# PyTorch's own index: on Linux its CPU builds take 0.2 GB, the default index's CUDA builds 5 GB.
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 NO_INDEX = "none"
-REACH_SECONDS = 10
+REACHABLE_SECONDS = 10
 
 
 class InstallError(Exception):
-    """The environment cannot be made; the message says why and what to do."""
+    """The environment cannot be made. The message says why and what to do."""
 
 
 def main(description: str) -> int:
-    """Run the command; the process's exit status."""
+    """Runs the command and returns the process's exit status."""
     parser = argparse.ArgumentParser(prog="python requirements/install.py", description=description)
     parser.add_argument("venv", type=Path, help="folder of the virtual environment")
     parser.add_argument(
-        "locks", type=Path, nargs="+", metavar="lock", help="lock files with hashes, made by 'make lock'"
+        "locks", type=Path, nargs="+", metavar="lock", help="lock files with hashes, written by 'make lock'"
     )
     parser.add_argument(
         "--torch-index",
         metavar="URL",
         default=CPU_INDEX if sys.platform == "linux" else NO_INDEX,
-        help="package index with CPU builds of torch (default here: %(default)s). Where it cannot be reached, and with "
-        f"'{NO_INDEX}', torch comes from the default index, on Linux with CUDA",
+        help="package index with CPU builds of torch (default on this system: %(default)s). If it cannot be reached, "
+        f"or with '{NO_INDEX}', torch comes from the default index, whose Linux builds include CUDA",
     )
     options = parser.parse_args()
     try:
@@ -55,7 +56,16 @@ def main(description: str) -> int:
 
 
 def install(venv: Path, locks: list[Path], torch_index: str) -> None:
-    """Bring `venv` to what `locks` say; raises `InstallError`."""
+    """Creates or updates an environment.
+
+    Args:
+        venv: The environment's folder.
+        locks: The lock files to install. Others that were installed before are kept.
+        torch_index: URL of an index with CPU builds of torch, or `NO_INDEX`.
+
+    Raises:
+        InstallError: A lock file cannot be read, or Python's venv or pip failed.
+    """
     recorded = _recorded(venv)
     wanted = {str(lock): _sha256(lock) for lock in locks}
     if wanted.items() <= recorded.items():
@@ -74,13 +84,13 @@ def install(venv: Path, locks: list[Path], torch_index: str) -> None:
 
 
 def without_cuda(lock_text: str) -> str:
-    """A lock file without torch and all that only its CUDA build needs; each requirement goes with its hashes."""
+    """Returns a lock file's text without torch and the packages that only its CUDA build needs."""
     requirements = re.split(r"\n(?=\S)", lock_text)
     return "\n".join(entry for entry in requirements if not CUDA_PACKAGES.fullmatch(entry.split("==")[0])) + "\n"
 
 
 def torch_pins(lock_text: str) -> list[str]:
-    """The lock file's `torch==…` and `torchvision==…`."""
+    """Returns a lock file's `torch==…` and `torchvision==…`."""
     return [match for name in TORCH_PACKAGES for match in re.findall(rf"^{name}==[^\s;]+", lock_text, re.MULTILINE)]
 
 
@@ -90,7 +100,7 @@ def _install_lock(venv: Path, lock: Path, torch_index: str) -> None:
     if not pins or torch_index == NO_INDEX or not _reachable(torch_index):
         _pip(venv, "--require-hashes", "-r", str(lock))
         return
-    # That index's files have hashes of their own, which the lock cannot name: the versions are pinned, the rest is TLS.
+    # The lock file has no hashes of this index's files: they are pinned by version only, and fetched over TLS.
     _pip(venv, "--no-deps", "--index-url", torch_index, *pins)
     with tempfile.TemporaryDirectory() as folder:
         rest = Path(folder) / lock.name
@@ -99,9 +109,9 @@ def _install_lock(venv: Path, lock: Path, torch_index: str) -> None:
 
 
 def _reachable(index: str) -> bool:
-    _say(f"Looking whether {index} can be reached")
+    _say(f"Checking whether {index} can be reached")
     try:
-        with urllib.request.urlopen(f"{index.rstrip('/')}/torch/", timeout=REACH_SECONDS):  # noqa: S310  the user's own
+        with urllib.request.urlopen(f"{index.rstrip('/')}/torch/", timeout=REACHABLE_SECONDS):  # noqa: S310  the user chose it
             return True
     except (urllib.error.URLError, OSError, ValueError) as error:
         _say(f"{index} cannot be reached ({getattr(error, 'reason', error)}); taking torch from the default index")
@@ -114,7 +124,7 @@ def _make_empty(venv: Path) -> None:
     shutil.rmtree(venv, ignore_errors=True)
     made = subprocess.run([sys.executable, "-m", "venv", str(venv)], check=False)
     if made.returncode:
-        raise InstallError(f"python -m venv {venv} failed; its own message is above")
+        raise InstallError(f"python -m venv {venv} failed; see its message above")
 
 
 def _pip(venv: Path, *arguments: str) -> None:
@@ -122,13 +132,13 @@ def _pip(venv: Path, *arguments: str) -> None:
     command = [str(venv / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", *quiet, *arguments]
     if subprocess.run(command, check=False).returncode:
         raise InstallError(
-            "pip failed; its own message is above. Is the package index reachable? Has it wheels for this Python, "
-            f"{sys.version_info[0]}.{sys.version_info[1]}? make PYTHON=python3.12 ... takes another"
+            "pip failed; see its message above. Is the package index reachable? Does it have wheels for this Python, "
+            f"{sys.version_info[0]}.{sys.version_info[1]}? Choose another with make PYTHON=python3.12 ..."
         )
 
 
 def _recorded(venv: Path) -> dict[str, str]:
-    """What a complete earlier run installed; empty where there was none."""
+    """Returns the sha256 of each lock file that a complete earlier run installed."""
     try:
         recorded: dict[str, str] = json.loads((venv / RECORD).read_text())
     except (OSError, ValueError):
@@ -145,7 +155,3 @@ def _sha256(lock: Path) -> str:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

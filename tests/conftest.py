@@ -1,4 +1,4 @@
-"""Settings of the test runs: WEIGHTS, a state dict, and PHOTOS, a folder of photographs named `<wnid>_<label>.JPEG`."""
+"""Settings of a test run: WEIGHTS, a state dict, and PHOTOS, a folder of photographs named `<wnid>_<label>.JPEG`."""
 
 import os
 import tempfile
@@ -6,20 +6,20 @@ from pathlib import Path
 
 import pytest
 
-# Before any test imports onnxruntime, whose Linux wheel sends usage statistics otherwise.
+# Before any test imports onnxruntime: its Linux wheel sends usage statistics by default.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-# A developer's own settings must not reach the servers under test.
+# The developer's own settings must not reach the servers under test.
 for name in [name for name in os.environ if name.startswith("SERVE_")]:
     del os.environ[name]
-# Nor what autotune has saved for this machine.
-_EMPTY = tempfile.NamedTemporaryFile(suffix=".toml")  # noqa: SIM115  it lasts as long as the tests
+# Nor may the settings that autotune has saved for this machine.
+_EMPTY = tempfile.NamedTemporaryFile(suffix=".toml")  # noqa: SIM115  kept until the tests end
 os.environ["SERVE_CONFIG"] = _EMPTY.name
 
 
 def pytest_report_header() -> list[str]:
     return [
-        f"WEIGHTS: {os.environ.get('WEIGHTS') or 'not given; the export is tested on DenseNet-121 from a seed'}",
-        f"PHOTOS: {os.environ.get('PHOTOS') or 'not given; the pictures of tests/data stand in, without accuracy'}",
+        f"WEIGHTS: {os.environ.get('WEIGHTS') or 'not given; the export is tested with random weights'}",
+        f"PHOTOS: {os.environ.get('PHOTOS') or 'not given; those of tests/data are used, accuracy is not tested'}",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A folder served over HTTP on this machine, in place of a host elsewhere."""
+"""Serves a folder over HTTP on this machine, in place of a remote host."""
 
 import functools
 import http.server
@@ -15,7 +15,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def serving(folder: Path) -> Iterator[str]:
-    """The folder's URL, for the length of a `with` block."""
+    """Serves a folder within a `with` block; yields its URL."""
     handler = functools.partial(_Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as host:
         threading.Thread(target=host.serve_forever, daemon=True).start()

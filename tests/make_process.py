@@ -1,4 +1,4 @@
-"""`make` as a newcomer runs it, in a copy of the project."""
+"""Runs `make` in a copy of the project, as after a fresh clone."""
 
 import os
 import subprocess
@@ -7,23 +7,23 @@ from pathlib import Path
 
 import httpx2
 
-from tests.project_copy import copy_of_the_project
+from tests.project_copy import copy_project
 from tests.server_process import ROOT
 
-_OF_MAKE = {"WEIGHTS", "PHOTOS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
-NOWHERE = "http://127.0.0.1:9"  # the discard port: nobody listens
+_MAKE_VARIABLES = {"WEIGHTS", "PHOTOS", "MAKEFLAGS", "MFLAGS", "MAKELEVEL"}
+NOWHERE = "http://127.0.0.1:9"  # the discard port, on which nothing listens
 
 
 def fresh_tree(folder: Path) -> Path:
-    """The project's own files as a clone has them, with the environments that are already made."""
-    tree = copy_of_the_project(folder)
+    """Copies the project's files into a folder, with a link to the existing environments."""
+    tree = copy_project(folder)
     (tree / ".venv").symlink_to(ROOT / ".venv")
     return tree
 
 
 def make(tree: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    # Nothing of the make that runs the tests may reach the one under test: its settings, its jobserver, its depth.
-    inherited = {key: value for key, value in os.environ.items() if key not in _OF_MAKE}
+    # The make that runs the tests must not pass on its settings, job server or recursion depth.
+    inherited = {key: value for key, value in os.environ.items() if key not in _MAKE_VARIABLES}
     return subprocess.Popen(
         ["make", *arguments],
         cwd=tree,
@@ -31,7 +31,7 @@ def make(tree: Path, *arguments: str, **environment: str) -> subprocess.Popen[st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a process group of its own, which a test can send Ctrl-C to
+        start_new_session=True,  # its own process group, so that a test can send it Ctrl-C
     )
 
 

@@ -1,7 +1,4 @@
-"""The manifests of deploy/kubernetes: what each folder's kustomization names, and what a container in them says.
-
-Errors that leave here: `ManifestError` for a kustomization that says more than these tests understand.
-"""
+"""Reads the manifests of deploy/kubernetes: the objects of each kustomization, and their containers."""
 
 import re
 from dataclasses import dataclass
@@ -17,16 +14,22 @@ UNITS = {"": 1.0, "m": 0.001, "k": 1e3, "M": 1e6, "G": 1e9, "Ki": 2.0**10, "Mi":
 
 
 class ManifestError(Exception):
-    """A file that is not understood, or a question that has not one answer."""
+    """A manifest has fields that these tests do not know, or not exactly one object of a kind."""
 
 
 def rendered(folder: Path) -> list[dict[str, Any]]:
-    """All objects that `kubectl apply -k` would make of a folder."""
+    """Returns the objects that `kubectl apply -k` would create from a folder.
+
+    Raises:
+        ManifestError: The kustomization has fields that are not supported here.
+    """
     kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text())
-    surprising = kustomization.keys() - {"apiVersion", "kind", "resources"}
-    if surprising or kustomization["kind"] != "Kustomization":
-        raise ManifestError(f"{folder.name}/kustomization.yaml has {sorted(surprising)}: teach these tests to read it")
-    objects = []
+    unsupported = kustomization.keys() - {"apiVersion", "kind", "resources"}
+    if unsupported or kustomization["kind"] != "Kustomization":
+        raise ManifestError(
+            f"{folder.name}/kustomization.yaml has {sorted(unsupported)}, which tests/manifests.py does not support"
+        )
+    objects: list[dict[str, Any]] = []
     for name in kustomization["resources"]:
         path = folder / name
         objects += rendered(path) if path.is_dir() else list(yaml.safe_load_all(path.read_text()))
@@ -34,24 +37,37 @@ def rendered(folder: Path) -> list[dict[str, Any]]:
 
 
 def only(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    """The one object of a kind."""
+    """Returns the one object of a kind.
+
+    Raises:
+        ManifestError: There is not exactly one.
+    """
     found = [each for each in objects if each["kind"] == kind]
     if len(found) != 1:
-        raise ManifestError(f"{len(found)} of {kind}")
+        raise ManifestError(f"{len(found)} objects of kind {kind}, not one")
     return found[0]
 
 
 def quantity(text: str | int) -> float:
-    """Kubernetes' quantities: CPUs or bytes."""
+    """Parses a quantity of Kubernetes: CPUs or bytes.
+
+    Raises:
+        ManifestError: The text is not a quantity.
+    """
     match = re.fullmatch(r"([0-9.]+)(m|k|M|G|Ki|Mi|Gi|)", str(text))
     if not match:
-        raise ManifestError(f"{text!r} is no quantity")
+        raise ManifestError(f"{text!r} is not a quantity")
     return float(match[1]) * UNITS[match[2]]
 
 
 @dataclass(frozen=True)
 class Container:
-    """The one container of a pod's specification."""
+    """The only container of a pod.
+
+    Attributes:
+        spec: The container's specification.
+        pod: The pod's specification.
+    """
 
     spec: dict[str, Any]
     pod: dict[str, Any]
@@ -67,7 +83,7 @@ class Container:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The server's part of the environment."""
+        """The server's settings in the environment."""
         return {name: value for name, value in self.environment.items() if name.startswith("SERVE_")}
 
     @property
@@ -76,7 +92,7 @@ class Container:
 
     @property
     def probes(self) -> dict[str, tuple[str, int | None]]:
-        """Path and port of each probe; None for a name of a port that there is not."""
+        """Path and port of each probe; the port is None if no port has the name that the probe gives."""
         asked = {kind: self.spec[kind]["httpGet"] for kind in self.spec if kind.endswith("Probe")}
         return {
             kind: (get["path"], self.ports.get(get["port"]) if isinstance(get["port"], str) else get["port"])
@@ -93,7 +109,7 @@ class Container:
 
 
 def containers() -> dict[str, Container]:
-    """Those that run the image: the Deployment's and the InferenceService's."""
+    """Returns the containers that run the image: the Deployment's and the InferenceService's."""
     deployment = only(rendered(FOLDER / "base"), "Deployment")
     service = only(rendered(FOLDER / "kserve"), "InferenceService")
     return {

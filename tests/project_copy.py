@@ -1,4 +1,4 @@
-"""The project's own files in another folder, as a clone has them with what is not committed yet."""
+"""Copies the project as a clone would have it, including what is not committed yet."""
 
 import shutil
 import subprocess
@@ -7,8 +7,8 @@ from pathlib import Path
 from tests.server_process import ROOT
 
 
-def copy_of_the_project(target: Path) -> Path:
-    """Copy what git tracks or would, and nothing that it ignores; returns `target`."""
+def copy_project(target: Path) -> Path:
+    """Copies all files that git tracks or does not ignore; returns `target`."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -17,7 +17,7 @@ def copy_of_the_project(target: Path) -> Path:
         check=True,
     )
     for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():  # one that was deleted is still listed
+        if (ROOT / name).is_file():  # git also lists deleted files
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name)
     return target

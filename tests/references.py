@@ -1,15 +1,16 @@
-"""What torchvision makes of the small pictures in tests/data/pictures, stored so that the server's tests need no torch.
+"""torchvision's preprocessing of the images in tests/data/pictures, stored so that the server's tests need no torch.
 
-    python -m tests.references     writes pictures and references anew (in the export environment)
+    python -m tests.references     writes images and references again (in the export environment)
 
-Each picture is run through torchvision's `ImageClassification` preset twice: at 32 and 28 pixels, where the whole array
-is stored, and at DenseNet-121's 256 and 224, where its sha256 is. The two stated exceptions, EXIF orientation and
-16-bit grey, are in the loader `export.parity.reference_image`.
+Each image goes through torchvision's `ImageClassification` preset twice: resized to 32 and cropped to 28 pixels, of
+which the array is stored, and with DenseNet-121's 256 and 224 pixels, of which the sha256 is stored. The server differs
+from torchvision in EXIF orientation and 16-bit grey; `export.parity.reference_image` applies both while loading.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,17 +27,17 @@ _ORIENTATION = 0x0112
 
 
 def digest(array: FloatArray) -> str:
-    """The sha256 of a float32 array's bytes, little-endian and in C order."""
+    """Returns the sha256 of a float32 array's bytes, little-endian and in C order."""
     return hashlib.sha256(np.ascontiguousarray(array, "<f4").tobytes()).hexdigest()
 
 
 def pictures() -> list[Path]:
-    """The stored pictures, by name."""
+    """Returns the paths of the stored images, sorted by name."""
     return sorted(PICTURES.iterdir())
 
 
 def torchvision_references() -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """Name → FP32 `[3, 28, 28]`, and name → sha256 of FP32 `[3, 224, 224]`, by torchvision as it is installed."""
+    """Computes the references: name → FP32 `[3, 28, 28]`, and name → sha256 of FP32 `[3, 224, 224]`."""
     from torchvision.transforms._presets import ImageClassification
 
     from export.parity import reference_image
@@ -50,7 +51,7 @@ def torchvision_references() -> tuple[dict[str, FloatArray], dict[str, str]]:
 
 
 def draw_pictures() -> None:
-    """One small file for each mode, shape and format that the server promises to read."""
+    """Writes one small file for each mode, shape and format that the server accepts."""
     PICTURES.mkdir(exist_ok=True)
     photograph = Image.open(DATA / "photos" / "cat.jpg").convert("RGB")
     rgb = photograph.crop((100, 30, 294, 150)).resize((97, 61))
@@ -103,7 +104,7 @@ def draw_pictures() -> None:
     _save_turned(rgb, "orientation_6.avif", 6, quality=90)
 
 
-def _save_turned(image: Image.Image, name: str, orientation: int, **options: object) -> None:
+def _save_turned(image: Image.Image, name: str, orientation: int, **options: Any) -> None:
     exif = Image.Exif()
     exif[_ORIENTATION] = orientation
     image.save(PICTURES / name, exif=exif.tobytes(), **options)

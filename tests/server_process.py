@@ -1,4 +1,4 @@
-"""The real server as a process of its own, on a free port of this machine, ended by its own process id."""
+"""Runs the server as a separate process on a free local port."""
 
 import json
 import os
@@ -17,7 +17,7 @@ STOP_SECONDS = 40.0
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    """Return once the condition holds; it has to within so many seconds."""
+    """Waits until a condition holds; fails after so many seconds."""
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up
@@ -25,7 +25,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 15.0) -> None:
 
 
 class ServerProcess:
-    """A started server: `url` once it is ready, `log` as parsed JSON lines, `stop` for its exit status."""
+    """A server that has started and is ready.
+
+    Attributes:
+        process: The process.
+        lines: What it has written to standard error.
+        url: Its address.
+    """
 
     def __init__(
         self, python: str | Path, *flags: str, environment: dict[str, str] | None = None, code: str = ""
@@ -53,7 +59,7 @@ class ServerProcess:
         return [json.loads(line) for line in self.lines]
 
     def wait_for_line(self, text: str) -> str:
-        """The first line of the log with this text in it, once there is one."""
+        """Waits for a log line that contains this text, and returns it."""
         give_up = time.monotonic() + START_SECONDS
         while not (found := [line for line in self.lines if text in line]):
             if time.monotonic() > give_up:
@@ -77,16 +83,20 @@ class ServerProcess:
                     self.url = json.loads(line).get("url", "")
                     if self.url:
                         self._ready.set()
-        self._ready.set()  # it has ended, ready or not
+        self._ready.set()  # the process has ended, ready or not
 
 
 @contextmanager
 def running_server(
     python: str | Path, *flags: str, environment: dict[str, str] | None = None, code: str = ""
 ) -> Iterator[ServerProcess]:
-    """A server for the length of a `with` block; one that ignores SIGTERM is killed.
+    """Runs a server within a `with` block. If SIGTERM does not end it, it is killed.
 
-    code: what starts it, where it is not started as it always is.
+    Args:
+        python: The interpreter.
+        flags: Flags of the server.
+        environment: Environment variables in addition to this process's.
+        code: Python code to run instead of `-m serve`.
     """
     server = ServerProcess(python, *flags, environment=environment, code=code)
     try:

@@ -18,7 +18,7 @@ from PIL import Image
 from serve.imaging.preprocess import Preprocessing, to_input
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torchvision.models.densenet import DenseNet
 
 Array = npt.NDArray[Any]
 
@@ -52,14 +52,14 @@ def _smooth(grid: Array) -> Array:
     return result
 
 
-def build() -> "nn.Module":
+def build() -> "DenseNet":
     """The network in PyTorch, with any weights."""
     from torchvision.models.densenet import DenseNet
 
     return DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=CLASSES)
 
 
-def network() -> "nn.Module":
+def network() -> "DenseNet":
     """The network in PyTorch with its own weights, in inference mode."""
     import torch
     from torch import nn
@@ -85,6 +85,7 @@ def network() -> "nn.Module":
         made.double().train()(seen)
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 fill(module.running_mean, module.running_mean.numpy())
                 fill(module.running_var, module.running_var.numpy())
         made.eval()

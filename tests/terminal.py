@@ -1,4 +1,4 @@
-"""A command with a pipe or a terminal behind it, and what reaches either that could steer a terminal."""
+"""Runs commands on a pipe or a terminal, and finds control characters in their output."""
 
 import os
 import pty
@@ -6,27 +6,37 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from tests.server_process import ROOT
 
-# Colours, a cleared screen, ESC and [ in one, from right to left, a bell, a line of one's own; no / and no NUL.
+# Colours, a cleared screen, a one-byte CSI, right-to-left text, a bell, a forged line, a title; no / and no NUL.
 EVIL = "a\x1b[31m\x1b[2J\x9b1A\u202e\x07\x7f\r\nserve: all is well\x1b]0;title\x07"
 _ALLOWED = "\n"
-# What the progress line itself writes, and a terminal's own line break.
+# Written by the progress line, and the terminal's line break.
 _OWN = re.compile(r"\r\x1b\[K|\r\n|\r(?=\[)")
 
 
-def steering(text: str) -> list[str]:
-    """The characters in it that a terminal would do something about."""
+def control_characters(text: str) -> list[str]:
+    """Returns the characters of a text that a terminal would interpret."""
     return [each for each in text if not each.isprintable() and each not in _ALLOWED]
 
 
 def run(
     command: Sequence[object], environment: Mapping[str, str] | None = None, on_terminal: bool = False
 ) -> tuple[int, str]:
-    """Exit status and all it says, on both streams; of a terminal without what our own progress line does to it."""
+    """Runs a command.
+
+    Args:
+        command: The program and its arguments.
+        environment: Environment variables in addition to this process's.
+        on_terminal: Whether both output streams are a terminal, else a pipe.
+
+    Returns:
+        The exit status, and the output of both streams without the control sequences of the progress line.
+    """
     words, settings = list(map(str, command)), {**os.environ, "COLUMNS": "500", **(environment or {})}
-    how = {"cwd": ROOT, "env": settings, "stdin": subprocess.DEVNULL}
+    how: dict[str, Any] = {"cwd": ROOT, "env": settings, "stdin": subprocess.DEVNULL}
     if not on_terminal:
         done = subprocess.run(words, **how, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
         return done.returncode, done.stdout.decode(errors="surrogateescape")

@@ -25,7 +25,8 @@ def shortened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> l
     """Options by which less was measured than the command measures by itself: `["--scale 0.5"]`."""
     found = []
     for name in _AMOUNTS:
-        usual, given = parser.get_default(name), getattr(options, name, None)
+        usual: Any = parser.get_default(name)
+        given: Any = getattr(options, name, None)
         if usual is not None and (len(given) < len(usual) if isinstance(usual, list) else given < usual):
             found.append(f"--{name} {' '.join(map(str, given)) if isinstance(given, list) else given}")
     return found

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,8 +19,9 @@ PHOTO = b"\xff\xd8\xff not much of a photograph"
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def short(url: str, **settings: object) -> Load:
-    return Load(**{"url": url, "photo": PHOTO, "expect": "n00000001", "seconds": 0.3, "patience": 2.0, **settings})
+def short(url: str, **settings: Any) -> Load:
+    usual: dict[str, Any] = {"url": url, "photo": PHOTO, "expect": "n00000001", "seconds": 0.3, "patience": 2.0}
+    return Load(**usual | settings)
 
 
 def test_right_answers_are_counted_and_timed() -> None:

@@ -1,4 +1,4 @@
-"""The page in a real browser. Settings: CHROMIUM, its command; SCREENSHOTS, a folder to leave pictures in."""
+"""The start page in a real browser. Settings: CHROMIUM, its command; SCREENSHOTS, a folder for screenshots."""
 
 import base64
 import os
@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.server_process import ROOT, ServerProcess, running_server
 
 PYTHON = ROOT / ".venv" / "runtime" / "bin" / "python"
-# Chromium itself talks to its maker's hosts unless told not to; as root it has no sandbox.
+# Without these flags Chromium itself connects to hosts of its vendor. Its sandbox does not work as root.
 FLAGS = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"]
 
 
@@ -27,7 +27,7 @@ def server() -> Iterator[ServerProcess]:
 def browser() -> Iterator[Browser]:
     command = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if not command:
-        raise pytest.UsageError("no Chromium: apt-get install chromium, or name one with CHROMIUM=…")
+        raise pytest.UsageError("no Chromium found: apt-get install chromium, or set CHROMIUM to its command")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=command, args=FLAGS, chromium_sandbox=os.getuid() != 0)
         yield started
@@ -35,7 +35,14 @@ def browser() -> Iterator[Browser]:
 
 
 class Visit:
-    """A page that was opened, and what it did: errors it complained of, hosts it asked."""
+    """An opened page.
+
+    Attributes:
+        page: The page.
+        url: The address that was opened.
+        complaints: Errors and warnings that the page logged.
+        asked: URLs that the page requested.
+    """
 
     def __init__(self, page: Page, url: str) -> None:
         self.page = page
@@ -52,11 +59,11 @@ class Visit:
             self.complaints.append(text)
 
     def drop(self, *files: tuple[str, bytes]) -> None:
-        """Drop files on the page, as from a folder."""
+        """Drops files on the page."""
         self._give("#drop", "drop", files)
 
     def paste(self, *files: tuple[str, bytes]) -> None:
-        """Paste them from the clipboard."""
+        """Pastes files from the clipboard."""
         self._give("body", "paste", files)
 
     def _give(self, selector: str, event: str, files: tuple[tuple[str, bytes], ...]) -> None:
@@ -76,13 +83,13 @@ class Visit:
         )
 
     def card(self, name: str) -> Any:
-        """The result of the file of this name."""
+        """Returns the result of the file with this name."""
         return self.page.locator("li.card", has=self.page.get_by_role("heading", name=name, exact=True))
 
 
 @pytest.fixture
 def visit(browser: Browser, server: ServerProcess) -> Iterator[Visit]:
-    """A visit to the page, which has to end without a complaint and without having asked another host."""
+    """Opens the page; afterwards checks that it logged no error and made requests to the server only."""
     page = browser.new_page(viewport={"width": 1000, "height": 760})
     made = Visit(page, server.url)
     yield made

@@ -1,4 +1,4 @@
-"""What somebody sees who opens the server's address: drop, paste, choose, read."""
+"""The start page: dropping, pasting and choosing pictures, reading the results, accessibility."""
 
 import re
 from pathlib import Path
@@ -47,12 +47,12 @@ def test_pictures_are_pasted_and_chosen(visit: Visit, photos: dict[str, bytes], 
     assert visit.page.evaluate("document.activeElement.id") == "choose"
 
 
-def test_many_pictures_are_all_named(visit: Visit, photos: dict[str, bytes]) -> None:
+def test_many_pictures_are_all_classified(visit: Visit, photos: dict[str, bytes]) -> None:
     visit.drop(*[(f"{number}.jpg", photos["rocket.jpg"]) for number in range(40)])
     expect(visit.page.get_by_role("status")).to_have_text("40 of 40 pictures classified.", timeout=3 * WAIT)
 
 
-def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
+def test_empty_and_too_large_files_are_refused_without_a_request(visit: Visit) -> None:
     visit.drop(("empty.jpg", b""))
     expect(visit.card("empty.jpg").locator(".problem")).to_have_text("The file is empty.")
     visit.page.evaluate("add([new File([new Uint8Array(21 * 1024 * 1024)], 'huge.jpg')])")
@@ -60,7 +60,7 @@ def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
     for name, size in (("huge.jpg", "21.0"), ("full.jpg", "20.0")):
         words = f"The file has {size} MiB; the limit is 20 MiB, including the form around it."
         expect(visit.card(name).locator(".problem")).to_have_text(words)
-    # Browsers give a folder as a file that has a size, and that cannot be read.
+    # Browsers pass a folder as a file that has a size and cannot be read.
     visit.page.evaluate(
         """() => {
             const folder = new File([new Uint8Array(4096)], "holidays");
@@ -72,7 +72,7 @@ def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
     assert not any("upload" in url for url in visit.asked)
 
 
-def test_who_is_told_nothing_of_the_servers_time_takes_his_own(
+def test_without_server_timing_the_page_shows_the_time_it_measured(
     browser: Browser, server: ServerProcess, photos: dict[str, bytes]
 ) -> None:
     page = browser.new_page()
@@ -89,7 +89,7 @@ def test_who_is_told_nothing_of_the_servers_time_takes_his_own(
     page.close()
 
 
-# Answers at once, or when `release` is called, without a server. `asked` counts.
+# Replaces fetch: answers immediately, or when `release` is called. `asked` counts the requests.
 INSTANT = """(held) => {
     asked = 0;
     const top_k = [1, 2, 3, 4, 5].map((place) => ({ label: "tabby", index: place, probability: 1 / (place + 1) }));
@@ -105,7 +105,7 @@ INSTANT = """(held) => {
 }"""
 
 
-def test_what_was_removed_is_not_counted(visit: Visit, photos: dict[str, bytes]) -> None:
+def test_removed_pictures_are_not_counted(visit: Visit, photos: dict[str, bytes]) -> None:
     page, status = visit.page, visit.page.get_by_role("status")
     visit.drop(*[(f"{number}.jpg", photos["rocket.jpg"]) for number in range(30)])
     expect(page.locator("ol.labels").first).to_be_visible(timeout=WAIT)
@@ -120,7 +120,7 @@ def test_what_was_removed_is_not_counted(visit: Visit, photos: dict[str, bytes])
     expect(status).to_contain_text("again.jpg: ", timeout=WAIT)
 
 
-def test_what_is_answered_after_all_was_removed_is_ignored(visit: Visit) -> None:
+def test_answers_after_remove_all_are_ignored(visit: Visit) -> None:
     page, status = visit.page, visit.page.get_by_role("status")
     page.evaluate(INSTANT, True)
     visit.drop(("a.jpg", b"a"), ("b.jpg", b"b"), ("c.jpg", b"c"))
@@ -160,7 +160,7 @@ def test_thousands_of_pictures_do_not_freeze_the_page(visit: Visit, photos: dict
     assert order == list(range(2000))
 
 
-def test_a_screen_reader_hears_of_many_pictures_now_and_then(visit: Visit) -> None:
+def test_a_screen_reader_gets_a_few_progress_messages(visit: Visit) -> None:
     page = visit.page
     page.evaluate(INSTANT)
     page.evaluate(
@@ -206,7 +206,7 @@ def test_a_busy_server_is_asked_again(browser: Browser, server: ServerProcess, p
     page.close()
 
 
-def test_a_server_that_is_gone_is_named(browser: Browser, photos: dict[str, bytes]) -> None:
+def test_a_stopped_server_is_reported(browser: Browser, photos: dict[str, bytes]) -> None:
     page = browser.new_page()
     with running_server(PYTHON, "--model", "efficientnet_lite0", "--log-format", "json") as server:
         visit = Visit(page, server.url)
@@ -216,7 +216,9 @@ def test_a_server_that_is_gone_is_named(browser: Browser, photos: dict[str, byte
     page.close()
 
 
-def test_a_key_is_asked_for_where_there_are_keys(browser: Browser, photos: dict[str, bytes], tmp_path: Path) -> None:
+def test_the_page_asks_for_an_api_key_if_the_server_requires_one(
+    browser: Browser, photos: dict[str, bytes], tmp_path: Path
+) -> None:
     keys = tmp_path / "keys"
     keys.write_text("open-sesame\n")
     flags = ("--model", "efficientnet_lite0", "--log-format", "json", "--api-keys-file", str(keys))
@@ -231,14 +233,14 @@ def test_a_key_is_asked_for_where_there_are_keys(browser: Browser, photos: dict[
         assert not any("upload" in url for url in visit.asked)
         page.evaluate("focused = 0; secret.addEventListener('focus', () => { focused += 1; })")
         field.press_sequentially("open-sesamy")
-        visit.page.get_by_label("Choose pictures").focus()  # which is as good as Enter
+        visit.page.get_by_label("Choose pictures").focus()  # leaving the field submits the key, as Enter does
         expect(status).to_contain_text("key", timeout=WAIT)
         expect(field).to_be_focused()
         expect(page.get_by_text("Waiting for the API key")).to_have_count(22, timeout=WAIT)
         page.wait_for_timeout(300)
         assert sum("upload" in url for url in visit.asked) <= 2
         assert page.evaluate("focused") == 1
-        field.press_sequentially("open-sesame")  # over the wrong one, which is selected
+        field.press_sequentially("open-sesame")  # replaces the wrong key, which is selected
         field.press("Enter")
         expect(status).to_have_text("30 of 30 pictures classified.", timeout=3 * WAIT)
         expect(page.locator(".problem")).to_have_count(0)
@@ -255,12 +257,12 @@ def test_it_works_with_the_keyboard_alone(visit: Visit) -> None:
     outline = visit.page.eval_on_selector(".button", "each => getComputedStyle(each).outlineStyle")
     assert outline == "solid"
     with visit.page.expect_file_chooser() as chooser:
-        visit.page.evaluate("0")  # a key may overtake the word that a chooser is awaited, an answer does not
+        visit.page.evaluate("0")  # waits until the browser expects a file chooser, which a key press alone does not
         visit.page.keyboard.press("Space")
     assert chooser.value.is_multiple()
 
 
-def test_a_screen_reader_finds_names_roles_and_news(visit: Visit, photos: dict[str, bytes]) -> None:
+def test_a_screen_reader_finds_names_roles_and_status(visit: Visit, photos: dict[str, bytes]) -> None:
     page = visit.page
     assert page.locator("html").get_attribute("lang") == "en"
     assert page.get_by_role("status").get_attribute("aria-live") == "polite"
@@ -276,7 +278,7 @@ def test_a_screen_reader_finds_names_roles_and_news(visit: Visit, photos: dict[s
     assert page.locator(".track").first.get_attribute("aria-hidden") == "true"
 
 
-# The least contrast of any text with what is behind it, by WCAG 2's formula.
+# The lowest contrast of any text with its background, by WCAG 2's formula.
 CONTRAST = """() => {
     const parse = (text) => text.match(/[\\d.]+/g).map(Number);
     const light = ([r, g, b]) => {
@@ -305,7 +307,7 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
-def test_it_can_be_read_in_any_light_and_at_any_width(
+def test_the_page_is_readable_in_both_colour_schemes_and_at_any_width(
     browser: Browser, server: ServerProcess, photos: dict[str, bytes], screenshots: Path, scheme: Any, width: int
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -331,7 +333,7 @@ def test_a_phone_may_take_a_photo(browser: Browser, server: ServerProcess, photo
     page.close()
 
 
-def test_the_contract_for_people_is_a_page_without_complaints(browser: Browser, server: ServerProcess) -> None:
+def test_the_api_documentation_loads_without_errors(browser: Browser, server: ServerProcess) -> None:
     page = browser.new_page()
     visit = Visit(page, f"{server.url}/docs")
     page.get_by_role("link", name="Prediction").first.click()
@@ -343,7 +345,7 @@ def test_the_contract_for_people_is_a_page_without_complaints(browser: Browser, 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1440])
-def test_the_contract_for_people_can_be_read_in_any_light_and_at_any_width(
+def test_the_api_documentation_is_readable_in_both_colour_schemes_and_at_any_width(
     browser: Browser, server: ServerProcess, screenshots: Path, scheme: Any, width: int
 ) -> None:
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
@@ -358,7 +360,7 @@ def test_the_contract_for_people_can_be_read_in_any_light_and_at_any_width(
     page.close()
 
 
-def test_the_picture_in_the_readme(visit: Visit, photos: dict[str, bytes], screenshots: Path) -> None:
+def test_the_screenshot_of_the_readme(visit: Visit, photos: dict[str, bytes], screenshots: Path) -> None:
     visit.page.set_viewport_size({"width": 1000, "height": 700})
     visit.drop(*photos.items(), ("notes.txt", b"hello"))
     expect(visit.page.get_by_role("status")).to_have_text("3 of 4 pictures classified, 1 failed.", timeout=WAIT)

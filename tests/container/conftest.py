@@ -1,4 +1,4 @@
-"""Setting of these tests: IMAGE, the name of an image that `make image` has built; DOCKER, the engine's command."""
+"""Settings of these tests: IMAGE, the name of an image built by `make image`; DOCKER, the engine's command."""
 
 import os
 import tempfile
@@ -11,7 +11,7 @@ from tests.container.engine import LOCKED_DOWN, Container, Image, running
 from tests.server_process import ROOT
 
 NAME = os.environ.get("IMAGE") or "densenet-server"
-# Lines of the table that the run ends with, in the order in which tests add them.
+# Title → lines of the tables that are printed at the end, in the order in which tests add them.
 TABLE: dict[str, list[str]] = {}
 
 
@@ -33,14 +33,14 @@ def image(image_name: str) -> Image:
 
 @pytest.fixture(scope="session")
 def container(image_name: str) -> Iterator[Container]:
-    """The image as an operator should run it: nothing writable, no capability, no way to more."""
+    """The image as an operator should run it: read-only, without capabilities or new privileges."""
     with running(image_name, *LOCKED_DOWN) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def model_file(image: Image) -> Iterator[Path]:
-    """The model in the image, as a file here."""
+    """A copy of the model in the image."""
     path = next(name for name in image.contents if name.startswith("app/models/") and name.endswith(".onnx"))
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / Path(path).name

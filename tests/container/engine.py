@@ -1,4 +1,4 @@
-"""Docker, as its command line gives it: images read layer by layer, containers run as an operator would, builds."""
+"""Docker through its command line: reading images layer by layer, running containers, building."""
 
 import gzip
 import hashlib
@@ -21,12 +21,16 @@ import httpx2
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = os.environ.get("DOCKER") or "docker"
 READY_SECONDS = 30.0
-# As docs/container.md tells to run it.
+# The options that docs/container.md recommends.
 LOCKED_DOWN = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "128")
 
 
 def docker(*arguments: str, check: bool = True, seconds: float = 120) -> str:
-    """What a command prints on standard output; raises `RuntimeError` with standard error where it fails."""
+    """Runs a docker command and returns its standard output.
+
+    Raises:
+        RuntimeError: The command failed and `check` is set; the message has its standard error.
+    """
     done = subprocess.run([DOCKER, *arguments], capture_output=True, text=True, check=False, timeout=seconds)
     if check and done.returncode:
         raise RuntimeError(f"docker {' '.join(arguments)}: {done.stderr.strip()}")
@@ -35,7 +39,15 @@ def docker(*arguments: str, check: bool = True, seconds: float = 120) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One file, folder or link of an image. kind: `tarfile`'s type; detail: a file's sha256, a link's target."""
+    """One file, folder or link of an image.
+
+    Attributes:
+        kind: The type, as in `tarfile`.
+        mode: The permission bits.
+        owner: User and group id.
+        size: The size in bytes.
+        detail: The sha256 of a file, the target of a link.
+    """
 
     kind: bytes
     mode: int
@@ -46,7 +58,14 @@ class Entry:
 
 @dataclass
 class Image:
-    """An image as `docker save` writes it. compressed: bytes of all layers, each gzipped as a registry stores it."""
+    """An image as `docker save` writes it.
+
+    Attributes:
+        config: The image's configuration.
+        entries: Path → file, folder or link.
+        compressed: Bytes of all layers, each gzipped as in a registry.
+        contents: Path → bytes of a file.
+    """
 
     config: dict[str, Any]
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -59,7 +78,7 @@ class Image:
 
     @classmethod
     def load(cls, name: str) -> "Image":
-        """Read all layers of an image, later ones over earlier ones; every file's bytes are kept in memory."""
+        """Reads all layers of an image in order, and keeps the bytes of every file in memory."""
         saved = subprocess.run([DOCKER, "save", name], capture_output=True, check=True, timeout=300).stdout
         with tarfile.open(fileobj=io.BytesIO(saved)) as archive:
 
@@ -78,13 +97,15 @@ class Image:
         self.compressed += len(gzip.compress(layer, 6))
         with tarfile.open(fileobj=io.BytesIO(layer)) as archive:
             for member in archive:
-                assert ".wh." not in member.name, f"{member.name} removes what another layer brings, which still weighs"
+                assert ".wh." not in member.name, (
+                    f"{member.name} deletes a file of an earlier layer, which still takes space"
+                )
                 content = b""
                 if member.isreg():
                     file = archive.extractfile(member)
                     assert file is not None
                     content = file.read()
-                    assert member.name not in self.contents, f"{member.name} is in two layers, and weighs twice"
+                    assert member.name not in self.contents, f"{member.name} is in two layers and takes space twice"
                     self.contents[member.name] = content
                 detail = hashlib.sha256(content).hexdigest() if member.isreg() else member.linkname
                 self.entries[member.name.rstrip("/")] = Entry(
@@ -93,13 +114,19 @@ class Image:
 
 
 class Container:
-    """A container: once started, `url` where it answers and `seconds_to_ready` from `docker start` on."""
+    """A container.
+
+    Attributes:
+        id: Its id.
+        url: The server's address, once started.
+        seconds_to_ready: Time from `docker start` until the server was ready.
+    """
 
     def __init__(self, image: str, options: Sequence[str], arguments: Sequence[str]) -> None:
         if docker("network", "ls", "--filter", "driver=bridge", "--quiet"):
             network = ["--publish", "127.0.0.1::5000"]
             self.url = ""
-        else:  # an engine without a bridge
+        else:  # an engine without a bridge network
             with socket.create_server(("127.0.0.1", 0)) as probe:
                 port = probe.getsockname()[1]
             network = ["--network", "host", "--env", f"SERVE_PORT={port}", "--env", "SERVE_HOST=127.0.0.1"]
@@ -108,7 +135,7 @@ class Container:
         self.seconds_to_ready = 0.0
 
     def start(self) -> None:
-        """Start it and wait until it is ready."""
+        """Starts the container and waits until the server is ready."""
         started = time.perf_counter()
         docker("start", self.id)
         self.url = self.url or f"http://{docker('port', self.id, '5000').splitlines()[0]}"
@@ -139,12 +166,12 @@ class Container:
 
     @property
     def megabytes(self) -> float:
-        """Resident memory of its processes, as the engine's `ps` says."""
+        """Resident memory of its processes, according to `docker top`."""
         processes = docker("top", self.id, "-o", "pid,rss").splitlines()[1:]
         return sum(int(line.split()[1]) for line in processes) * 1024 / 1e6
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """A command in the container, beside the server."""
+        """Runs a command in the container, beside the server."""
         return subprocess.run(
             [DOCKER, "exec", self.id, *command], capture_output=True, text=True, check=False, timeout=120
         )
@@ -157,7 +184,7 @@ class Container:
 
 @contextmanager
 def running(image: str, *options: str, arguments: Sequence[str] = ()) -> Iterator[Container]:
-    """A container for the length of a `with` block; it is removed after it, whatever became of it."""
+    """Runs a container within a `with` block, and removes it afterwards in any case."""
     container = Container(image, options, arguments)
     try:
         container.start()
@@ -168,23 +195,30 @@ def running(image: str, *options: str, arguments: Sequence[str] = ()) -> Iterato
 
 @dataclass(frozen=True)
 class Build:
-    """A finished build: its log and how long it took."""
+    """A finished build: its log and the time it took."""
 
     log: str
     seconds: float
 
     def steps(self, stage: str) -> dict[str, bool]:
-        """The steps of a stage in this build, and whether each was done rather than found in the cache."""
+        """Returns the steps of a stage, and whether each was executed rather than taken from the cache."""
         numbers = dict(re.findall(rf"^#(\d+) (\[{re.escape(stage)} .*)", self.log, re.MULTILINE))
         cached = set(re.findall(r"^#(\d+) CACHED", self.log, re.MULTILINE))
         return {step: number not in cached for number, step in numbers.items()}
 
 
 def build(tree: Path, image: str, *options: str, **variables: str) -> Build:
-    """`make image` in a copy of the project; options: more for `docker build`."""
+    """Runs `make image` in a copy of the project.
+
+    Args:
+        tree: The copy.
+        image: Name of the image to build.
+        options: Further options of `docker build`.
+        variables: Variables of make.
+    """
     started = time.perf_counter()
     inherited = {key: value for key, value in os.environ.items() if key not in {"MAKEFLAGS", "MFLAGS"}}
-    if inherited.get("WEIGHTS"):  # it is in the copy already
+    if inherited.get("WEIGHTS"):  # the copy already has the file
         variables = {"WEIGHTS": f"models/weights/{Path(inherited['WEIGHTS']).name}", **variables}
     variables |= {
         "IMAGE": image,

@@ -1,4 +1,4 @@
-"""How the image is built: what a change costs, that torch can be done without, and that it comes out the same."""
+"""Building the image: the cost of a change, a build without torch, and reproducibility."""
 
 import shutil
 import subprocess
@@ -19,13 +19,13 @@ from tests.container.engine import (
     docker,
     running,
 )
-from tests.project_copy import copy_of_the_project
+from tests.project_copy import copy_project
 
 TAG = "densenet-server-test"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def no_image_stays_behind() -> object:
+def remove_images() -> object:
     yield
     for name in docker("images", "--format", "{{.Repository}}:{{.Tag}}", TAG).splitlines():
         docker("rmi", name)
@@ -37,8 +37,8 @@ def note(what: str, figure: str) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of the project, with the weights that were put into its build context."""
-    copy = copy_of_the_project(tmp_path / "project")
+    """A copy of the project, including weights in models/weights."""
+    copy = copy_project(tmp_path / "project")
     weights = ROOT / "models" / "weights"
     if weights.is_dir():
         shutil.copytree(weights, copy / "models" / "weights", dirs_exist_ok=True)
@@ -46,7 +46,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_a_changed_server_is_rebuilt_in_seconds_without_an_export(tree: Path, image_name: str) -> None:
-    with (tree / "serve" / "app.py").open("a") as file:
+    with (tree / "serve" / "api" / "app.py").open("a") as file:
         file.write(f"\n# changed at {time.time()}\n")
     changed = build(tree, f"{TAG}:changed")
     assert any(changed.steps("app").values()), "the change was not built"
@@ -58,8 +58,8 @@ def test_a_changed_server_is_rebuilt_in_seconds_without_an_export(tree: Path, im
     note("after a change in serve/", f"{changed.seconds:.1f} s")
 
 
-def test_a_variant_that_there_is_not_is_refused(tree: Path) -> None:
-    with pytest.raises(AssertionError, match="efficientnet_lite0 comes with the project in int8 alone"):
+def test_a_variant_that_does_not_exist_is_refused(tree: Path) -> None:
+    with pytest.raises(AssertionError, match="efficientnet_lite0 is available in int8 only"):
         build(tree, f"{TAG}:none", MODEL="efficientnet_lite0", MODEL_VARIANT="fp32", WEIGHTS="")
 
 
@@ -72,7 +72,7 @@ def test_the_embedded_model_needs_no_torch(tree: Path, cat: bytes) -> None:
         answer = httpx2.post(f"{container.url}/upload", files={"file": ("cat.jpg", cat)})
         assert answer.status_code == 200
         assert answer.json()["model"] == "efficientnet_lite0"
-        assert "DenseNet-121 is not exported" not in container.log  # it was asked for
+        assert "DenseNet-121 is not exported" not in container.log  # it was requested, so nothing is missing
     size = Image.load(f"{TAG}:embedded").size
     note("with efficientnet_lite0", f"{small.seconds:.1f} s, {size / 1e6:.1f} MB")
 
@@ -100,7 +100,7 @@ def test_the_build_context_holds_only_what_is_needed(tree: Path) -> None:
     )
     contents = Image.load(f"{TAG}:context").contents
     assert {path.split("/")[0] for path in contents} == {
-        "LICENSE", "export", "image", "imagenet_class_index.json", "models", "requirements", "serve", "tests",
+        "LICENSE", "container", "export", "imagenet_class_index.json", "models", "requirements", "serve", "tests",
     }  # fmt: skip
     assert not [path for path in contents if "__pycache__" in path or path.endswith("densenet121.onnx")]
     ours = sum(len(content) for path, content in contents.items() if not path.startswith("models/weights/"))
@@ -108,7 +108,7 @@ def test_the_build_context_holds_only_what_is_needed(tree: Path) -> None:
 
 
 def test_two_builds_of_a_commit_have_the_same_contents(tree: Path, image_name: str, image: Image) -> None:
-    """The second from nothing, in another folder; timestamps are not compared."""
+    """The second build has no cache and another folder. Timestamps are not compared."""
     second = build(tree, f"{TAG}:second", "--no-cache")
     assert list(second.steps("export").values()).count(True) >= 7
     again = Image.load(f"{TAG}:second")

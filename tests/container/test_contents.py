@@ -1,4 +1,4 @@
-"""What is in the image, looked at from outside, layer by layer: its size, what must not be there, and what must."""
+"""The contents of the image, read layer by layer: its size, what must not be there, and what must."""
 
 import configparser
 import json
@@ -18,7 +18,7 @@ from serve import __version__
 from tests.container.conftest import TABLE
 from tests.container.engine import ROOT, Image, docker
 
-# With DenseNet-121 in int8; bytes.
+# In bytes, with DenseNet-121 in int8.
 MOST_BYTES = 145_000_000
 MOST_COMPRESSED = 56_000_000
 COMPONENTS = {
@@ -40,7 +40,7 @@ def component_of(path: str) -> str:
     return next(name for name, pattern in COMPONENTS.items() if re.match(pattern, path))
 
 
-def test_it_is_within_its_size(image: Image) -> None:
+def test_the_image_is_within_its_size(image: Image) -> None:
     sizes = dict.fromkeys(COMPONENTS, 0)
     for path, entry in image.entries.items():
         sizes[component_of(path)] += entry.size
@@ -59,7 +59,7 @@ def test_nothing_that_belongs_to_export_or_installing_is_inside(image: Image) ->
     forbidden |= {"sh", "bash", "dash", "busybox", "ash", "env", "curl", "wget", "export"}
     found = {path for path in image.entries if Path(path).name.split("-")[0] in forbidden}
     assert not found
-    assert "app/serve/api/app.py" in image.entries  # the names are looked for where there are some
+    assert "app/serve/api/app.py" in image.entries  # the names have the form that is searched for
 
 
 def test_there_is_no_program_but_the_interpreter(image: Image) -> None:
@@ -71,21 +71,21 @@ def test_there_is_no_program_but_the_interpreter(image: Image) -> None:
     assert [Path(path).name for path in programs] == ["python3.11"]
 
 
-def test_nobody_but_root_owns_or_may_write_anything(image: Image) -> None:
+def test_only_root_owns_and_can_write_files(image: Image) -> None:
     for path, entry in image.entries.items():
         assert entry.owner == (0, 0), path
         assert entry.kind == tarfile.SYMTYPE or not entry.mode & 0o022, f"{path} has mode {entry.mode:o}"
         assert not entry.mode & 0o7000, f"{path} has mode {entry.mode:o}"
 
 
-def test_all_can_be_read_by_the_user_it_runs_as(image: Image) -> None:
+def test_the_user_can_read_all_files(image: Image) -> None:
     for path, entry in image.entries.items():
         needed = 0o005 if entry.kind == tarfile.DIRTYPE else 0o004
         assert entry.kind == tarfile.SYMTYPE or entry.mode & needed == needed, f"{path} has mode {entry.mode:o}"
 
 
 def pip_settings(base: str) -> Iterator[str]:
-    """Values of pip's settings here, and in the base image, from their files and variables."""
+    """Yields the values of pip's settings on this machine and in the base image, from files and variables."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     yield from re.findall(r"='(.*)'", listed.stdout)
     yield from (
@@ -98,13 +98,13 @@ def pip_settings(base: str) -> Iterator[str]:
 
 
 def text_of(base: str, *paths: str) -> str:
-    """The text of files of an image, where they are there."""
+    """Returns the text of those of these files that the image has."""
     code = f"import pathlib; [print(pathlib.Path(p).read_text()) for p in {paths!r} if pathlib.Path(p).exists()]"
     return docker("run", "--rm", "--network", "none", base, "python3", "-c", code)
 
 
 def traces_of_this_machine(base: str) -> set[str]:
-    """What would tell where the image was built: hosts and folders of pip's settings, and this project's folder."""
+    """Returns what would reveal where the image was built: hosts and folders in pip's settings, this folder."""
     traces = {str(ROOT)}
     for value in pip_settings(base):
         for word in value.replace("file://", "").split():
@@ -112,7 +112,7 @@ def traces_of_this_machine(base: str) -> set[str]:
                 traces.add(word)
             elif host := urlsplit(word if "//" in word else f"//{word}").hostname:
                 traces.add(host)
-    # What is found everywhere tells nothing: Debian's settings, names without a domain, folders of one level.
+    # Not specific to a machine: Debian's settings, names without a domain, top-level folders.
     return {
         trace
         for trace in traces
@@ -130,7 +130,7 @@ def holding(contents: dict[str, bytes], trace: bytes) -> list[str]:
     return [path for path, content in contents.items() if trace in content]
 
 
-def test_nothing_tells_where_it_was_built(image: Image) -> None:
+def test_nothing_reveals_where_the_image_was_built(image: Image) -> None:
     everything = {**image.contents, "its settings and history": json.dumps(image.config).encode()}
     for trace in traces_of_this_machine(base_of(image)):
         found = holding(everything, trace.encode())
@@ -139,18 +139,18 @@ def test_nothing_tells_where_it_was_built(image: Image) -> None:
 
 
 def test_there_is_no_certificate_and_no_setting_of_pip(image: Image) -> None:
-    # Libraries that speak TLS have roots of their own built in; those of wheels are pinned by hash.
+    # TLS libraries have built-in roots; those of wheels are pinned by hash.
     texts = {path: content for path, content in image.contents.items() if not content.startswith(b"\x7fELF")}
     assert not holding(texts, b"-----BEGIN CERTIFICATE-----\n")
     assert not [
         path for path in image.entries if re.search(r"\.(pem|crt|cer|p12|pfx)$|pip\.conf|\.netrc|etc/ssl/", path)
     ]
-    # The same look at what it was built from, where there are some.
+    # The same search finds some in the base image.
     assert "-----BEGIN CERTIFICATE-----\n" in text_of(base_of(image), "/etc/ssl/certs/ca-certificates.crt")
 
 
 def test_no_package_index_is_named(image: Image) -> None:
-    """Neither by the lock files' packages nor by the SBOM; the text of licences is theirs."""
+    """Searches all files, including the SBOM; compiled Python is not searched."""
     default = subprocess.run(
         [sys.executable, "-c", "from pip._internal.models.index import PyPI; print(PyPI.netloc)"],
         capture_output=True,
@@ -161,7 +161,7 @@ def test_no_package_index_is_named(image: Image) -> None:
     assert not found
 
 
-def test_the_sbom_lists_what_is_there(image: Image) -> None:
+def test_the_sbom_lists_what_the_image_contains(image: Image) -> None:
     document = json.loads(image.contents[SBOM])
     assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
     listed = {part["purl"].split("?")[0]: part.get("scope") for part in document["components"]}
@@ -183,7 +183,7 @@ def test_the_sbom_lists_what_is_there(image: Image) -> None:
     assert any(re.match(r"pkg:deb/.*/libssl3", purl) for purl in listed)
 
 
-def test_every_part_comes_with_its_licence(image: Image) -> None:
+def test_every_part_has_its_licence(image: Image) -> None:
     folders = {path for path in image.entries if path.endswith(".dist-info")}
     assert len(folders) >= 10
     for folder in folders:
@@ -207,7 +207,7 @@ def test_its_settings_are_those_of_a_service(image: Image) -> None:
     assert "ORT_DISABLE_TELEMETRY=1" in config["Env"]
 
 
-def test_its_labels_say_what_it_is(image: Image) -> None:
+def test_the_labels_describe_the_image(image: Image) -> None:
     labels = {
         key.removeprefix("org.opencontainers.image."): value for key, value in image.config["config"]["Labels"].items()
     }

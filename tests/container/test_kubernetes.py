@@ -1,4 +1,4 @@
-"""The image as the manifests of deploy/kubernetes would run it: user, limits, ports, settings, and the probes asked."""
+"""The image run as in the manifests of deploy/kubernetes: user, limits, ports, settings and probes."""
 
 import os
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ CPUS_HERE = len(os.sched_getaffinity(0))
 
 
 def options(manifest: Manifest) -> list[str]:
-    """What the kubelet would make of a container's specification, for `docker run`."""
+    """Translates a container's specification to options of `docker run`, as the kubelet would apply it."""
     security = dict(manifest.spec["securityContext"])
     made = ["--user", f"{security.pop('runAsUser')}:{security.pop('runAsGroup')}"]
     if security.pop("readOnlyRootFilesystem"):
@@ -29,8 +29,8 @@ def options(manifest: Manifest) -> list[str]:
     for capability in security.pop("capabilities")["drop"]:
         made += ["--cap-drop", capability]
     assert security.pop("runAsNonRoot")
-    assert security.pop("seccompProfile") == {"type": "RuntimeDefault"}  # as the engine does unasked
-    assert not security, "is not translated"
+    assert security.pop("seccompProfile") == {"type": "RuntimeDefault"}  # the engine's default
+    assert not security, "fields that are not translated"
     made += ["--cpus", str(min(manifest.cpus, CPUS_HERE)), "--memory", str(int(manifest.memory))]
     for name, value in manifest.environment.items():
         made += ["--env", f"{name}={value}"]
@@ -60,7 +60,7 @@ def test_user_and_port_are_the_images(image_name: str, manifest: Manifest) -> No
     assert config["User"] == f"{security['runAsUser']}:{security['runAsGroup']}"
     assert security["runAsUser"] > 0
     assert set(config["ExposedPorts"]) == {f"{port}/tcp" for port in manifest.ports.values()}
-    assert "SERVE_HOST=0.0.0.0" in config["Env"]  # which is why no manifest sets it
+    assert "SERVE_HOST=0.0.0.0" in config["Env"]  # so no manifest needs to set it
     assert "command" not in manifest.spec
     assert "args" not in manifest.spec
 
@@ -96,13 +96,13 @@ def test_the_monitor_finds_metrics(pod: Container) -> None:
     assert "\nserve_queue_depth 0.0\n" in httpx2.get(pod.url + endpoint["path"]).text
 
 
-def test_kserve_finds_the_model_by_the_services_name(pod: Container) -> None:
+def test_the_model_is_named_as_the_inference_service(pod: Container) -> None:
     name = only(rendered(FOLDER / "kserve"), "InferenceService")["metadata"]["name"]
     assert httpx2.get(f"{pod.url}/v2/models/{name}/ready").status_code == 200
 
 
 def test_the_largest_picture_fits_in_the_memory_limit(which: str, pod: Container, cat: bytes) -> None:
-    """WebP takes most: all of it is decoded at once."""
+    """WebP takes the most memory, because it is decoded in one piece."""
     with Picture.new("RGB", (10_000, 5_000), "navy") as plain:
         large = encoded(plain, format="WEBP", method=0)
     assert int(docker("inspect", "--format", "{{.HostConfig.Memory}}", pod.id)) > 0

@@ -1,4 +1,4 @@
-"""The image at work: run as an operator would, without a writable path or a capability, and asked over HTTP."""
+"""The running image, read-only and without capabilities, tested over HTTP."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def upload(url: str, name: str, data: bytes) -> httpx2.Response:
 
 
 def formats() -> dict[str, bytes]:
-    """Every accepted format, mode and compression: the stored pictures, and what they have not."""
+    """Returns files in every accepted format, mode and compression: the stored images and some made here."""
     with Picture.open(ROOT / "tests" / "data" / "photos" / "cat.jpg") as file:
         cat = file.convert("RGB")
     every = {path.name: path.read_bytes() for path in pictures()}
@@ -44,7 +44,7 @@ def formats() -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def outside(model_file: Path) -> Iterator[str]:
-    """The same model served from the project's own environment, where nothing was pruned."""
+    """The URL of a server with the same model in the project's environment, from which nothing was left out."""
     with running_server(sys.executable, "--model", str(model_file), "--log-format", "json") as server:
         yield server.url
 
@@ -75,8 +75,8 @@ def test_bad_requests_get_their_problems(container: Container, cat: bytes) -> No
         "too many bytes": (upload(container.url, "a.jpg", cat + bytes(21 * 2**20)), 413),
         "no file": (httpx2.post(f"{container.url}/upload", files={"picture": ("a.jpg", cat)}), 400),
         "no such route": (httpx2.get(f"{container.url}/nowhere"), 404),
-        "a method it has not": (httpx2.get(f"{container.url}/upload"), 405),
-        "no time": (
+        "a wrong method": (httpx2.get(f"{container.url}/upload"), 405),
+        "a deadline of 1 ms": (
             httpx2.post(
                 f"{container.url}/upload", content=cat,
                 headers={"Content-Type": "image/jpeg", "X-Request-Timeout-Ms": "1"},
@@ -117,7 +117,7 @@ def test_the_container_reports_its_health(container: Container) -> None:
         time.sleep(0.2)
 
 
-def test_it_is_locked_down(container: Container) -> None:
+def test_the_container_is_locked_down(container: Container) -> None:
     status = dict(
         line.split(":\t", 1) for line in container.python("print(open('/proc/1/status').read())").splitlines()
     )
@@ -147,7 +147,7 @@ def test_it_is_locked_down(container: Container) -> None:
     ]
 
 
-def test_modules_that_must_not_be_there_cannot_be_imported(container: Container) -> None:
+def test_only_modules_of_the_runtime_can_be_imported(container: Container) -> None:
     found = container.python(
         "import importlib.util as i; print([n for n in ('torch', 'torchvision', 'onnx', 'pip', 'setuptools', 'export', "
         "'numpy', 'onnxruntime') if i.find_spec(n)])"
@@ -155,20 +155,20 @@ def test_modules_that_must_not_be_there_cannot_be_imported(container: Container)
     assert found == "['numpy', 'onnxruntime']"
 
 
-def test_it_measures_its_own_threads(container: Container) -> None:
+def test_autotune_works_in_the_container(container: Container) -> None:
     done = container.run("python", "-m", "serve", "autotune")
     assert done.returncode == 0, done.stderr
     assert "intra_op_threads = " in done.stdout
 
 
-def test_it_says_which_settings_there_are(image_name: str) -> None:
+def test_help_lists_the_settings(image_name: str) -> None:
     said = docker("run", "--rm", "--network", "none", *LOCKED_DOWN, image_name, "--help")
     assert "--max-request-bytes" in said
     with pytest.raises(RuntimeError, match="--port='none'"):
         docker("run", "--rm", "--network", "none", *LOCKED_DOWN, image_name, "--port", "none")
 
 
-def test_every_way_of_sending_works_with_every_setting_set(image_name: str, cat: bytes) -> None:
+def test_all_request_forms_work_with_settings_changed(image_name: str, cat: bytes) -> None:
     flags = (
         "--decode",
         "exact",
@@ -198,7 +198,7 @@ def test_every_way_of_sending_works_with_every_setting_set(image_name: str, cat:
         assert "POST /upload 200" in container.log
 
 
-def test_it_computes_on_the_cpus_its_quota_gives(image_name: str, cat: bytes) -> None:
+def test_threads_follow_the_cpu_quota(image_name: str, cat: bytes) -> None:
     with running(image_name, *LOCKED_DOWN, "--cpus", "1", "--memory", "256m") as small:
         assert "with 1 CPU (the cgroup's quota of 1 CPUs" in small.log
         assert upload(small.url, "cat.jpg", cat).status_code == 200
@@ -216,7 +216,7 @@ def test_docker_stop_loses_no_accepted_request(image_name: str, cat: bytes) -> N
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + 30
-        while stopped.log.count('"POST /upload 200"') < 3:  # some are answered, the others wait
+        while stopped.log.count('"POST /upload 200"') < 3:  # some requests are answered, the others wait
             assert time.monotonic() < deadline
             time.sleep(0.01)
         began = time.perf_counter()
@@ -226,10 +226,10 @@ def test_docker_stop_loses_no_accepted_request(image_name: str, cat: bytes) -> N
             thread.join()
         state = stopped.state
     assert (state["ExitCode"], state["OOMKilled"]) == (0, False)
-    assert set(answers) <= {200, 503}  # and none without an answer; 503 for who came too late
+    assert set(answers) <= {200, 503}  # each has an answer; 503 for those that arrived too late
     assert answers.total() == 40
     assert answers[200] >= 20
-    assert took < 9, "docker stop waits ten seconds and then kills"
+    assert took < 9, "docker stop kills after ten seconds"
 
 
 def test_it_starts_fast_and_stays_small(image_name: str, cat: bytes) -> None:
@@ -250,13 +250,13 @@ def test_it_starts_fast_and_stays_small(image_name: str, cat: bytes) -> None:
     assert after < 200
 
 
-def test_it_labels_photographs_right(container: Container, photo_folder: Path | None) -> None:
-    """With PHOTOS, those that int8 was not calibrated on; without, the project's own three."""
+def test_photographs_get_the_right_labels(container: Container, photo_folder: Path | None) -> None:
+    """PHOTOS that int8 was not calibrated on; without PHOTOS the three photographs of tests/data."""
     if photo_folder is None:
         expected = {"cat.jpg": "n02124075", "coffee.jpg": "n07920052", "rocket.jpg": "n03773504"}
         folder = ROOT / "tests" / "data" / "photos"
     else:
-        record = json.loads((ROOT / "export" / "calibration_data" / "densenet121.json").read_text())
+        record = json.loads((ROOT / "export" / "int8" / "calibration_data" / "densenet121.json").read_text())
         paths = [path for path in sorted(photo_folder.iterdir()) if path.name not in record["photographs"]]
         expected = {path.name: path.name.split("_")[0] for path in paths}
         folder = photo_folder
@@ -266,6 +266,6 @@ def test_it_labels_photographs_right(container: Container, photo_folder: Path | 
         assert answer.status_code == 200, name
         right += answer.json()["imagenet_id"] == wnid
     TABLE["accuracy"] = [
-        f"{right} of {len(expected)} photographs of {folder.name} labelled right ({right / len(expected):.1%})"
+        f"{right} of {len(expected)} photographs of {folder.name} labelled correctly ({right / len(expected):.1%})"
     ]
     assert right >= RIGHT_AT_LEAST * len(expected)

@@ -4,6 +4,8 @@ Depthwise, dilated and strided Convs, with and without bias and padding, ReLU6, 
 GlobalAveragePool and Flatten. Drawn by numpy and rounded, the same on every CPU.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -19,7 +21,7 @@ def build() -> onnx.ModelProto:
     nodes: list[NodeProto] = []
 
     def conv(
-        name: str, source: str, shape: tuple[int, ...], bias: bool = True, gain: float = 2.0, **options: object
+        name: str, source: str, shape: tuple[int, ...], bias: bool = True, gain: float = 2.0, **options: Any
     ) -> str:
         weights = rounded(random.normal(0, (gain / np.prod(shape[1:])) ** 0.5, shape))
         constants[f"{name}.w"] = weights.astype(np.float32)
@@ -30,7 +32,7 @@ def build() -> onnx.ModelProto:
         nodes.append(helper.make_node("Conv", inputs, [name], **options))
         return name
 
-    def then(op_type: str, *inputs: str, **options: object) -> str:
+    def then(op_type: str, *inputs: str, **options: Any) -> str:
         name = f"{inputs[0]}.{op_type.lower()}"
         nodes.append(helper.make_node(op_type, list(inputs), [name], **options))
         return name

@@ -49,7 +49,7 @@ def files(draw: st.DrawFn) -> bytes:
         exif[ORIENTATION] = orientation
     options = {} if kind in ("GIF", "BMP") else {"exif": exif.tobytes()}
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 

@@ -224,7 +224,9 @@ def test_a_record_of_other_weights_is_not_used(
     state["classifier.bias"] += 1e-6
     torch.save(state, tmp_path / "other.pth")
     assert export(weights=tmp_path / "other.pth") == 0
-    words = f"the recorded calibration is of other weights, sha256 {load(recorded).weights_sha256[:8]}…; make one with"
+    calibrated_with = load(recorded).weights_sha256
+    assert calibrated_with is not None
+    words = f"the recorded calibration is of other weights, sha256 {calibrated_with[:8]}…; make one with"
     assert f"export: no int8 model, fp32 is served: {words} --calibrate DIR\n" in capsys.readouterr().err
     assert written(tmp_path) == ["small.json", "small.onnx"]
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from export.architectures import ARCHITECTURES, Architecture
 from export.errors import CalibrationError, QuantisationError
 from export.evaluate import compare, label_of, logits_of
 from export.int8 import pipeline
-from export.int8.calibration import Calibration, Ranges
+from export.int8.calibration import Calibration, Ranges, load
 from export.int8.pipeline import RECORDS, calibrate, make_int8, require_fit
 from export.int8.quant_params import PAIR_LIMIT, Scale, pair_sums, quantise_weights
 from export.int8.quantize import quantise
@@ -410,7 +410,7 @@ def test_a_scale_has_a_code_for_zero() -> None:
         assert -scale.zero_point * scale.step <= low + scale.step
     assert Scale.of_range(-1.0, 3.0) == Scale(4 / 255, 64)
     assert Scale.of_range(2.0, 5.0) == Scale(5 / 255, 0)
-    assert Scale.of_range(-3.0, -1.0) == Scale(pytest.approx(3 / 255), 255)
+    assert Scale.of_range(-3.0, -1.0) == Scale(cast(float, pytest.approx(3 / 255)), 255)
     assert Scale.of_range(0.0, 0.0) == Scale(1e-6 / 255, 0)
     assert Scale.of_range(0.0, 0.3) == Scale(0.3 / 255, 0)
 
@@ -459,7 +459,7 @@ def test_a_calibration_with_a_gap_names_the_tensor(small_densenet: Network) -> N
 
 
 def test_the_recorded_calibration_fits_its_weights_and_no_others(exported: Path, densenet121: Architecture) -> None:
-    calibration = pipeline.records.load(RECORDS / "densenet121.json")
+    calibration = load(RECORDS / "densenet121.json")
     pictures = [read_photograph(path, densenet121.preprocessing) for path in find_photographs([DATA / "photos"])]
     model = onnx.load(exported)
     card = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
@@ -482,10 +482,7 @@ def test_the_embedded_models_own_figures_are_within_the_gate() -> None:
     assert figures["photographs"] >= pipeline.ENOUGH
     assert figures["agreement"] >= pipeline.MIN_AGREEMENT
     assert figures["fp32_top1"] - figures["top1"] <= pipeline.MAX_TOP1_LOSS
-    assert (
-        embedded_card()["weights"]["sha256"]
-        == pipeline.records.load(RECORDS / "efficientnet_lite0.json").weights_sha256
-    )
+    assert embedded_card()["weights"]["sha256"] == load(RECORDS / "efficientnet_lite0.json").weights_sha256
 
 
 def answers_of(model: Path, photographs: list[Path], architecture: Architecture) -> Array:
@@ -508,7 +505,7 @@ def test_the_embedded_model_knows_the_projects_own_pictures() -> None:
 if REAL:
 
     def held_out(photo_folder: Path) -> tuple[list[Path], list[int | None]]:
-        paths = pipeline.records.load(RECORDS / "densenet121.json").held_out(find_photographs([photo_folder]))
+        paths = load(RECORDS / "densenet121.json").held_out(find_photographs([photo_folder]))
         assert len(paths) >= pipeline.ENOUGH
         numbers = class_numbers()
         return paths, [label_of(path, numbers) for path in paths]

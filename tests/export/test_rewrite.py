@@ -1,6 +1,7 @@
 """Each rewrite leaves the network's answers alone, and does what it is for; on a small DenseNet and on the real one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import onnx
@@ -310,7 +311,7 @@ def test_of_a_channel_the_part_that_some_relu_lets_through_is_kept() -> None:
 def test_a_channel_that_no_relu_lets_through_or_that_hardly_moves_gets_the_widest_ones_scale() -> None:
     affine = np.array([[1.0, 0.0], [1.0, -5.0], [-1.0, -1.0], [1.0, 9.0], [1.0, 9.0]])
     ranges = np.array([[0.0, 4.0], [0.0, 3.0], [0.0, 3.0], [2.0, 2.0039], [2.0, 2.0041]])
-    wanted = [[0, 4], [0, 4], [0, 4], [2, 6], [2, 2.0041]]
+    wanted = [[0.0, 4.0], [0.0, 4.0], [0.0, 4.0], [2.0, 6.0], [2.0, 2.0041]]
     np.testing.assert_allclose(kept(ranges, affine), wanted, rtol=0, atol=1e-4)
     # A thousandth of the widest, also where that is narrow or wide itself.
     for factor in (1e-3, 1e3):
@@ -338,7 +339,7 @@ def test_where_nothing_moves_nothing_breaks() -> None:
     ],
 )
 def test_a_batchnorm_is_folded_into_a_pointwise_conv_alone(
-    kernel: int, attributes: dict[str, object], folded: bool
+    kernel: int, attributes: dict[str, Any], folded: bool
 ) -> None:
     weights = np.random.default_rng(0).standard_normal(
         (3, 1 if "group" in attributes and not folded else 3, kernel, kernel)

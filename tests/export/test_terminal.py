@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.terminal import EVIL, run, steering
+from tests.terminal import EVIL, control_characters, run
 
 COMMAND = [sys.executable, "export/export_onnx.py"]
 
@@ -30,6 +30,6 @@ def test_what_an_export_says(tmp_path: Path, arguments: list[str], expected: int
     (photos / f"none{EVIL}.jpg").write_text("no picture")
     given = [{"{weights}": str(weights), "{photos}": str(photos)}.get(each, each) for each in arguments]
     status, said = run([*COMMAND, "--output", tmp_path / "model.onnx", *given], on_terminal=True)
-    assert (status, steering(said)) == (expected, []), said
+    assert (status, control_characters(said)) == (expected, []), said
     assert "Traceback" not in said
     assert not (tmp_path / "model.onnx").exists()

@@ -1,6 +1,7 @@
-"""The published schemas: Kubernetes' own, the Prometheus operator's and KServe's. Each function gives what is wrong.
+"""Validates objects against the published schemas of Kubernetes, the Prometheus operator and KServe.
 
-The last two are read through models that were generated from them, because no package has them as they are.
+Each function returns a list of problems. No package has the schemas of the operator and of KServe themselves, so the
+models generated from them are used.
 """
 
 import re
@@ -12,9 +13,15 @@ import kubernetes_validate
 from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
 from pydantic import ValidationError
 
-# The oldest that knows all that is used here (preStop.sleep), and the newest there are schemas of.
+# The oldest version that has all fields used here (preStop.sleep), and the newest with a published schema.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-SCALARS = {"str": str, "bool": bool, "int": int, "float": (int, float), "datetime": str}
+SCALARS: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": (int, float),
+    "datetime": str,
+}
 
 
 def problems(thing: dict[str, Any]) -> list[str]:
@@ -28,7 +35,7 @@ def problems(thing: dict[str, Any]) -> list[str]:
 
 
 def core(thing: dict[str, Any]) -> list[str]:
-    """Against Kubernetes' OpenAPI, where a field that it does not have is an error."""
+    """Validates against Kubernetes' OpenAPI document; unknown fields are errors."""
     found = []
     for version in VERSIONS:
         try:
@@ -41,7 +48,7 @@ def core(thing: dict[str, Any]) -> list[str]:
 
 
 def service_monitor(thing: dict[str, Any]) -> list[str]:
-    """Types and patterns are the model's to refuse; what it does not know it drops, so what comes back is compared."""
+    """Validates with the operator's model. It drops unknown fields, so the result is compared with the input."""
     try:
         known = ServiceMonitor.model_validate(thing)
     except ValidationError as error:
@@ -63,11 +70,11 @@ def _dropped(given: Any, kept: Any, where: str) -> list[str]:
                 each for i, pair in enumerate(zip(given, kept, strict=True)) for each in _dropped(*pair, f"{where}{i}.")
             ]
         case _:
-            return [] if given == kept else [f"{where[:-1]}: {given!r} is taken for {kept!r}"]
+            return [] if given == kept else [f"{where[:-1]}: {given!r} is read as {kept!r}"]
 
 
 def inference_service(thing: dict[str, Any]) -> list[str]:
-    """Against KServe's models field by field, and its pod against Kubernetes' own schema, which says more of it."""
+    """Validates against KServe's models, and the pod against Kubernetes' own schema, which is stricter."""
     predictor = thing["spec"].get("predictor", {})
     fields = set(kubernetes.client.V1PodSpec.attribute_map.values())
     pod = {name: value for name, value in predictor.items() if name in fields}
@@ -76,23 +83,29 @@ def inference_service(thing: dict[str, Any]) -> list[str]:
 
 
 def walk(value: Any, kind: str, where: str) -> list[str]:
-    """What of a value is not as a type of KServe's or Kubernetes' client has it: unknown fields, other types."""
+    """Compares a value with a type of KServe's or Kubernetes' client.
+
+    Args:
+        value: The value.
+        kind: The type's name.
+        where: Path of the value, with a dot at its end.
+    """
     if match := re.fullmatch(r"list\[(.+)\]|List\[(.+)\]", kind):
         if not isinstance(value, list):
-            return [f"{where[:-1]}: {value!r} is no list"]
+            return [f"{where[:-1]}: {value!r} is not a list"]
         return [each for i, item in enumerate(value) for each in walk(item, match[1] or match[2], f"{where}{i}.")]
     if match := re.fullmatch(r"(?:dict\(|Dict\[)str, (.+)[)\]]", kind):
         if not isinstance(value, dict):
-            return [f"{where[:-1]}: {value!r} is no mapping"]
+            return [f"{where[:-1]}: {value!r} is not a mapping"]
         return [each for name, item in value.items() for each in walk(item, match[1], f"{where}{name}.")]
-    if kind in ("object", "ResourceQuantity"):  # Kubernetes' own schema knows more of these
+    if kind in ("object", "ResourceQuantity"):  # Kubernetes' own schema checks these
         return []
     if kind in SCALARS:
         right = isinstance(value, SCALARS[kind]) and (kind == "bool" or not isinstance(value, bool))
-        return [] if right else [f"{where[:-1]}: {value!r} is no {kind}"]
+        return [] if right else [f"{where[:-1]}: {value!r} is not a {kind}"]
     model = getattr(kserve.models, kind, None) or getattr(kubernetes.client, kind)
     if not isinstance(value, dict):
-        return [f"{where[:-1]}: {value!r} is no {kind}"]
+        return [f"{where[:-1]}: {value!r} is not a {kind}"]
     types = {model.attribute_map[name]: each for name, each in model.openapi_types.items()}
     wrong = [f"{where}{name}: there is no such field" for name in value.keys() - types.keys()]
     return wrong + [

@@ -1,4 +1,4 @@
-"""What the manifests and their document say of each other: names, labels and ports, and settings that have to fit."""
+"""Consistency of the manifests and their document: names, labels, ports, and settings that depend on each other."""
 
 import copy
 import re
@@ -22,15 +22,15 @@ Objects = list[dict[str, Any]]
 FOLDERS = sorted(path.parent.name for path in FOLDER.glob("*/kustomization.yaml"))
 CONTAINERS = containers()
 KUBECTL = shutil.which("kubectl")
-# RSS under load, and what a decoded pixel takes at most (0.8 GB for 50 million); docs/serving.md and SECURITY.md.
+# RSS under load (docs/serving.md), and the most memory that a decoded pixel takes (SECURITY.md).
 RSS_BYTES = 170e6
 BYTES_A_PIXEL = 16
-# What pods have that do not say; KServe's may not.
+# Kubernetes' default, which KServe does not allow to be set.
 DEFAULT_GRACE_SECONDS = 30
 
 
-def misfits(objects: Objects) -> list[str]:
-    """What does not fit together among the objects of one folder that has a Deployment."""
+def inconsistencies(objects: Objects) -> list[str]:
+    """Returns the inconsistencies among the objects of one folder that has a Deployment."""
     deployment = only(objects, "Deployment")
     template = deployment["spec"]["template"]
     ports = Container.of(template["spec"]).ports
@@ -40,7 +40,7 @@ def misfits(objects: Objects) -> list[str]:
     identity = (deployment["apiVersion"], "Deployment", deployment["metadata"]["name"])
     wrong = [] if (target["apiVersion"], target["kind"], target["name"]) == identity else ["the autoscaler's target"]
     if "replicas" in deployment["spec"]:
-        wrong.append("replicas are set, which are the autoscaler's")
+        wrong.append("replicas are set, but the autoscaler manages them")
     selectors = {
         "the Deployment": deployment["spec"]["selector"]["matchLabels"],
         "the Service": service["spec"]["selector"],
@@ -67,7 +67,7 @@ def misfits(objects: Objects) -> list[str]:
 
 @pytest.mark.parametrize("folder", ["base", "prometheus"])
 def test_names_labels_and_ports_fit(folder: str) -> None:
-    assert misfits(rendered(FOLDER / folder)) == []
+    assert inconsistencies(rendered(FOLDER / folder)) == []
 
 
 POD = ["spec", "template"]
@@ -89,19 +89,19 @@ POD = ["spec", "template"]
         ),
         ("Deployment", [*POD, "metadata", "labels"], {}, "the Deployment selects other pods"),
         ("Deployment", [*POD, "spec", "containers", 0, "ports", 0, "name"], "web", "policy densenet-server opens http"),
-        ("Deployment", ["spec", "replicas"], 2, "replicas are set, which are the autoscaler's"),
+        ("Deployment", ["spec", "replicas"], 2, "replicas are set, but the autoscaler manages them"),
     ],
 )
-def test_a_misfit_is_found(kind: str, way: list[Any], value: Any, found: str) -> None:
+def test_an_inconsistency_is_found(kind: str, way: list[Any], value: Any, found: str) -> None:
     objects = copy.deepcopy(rendered(FOLDER / "prometheus"))
     place: Any = only(objects, kind)
     for step in way[:-1]:
         place = place[step]
     place[way[-1]] = value
-    assert found in misfits(objects)
+    assert found in inconsistencies(objects)
 
 
-def test_every_file_is_named_by_a_kustomization() -> None:
+def test_every_file_is_part_of_a_kustomization() -> None:
     named = {
         path.resolve()
         for folder in FOLDERS
@@ -112,7 +112,7 @@ def test_every_file_is_named_by_a_kustomization() -> None:
 
 
 @pytest.mark.parametrize("which", CONTAINERS)
-def test_settings_exist_and_are_understood(which: str) -> None:
+def test_settings_exist_and_are_valid(which: str) -> None:
     container = CONTAINERS[which]
     assert set(container.settings) <= {f"SERVE_{name.upper()}" for name in Config.__dataclass_fields__}
     assert container.settings
@@ -121,18 +121,18 @@ def test_settings_exist_and_are_understood(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", CONTAINERS)
-def test_the_end_of_a_pod_has_room_for_the_servers(which: str) -> None:
+def test_the_server_stops_within_the_pods_grace_period(which: str) -> None:
     container = CONTAINERS[which]
     config = load_config([], container.settings)
     sleep = container.spec.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     left = container.pod.get("terminationGracePeriodSeconds", DEFAULT_GRACE_SECONDS) - sleep
     assert config.grace_seconds < left
-    assert config.grace_seconds / 2 * 1000 >= config.request_timeout_ms  # the other half is for uploads
+    assert config.grace_seconds / 2 * 1000 >= config.request_timeout_ms  # the first half is for uploads still arriving
     TABLE.append((which, f"ends within {config.grace_seconds} of {left} s"))
 
 
 @pytest.mark.parametrize("which", CONTAINERS)
-def test_a_pod_has_the_memory_that_its_settings_take(which: str) -> None:
+def test_the_memory_limit_covers_the_settings(which: str) -> None:
     container = CONTAINERS[which]
     config = load_config([], container.settings)
     needed = RSS_BYTES + config.max_upload_bytes + BYTES_A_PIXEL * config.max_pixels
@@ -141,10 +141,10 @@ def test_a_pod_has_the_memory_that_its_settings_take(which: str) -> None:
 
 
 @pytest.mark.parametrize("which", CONTAINERS)
-def test_the_cpus_asked_for_are_the_threads_it_will_have(which: str) -> None:
+def test_requested_cpus_are_the_number_of_threads(which: str) -> None:
     container = CONTAINERS[which]
     resources = container.spec["resources"]
-    assert resources["requests"] == resources["limits"]  # Guaranteed
+    assert resources["requests"] == resources["limits"]  # the QoS class Guaranteed
     assert container.cpus == int(container.cpus) >= 1
     assert quantity(resources["requests"]["cpu"]) == container.cpus
     assert load_config([], container.settings).threads in (0, container.cpus)
@@ -156,7 +156,7 @@ def test_both_run_the_image_of_this_version() -> None:
 
 
 @pytest.mark.parametrize("which", CONTAINERS)
-def test_user_and_port_are_the_dockerfiles(which: str) -> None:
+def test_user_and_port_are_those_of_the_dockerfile(which: str) -> None:
     runtime = (ROOT / "Dockerfile").read_text().split("AS runtime\n")[1].split("\nFROM ")[0]
     security = CONTAINERS[which].spec["securityContext"]
     assert re.findall(r"^USER (.+)", runtime, re.MULTILINE) == [f"{security['runAsUser']}:{security['runAsGroup']}"]
@@ -166,17 +166,17 @@ def test_user_and_port_are_the_dockerfiles(which: str) -> None:
     assert security["readOnlyRootFilesystem"] and security["runAsNonRoot"] and not security["allowPrivilegeEscalation"]
 
 
-def test_kserve_takes_it_for_the_open_inference_protocol() -> None:
+def test_kserve_recognises_the_open_inference_protocol() -> None:
     container = CONTAINERS["InferenceService"]
     assert container.environment["PROTOCOL"] == "v2"
     assert container.spec["name"] == "kserve-container"
     assert list(container.ports) == ["http1"]
-    for forbidden in ("lifecycle", "terminationGracePeriodSeconds"):  # by Knative
+    for forbidden in ("lifecycle", "terminationGracePeriodSeconds"):  # Knative does not allow them
         assert forbidden not in {*container.spec, *container.pod}
 
 
 def kustomized(folder: Path) -> Objects:
-    """What a real kustomize makes of a folder."""
+    """Returns the objects that a real kustomize creates from a folder."""
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=True, timeout=60)
     return list(yaml.safe_load_all(done.stdout))
 
@@ -185,13 +185,15 @@ def in_order(objects: Objects) -> Objects:
     return sorted(objects, key=lambda each: (each["kind"], each["metadata"]["name"]))
 
 
-# kubectl brings kustomize along, but no package index has it: it is asked where it is installed.
-READERS: dict[str, Callable[[Path], Objects]] = {"these tests": rendered} | ({"kubectl": kustomized} if KUBECTL else {})
+# kubectl includes kustomize. It is not in any package index, so it is compared only if it is installed.
+READERS: dict[str, Callable[[Path], Objects]] = {"these tests": rendered}
+if KUBECTL:
+    READERS["kubectl"] = kustomized
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_kustomize_makes_of_a_folder_what_is_tested_here(folder: str, reader: str) -> None:
+def test_kustomize_reads_a_folder_as_these_tests_do(folder: str, reader: str) -> None:
     objects = in_order(READERS[reader](FOLDER / folder))
     assert objects == in_order(rendered(FOLDER / folder))
     kinds = [each["kind"] for each in objects]
@@ -199,7 +201,7 @@ def test_kustomize_makes_of_a_folder_what_is_tested_here(folder: str, reader: st
     TABLE.append((f"{folder}/, as {reader} read{'s' if reader == 'kubectl' else ''} it", ", ".join(kinds)))
 
 
-def test_the_documents_examples_are_right(tmp_path: Path) -> None:
+def test_the_examples_of_the_document_are_valid(tmp_path: Path) -> None:
     overlay, metric = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.DOTALL)
     scaler = copy.deepcopy(only(rendered(FOLDER / "base"), "HorizontalPodAutoscaler"))
     scaler["spec"]["metrics"].append(yaml.safe_load(metric))

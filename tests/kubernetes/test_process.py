@@ -1,4 +1,4 @@
-"""The real process with the environment that each manifest gives it: probes, metrics, threads, settings and its end."""
+"""The server with the environment of each manifest: probes, metrics, threads, settings and shutdown."""
 
 import json
 import math
@@ -45,7 +45,9 @@ def test_every_probe_is_answered(which: str, container: Container, server: Serve
     for kind, (path, port) in container.probes.items():
         assert port == load_config([], {}).port, kind
         assert requests.get(server.url + path, timeout=5).status_code == 200, kind
-        assert requests.get(f"{server.url}{path}y", timeout=5).status_code == 404  # not everything is answered
+        assert (
+            requests.get(f"{server.url}{path}y", timeout=5).status_code == 404
+        )  # other paths are not answered with 200
     TABLE.append((which, f"probes: {', '.join(sorted({path for path, _ in container.probes.values()}))} answer 200"))
 
 
@@ -53,20 +55,20 @@ def test_prometheus_finds_metrics_where_the_monitor_says(server: ServerProcess) 
     [endpoint] = only(rendered(FOLDER / "prometheus"), "ServiceMonitor")["spec"]["endpoints"]
     text = requests.get(server.url + endpoint["path"], timeout=5).text
     names = {family.name for family in text_string_to_metric_families(text)}
-    assert {"serve_requests", "serve_queue_depth"} <= names  # the second is what docs/kubernetes.md scales by
+    assert {"serve_requests", "serve_queue_depth"} <= names  # docs/kubernetes.md scales by the second
     assert quantity(endpoint["scrapeTimeout"].removesuffix("s")) < quantity(endpoint["interval"].removesuffix("s"))
     TABLE.append(("ServiceMonitor", f"{endpoint['path']} gives {len(names)} metrics"))
 
 
-def test_kserve_finds_the_model_by_the_services_name(server: ServerProcess) -> None:
-    """As far as the protocol goes; KServe's own clients name the model, which here is the InferenceService's name."""
+def test_the_model_is_named_as_the_inference_service(server: ServerProcess) -> None:
+    """KServe's clients use the InferenceService's name as that of the model."""
     name = only(rendered(FOLDER / "kserve"), "InferenceService")["metadata"]["name"]
     served = requests.get(f"{server.url}/model", timeout=5).json()["name"]
     ready = requests.get(f"{server.url}/v2/models/{name}/ready", timeout=5)
-    assert ready.status_code == (200 if served == name else 404)  # without an export another model is served here
+    assert ready.status_code == (200 if served == name else 404)  # without an export another model is served
 
 
-def test_it_takes_the_settings_from_the_environment(container: Container) -> None:
+def test_settings_are_taken_from_the_environment(container: Container) -> None:
     done = subprocess.run(
         [str(PYTHON), "-m", "serve", "config"],
         cwd=ROOT, env=container.environment | {"ORT_DISABLE_TELEMETRY": "1"},
@@ -79,8 +81,8 @@ def test_it_takes_the_settings_from_the_environment(container: Container) -> Non
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_limit_is_the_number_of_threads(tmp_path: Path, container: Container, version: int) -> None:
-    """As the kubelet writes it into the pod's cgroup, of either version, read as the server reads it."""
+def test_the_cpu_limit_is_the_number_of_threads(tmp_path: Path, container: Container, version: int) -> None:
+    """The limit is written to cgroup files of either version as the kubelet does, and read by the server's code."""
     quota = int(container.cpus * 100_000)
     mount, group, files = {
         1: ("/sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct", "4:cpu,cpuacct:/",
@@ -95,8 +97,8 @@ def test_the_limit_is_the_number_of_threads(tmp_path: Path, container: Container
     assert read == math.floor(read or 0) == container.cpus
 
 
-def test_it_ends_in_time_though_a_client_never_does(which: str, container: Container) -> None:
-    """An upload that drips for ever is what takes longest: half of the grace, and it is closed."""
+def test_it_stops_in_time_beside_an_endless_upload(which: str, container: Container) -> None:
+    """An upload that never ends delays the stop longest: it is closed after half of the grace period."""
     config = load_config([], container.settings)
     with running_server(PYTHON, "--log-format", "json", environment=container.environment) as ending:
         address = urlsplit(ending.url)
@@ -118,4 +120,4 @@ def test_it_ends_in_time_though_a_client_never_does(which: str, container: Conta
             took = time.monotonic() - began
         assert ending.process.returncode == 0
     assert config.grace_seconds / 2 - 1 < took < config.grace_seconds
-    TABLE.append((which, f"ends {took:.1f} s after SIGTERM beside an upload that never ends"))
+    TABLE.append((which, f"ends {took:.1f} s after SIGTERM, with an upload that never ends"))

@@ -1,4 +1,4 @@
-"""The command: tries the mutants, shows those that survived, ends with a verdict."""
+"""Runs the mutants, prints those that survived, and reports the share that was killed in each part."""
 
 import argparse
 import os
@@ -9,35 +9,46 @@ from typing import Final
 
 from tests.mutants.parts import PARTS
 from tests.mutants.run import MutationError, Result, Survey, read_equivalents, survey
-from tests.project_copy import copy_of_the_project
+from tests.mutants.tables import faults_of
+from tests.project_copy import copy_project
 from tests.server_process import ROOT
 
 WANTED: Final = 0.9
-_EQUIVALENTS: Final = Path(__file__).with_name("equivalents.toml")
+EQUIVALENTS: Final = Path(__file__).with_name("equivalents.toml")
 _EVERY: Final = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 where at least `WANTED` of each part were killed."""
+    """Runs the command; returns 0 if at least `WANTED` of the mutants of each part were killed."""
     names = [part.name for part in PARTS]
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
-        "--only", nargs="+", choices=names, metavar="PART", default=names, help=f"of {', '.join(names)}"
+        "--only", nargs="+", choices=names, metavar="PART", default=names, help=f"parts to run: {', '.join(names)}"
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="try so many of each part, drawn at random")
-    parser.add_argument("--seed", type=int, metavar="N", default=0, help="of that drawing (default: 0)")
-    parser.add_argument("--workers", type=int, metavar="N", default=os.cpu_count() or 1, help="how many at a time")
+    parser.add_argument("--limit", type=int, metavar="N", help="run N mutants of each part, drawn at random")
+    parser.add_argument("--seed", type=int, metavar="N", default=0, help="seed of the draw (default: 0)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        default=os.cpu_count() or 1,
+        help="mutants to run at the same time (default: one per CPU)",
+    )
     options = parser.parse_args(arguments)
+    equivalents = read_equivalents(EQUIVALENTS)
+    if faults := faults_of(PARTS, equivalents, ROOT):
+        print("\n".join(f"mutants: {fault}" for fault in faults), file=sys.stderr)
+        return 2
     try:
         outcome = survey(
             [part for part in PARTS if part.name in options.only],
             ROOT,
-            copy_of_the_project,
-            read_equivalents(_EQUIVALENTS),
+            copy_project,
+            equivalents,
             limit=options.limit,
             seed=options.seed,
             workers=options.workers,
-            seen=show_progress,
+            on_result=show_progress,
         )
     except MutationError as error:
         print(f"mutants: {error}", file=sys.stderr)
@@ -50,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_progress(result: Result, done: int, total: int) -> None:
-    """Each one that survived, as a diff, and now and then how far it is."""
+    """Prints a mutant that was not killed, and the progress every `_EVERY` mutants."""
     if result.status != "killed":
         print(described(result), flush=True)
     if done % _EVERY == 0 or done == total:
@@ -58,7 +69,7 @@ def show_progress(result: Result, done: int, total: int) -> None:
 
 
 def described(result: Result) -> str:
-    """The mutant as a diff, with its place and what became of it."""
+    """Returns a mutant's status, place and change, as text."""
     mutant = result.mutant
     was, becomes = result.lines
     place = f"{mutant.file}:{mutant.line} {mutant.function}".rstrip()
@@ -68,7 +79,7 @@ def described(result: Result) -> str:
 
 
 def report(outcome: Survey) -> tuple[str, bool]:
-    """A table by part and a verdict, and whether that is good."""
+    """Returns a table by part with a verdict, and whether the run passed."""
     names = list(dict.fromkeys(result.part for result in outcome.results))
     rows = [f"\n{'part':<14} {'mutants':>7} {'killed':>7} {'timeouts':>8} {'survived':>8} {'equivalent':>10} {'':>7}"]
     missed = []
@@ -83,19 +94,19 @@ def report(outcome: Survey) -> tuple[str, bool]:
             f"{outcome.equivalents.get(name, 0):>10} {share:>7.1%}"
         )
     rows += [
-        f"equivalents.toml: no mutant is {entry.file} {entry.function}: {entry.line!r} → {entry.becomes!r}"
+        f"equivalents.toml: no such mutant: {entry.file} {entry.function}: {entry.line!r} → {entry.becomes!r}"
         for entry in outcome.stale
     ]
     total = len(outcome.results)
     killed = sum(result.status != "survived" for result in outcome.results)
-    fault = ", ".join(missed) or ("some equivalents are none" if outcome.stale else "")
+    fault = ", ".join(missed) or ("equivalents.toml has entries that are no mutants" if outcome.stale else "")
     verdict = (
         f"mutants: {killed / total:.1%} killed of {total}; at least {WANTED:.0%} of each part wanted"
         if total
         else "mutants: none"
     )
     good = total > 0 and not fault
-    rows.append(f"{verdict}: {'good' if good else fault or 'nothing was tried'}")
+    rows.append(f"{verdict}: {'good' if good else fault or 'no mutants were run'}")
     return "\n".join(rows), good
 
 

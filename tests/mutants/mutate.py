@@ -1,4 +1,4 @@
-"""The mutants of a Python source: one small change each, of the kind that a careless maintainer makes."""
+"""Finds the mutants of a Python source. Each is one small change, of the kind that a careless maintainer makes."""
 
 import ast
 import re
@@ -55,15 +55,24 @@ _NAMES: Final = {
     "startswith": "endswith",
 }
 _OF_DEQUES: Final = {"append", "appendleft", "pop", "popleft"}
-_BUILTINS: Final = {"median"}  # of a module that has no `min`
-# Keywords whose loss no test here can see: the locale's encoding is UTF-8, and `strict` guards what cannot happen.
+_BUILTINS: Final = {"median"}  # whose module has no `min`
+# Keywords whose removal no test can detect: the locale's encoding is UTF-8, and `strict` guards against the impossible.
 _UNSEEN: Final = {"encoding", "strict"}
 _PLAIN: Final = (ast.Name, ast.Attribute, ast.Call, ast.Subscript, ast.NamedExpr)
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """file: relative to the project. function: its qualified name, "" at module level. start, end: in bytes."""
+    """One change to a source.
+
+    Attributes:
+        file: The source's path, relative to the project.
+        function: Qualified name of the function or class that contains the change, "" at module level.
+        line: Number of the changed line.
+        start: Offset in bytes of the text to replace.
+        end: Offset in bytes of its end.
+        text: The replacement.
+    """
 
     file: str
     function: str
@@ -73,12 +82,15 @@ class Mutant:
     text: str
 
     def apply(self, source: str) -> str:
-        """The source with this one change."""
+        """Returns the source with this change."""
         raw = source.encode()
         return (raw[: self.start] + self.text.encode() + raw[self.end :]).decode()
 
     def changed_lines(self, source: str) -> tuple[str, str]:
-        """What the changed lines were and what they become, without indentation; names the mutant, as numbers can't."""
+        """Returns the changed lines before and after, without indentation.
+
+        They identify a mutant in equivalents.toml, where line numbers would go out of date.
+        """
         before, after = source.splitlines(), self.apply(source).splitlines()
         blocks = [code[1:] for code in SequenceMatcher(None, before, after, False).get_opcodes() if code[0] != "equal"]
         was = [line.strip() for low, high, _, _ in blocks for line in before[low:high]]
@@ -87,7 +99,13 @@ class Mutant:
 
 
 def mutants_of(source: str, file: str, functions: Sequence[str] = ()) -> list[Mutant]:
-    """All mutants that compile, in order. functions: only those in these functions or classes, by qualified name."""
+    """Returns all mutants that compile, in order.
+
+    Args:
+        source: The source's text.
+        file: Its path, relative to the project.
+        functions: Qualified names of functions and classes: only their mutants are returned. Empty for all.
+    """
     found: dict[tuple[int, int, str], Mutant] = {}
     for mutant in _Finder(source, file).run():
         inside = any(mutant.function == name or mutant.function.startswith(f"{name}.") for name in functions)
@@ -117,7 +135,9 @@ class _Finder:
         yield from self._visit(self._tree, "")
 
     def _visit(self, node: ast.AST, function: str) -> Iterator[Mutant]:
-        if isinstance(node, ast.JoinedStr) or _is_main_guard(node):  # before 3.12 nodes in f-strings have no place
+        if isinstance(node, ast.JoinedStr) or _is_main_guard(
+            node
+        ):  # before Python 3.12 nodes in f-strings have no position
             return
         if isinstance(node, ast.keyword) and node.arg in _UNSEEN:
             return
@@ -132,13 +152,13 @@ class _Finder:
             if field in {"bases", "keywords"} and isinstance(node, ast.ClassDef):
                 continue
             for child in value if isinstance(value, list) else [value]:
-                # A negative number and an index are one thing each: -1 and [0] mean the same as -2 and [-1] too often.
+                # Negative numbers and indexes are mutated as a whole: -1 → -2 and [0] → [-1] often change nothing.
                 single = isinstance(node, ast.UnaryOp | ast.Subscript) and isinstance(child, ast.Constant)
                 if isinstance(child, ast.AST) and not single:
                     yield from self._visit(child, function)
 
     def _changes(self, node: ast.AST) -> Iterator[tuple[int, int, str]]:
-        """Start, end and new text of each change at this node itself."""
+        """Yields start, end and replacement of each change at this node itself."""
         match node:
             case ast.Compare():
                 operands = [node.left, *node.comparators]
@@ -161,17 +181,17 @@ class _Finder:
                 yield self._start(node), self._start(node) + len("not"), ""
             case ast.UnaryOp(op=ast.USub()):
                 yield self._start(node), self._start(node) + len("-"), ""
-                if isinstance(node.operand, ast.Constant):
-                    yield *self._span(node), repr(1 - node.operand.value)
-            case ast.Subscript(slice=ast.Constant(value=int())):
-                yield *self._span(node.slice), repr(node.slice.value + 1)
+                if isinstance(node.operand, ast.Constant) and isinstance(value := node.operand.value, int | float):
+                    yield *self._span(node), repr(1 - value)
+            case ast.Subscript(slice=ast.Constant(value=int(value))):
+                yield *self._span(node.slice), repr(value + 1)
             case ast.Constant(value=bool()):
                 yield *self._span(node), repr(not node.value)
-            case ast.Constant(value=int() | float()):
-                yield *self._span(node), repr(node.value + 1)
-                yield *self._span(node), repr(node.value - 1)
-            case ast.Return(value=ast.expr()) if not isinstance(node.value, ast.Constant):
-                yield *self._span(node.value), "None"
+            case ast.Constant(value=int() | float() as value):
+                yield *self._span(node), repr(value + 1)
+                yield *self._span(node), repr(value - 1)
+            case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
+                yield *self._span(value), "None"
             case ast.Expr(value=ast.Call() | ast.Await()) | ast.Raise():
                 yield *self._span(node), "pass"
             case ast.Break():

@@ -1,6 +1,6 @@
-"""Which source belongs to which tests, and in which environment they run.
+"""Lists which tests cover which source, and in which environment they run.
 
-Name the fewest tests that guard a part well: one that survives them all costs the time of them all.
+Name as few tests as cover a part well: a mutant that survives costs the time of all of them.
 """
 
 from collections.abc import Mapping
@@ -13,10 +13,14 @@ EXPORT: Final = ".venv/export/bin/python"
 
 @dataclass(frozen=True)
 class Part:
-    """sources: file → the functions and classes in it that are changed, all of it where none is named.
+    """A part of the source with its tests.
 
-    tests: files or node ids. python: the interpreter, relative to the project. without: words in the names of those
-    tests, or of what they ask for, that are left out, as being slow.
+    Attributes:
+        name: The part's name.
+        sources: File → the functions and classes in it to mutate; empty for the whole file.
+        tests: Files or node ids of the tests.
+        python: The interpreter, relative to the project.
+        without: Tests whose name or fixtures contain one of these words are left out, because they are slow.
     """
 
     name: str

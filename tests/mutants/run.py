@@ -1,7 +1,4 @@
-"""Tries mutants: in copies of the project, some at a time, each against the tests of its part.
-
-Errors that leave here: `MutationError`, where the tests fail without any mutation.
-"""
+"""Runs mutants in copies of the project, several at a time, each against the tests of its part."""
 
 import ast
 import json
@@ -23,18 +20,27 @@ from tests.mutants.mutate import Mutant, mutants_of
 from tests.mutants.parts import Part
 
 _WORKER: Final = Path(__file__).with_name("worker.py")
-_FIRST_SECONDS: Final = 900.0  # for the tests without a mutation
-# What reaches the limit counts as killed, so a busy machine must not: five times the tests' own time and this.
+_FIRST_SECONDS: Final = 900.0  # limit for the tests of a part without a mutation
+# A mutant that reaches the time limit counts as killed, so the limit is generous: five times the tests' time plus this.
 _MORE_SECONDS: Final = 30.0
 
 
 class MutationError(Exception):
-    """Nothing can be said about the mutants."""
+    """Mutants cannot be judged: their tests fail without a mutation, or a worker ended."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """lines: what they were, and what they became. status: killed, timeout or survived. by: the test that failed."""
+    """What became of one mutant.
+
+    Attributes:
+        part: The part's name.
+        mutant: The mutant.
+        lines: The changed lines before and after.
+        status: "killed", "timeout" or "survived".
+        seconds: How long the tests ran.
+        by: Node id of the test that failed, "" if none did.
+    """
 
     part: str
     mutant: Mutant
@@ -46,7 +52,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Equivalent:
-    """A mutant that no test could kill, by its file, its function and what its lines become."""
+    """A mutant that no test can kill, identified by its file, function and changed lines."""
 
     file: str
     function: str
@@ -57,7 +63,13 @@ class Equivalent:
 
 @dataclass
 class Survey:
-    """equivalents: how many mutants of each part were left out. stale: entries of the list that are no mutant's."""
+    """The results of a run.
+
+    Attributes:
+        results: The results of all mutants.
+        equivalents: Part → number of its mutants that were left out as equivalent.
+        stale: Entries of equivalents.toml that match no mutant.
+    """
 
     results: list[Result] = field(default_factory=list)
     equivalents: dict[str, int] = field(default_factory=dict)
@@ -65,7 +77,7 @@ class Survey:
 
 
 def read_equivalents(path: Path) -> list[Equivalent]:
-    """What `equivalents.toml` lists."""
+    """Reads `equivalents.toml`."""
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("equivalent", [])
     return [Equivalent(**{name: value.strip() for name, value in entry.items()}) for entry in entries]
 
@@ -79,12 +91,22 @@ def survey(
     limit: int | None = None,
     seed: int = 0,
     workers: int = 1,
-    seen: Callable[[Result, int, int], None] = lambda result, done, total: None,
+    on_result: Callable[[Result, int, int], None] = lambda result, done, total: None,
 ) -> Survey:
-    """Try the mutants of these parts.
+    """Runs the mutants of these parts.
 
-    copy: makes a copy of the project in a folder. limit: so many of each part at most, drawn by `seed`. seen: is told
-    each result, and how many of how many are done.
+    Args:
+        parts: The parts.
+        root: The project's folder.
+        copy: Copies the project into a folder and returns that.
+        equivalents: Mutants to leave out.
+        limit: Maximum number of mutants of each part, drawn with `seed`.
+        seed: Seed of that draw.
+        workers: Number of mutants to run at the same time.
+        on_result: Called with each result, the number of results so far and the number of mutants.
+
+    Raises:
+        MutationError: The tests of a part fail without a mutation, or a worker ended.
     """
     outcome = Survey()
     chosen: list[tuple[Part, Mutant]] = []
@@ -110,30 +132,24 @@ def survey(
         for each in copies:
             free.put(each)
 
-        def with_a_copy(work: Callable[[_Copy], Any]) -> Any:
+        def with_a_copy(method: Callable[..., Any], *arguments: Any) -> Any:
             place = free.get()
             try:
-                return work(place)
+                return method(place, *arguments)
             finally:
                 free.put(place)
 
         with ThreadPoolExecutor(workers) as pool:
-            first = {
-                part.name: pool.submit(with_a_copy, lambda place, part=part: place.without_mutation(part))
-                for part in parts
-            }
-            baselines = {name: each.result() for name, each in first.items()}
+            first = {part.name: pool.submit(with_a_copy, _Copy.without_mutation, part) for part in parts}
+            baselines = {name: future.result() for name, future in first.items()}
             running = [
-                pool.submit(
-                    with_a_copy,
-                    lambda place, part=part, mutant=mutant: place.try_mutant(part, mutant, baselines[part.name]),
-                )
+                pool.submit(with_a_copy, _Copy.try_mutant, part, mutant, baselines[part.name])
                 for part, mutant in chosen
             ]
             try:
-                for done, each in enumerate(running, start=1):
-                    outcome.results.append(each.result())
-                    seen(outcome.results[-1], done, len(running))
+                for done, future in enumerate(running, start=1):
+                    outcome.results.append(future.result())
+                    on_result(outcome.results[-1], done, len(running))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -151,13 +167,18 @@ def _of_functions(entry: Equivalent, parts: Sequence[Part]) -> bool:
 
 @dataclass(frozen=True)
 class _Baseline:
-    """The tests without a mutation: seconds in all, and of each test its seconds and the functions that it enters."""
+    """A run of the tests without a mutation.
+
+    Attributes:
+        seconds: How long all tests took.
+        tests: Node id → `seconds`, and `entered`: file and line of each function that the test enters.
+    """
 
     seconds: float
     tests: dict[str, Any]
 
     def first_for(self, mutant: Mutant, source: str) -> list[str]:
-        """The tests that enter the mutant's function, the fastest first; at module level, those that enter any."""
+        """Returns the tests that enter the mutant's function, fastest first; at module level, those that enter any."""
         low, high = _lines_of(mutant, source)
         reaching = [
             name
@@ -168,7 +189,7 @@ class _Baseline:
 
 
 def _lines_of(mutant: Mutant, source: str) -> tuple[int, int]:
-    """First and last line of the innermost function that the mutant is in, decorators included."""
+    """Returns the first and last line of the innermost function around a mutant, including decorators."""
     low, high = 1, source.count("\n") + 1
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -179,7 +200,7 @@ def _lines_of(mutant: Mutant, source: str) -> tuple[int, int]:
 
 
 class _Copy:
-    """A copy of the project with a process for each interpreter. One thing at a time."""
+    """A copy of the project with a process for each interpreter. It runs one set of tests at a time."""
 
     def __init__(self, folder: Path, root: Path, pythons: set[str]) -> None:
         self._folder, self._beside = folder, folder.parent
@@ -206,7 +227,7 @@ class _Copy:
             process.communicate()
 
     def without_mutation(self, part: Part) -> _Baseline:
-        """Once as they are, once more noting what they enter, which makes them slower."""
+        """Runs a part's tests twice: for their time, and traced for the functions that they enter, which is slower."""
         plain = self._run(part, _FIRST_SECONDS)
         if plain["code"] != 0:
             output = (self._beside / "output").read_text(errors="replace")
@@ -250,7 +271,9 @@ class _Copy:
         process.stdin.flush()
         answer = process.stdout.readline()
         if not answer:
-            raise MutationError(f"{part.python} ended: {(self._beside / 'worker.log').read_text()[-3000:]}")
+            raise MutationError(
+                f"{part.python} ended unexpectedly: {(self._beside / 'worker.log').read_text()[-3000:]}"
+            )
         result: dict[str, Any] = json.loads(answer)
         return result
 
@@ -272,7 +295,7 @@ def _copies(parts: Sequence[Part], root: Path, copy: Callable[[Path], Path], cou
 
 
 def _compile(folder: Path, parts: Sequence[Part]) -> None:
-    """Byte code for all that is not mutated, so that no child has to compile it; for what is, none may be taken."""
+    """Compiles the project, so that no child has to, and deletes the byte code of files that will be mutated."""
     subprocess.run([sys.executable, "-m", "compileall", "-q", folder], check=True, stdout=subprocess.DEVNULL)
     for file in {file for part in parts for file in part.sources}:
         for compiled in (folder / file).parent.glob(f"__pycache__/{Path(file).stem}.*.pyc"):

@@ -1,7 +1,7 @@
-"""Runs tests for the mutants of one environment: imports what is slow to import once, and is forked for each mutant.
+"""Runs tests for the mutants of one environment: imports slow packages once, and forks for each mutant.
 
-Started as a file, in a copy of the project. Reads a job a line from standard input, writes a result a line to standard
-output; both are JSON. Imports nothing of the project, so that each child imports it anew, with its mutant.
+Started as a script in a copy of the project. Reads one job per line from standard input and writes one result per line
+to standard output, both as JSON. It imports nothing of the project, so that each child imports the mutated source.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Whichever of these an environment has. None of the project's own.
+# Imported if the environment has them. None belongs to the project.
 PRELOADED = (
     "hypothesis",
     "httpx2",
@@ -38,7 +38,7 @@ PRELOADED = (
 
 def main() -> None:
     sys.path[0] = str(Path.cwd())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that a child doesn't outlast it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that `finally` ends the child, too
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for name in PRELOADED:
@@ -49,12 +49,17 @@ def main() -> None:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job's tests in a child of their own.
+    """Runs a job's tests in a child process.
 
-    job: tests; without, words in the names of tests and fixtures to leave out; first, node ids to begin with; stop,
-    whether the first failure ends it; trace, files: note which of their functions each test enters; seconds, the limit;
-    and where to write: report, output, temporary.
-    Returns code, pytest's exit status, None where the limit was reached; failed, the first test that failed; and tests.
+    Args:
+        job: `tests`: files or node ids. `without`: tests whose name or fixtures contain one of these words are left
+            out. `first`: node ids to start with. `stop`: whether to stop at the first failure. `trace`: files of which
+            to record the functions that each test enters. `seconds`: the time limit. `report`, `output`, `temporary`:
+            paths to write to.
+
+    Returns:
+        `code`: pytest's exit status, None if the limit was reached. `seconds`: the time taken. `failed`: the first test
+        that failed. `tests`: what was recorded of each test.
     """
     report = Path(job["report"])
     report.unlink(missing_ok=True)
@@ -72,7 +77,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
             time.sleep(0.01)
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # it, if it still runs, and whatever servers its tests have left
+            os.killpg(child, signal.SIGKILL)  # the child and any server that its tests left running
         if code is None:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(child, 0)
@@ -81,7 +86,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _run_tests(job: dict[str, Any], report: Path) -> None:
-    """In the child; does not return."""
+    """Runs the tests in the child process; does not return."""
     code = 3
     try:
         os.setsid()
@@ -95,7 +100,7 @@ def _run_tests(job: dict[str, Any], report: Path) -> None:
 
         notes = Notes(job)
         options = ["-q", "-p", "no:cacheprovider", f"--basetemp={job['temporary']}", *(["-x"] if job["stop"] else [])]
-        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # of plugins that are imported already
+        options += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # for plug-ins that are already imported
         with notes.tracing():
             code = int(pytest.main([*options, *job["tests"]], plugins=[notes]))
         report.write_text(json.dumps({"failed": notes.failed, "tests": notes.tests}))
@@ -107,7 +112,7 @@ def _run_tests(job: dict[str, Any], report: Path) -> None:
 
 
 class Notes:
-    """A plugin for pytest: orders the tests; notes how long each took, what it entered, and which failed first."""
+    """A pytest plug-in: orders the tests, and records their times, the functions they enter and the first failure."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         self._first = {name: position for position, name in enumerate(job["first"])}

@@ -1,4 +1,4 @@
-"""A real nginx with the configuration that SECURITY.md shows, in front of a real server process."""
+"""nginx, configured as in SECURITY.md, in front of a running server."""
 
 import re
 import shutil
@@ -18,7 +18,7 @@ from tests.tiny_model import PATH as TINY_MODEL
 
 NAME = "pictures.example"
 START_SECONDS = 20.0
-# What belongs around the block of SECURITY.md in a configuration of its own.
+# A complete configuration around the block of SECURITY.md.
 FRAME = """
 daemon off;
 user root;
@@ -41,7 +41,7 @@ http {{
 
 @dataclass(frozen=True)
 class Proxied:
-    """nginx on `port`, with TLS, in front of `server`."""
+    """nginx with TLS on `port`, in front of `server`."""
 
     port: int
     server: ServerProcess

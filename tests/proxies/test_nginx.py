@@ -1,4 +1,4 @@
-"""Behind the nginx of SECURITY.md: what is answered, and what no way of writing a request gets at."""
+"""The server behind the nginx of SECURITY.md: what is answered, and what no spelling of a path reaches."""
 
 import http.client
 import json
@@ -38,7 +38,7 @@ def cat() -> bytes:
 def ask(
     proxied: Proxied, method: str, path: str, body: bytes | None = None, **headers: str
 ) -> tuple[int, bytes, http.client.HTTPMessage]:
-    """Status, body and headers; asks again where `limit_req` says that these tests ask too often."""
+    """Sends a request and returns status, body and headers; repeats it while `limit_req` answers 429."""
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection("127.0.0.1", proxied.port, context=context, timeout=20)
@@ -66,14 +66,14 @@ def test_an_upload_is_answered(proxied: Proxied, cat: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", SPELLINGS)
-def test_no_way_of_writing_it_reaches_the_metrics(proxied: Proxied, path: str) -> None:
+def test_no_spelling_of_the_path_reaches_the_metrics(proxied: Proxied, path: str) -> None:
     status, body, _ = ask(proxied, "GET", path)
     assert status in (400, 403, 404)
     assert METRICS not in body
 
 
 @pytest.mark.parametrize("path", ["/upload", "/upload%0A", "/upload%0D", "//upload", "/x/../upload", "/%75pload"])
-def test_no_way_of_writing_it_goes_round_the_key(proxied: Proxied, cat: bytes, path: str) -> None:
+def test_no_spelling_of_the_path_bypasses_the_key(proxied: Proxied, cat: bytes, path: str) -> None:
     assert ask(proxied, "POST", path, cat, Content_Type="image/jpeg")[0] in (400, 401, 404)
 
 
@@ -82,14 +82,14 @@ def test_only_the_listed_host_is_served(proxied: Proxied) -> None:
     assert ask(proxied, "GET", "/livez", Host="rebound.example")[0] == 403
 
 
-def test_headers_at_nginxs_own_limit_keep_nobody_waiting(proxied: Proxied) -> None:
+def test_headers_at_the_limit_of_nginx_are_answered_quickly(proxied: Proxied) -> None:
     started = time.monotonic()
     for _ in range(15):
         assert ask(proxied, "GET", "/", Accept="a," + " " * 8000 + ",a")[0] == 200
     assert time.monotonic() - started < 3
 
 
-def test_the_log_has_the_id_that_nginx_gave_and_no_forged_address(proxied: Proxied) -> None:
+def test_the_log_has_the_request_id_of_nginx_and_no_forged_address(proxied: Proxied) -> None:
     _, _, headers = ask(proxied, "GET", "/livez", X_Forwarded_For="203.0.113.9", X_Request_ID="my-own")
     identifier = headers["X-Request-ID"]
     assert identifier != "my-own"

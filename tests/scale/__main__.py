@@ -1,9 +1,9 @@
-"""A cluster of two nodes on this machine serves under load, and loses a replica, a node and its model meanwhile.
+"""Loads a Ray cluster of two nodes on this machine while a replica and a node are killed and the model is updated.
 
     make scale-test
 
-Prints what became of every request, and throughput against one process with as many CPUs. Leaves with 1 where an
-answer was wrong, a request was lost, or the update cost a single failed attempt.
+Prints the number of requests answered, retried and lost in each phase, and the throughput compared with one process on
+as many CPUs. Exits with 1 if an answer was wrong, a request was lost, or the update caused a failed attempt.
 """
 
 import os
@@ -35,7 +35,7 @@ FIRST = os.environ.get("MODEL") or "auto"
 
 
 def main() -> int:
-    """Run the phases; the process's exit status."""
+    """Runs the phases and returns the process's exit status."""
     photos = {path.name: path.read_bytes() for path in sorted((ROOT / "tests/data/photos").glob("*.jpg"))}
     answers, first = expected(photos)
     if first == EMBEDDED_MODEL:
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def expected(photos: dict[str, bytes]) -> tuple[Answers, str]:
-    """The right answers of the first model and of the one that it is updated to; the first one's name."""
+    """Returns the right answers of the first model and of its replacement, and the name of the first."""
     answers: dict[str, dict[str, tuple[str, float]]] = {}
     for model in (EMBEDDED_MODEL, FIRST):
         classifier = load_classifier(Config(model=model))
@@ -87,13 +87,13 @@ def expected(photos: dict[str, bytes]) -> tuple[Answers, str]:
 
 
 def deploy(model: str) -> None:
-    """Serve this model; in place of the one served before, without a pause."""
+    """Deploys a model in place of the one before, without a pause."""
     settings = {"model": model, "min_replicas": 1, "max_replicas": NODES}
     serve.run(application(settings), name="classifier", route_prefix="/")
 
 
 def throughput_of_one_process(photos: dict[str, bytes], answers: Answers) -> float:
-    """Images a second of one server with the CPUs that the cluster's nodes have together."""
+    """Measures the images a second of one server with as many CPUs as all nodes of the cluster."""
     flags = ("--model", FIRST, "--threads", str(NODES), "--log-format", "json")
     with running_server(RUNTIME, *flags) as server, Load(server.url, photos, answers) as load:
         time.sleep(1)
@@ -104,30 +104,30 @@ def throughput_of_one_process(photos: dict[str, bytes], answers: Answers) -> flo
 
 
 def replicas() -> list[str]:
-    """Names of the actors that are replicas, in Ray Serve's own namespace."""
+    """Returns the names of the replicas' actors in Ray Serve's namespace."""
     named: list[dict[str, Any]] = ray.util.list_named_actors(all_namespaces=True)
     return [each["name"] for each in named if each["namespace"] == "serve" and each["name"].startswith("SERVE_REPLICA")]
 
 
 def wait_for_replicas(count: int) -> None:
-    """Until so many run, by Ray Serve's own word."""
+    """Waits until Ray Serve reports that `count` replicas run."""
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         deployment = next(iter(serve.status().applications["classifier"].deployments.values()))
         if deployment.replica_states.get("RUNNING", 0) >= count:
             return
         if time.monotonic() > deadline:
-            raise SystemExit(f"there are not {count} replicas after {WAIT_SECONDS:.0f} s: {deployment}")
+            raise SystemExit(f"fewer than {count} replicas after {WAIT_SECONDS:.0f} s: {deployment}")
         time.sleep(0.2)
 
 
 def kill_a_replica() -> None:
-    """As a machine that runs out of memory would, in the middle of its requests."""
+    """Kills a replica while it works on requests, as running out of memory would."""
     ray.kill(ray.get_actor(replicas()[0], namespace="serve"), no_restart=True)
 
 
 def report(phases: dict[str, Account], one_process: float, first: str) -> int:
-    """Print the table; the exit status."""
+    """Prints the table and returns the exit status."""
     print(f"\n{'':<26}{'answered':>9}{'a second':>10}{'retried':>9}{'wrong':>7}{'lost':>6}  by")
     for name, account in phases.items():
         models = ", ".join(f"{model} {count}" for model, count in account.models.items())

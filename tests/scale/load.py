@@ -1,4 +1,4 @@
-"""Clients that send photographs without a pause, judge every answer, and ask again where one failed."""
+"""Clients that send photographs continuously, check every answer, and retry requests that fail."""
 
 import http.client
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
 
-# Model's name → photograph's name → class id and probability of the right answer.
+# Model → photograph → class id and probability of the right answer.
 Answers = Mapping[str, Mapping[str, tuple[str, float]]]
 TRIES = 40
 PAUSE_SECONDS = 0.25
@@ -19,7 +19,17 @@ _SAME = 1e-3
 
 @dataclass
 class Account:
-    """What became of the requests of one phase. retried: attempts that failed and were made again."""
+    """The requests of one phase.
+
+    Attributes:
+        answered: Requests that were answered.
+        retried: Attempts that failed and were repeated.
+        wrong: Answers that were wrong.
+        lost: Requests of which all attempts failed.
+        seconds: Length of the phase.
+        models: Model → number of answers.
+        failures: Reason → number of failed attempts.
+    """
 
     answered: int = 0
     retried: int = 0
@@ -31,7 +41,7 @@ class Account:
 
 
 class Load:
-    """`clients` threads against one address; a request that fails is sent again, as any client of a cluster has to."""
+    """Sends requests from `clients` threads to one address, and retries failed ones, as a cluster's clients must."""
 
     def __init__(self, url: str, photos: Mapping[str, bytes], answers: Answers, clients: int = 8) -> None:
         self._address = urlsplit(url).netloc
@@ -55,7 +65,7 @@ class Load:
             thread.join()
 
     def phase(self) -> Account:
-        """The account since the last call; a new one begins."""
+        """Returns the account since the last call and starts a new one."""
         with self._lock:
             done, self._account = self._account, Account()
             now = time.monotonic()
@@ -82,7 +92,7 @@ class Load:
         connection.close()
 
     def _try(self, connection: http.client.HTTPConnection, name: str, data: bytes) -> str:
-        """Nothing where there was an answer, which is judged; else what went wrong."""
+        """Sends one request and counts its answer; returns why it failed, "" if it did not."""
         try:
             connection.request("POST", "/upload", data, {"Content-Type": "image/jpeg"})
             reply = connection.getresponse()

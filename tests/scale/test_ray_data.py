@@ -1,4 +1,4 @@
-"""deploy/ray/classify.py on a real cluster of this machine: the rows of `python -m serve classify`, and restarts."""
+"""deploy/ray/classify.py on a local Ray cluster: it writes the rows of `python -m serve classify`, and resumes."""
 
 import json
 import os
@@ -22,7 +22,7 @@ RUNTIME = ROOT / ".venv" / "runtime" / "bin" / "python"
 PHOTOS = ROOT / "tests" / "data" / "photos"
 
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's of its own settings
+pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's, about its own settings
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,12 +42,12 @@ def tree(tmp_path: Path) -> Path:
     (folder / "half.jpg").write_bytes((PHOTOS / "cat.jpg").read_bytes()[:9000])
     (folder / "notes.txt").write_text("hello")
     (folder / "empty.jpg").touch()
-    (folder / "a b%20 (1)?.jpg").symlink_to(PHOTOS / "cat.jpg")  # no address as it is
+    (folder / "a b%20 (1)?.jpg").symlink_to(PHOTOS / "cat.jpg")  # not valid in a URL without escaping
     return folder
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """Without what is not there, as a line of JSON would have them."""
+    """Returns the rows, sorted, without empty fields, as in JSON lines."""
     found = [row for part in sorted(folder.glob("*.parquet")) for row in pyarrow.parquet.read_table(part).to_pylist()]
     return sorted(
         ({key: value for key, value in row.items() if value is not None} for row in found), key=lambda row: row["file"]
@@ -67,14 +67,14 @@ def test_the_rows_are_those_of_the_command_and_a_restart_adds_what_is_missing(
         monkeypatch.setattr(sys.modules["deploy.ray.classify"], name, 4)
     output = tmp_path / "rows"
     arguments = [str(tree), "--output", str(output), "--set", f"model={TINY_MODEL}"]
-    assert main(arguments) == 1  # three files are no pictures
+    assert main(arguments) == 1  # three files are not images
     wanted = classified(tree)
     assert len(wanted) == 34
     assert rows(output) == wanted
     parts = sorted(output.glob("*.parquet"))
     assert len(parts) > 2
 
-    # As an interruption would have left it: one part never begun, one cut off.
+    # As after an interruption: one part missing, one cut off.
     parts[0].unlink()
     parts[1].write_bytes(parts[1].read_bytes()[:-20])
     left = {row["file"] for row in rows_of(parts[2:])}
@@ -94,8 +94,8 @@ def rows_of(parts: list[Path]) -> list[dict[str, Any]]:
     return [row for part in parts for row in pyarrow.parquet.read_table(part).to_pylist()]
 
 
-def test_a_bucket_is_read_as_a_folder_is(tree: Path, tmp_path: Path) -> None:
-    """`file://` goes the way of every other address: listed and opened by pyarrow."""
+def test_a_bucket_is_read_like_a_folder(tree: Path, tmp_path: Path) -> None:
+    """`file://` stands for all URLs: pyarrow lists and opens it as it does a bucket."""
     output = tmp_path / "rows"
     assert main([tree.as_uri(), "--output", str(output), "--set", f"model={TINY_MODEL}", "--top-k", "2"]) == 1
     found = rows(output)

@@ -405,9 +405,9 @@ def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -
         os.close(ours)
     assert process.wait(60) == 1
     text = shown.decode()
-    number = r"[0-9]+"
+    digits = r"[0-9]+"
     assert re.search(
-        rf"\r\x1b\[K\[#*\.*\] +{number}% {number} of 800, [0-9.]+ a second, {number} s left, 1 with problems", text
+        rf"\r\x1b\[K\[#*\.*\] +{digits}% {digits} of 800, [0-9.]+ a second, {digits} s left, 1 with problems", text
     )
     assert re.search(rf"\x1b\[K{tmp_path}/0799\.jpg +[0-9.]+% \w+ +[0-9.]+% ", text)
     assert '"file"' not in text

@@ -167,7 +167,7 @@ def test_a_misspelt_variable_is_named_in_one_line() -> None:
 
 def test_what_kubernetes_tells_pods_of_services_is_no_misspelt_setting() -> None:
     """For Services named "serve" and "serve-model": https://kubernetes.io/docs/concepts/services-networking/service."""
-    links = {}
+    links: dict[str, str] = {}
     for service in ("SERVE", "SERVE_MODEL"):
         links |= {
             f"{service}_SERVICE_HOST": "10.0.0.11",

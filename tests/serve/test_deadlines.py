@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from serve.api.deadlines import while_connected
 from serve.api.v2 import handlers
+from serve.api.v2.messages import parse_request
 from serve.model.classifier import Classifier
 from tests.references import PICTURES
 from tests.serve.conftest import ClientFor
@@ -64,7 +65,7 @@ def test_header_checks_that_take_too_long_end_with_the_deadline(
 def test_reading_an_inference_request_ends_with_the_deadline_too(
     client_for: ClientFor, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(handlers, "parse_request", held(handlers.parse_request, gate))
+    monkeypatch.setattr(handlers, "parse_request", held(parse_request, gate))
     client = client_for()
     started = time.monotonic()
     answer = client.post("/v2/models/tiny/infer", content=b"{}", headers={"X-Request-Timeout-Ms": "200"})

@@ -68,7 +68,7 @@ def test_a_target_that_is_mistyped_is_named_with_the_way_to_the_others(tree: Pat
     process = make(tree, "sevre")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert errors.splitlines()[0] == "There is no target 'sevre': make alone prints those that there are."
+    assert errors.splitlines()[0] == "There is no target 'sevre'. Run make without a target to list them."
 
 
 def test_a_python_that_is_too_old_says_so_and_how_to_name_another(tree: Path, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_python_that_is_too_old_says_so_and_how_to_name_another(tree: Path, tm
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
     assert log.splitlines()[0] == (
-        "install: Python 3.11 or newer is needed, this is 3.8; choose one with make PYTHON=python3.12 ..."
+        "install: Python 3.11 or newer is needed, this is 3.8; choose another with make PYTHON=python3.12 ..."
     )
 
 
@@ -107,7 +107,7 @@ def test_without_a_network_an_installation_says_what_it_was_doing_and_what_faile
     output, log = process.communicate(timeout=120)
     assert process.returncode == 2
     assert output == "Installing requirements/runtime.txt into .venv/runtime\n"
-    assert "install: pip failed; its own message is above. Is the package index reachable?" in log
+    assert "install: pip failed; see its message above. Is the package index reachable?" in log
     assert "Traceback" not in log
 
 

@@ -272,7 +272,7 @@ def test_a_body_that_is_no_json_object_is_refused(client: TestClient, body: byte
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "999", "9" * 5000, "0x10", "", "٣", "1,1"])
 def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> None:
-    answer = client.post(INFER, content=b"{}", headers={LENGTH: length.encode()})  # type: ignore[dict-item]
+    answer = client.post(INFER, content=b"{}", headers={LENGTH: length.encode()})  # type: ignore[arg-type]
     assert_error(answer, 400, LENGTH)
 
 

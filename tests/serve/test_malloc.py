@@ -1,5 +1,6 @@
 """Tests that memory is returned to the system after loading and after a burst of uploads."""
 
+import gc
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from serve.model.classifier import Classifier
 def test_memory_is_trimmed_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[str] = []
     monkeypatch.setattr(serve, "trim_malloc", lambda: steps.append("trim"))
-    monkeypatch.setattr(serve.gc, "freeze", lambda: None)  # because the tests go on in this process
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # because the tests go on in this process
     monkeypatch.setattr(uvicorn.Server, "run", lambda *_, **__: steps.append("run"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert serve.serve(config, listener) == 0

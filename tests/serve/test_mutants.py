@@ -1,15 +1,17 @@
-"""The mutation runner finds the mutants; a good test kills them, a poor one lets some live, and the verdict says so."""
+"""The mutation runner: finding mutants, running them against good and poor tests, the report and its tables."""
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.mutants.__main__ import report
+from tests.mutants.__main__ import EQUIVALENTS, report
 from tests.mutants.mutate import mutants_of
 from tests.mutants.parts import PARTS, Part
-from tests.mutants.run import Equivalent, MutationError, Survey, survey
+from tests.mutants.run import Equivalent, MutationError, Survey, read_equivalents, survey
+from tests.mutants.tables import faults_of
 from tests.server_process import ROOT
 
 SOURCE = """\
@@ -47,7 +49,7 @@ def changes(source: str) -> list[str]:
     return [mutant.changed_lines(source)[1] for mutant in mutants_of(source, "shop.py")]
 
 
-def test_mutants_are_one_change_each_of_those_that_a_careless_hand_makes() -> None:
+def test_each_mutant_is_one_small_change_that_compiles() -> None:
     found = changes(SOURCE)
     for line in (
         "LIMIT = 4",
@@ -86,11 +88,11 @@ def test_mutants_are_one_change_each_of_those_that_a_careless_hand_makes() -> No
         ("open(a, encoding='utf-8')", {"pass"}),
     ],
 )
-def test_each_kind(line: str, becomes: set[str]) -> None:
+def test_each_kind_of_change(line: str, becomes: set[str]) -> None:
     assert set(changes(line)) == becomes
 
 
-def test_mutants_of_some_functions_are_of_no_others() -> None:
+def test_only_the_named_functions_are_mutated() -> None:
     source = (
         "class A:\n    def b(self): return self.x + 1\n    def bc(self): return 2 + self.y\n\ndef A2(): return 1 + x\n"
     )
@@ -100,9 +102,9 @@ def test_mutants_of_some_functions_are_of_no_others() -> None:
 
 @pytest.fixture
 def try_test(tmp_path: Path) -> Callable[..., Survey]:
-    """A project of one file and one test; returns what became of its mutants."""
+    """Returns a function that runs the mutants of a project of one file against a test."""
 
-    def run(test: str, *equivalents: Equivalent, source: str = SOURCE, **options: int) -> Survey:
+    def run(test: str, *equivalents: Equivalent, source: str = SOURCE, **options: Any) -> Survey:
         def project(folder: Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "shop.py").write_text(source)
@@ -115,7 +117,7 @@ def try_test(tmp_path: Path) -> Callable[..., Survey]:
     return run
 
 
-def test_a_good_test_kills_and_a_poor_one_lets_live(try_test: Callable[..., Survey]) -> None:
+def test_a_good_test_kills_mutants_that_a_poor_one_does_not(try_test: Callable[..., Survey]) -> None:
     poor = try_test(POOR, limit=12, seed=1)
     assert len(poor.results) == 12
     assert {result.status for result in poor.results} == {"killed", "survived"}
@@ -132,7 +134,7 @@ def test_a_good_test_kills_and_a_poor_one_lets_live(try_test: Callable[..., Surv
     assert text.splitlines()[-1].endswith("at least 90% of each part wanted: good")
 
 
-def test_one_that_never_ends_is_killed_by_the_limit_and_named(
+def test_an_endless_mutant_is_stopped_and_reported(
     try_test: Callable[..., Survey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tests.mutants.run._MORE_SECONDS", 0.5)
@@ -153,16 +155,38 @@ def test_equivalents_are_left_out_and_must_be_mutants(try_test: Callable[..., Su
     assert not report(outcome)[1]
 
 
-def test_tests_that_fail_by_themselves_say_nothing(try_test: Callable[..., Survey]) -> None:
+def test_tests_that_fail_without_a_mutation_are_an_error(try_test: Callable[..., Survey]) -> None:
     with pytest.raises(MutationError, match="the tests of shop fail without any mutation"):
         try_test("def test_it():\n    assert False\n")
 
 
-def test_the_parts_name_files_and_functions_that_there_are() -> None:
-    for part in PARTS:
-        for test in part.tests:
-            assert (ROOT / test.split("::")[0]).is_file(), test
-        for file, functions in part.sources.items():
-            source = (ROOT / file).read_text(encoding="utf-8")
-            for function in functions or ("",):
-                assert mutants_of(source, file, [function] if function else []), f"{file} {function}"
+def test_everything_that_the_tables_name_exists() -> None:
+    assert faults_of(PARTS, read_equivalents(EQUIVALENTS), ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "fault"),
+    [
+        (Part("a", {"gone.py": ()}, ()), None, "parts.py, a: there is no gone.py"),
+        (Part("a", {"shop.py": ("closed",)}, ()), None, "parts.py, a: shop.py has no closed"),
+        (Part("a", {"shop.py": ()}, ("test_gone.py",)), None, "parts.py, a: there is no test_gone.py"),
+        (Part("a", {"shop.py": ()}, ("shop.py::test_it",)), None, "parts.py, a: shop.py has no test_it"),
+        (Part("a", {"shop.py": ()}, ()), ("gone.py", "clipped", ""), "there is no gone.py"),
+        (Part("a", {"shop.py": ()}, ()), ("shop.py", "closed", ""), "shop.py has no closed"),
+        (Part("a", {"other.py": ()}, ()), ("shop.py", "clipped", ""), "no part in parts.py has shop.py"),
+        (Part("a", {"shop.py": ("other",)}, ()), ("shop.py", "clipped", ""), "no part in parts.py has clipped"),
+        (Part("a", {"shop.py": ()}, ()), ("shop.py", "clipped", "x"), "no mutant makes this line 'x'"),
+        (Part("a", {"shop.py": ()}, ()), ("shop.py", "clipped", "if values[-1] <= low:"), ""),
+    ],
+)
+def test_a_table_that_is_out_of_date_is_reported(
+    tmp_path: Path, part: Part, entry: tuple[str, str, str] | None, fault: str
+) -> None:
+    for name in ("shop.py", "other.py"):
+        (tmp_path / name).write_text(SOURCE + "\ndef other(): return 1 + LIMIT\n")
+    equivalents = []
+    if entry:
+        file, function, becomes = entry
+        equivalents = [Equivalent(file, function, "if values[-1] < low:", becomes, "a reason")]
+    found = faults_of([part], equivalents, tmp_path)
+    assert (len(found), fault in "".join(found)) == (bool(fault), True)

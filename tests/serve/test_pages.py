@@ -111,7 +111,7 @@ def test_the_command_for_who_has_no_script_names_the_host_that_was_asked(client:
     "host", ["", "a b", "<script>", 'x"; rm -rf ~; "', "x&y", "$(id)", "[", "a:b", "a:123456", "é"]
 )
 def test_a_host_that_is_none_is_not_repeated(client: TestClient, host: str) -> None:
-    page = client.get("/", headers={"Accept": BROWSER, "Host": host.encode()})
+    page = client.get("/", headers={b"Accept": BROWSER.encode(), b"Host": host.encode()})
     assert (page.status_code, "http://127.0.0.1:5000/upload" in page.text) == (200, True)
     plain = "http://127.0.0.1:5000"
     assert with_address(plain, "http", host) == with_address(plain, "file", "localhost") == plain

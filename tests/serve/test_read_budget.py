@@ -1,18 +1,18 @@
 """The time budget for reading: slow reads are spread over iterations of the event loop, in order, and none is lost."""
 
 import asyncio
+import time
 from typing import Any, cast
 
 import pytest
 
-from serve.server import read_budget
 from serve.server.read_budget import BudgetedProtocol, ReadBudget
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(read_budget.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
 
 class Connection:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.harness.progress import Progress
 from serve.config.settings import ROOT
 from tests.serve.conftest import PHOTOS
-from tests.terminal import EVIL, run, steering
+from tests.terminal import EVIL, control_characters, run
 from tests.tiny_model import PATH as TINY_MODEL
 
 SERVE = [sys.executable, "-m", "serve"]
@@ -40,7 +40,7 @@ def test_names_of_files(pictures: Path, form: str, on_terminal: bool) -> None:
     if form == "--csv" and not on_terminal:  # CSV is for programs, and --resume reads it back
         assert EVIL in said
         said = said[said.index("4 files in") :]
-    assert steering(said) == []
+    assert control_characters(said) == []
 
 
 @pytest.mark.parametrize("form", ["--jsonl", "--csv"])
@@ -49,7 +49,7 @@ def test_the_name_of_an_output(pictures: Path, tmp_path: Path, form: str) -> Non
     command = [*SERVE, "classify", "--model", TINY_MODEL, pictures, form, "--output", output]
     for arguments, expected in (([], 1), ([], 2), (["--resume"], 1), (["--resume", "--top-k", "3"], 2)):
         status, said = run([*command, *arguments], on_terminal=True)
-        assert (status, steering(said)) == (expected, []), said
+        assert (status, control_characters(said)) == (expected, []), said
 
 
 def test_files_have_each_name_as_it_is(pictures: Path, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_arguments(arguments: list[str]) -> None:
     assert status == (
         0 if arguments[0] == "config" and len(arguments) > 2 else 1 if arguments[1:2] == ["--host"] else 2
     )
-    assert steering(said) == []
+    assert control_characters(said) == []
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ def test_arguments(arguments: list[str]) -> None:
 def test_variables(name: str) -> None:
     settings = {"SERVE_MODEL": str(TINY_MODEL), "SERVE_PORT": "0", f"SERVE_{EVIL}": EVIL, name: EVIL}
     status, said = run(SERVE, settings, on_terminal=True)
-    assert (status, steering(said)) == (2, []), said
+    assert (status, control_characters(said)) == (2, []), said
     status, said = run([*SERVE, "config"], settings, on_terminal=True)
     assert "unknown setting SERVE_a\\x1b[31m" in said
-    assert steering(said) == []
+    assert control_characters(said) == []
 
 
 @WHERE
@@ -115,7 +115,7 @@ def test_the_settings_file(tmp_path: Path, text: str, on_terminal: bool) -> None
     path = tmp_path / f"settings{EVIL}.toml"
     path.write_text(text, encoding="utf-8")
     status, said = run([*SERVE, "config", "--config", path], on_terminal=on_terminal)
-    assert (status, said.count("\n"), steering(said)) == (2, 1, []), said
+    assert (status, said.count("\n"), control_characters(said)) == (2, 1, []), said
 
 
 def test_labels_and_what_a_model_says_of_itself(tmp_path: Path) -> None:
@@ -124,17 +124,17 @@ def test_labels_and_what_a_model_says_of_itself(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text(json.dumps(index))
     command = [*SERVE, "classify", PHOTOS / "cat.jpg"]
     status, said = run([*command, "--model", TINY_MODEL, "--class-index", tmp_path / "index.json"], on_terminal=True)
-    assert (status, steering(said)) == (2, []), said
+    assert (status, control_characters(said)) == (2, []), said
     assert 'entry "3" is' in said
     model, output = tmp_path / f"model{EVIL}.onnx", tmp_path / "output"
     model.write_bytes(TINY_MODEL.read_bytes().replace(b'"tiny"', b'"\xc2\x9b\x7fy"'))
     for form in ("--jsonl", "--csv", "--table"):
         status, said = run([*command, "--model", model, form], on_terminal=True)
-        assert (status, steering(said)) == (0, []), said
+        assert (status, control_characters(said)) == (0, []), said
     run([*command, "--model", model, "--output", output])
     status, said = run([*command, "--model", TINY_MODEL, "--output", output, "--resume"], on_terminal=True)
     assert "is from the model \\x9b\\x7fy, not tiny" in said
-    assert (status, steering(said)) == (2, [])
+    assert (status, control_characters(said)) == (2, [])
 
 
 def test_autotune(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_autotune(tmp_path: Path) -> None:
     command = [*SERVE, "autotune", "--model", model, "--threads", "1", "--config", path, "--write"]
     status, said = run(command, on_terminal=True)
     assert "Saved in " in said
-    assert (status, steering(said)) == (0, [])
+    assert (status, control_characters(said)) == (0, [])
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_autotune(tmp_path: Path) -> None:
 def test_what_make_asks_before_it_exports(arguments: list[object]) -> None:
     nowhere = {"TORCH_HOME": f"/none{EVIL}"}
     status, said = run([sys.executable, "-m", "export.prepare", *arguments], nowhere, on_terminal=True)
-    assert (status, steering(said)) == (0 if TINY_MODEL in arguments else 2, []), said
+    assert (status, control_characters(said)) == (0 if TINY_MODEL in arguments else 2, []), said
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_benchmarks(tmp_path: Path, name: str, arguments: list[object], expected
     (folder := tmp_path / EVIL).mkdir()
     given = [folder if each == "{folder}" else each for each in arguments]
     status, said = run([sys.executable, f"benchmarks/{name}.py", *given])
-    assert (status, steering(said)) == (expected, []), said
+    assert (status, control_characters(said)) == (expected, []), said
 
 
 def test_tables_of_earlier_results_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,5 +181,5 @@ def test_tables_of_earlier_results_and_progress(capsys: pytest.CaptureFixture[st
     progress.step(EVIL, 1)
     progress.say(f"one\n{EVIL}")
     printed = capsys.readouterr()
-    assert steering(printed.out + printed.err) == []
+    assert control_characters(printed.out + printed.err) == []
     assert printed.out.startswith("one\na")

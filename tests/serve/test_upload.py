@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from serve.api.upload import UploadedFile, UploadLimits, read_body, read_upload
+from serve.api.form import UploadedFile
+from serve.api.upload import UploadLimits, read_body, read_upload
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
 
 LIMITS = UploadLimits(max_bytes=100, max_files=2)
