@@ -64,8 +64,8 @@ def inference(data: bytes) -> None:
     except RequestError as error:
         problem_of(error)
         return
-    rows = len(asked.rows) + len(asked.pictures)
-    if not 1 <= rows <= _SIGNATURE.max_rows or sum(map(len, asked.pictures)) > len(body):
+    rows = len(asked.rows) + len(asked.images)
+    if not 1 <= rows <= _SIGNATURE.max_rows or sum(map(len, asked.images)) > len(body):
         raise AssertionError(f"{rows} rows from a body of {len(body)} bytes")
     write_answer(asked, np.zeros((rows, len(_SIGNATURE.labels)), np.float32), _SIGNATURE)
 

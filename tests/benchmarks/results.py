@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from benchmarks.harness.rounds import spread
+from benchmarks.harness.figures import spread
 
 
-def figures(p50: float, rate: float, p99: float | None = None, count: int = 5) -> dict[str, Any]:
+def figures(p50: float, rate: float, p99: float | None = None, count: int = 5) -> Any:
     """One server under one load; every round gives the same."""
     p99 = p50 * 1.2 if p99 is None else p99
     return {

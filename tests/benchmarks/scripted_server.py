@@ -67,7 +67,7 @@ def answering(script: Script, protocol: str = "HTTP/1.1") -> Iterator[tuple[str,
         server.shutdown()
 
 
-def always(body: bytes, status: int = 200, **headers: str) -> Script:
+def always(body: bytes, status: int = 200, /, **headers: str) -> Script:
     return lambda number: (status, headers, body)
 
 

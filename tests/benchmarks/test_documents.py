@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import documents, queueing
-from benchmarks.documents import BLOCKS, DOCUMENTS, block, filled_in, read, refresh
-from benchmarks.harness.installed import LOOP, OLD_WAY, OURS
+from benchmarks import queueing
+from benchmarks.harness.installed import BASELINE, LOOP, OURS
 from benchmarks.harness.machine import RESULTS, ROOT
-from benchmarks.reporting.plots import draw
-from benchmarks.reporting.report import reservations
+from benchmarks.reporting import documents
+from benchmarks.reporting.documents import BLOCKS, DOCUMENTS, block, fill_blocks, read_result, refresh
+from benchmarks.reporting.plots import draw, draw_sizes
+from benchmarks.reporting.report import caveats
 from benchmarks.reporting.targets import judge
-from benchmarks.sizes import draw as draw_sizes
 from tests.benchmarks.results import figures, result, server
 
 MARK = re.compile(r"<!-- figures: (.+?) -->$", re.MULTILINE)
@@ -25,7 +25,7 @@ SOURCES = {
     "peers": ("peers",),
     "large": ("peers",),
 }
-COMMANDS = ("accuracy", "arrangements", "decoding", "event_loop", "folder", "queueing", "worker_processes")
+COMMANDS = ("accuracy", "decoding", "event_loop", "folder", "queueing", "sessions", "worker_processes")
 
 
 def images_per_s(latency: dict[str, Any]) -> float:
@@ -51,7 +51,7 @@ SENTENCES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_block_is_what_the_results_say(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    assert filled_in(text) == text, "python benchmarks/documents.py writes the blocks anew"
+    assert fill_blocks(text) == text, "python benchmarks/documents.py writes the blocks anew"
     marks = MARK.findall(text)
     assert set(marks) <= {*BLOCKS, *COMMANDS}
     assert len(marks) == len(re.findall("^<!-- end -->$", text, re.MULTILINE))
@@ -62,7 +62,7 @@ def test_every_sentence_with_a_figure_is_what_the_results_say(
     document: str, sentence: Callable[[dict[str, Any]], str]
 ) -> None:
     words = " ".join((ROOT / document).read_text(encoding="utf-8").split())
-    assert sentence(read("latency")) in words
+    assert sentence(read_result("latency")) in words
 
 
 def test_every_result_is_shown_in_a_document() -> None:
@@ -75,41 +75,41 @@ def test_every_result_is_shown_in_a_document() -> None:
 @pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
 def test_a_result_is_of_a_commit_and_measured_in_full_or_its_blocks_say_what_it_is(kind: str) -> None:
     """Those of earlier versions (schema 1) are not; the commands write no other any more."""
-    doubts = reservations(read(kind))
-    assert doubts == [] or read(kind)["schema"] == 1
+    doubts = caveats(read_result(kind))
+    assert doubts == [] or read_result(kind)["schema"] == 1
     for name in [name for name, kinds in SOURCES.items() if kind in kinds] or [kind]:
         assert all(doubt in block(name) for doubt in doubts)
 
 
 @pytest.mark.parametrize("kind", ["latency", "peers"])
 def test_targets_and_charts_are_those_of_the_figures(kind: str) -> None:
-    measured = read(kind)
+    measured = read_result(kind)
     assert judge(measured) == measured["targets"]
     for name, svg in draw(measured).items():
         assert (RESULTS / name).read_text(encoding="utf-8") == svg
 
 
 def test_the_chart_of_sizes_is_that_of_the_figures() -> None:
-    assert (RESULTS / "sizes.svg").read_text(encoding="utf-8") == draw_sizes(read("sizes"))
+    assert (RESULTS / "sizes.svg").read_text(encoding="utf-8") == draw_sizes(read_result("sizes"))
 
 
 def test_the_simulation_goes_by_the_rate_that_was_measured_last() -> None:
-    assert read("queueing")["service_seconds"] == queueing.SERVICE_SECONDS
+    assert read_result("queueing")["service_seconds"] == queueing.SERVICE_SECONDS
 
 
 def test_a_run_of_latency_takes_less_than_five_minutes_as_it_says() -> None:
-    assert read("latency")["seconds"] < 300
+    assert read_result("latency")["seconds"] < 300
 
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     large = {"large 1": figures(40, 25), "large 16": figures(300, 50)}
-    latency = {**result({OURS: server(15, 60), OLD_WAY: server(150, 10)}), "command": "python latency.py"}
+    latency = {**result({OURS: server(15, 60), BASELINE: server(150, 10)}), "command": "python latency.py"}
     peers = result({OURS: server(15, 60, **large), "mosec a, int8": server(10, 40, **large), LOOP: server(1, 100)})
     made = {"latency": latency, "peers": {**peers, "kind": "peers", "command": "python peers.py"}}
     for measured in made.values():
         measured["targets"] = judge(measured)
-    monkeypatch.setattr(documents, "read", lambda kind: made[kind])
+    monkeypatch.setattr(documents, "read_result", lambda kind: made[kind])
     return made
 
 
@@ -117,7 +117,7 @@ def test_a_missed_target_is_told_with_its_figure_beside_one_that_is_met(made_up:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block("targets").splitlines() if "|" in line]
     found = {name: cells for name, *cells in rows}
     assert found["target"] == ["limit", "`latency.py`", "`peers.py`"]
-    assert found["p50, 1 client, against the old way"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "–"]
+    assert found["p50, 1 client, against the baseline"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "–"]
     best = found["p50, 1 client, against the best peer, int8"]
     assert best == ["≤ 1", "–", "**missed**: 1.500 (1.500–1.500), mosec a, int8"]
     assert len(rows) == 2 + len(made_up["peers"]["targets"])
@@ -132,7 +132,7 @@ def test_a_block_says_which_run_it_is_from_and_what_is_wrong_with_it(made_up: di
 
 def test_the_blocks_show_medians_of_who_they_name(made_up: dict[str, Any]) -> None:
     assert re.search(r"^ours +1 +15\.0 \(15\.0–15\.0\)", block("latency"), re.MULTILINE)
-    assert re.search(r"^old way +16 .* 10\.0 \(10\.0–10\.0\)$", block("latency"), re.MULTILINE)
+    assert re.search(r"^baseline +16 .* 10\.0 \(10\.0–10\.0\)$", block("latency"), re.MULTILINE)
     assert re.search(r"^mosec a, int8 +40\.0 \(40\.0–40\.0\) +50\.0 \(50\.0–50\.0\)$", block("large"), re.MULTILINE)
     assert re.search(r"^mosec a, int8 +10\.0 \(10\.0–10\.0\) +40\.0 \(40\.0–40\.0\)$", block("peers"), re.MULTILINE)
 

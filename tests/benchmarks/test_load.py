@@ -7,19 +7,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.harness.http_client import BrokenAnswer, Connection, build_request
 from benchmarks.harness.load import Load, percentile, percentiles, run_load
-from benchmarks.harness.wire import BrokenAnswer, Connection, build_request
 from tests.benchmarks.scripted_server import RIGHT, WRONG, always, answering
 
 PHOTO = b"\xff\xd8\xff not much of a photograph"
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def short(url: str, **settings: object) -> Load:
-    return Load(**{"url": url, "photo": PHOTO, "expect": "n00000001", "seconds": 0.3, "patience": 2.0, **settings})
+def short(url: str, **settings: Any) -> Load:
+    usual: dict[str, Any] = {"url": url, "photo": PHOTO, "expect": "n00000001", "seconds": 0.3, "patience": 2.0}
+    return Load(**usual | settings)
 
 
 def test_right_answers_are_counted_and_timed() -> None:
@@ -127,14 +129,14 @@ def test_a_rate_is_that_of_whole_answers() -> None:
 
 def test_it_lasts_until_there_are_as_many_answers_as_are_asked_for() -> None:
     with answering(always(RIGHT)) as (url, _):
-        result = run_load(short(url, seconds=0.01, least=40, patience=60.0))
+        result = run_load(short(url, seconds=0.01, min_answers=40, patience=60.0))
     assert result["images"] >= 40
 
 
 def test_answers_that_will_not_come_are_not_waited_for() -> None:
     began = time.monotonic()
     with answering(lambda number: (200, {}, RIGHT) if number < 5 else (500, {}, b"")) as (url, _):
-        run_load(short(url, seconds=0.01, least=40, patience=60.0))
+        run_load(short(url, seconds=0.01, min_answers=40, patience=60.0))
     assert time.monotonic() - began < 30
 
 
@@ -216,7 +218,8 @@ def test_the_command_prints_one_json_object(tmp_path: Path) -> None:
     with answering(always(RIGHT)) as (url, _):
         command = [
             sys.executable,
-            "benchmarks/harness/load.py",
+            "-m",
+            "benchmarks.harness.load",
             "--url",
             url,
             "--photo",

@@ -29,6 +29,7 @@ from tests.hostile.prober import probing, quantile
 from tests.hostile.requests import (
     NO_ANSWER,
     Attack,
+    Maker,
     bomb,
     crumbs,
     head,
@@ -47,7 +48,7 @@ GOOD_SECONDS = 5.0
 PROBE_SECONDS = 0.5  # which 99 of 100 probes are answered in
 MOST_MEGABYTES = 700
 # Kinds that cost too much to come as often as the others: how many there are in a run of 100,000.
-RARE = {more_than_it_may_send: 100, crumbs: 200}
+RARE: dict[Maker, int] = {more_than_it_may_send: 100, crumbs: 200}
 BOMB_ROUNDS = 3
 # To each of the servers whose log nobody reads.
 _UNREAD_REQUESTS = 2000
@@ -80,7 +81,7 @@ def attacks(count: int, seed: int) -> Iterator[tuple[str, Attack]]:
     rare = [maker for maker, times in RARE.items() for _ in range(max(1, round(times * share)))]
     bombs = list({**REFUSED, **ACCEPTED}) * max(1, round(BOMB_ROUNDS * share))
     special = dict.fromkeys(sorted(chance.sample(range(count), len(rare) + len(bombs))))
-    queue = [*rare, *bombs]
+    queue: list[Maker | str] = [*rare, *bombs]
     chance.shuffle(queue)
     makers, weights = list(KINDS), list(KINDS.values())
     for number in range(count):

@@ -4,7 +4,7 @@ import base64
 import json
 import random
 import struct
-from typing import Final
+from typing import Any, Final
 
 from tests.hostile.requests import ANY_PICTURE, SOUND, Attack, Maker, head, mutated, some
 
@@ -19,8 +19,9 @@ def tensor_message(chance: random.Random) -> tuple[bytes, bytes]:
         encoded = base64.b64encode(data).decode()
         tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [encoded]}
         return json.dumps({"inputs": [tensor]}).encode(), b""
-    tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(data) + 4}}
-    return json.dumps({"inputs": [tensor]}).encode(), struct.pack("<I", len(data)) + data
+    binary = {"binary_data_size": len(data) + 4}
+    announced = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": binary}
+    return json.dumps({"inputs": [announced]}).encode(), struct.pack("<I", len(data)) + data
 
 
 def infer(message: bytes, tail: bytes, length: bytes = b"", model: bytes = SERVED) -> bytes:
@@ -38,8 +39,8 @@ def mutated_tensors(chance: random.Random) -> Attack:
 
 def tensors_that_lie(chance: random.Random) -> Attack:
     """Shapes and sizes of what is not there, which nothing may be allocated by."""
-    size = chance.choice((-1, 0, 2**31, 2**40, 2**63, 10**300, 1.5, "1", None, [], True))
-    tensor = {
+    size: Any = chance.choice((-1, 0, 2**31, 2**40, 2**63, 10**300, 1.5, "1", None, [], True))
+    tensor: dict[str, Any] = {
         "name": chance.choice(("image", "input", "x", None)),
         "datatype": chance.choice(("FP32", "BYTES", "FP64", 7)),
         "shape": chance.choice(([size], [size, 3, 224, 224], [1, 3, size, 224], size, [[1]], [])),
