@@ -24,7 +24,7 @@ DOCUMENTS: Final = (
     *sorted((ROOT / "docs").glob("*.md")),
 )
 _BLOCK: Final = re.compile(r"^(<!-- figures: (?P<name>\w+) -->\n).*?^(<!-- end -->)$", re.DOTALL | re.MULTILINE)
-_FIGURE: Final = re.compile(r"(<!-- figure: (?P<name>\w+) -->)[^<]*(<!-- /figure -->)")
+_FIGURE: Final = re.compile(r"(<!-- figure: (?P<name>\w+) -->)[^<`]*(<!-- /figure -->)")
 _BUSY: Final = 0.7  # of the CPUs; the rest is for peaks
 _DOLLARS_A_CPU_HOUR: Final = 0.04
 _BYTES_OUT: Final = 4000  # for each image: an answer of 1 KB and acknowledgements of 3 KB

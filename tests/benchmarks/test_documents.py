@@ -1,4 +1,4 @@
-"""Figures in the documents are those of the results' files, and what is wrong with those is said beside them."""
+"""Figures in the documents are those of the results' files, with the results' caveats beside them."""
 
 import re
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from benchmarks import queueing
 from benchmarks.harness.installed import BASELINE, LOOP, OURS
 from benchmarks.harness.machine import RESULTS, ROOT
 from benchmarks.reporting import documents
-from benchmarks.reporting.documents import BLOCKS, DOCUMENTS, block, fill_blocks, read_result, refresh
+from benchmarks.reporting.documents import BLOCKS, DOCUMENTS, FIGURES, block, fill_blocks, read_result, refresh
 from benchmarks.reporting.plots import draw, draw_sizes
 from benchmarks.reporting.report import caveats
 from benchmarks.reporting.targets import judge
@@ -99,6 +99,60 @@ def test_the_simulation_goes_by_the_rate_that_was_measured_last() -> None:
 
 def test_a_run_of_latency_takes_less_than_five_minutes_as_it_says() -> None:
     assert read_result("latency")["seconds"] < 300
+
+
+# What a document says of a size in MB, and the figures that it may be, in results' files.
+SIZES: list[tuple[str, Callable[[], set[float]]]] = [
+    (r"\bimage (?:\w+ ){0,2}?(?:is|weighs|takes) ", lambda: {read_result("sizes")["megabytes"]["ours"]}),
+    (r"`?python:3\.11-slim`? (?:is|weighs|takes) ", lambda: {read_result("sizes")["base_mb"]}),
+    (
+        r"\b(?:baseline|Flask|PyTorch|torch)\b[^.:;|]{0,40}? ",
+        lambda: {size for name, size in read_result("sizes")["megabytes"].items() if name.startswith(BASELINE)},
+    ),
+]
+MEGABYTES = r"(?:<!-- figure: \w+ -->)?(\d[\d,]*) MB"
+
+
+def prose(document: Path) -> str:
+    """A document's text in one line, without its blocks."""
+    text = documents._BLOCK.sub("", document.read_text(encoding="utf-8"))
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_size_in_a_sentence_is_that_of_the_results(document: Path) -> None:
+    for subject, sizes in SIZES:
+        for found in re.finditer(subject + MEGABYTES, prose(document)):
+            assert int(found[1].replace(",", "")) in {round(size) for size in sizes()}, found[0]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "found"),
+    [
+        ("The image is 143 MB with the model", 0),
+        ("The container image here is <!-- figure: image_mb -->142 MB<!-- /figure -->", 0),
+        ("`python:3.11-slim` is 124 MB before", 1),
+        ("Flask with PyTorch takes 6,000 MB", 2),
+    ],
+)
+def test_a_size_in_a_sentence_is_found(sentence: str, found: int) -> None:
+    assert [bool(re.search(subject + MEGABYTES, sentence)) for subject, _ in SIZES].index(True) == found
+
+
+def test_a_figure_in_a_sentence_is_filled_in() -> None:
+    image = f"{read_result('sizes')['megabytes']['ours']:.0f} MB"
+    text = "It is <!-- figure: image_mb -->1 MB<!-- /figure --> large."
+    assert fill_blocks(text) == f"It is <!-- figure: image_mb -->{image}<!-- /figure --> large."
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_a_number_of_a_result(name: str) -> None:
+    assert re.fullmatch(r"\d[\d,]*( MB| ms)?", FIGURES[name]())
+
+
+def test_charts_are_drawn_again_where_they_differ(tmp_path: Path) -> None:
+    assert set(documents.redraw(tmp_path)) == {path.name for path in RESULTS.glob("*.svg")} - {"queueing.svg"}
+    assert documents.redraw(tmp_path) == []
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import launch
 from serve.config.settings import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
@@ -59,7 +60,20 @@ def test_a_command_without_its_environment_says_what_makes_it(name: str, environ
 
 @pytest.mark.parametrize("name", ["sessions", "event_loop", "worker_processes"])
 def test_a_command_finds_its_environment_from_any_folder_and_python(name: str, tmp_path: Path) -> None:
-    """The Python behind this environment has no packages."""
     command = [str(Path(sys.executable).resolve()), str(ROOT / f"benchmarks/{name}.py"), "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout.startswith(f"usage: python benchmarks/{name}.py"), done.stderr
+
+
+def test_a_command_runs_again_in_its_environment_unless_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(launch.os, "execv", lambda python, command: started.append((python, command)))
+    monkeypatch.setattr(sys, "path", ["benchmarks", "elsewhere"])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "benchmarks/folder.py", "--photos", "x"])
+    environment = ROOT / ".venv/runtime"
+    for prefix in ("/usr", str(environment)):
+        monkeypatch.setattr(sys, "prefix", prefix)
+        launch.start("runtime")
+    python = environment / "bin/python"
+    assert started == [(python, [str(python), "benchmarks/folder.py", "--photos", "x"])]
+    assert sys.path == [str(ROOT), "elsewhere"]
