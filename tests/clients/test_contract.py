@@ -1,4 +1,4 @@
-"""The OpenAPI document by its validator, and the running server by schemathesis, which reads it."""
+"""A validator checks the OpenAPI document, and schemathesis the running server against it."""
 
 import re
 import sys
@@ -29,7 +29,7 @@ def test_the_document_is_openapi(server: ServerProcess) -> None:
     errors = list(OpenAPIV31SpecValidator(document).iter_errors())
     assert errors == []
     paths = len(document["paths"])
-    TABLE.append((f"openapi-spec-validator {version('openapi-spec-validator')}", f"{paths} paths, no error"))
+    TABLE.append((f"openapi-spec-validator {version('openapi-spec-validator')}", f"{paths} paths, no errors"))
 
 
 def test_schemathesis_finds_nothing(run: Any, tmp_path: Path) -> None:
@@ -52,8 +52,8 @@ def test_schemathesis_finds_nothing(run: Any, tmp_path: Path) -> None:
     cases = re.search(r"(\d+) generated, (\d+) passed", printed)
     assert cases, printed
     assert cases[1] == cases[2]
-    for route in ("/upload", "/v2/models/{name}/infer"):  # it has come as far as a picture
+    for route in ("/upload", "/v2/models/{name}/infer"):  # some requests got as far as classification
         assert f'serve_requests_total{{code="200",route="{route}"}}' in metrics
     TABLE.append(
-        (f"schemathesis {version('schemathesis')}", f"{cases[1]} requests made from /openapi.json, no finding")
+        (f"schemathesis {version('schemathesis')}", f"{cases[1]} requests generated from /openapi.json, no findings")
     )
