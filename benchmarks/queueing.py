@@ -86,7 +86,7 @@ class Outcome:
         return self.refused / (self.refused + len(self.waits))
 
 
-def simulate_steady_load(replicas: int, utilisation: float, least: bool, images: int = 60_000) -> Outcome:
+def simulate_steady_load(replicas: int, utilisation: float, least_busy: bool, images: int = 60_000) -> Outcome:
     """Simulate images that arrive at this share of what the replicas can do."""
     draw = random.Random(SEED)
     fleet = [Replica() for _ in range(replicas)]
@@ -94,7 +94,7 @@ def simulate_steady_load(replicas: int, utilisation: float, least: bool, images:
     outcome, now = Outcome(replicas=replicas), 0.0
     for _ in range(images):
         now += draw.expovariate(rate)
-        _serve(outcome, fleet, now, draw, least)
+        _serve(outcome, fleet, now, draw, least_busy)
     return outcome
 
 
@@ -118,15 +118,15 @@ def simulate_doubling_load(target: float, start_seconds: float, replicas: int = 
             fleet += [Replica(decision + start_seconds) for _ in range(wanted - len(fleet))]
             busy, decision = 0.0, decision + PERIOD_SECONDS
         ready = [each for each in fleet if each.ready <= now]
-        busy += _serve(outcome, ready, now, draw, least=True)
+        busy += _serve(outcome, ready, now, draw, least_busy=True)
     outcome.replicas = len(fleet)
     return outcome
 
 
-def _serve(outcome: Outcome, fleet: list[Replica], now: float, draw: random.Random, least: bool) -> float:
+def _serve(outcome: Outcome, fleet: list[Replica], now: float, draw: random.Random, least_busy: bool) -> float:
     """Send one image to a replica; return its seconds of work. The less busy of two is nearly the least busy of all."""
     one, other = draw.choice(fleet), draw.choice(fleet)
-    chosen = other if least and other.backlog(now) < one.backlog(now) else one
+    chosen = other if least_busy and other.backlog(now) < one.backlog(now) else one
     seconds = SERVICE_SECONDS * draw.lognormvariate(-(_SPREAD**2) / 2, _SPREAD)
     wait = chosen.enqueue(now, seconds)
     if wait is None:
@@ -143,17 +143,17 @@ def main() -> int:
     printed = PrintedResult("queueing", parser, parser.parse_args())
     del printed.result["machine"]  # simulated: any machine gives the same figures
     printed.say("ms that an image waits in the queue, p50 / p99 (refused)")
-    printed.say(f"{'utilisation':<13}{'1 replica':>20}{'20, any':>20}{'20, least busy':>20}")
+    printed.say(f"{'utilisation':<13}{'1 replica':>20}{'20, any':>20}{'20, least_busy busy':>20}")
     bars = []
     for percent in (50, 60, 70, 80, 90, 95):
         cells = []
-        for replicas, least in ((1, False), (20, False), (20, True)):
-            outcome = simulate_steady_load(replicas, percent / 100, least)
+        for replicas, least_busy in ((1, False), (20, False), (20, True)):
+            outcome = simulate_steady_load(replicas, percent / 100, least_busy)
             p50, p99 = (1000 * outcome.wait(share) for share in (0.5, 0.99))
             cells.append(f"{p50:.0f} / {p99:.0f} ({outcome.refused_share:.1%})")
             if replicas > 1 and percent >= 60:
-                label = f"{percent} %, {'least busy of two' if least else 'any replica'}"
-                bars.append(Bar(label, p99, p99, p99, "ours" if least else ""))
+                label = f"{percent} %, {'least_busy busy of two' if least_busy else 'any replica'}"
+                bars.append(Bar(label, p99, p99, p99, "ours" if least_busy else ""))
         printed.say(f"{percent:>3} %{'':<8}" + "".join(f"{cell:>20}" for cell in cells))
     printed.say()
     printed.say("load doubles in ten seconds; refused, p99 of the wait in ms, replicas after 4 minutes, from 10")

@@ -74,7 +74,7 @@ def test_every_result_is_shown_in_a_document() -> None:
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
 def test_a_result_is_of_a_commit_and_measured_in_full_or_its_blocks_say_what_it_is(kind: str) -> None:
-    """Those of earlier versions (schema 1) are not; the commands write no other any more."""
+    """Only results of earlier versions (schema 1) have caveats."""
     doubts = caveats(read_result(kind))
     assert doubts == [] or read_result(kind)["schema"] == 1
     for name in [name for name, kinds in SOURCES.items() if kind in kinds] or [kind]:

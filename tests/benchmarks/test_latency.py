@@ -1,4 +1,4 @@
-"""The commands as a user starts them, without measuring anything."""
+"""Starts the commands as a user does, without measuring."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The load generator against a server that does as it is told."""
+"""The load generator against a scripted server."""
 
 import base64
 import json
@@ -68,7 +68,7 @@ def test_refusals_are_errors_and_do_not_stop_the_others() -> None:
 
 def test_a_server_that_is_not_there_is_an_error_within_bounded_time() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         began = time.monotonic()
         result = run_load(short(f"http://127.0.0.1:{taken.getsockname()[1]}/upload"))
     assert time.monotonic() - began < 20
@@ -115,7 +115,7 @@ def test_answers_before_the_clock_starts_are_not_counted() -> None:
 
 
 def test_a_rate_is_that_of_whole_answers() -> None:
-    """One in 0.4 s: two in a window of one second would be a rate of 2, three one of 3."""
+    """One answer takes 0.4 s: counting in a window of one second would give a rate of 2 or 3."""
 
     def slow(number: int) -> tuple[int, dict[str, str], bytes]:
         time.sleep(0.4)

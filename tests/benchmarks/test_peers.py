@@ -1,4 +1,4 @@
-"""What the peers are given: the preprocessing, workers and threads that benchmarks/README.md says they have."""
+"""The peers have the preprocessing, workers and threads that benchmarks/README.md describes."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from benchmarks.peer_servers import preprocess as peers
 from benchmarks.peers import _INT8_WORKLOADS
 from tests.references import ARRAYS, PICTURES, SMALL
 
-# Stand-ins for a peer's own package: what its server asks it for is printed as JSON.
+# Stand-ins for the peers' packages; they print the number of workers as JSON.
 STAND_INS = {
     "mosec": """
         class Worker: ...

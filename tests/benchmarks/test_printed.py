@@ -1,4 +1,4 @@
-"""The commands that print a few lines: run small, or with made-up figures."""
+"""Runs the commands that print lines, with few rounds or made-up figures."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Where a result goes: to the project's results only if it was measured in full, of a commit, without a failure."""
+"""Only results of a commit, measured in full and without failures, go to the project's results."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from tests.benchmarks.results import figures, result, server
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Stand-ins for benchmarks/results and build/benchmarks/results; documents are left as they are."""
+    """Stand-ins for benchmarks/results and build/benchmarks/results; documents are not changed."""
     monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(records, "_UNOFFICIAL_RESULTS", tmp_path / "aside")
     monkeypatch.setattr(records, "refresh", lambda: ["README.md"])

@@ -1,4 +1,4 @@
-"""What people see of a result: tables, what moved since another, charts."""
+"""Tables, comparisons and charts of results."""
 
 import re
 from typing import Any
@@ -175,7 +175,7 @@ def test_a_comparison_with_too_few_rounds_or_a_busy_machine_says_so() -> None:
     busy["servers"][OURS]["clients"]["1"]["others_cpu_share"] = spread([0.5])
     text = compare(quiet, busy)
     assert "Now: Not a quiet machine" in text
-    assert "fewer than 3 rounds" in text  # a start, of which there was one
+    assert "fewer than 3 rounds" in text  # there was only one start
 
 
 def test_what_only_one_of_two_runs_has_is_told() -> None:
@@ -206,7 +206,7 @@ def texts_of(svg: str) -> list[str]:
 
 
 def bars_of(svg: str) -> dict[str, tuple[float, float, float, str]]:
-    """What a reader sees of a chart: label → length of the bar, ends of the line on it, the value beside it."""
+    """The bars of a chart: label → length, ends of the range line, printed value."""
     root = ElementTree.fromstring(svg)
     labels = [text for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "end"]
     bars = [bar for bar in root.iter(f"{SVG}rect") if (bar.get("class") or "").startswith("bar")]

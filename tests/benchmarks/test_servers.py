@@ -1,4 +1,4 @@
-"""Starting, pausing and ending servers that are trees of processes."""
+"""Starts, pauses and stops servers that are trees of processes."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def state(pid: int) -> str:
 
 
 def comes_true(condition: Callable[[], bool]) -> bool:
-    """Whether it does within half a minute: a signal takes effect once its process is scheduled."""
+    """Whether the condition holds within half a minute: a signal takes effect once its process is scheduled."""
     deadline = time.monotonic() + 30
     while not (true := condition()) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -46,7 +46,7 @@ def comes_true(condition: Callable[[], bool]) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """A zombie is not: who adopts orphans may leave them for a while."""
+    """Whether a process lives; a zombie does not."""
     return Path(f"/proc/{pid}").exists() and state(pid) != "Z"
 
 
@@ -122,7 +122,7 @@ def test_servers_take_turns_and_one_that_fails_is_left_out_by_name(photo: Photo)
 
 
 def test_cpu_time_of_others_is_told_from_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In ten seconds of two CPUs 14 were used: 5 by the server, 2 by this process, 1 by a child that has ended."""
+    """Of 20 CPU seconds 14 were used: 5 by the server, 2 by this process, 1 by an ended child."""
     spent = iter([(100.0, 10.0, 1.0, 0.0, 50.0), (114.0, 15.0, 3.0, 1.0, 60.0)])
     now: dict[str, float] = {}
 
@@ -208,7 +208,7 @@ def test_an_engines_untimed_pictures_are_not_timed_and_there_are_as_many_as_are_
 
 
 def test_the_loops_first_picture_is_not_timed_and_none_is_cut_in_two() -> None:
-    """Pictures of 0.3 s in half a second: one is timed, in 0.3 s."""
+    """Images take 0.3 s: in half a second one is timed."""
     calls: list[int] = []
 
     class Classifier:

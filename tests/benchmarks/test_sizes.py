@@ -1,4 +1,4 @@
-"""benchmarks/sizes.py: what an installed package and all it needs weigh, the chart, and a machine without Docker."""
+"""benchmarks/sizes.py: sizes of packages with their dependencies, the chart, and a machine without Docker."""
 
 import json
 import subprocess

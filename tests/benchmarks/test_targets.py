@@ -1,4 +1,4 @@
-"""The targets' arithmetic: who is compared with whom, and which limit counts."""
+"""The targets: what is compared with what, and which limit applies."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_
 from benchmarks.reporting.targets import TARGETS, best_peer, judge
 from tests.benchmarks.results import figures, result, server
 
-# What each target wants, in its own words: less of a figure or more, and how much with VNNI and without.
+# Each target: whether less or more is better, and its limits with VNNI and without.
 LESS, MORE = True, False
 WANTED = {
     "p50, 1 client, against the baseline": (LESS, 0.12, 0.2),
@@ -29,7 +29,7 @@ WANTED = {
 
 
 def everything(better: float) -> dict[str, Any]:
-    """A record of all servers in which ours is so many times as good as in another."""
+    """A result with all servers, in which ours is `better` times as good as the others."""
     loads = {"large 1": figures(100, 1), "large 16": figures(1, 100)}
     ours = server(100 / better, 100 * better, start=1 / better)
     ours["clients"] |= {"large 1": figures(100 / better, 1), "large 16": figures(1, 100 * better)}
