@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=os.environ.get("PHOTOS") or None,
         metavar="DIR",
-        help="photographs on which nncf calibrates OpenVINO's int8 model (default: $PHOTOS)",
+        help="photographs on which nncf calibrates OpenVINO's int8 model; without it $PHOTOS",
     )
     parser.add_argument(
         "--no-install", dest="install", action="store_false", help="use the environments that exist, make none"

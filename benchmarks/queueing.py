@@ -143,7 +143,7 @@ def main() -> int:
     printed = PrintedResult("queueing", parser, parser.parse_args())
     del printed.result["machine"]  # simulated: any machine gives the same figures
     printed.say("ms that an image waits in the queue, p50 / p99 (refused)")
-    printed.say(f"{'utilisation':<13}{'1 replica':>20}{'20, any':>20}{'20, least_busy busy':>20}")
+    printed.say(f"{'utilisation':<13}{'1 replica':>20}{'20, any':>20}{'20, least busy':>20}")
     bars = []
     for percent in (50, 60, 70, 80, 90, 95):
         cells = []
@@ -152,7 +152,7 @@ def main() -> int:
             p50, p99 = (1000 * outcome.wait(share) for share in (0.5, 0.99))
             cells.append(f"{p50:.0f} / {p99:.0f} ({outcome.refused_share:.1%})")
             if replicas > 1 and percent >= 60:
-                label = f"{percent} %, {'least_busy busy of two' if least_busy else 'any replica'}"
+                label = f"{percent} %, {'least busy of two' if least_busy else 'any replica'}"
                 bars.append(Bar(label, p99, p99, p99, "ours" if least_busy else ""))
         printed.say(f"{percent:>3} %{'':<8}" + "".join(f"{cell:>20}" for cell in cells))
     printed.say()

@@ -217,7 +217,7 @@ def main() -> int:
     parser.add_argument("--photo", type=Path, required=True, metavar="FILE", help="the JPEG to send")
     parser.add_argument("--send", default=Load.send, help="multipart:FIELD, raw:MEDIA/TYPE or v2:INPUT")
     parser.add_argument(
-        "--expect", default=Load.expect, metavar="ID", help="right ImageNet ids, separated by commas (default: any)"
+        "--expect", default=Load.expect, metavar="ID", help="right ImageNet ids, separated by commas; empty for any"
     )
     parser.add_argument("--clients", type=int, default=Load.clients, metavar="N", help="clients at a time")
     parser.add_argument("--seconds", type=float, default=Load.seconds, help="length of the measurement")

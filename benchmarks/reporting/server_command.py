@@ -78,7 +78,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         type=existing_file,
         default=os.environ.get("WEIGHTS") or None,
         metavar="FILE",
-        help="state dict of torchvision's densenet121 for PyTorch (default: $WEIGHTS, else torch's cache)",
+        help="state dict of torchvision's densenet121 for PyTorch; without it $WEIGHTS, else torch's cache",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds; figures are medians over them")
     parser.add_argument("--starts", type=int, metavar="N", help="how often each server is started to time its start")
