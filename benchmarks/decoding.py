@@ -35,7 +35,7 @@ from benchmarks.reporting.report import format_figure
 from serve.config.settings import Config
 from serve.model.classifier import Classifier, load_classifier
 from serve.printable import ArgumentParser, one_line
-from serve.scheduling.memory import settle_allocator
+from serve.scheduling.malloc import tune_malloc
 
 _MIN_SIDE: Final = 1024  # four times the side that images are resized to
 _CROP_QUALITY: Final = 92
@@ -55,7 +55,7 @@ def main() -> int:
     add_output(parser)
     options = parser.parse_args()
     printed = PrintedResult("decoding", parser, options)
-    settle_allocator()
+    tune_malloc()
     exact, fast = (load_classifier(Config(model=options.model, decode=decode)) for decode in ("exact", "fast"))
     images = list(jpegs(options.photos, options.crops)) if options.photos else []
     if options.photos and not images:

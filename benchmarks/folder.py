@@ -109,9 +109,9 @@ def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
     """Measure the images a second of the engine alone."""
     from serve.config.settings import load_config
     from serve.model.classifier import load_classifier
-    from serve.scheduling.memory import settle_allocator
+    from serve.scheduling.malloc import tune_malloc
 
-    settle_allocator()
+    tune_malloc()
     config = load_config(["--model", model], os.environ)
     classifier = load_classifier(config)
     images = [path.read_bytes() for path in photos]

@@ -26,7 +26,7 @@ from benchmarks.harness.processes import ProcessTree
 from benchmarks.reporting.records import PrintedResult, add_output
 from serve.config.cpus import cpu_budget
 from serve.printable import ArgumentParser
-from serve.scheduling.memory import settle_allocator, trim
+from serve.scheduling.malloc import trim_malloc, tune_malloc
 
 _SINGLE_CALLS: Final = 20
 _LOADED_SECONDS: Final = 1.0
@@ -40,7 +40,7 @@ def main() -> int:
     add_output(parser)
     options = parser.parse_args()
     printed = PrintedResult("sessions", parser, options)
-    settle_allocator()
+    tune_malloc()
     path, cpus = options.model, cpu_budget(0).count
     throughput_session = session(path, 1)
     infer(throughput_session)
@@ -78,7 +78,7 @@ def main() -> int:
 
 def resident_megabytes() -> float:
     """RSS of this process in MB, without memory that malloc holds for reuse."""
-    trim()
+    trim_malloc()
     return ProcessTree(os.getpid()).memory_mb()["rss"]
 
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 
 from serve.api.upload import UploadLimits, read_upload
-from serve.api.v2.messages import Signature, parse_request, write_answer
+from serve.api.v2.messages import Signature, parse_request, write_response
 from serve.errors import RequestError
 from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
@@ -67,7 +67,7 @@ def inference(data: bytes) -> None:
     rows = len(asked.rows) + len(asked.images)
     if not 1 <= rows <= _SIGNATURE.max_rows or sum(map(len, asked.images)) > len(body):
         raise AssertionError(f"{rows} rows from a body of {len(body)} bytes")
-    write_answer(asked, np.zeros((rows, len(_SIGNATURE.labels)), np.float32), _SIGNATURE)
+    write_response(asked, np.zeros((rows, len(_SIGNATURE.labels)), np.float32), _SIGNATURE)
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {

@@ -1,38 +1,40 @@
-"""Everything that can go wrong, in the domain's own words; no module here knows HTTP.
+"""The errors that the package raises, in the domain's terms; `problems.py` maps them to HTTP.
 
-Each exception's message is the whole sentence a person gets to read: what was wrong and, where a limit was broken,
-which one. A `RequestError` ends one request (`problems.py` says with which status), a `StartError` ends the process.
+An error's message is the whole sentence that its reader sees: what was wrong and, if a limit was exceeded, which one. A
+`RequestError` ends one request, a `StartError` the process.
 """
 
 
 class ServeError(Exception):
-    """Base of all errors this package raises on purpose."""
+    """Base class of every error that this package raises deliberately."""
 
 
 class StartError(ServeError):
-    """The server cannot start: a setting, the model file, the class index or the address is unusable."""
+    """The server or command cannot start: a setting, a file or the address is unusable."""
 
 
 class ConfigError(StartError):
-    """A flag or an environment variable has a value that is not allowed."""
+    """A setting has a value that is not allowed."""
 
 
 class ModelError(StartError):
-    """The model file is missing, unreadable, does not describe itself, or is not an image classifier."""
+    """The model file is missing, unreadable, lacks its metadata, or is not an image classifier."""
 
 
 class ClassIndexError(StartError):
-    """The class index is missing, malformed, or does not fit the model's class count."""
+    """The class index is missing, malformed, or does not match the model's class count."""
 
 
 class OutputError(StartError):
-    """A file of records cannot be written, or not be gone on with."""
+    """The output file cannot be written, or does not match the run that is to be resumed."""
 
 
 class RequestError(ServeError):
-    """Base of the errors that end one request.
+    """Base class of the errors that end one request.
 
-    retry_after: seconds after which trying again can help, where this very error knows better than the table.
+    Args:
+        message: the whole sentence for the client.
+        retry_after: seconds after which a retry can help; None for the default in `problems.py`.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -41,79 +43,79 @@ class RequestError(ServeError):
 
 
 class BadParameter(RequestError):
-    """A query parameter has a value that is not allowed."""
+    """A parameter of the request has a value that is not allowed."""
 
 
 class MalformedUpload(RequestError):
-    """The multipart body cannot be parsed."""
+    """The form cannot be parsed."""
 
 
 class MissingFile(RequestError):
-    """The multipart body has no part named `file`."""
+    """The form has no part named `file`, or that part is not a file."""
 
 
 class EmptyFile(RequestError):
-    """A file of no bytes."""
+    """A file has no bytes."""
 
 
 class BadTensor(RequestError):
-    """An inference request is malformed, or its tensors are not what the model takes."""
+    """An inference request is malformed, or the model does not take its tensors."""
 
 
 class UnknownModel(RequestError):
-    """An inference request is for a model that is not being served."""
+    """An inference request names a model that is not being served."""
 
 
 class Unauthorized(RequestError):
-    """The request carries no API key, or none that is accepted."""
+    """The request has no API key, or none that is accepted."""
 
 
 class ForeignOrigin(RequestError):
-    """A browser sent the request for a page of another origin, which no setting lists."""
+    """A web page of another origin sent the request, and no setting allows that origin."""
 
 
 class ForeignHost(RequestError):
-    """The request is for a host that the server does not answer to."""
+    """The request is for a host that no setting allows."""
 
 
 class UnboundedBody(RequestError):
-    """Neither a length nor chunked encoding bounds the body."""
+    """The request does not say where its body ends."""
 
 
 class UploadTooLarge(RequestError):
-    """More bytes than a request may have."""
+    """The upload has more bytes than a request may have."""
 
 
 class UploadTooSlow(RequestError):
-    """The body's bytes come more slowly than they may."""
+    """The upload arrives more slowly than the minimum rate."""
 
 
 class UploadsFull(RequestError):
-    """Other uploads hold as many bytes as may be held at once; trying again makes sense once some are done."""
+    """The upload budget is used up by other uploads; a retry can help once some are done."""
 
 
 class TooManyFiles(RequestError):
-    """More files, or more parts, than a request may have."""
+    """The request has more files or parts than allowed."""
 
 
 class TooManyPixels(RequestError):
-    """More pixels than an image may have, by its own header or once resized."""
+    """The image has more pixels than allowed, by its header or once resized."""
 
 
 class TooManyFrames(RequestError):
-    """More frames than an animation may have."""
+    """The animation has more frames than allowed."""
 
 
 class TooComplex(RequestError):
-    """A picture that would take more work than its size warrants: scans, strips, or simply time."""
+    """The image takes more work than its size warrants: too many scans or strips, or too much time."""
 
 
 class UnsupportedBody(RequestError):
-    """The request's body is neither multipart nor an image."""
+    """The body is neither a form nor an image, or is compressed."""
 
 
 class UnsupportedFormat(RequestError):
-    """The file is not an image, or an image in a format that is not accepted."""
+    """The file is not an image, or not in an accepted format."""
 
 
 class UndecodableImage(RequestError):
@@ -121,15 +123,15 @@ class UndecodableImage(RequestError):
 
 
 class QueueFull(RequestError):
-    """More pictures are waiting than may; trying again makes sense once some are done."""
+    """More images are waiting than allowed; a retry can help once some are done."""
 
 
 class DeadlinePassed(RequestError):
-    """The request's own deadline passed before its answer."""
+    """The request's deadline passed before its result was ready."""
 
     @classmethod
     def before_answer(cls) -> "DeadlinePassed":
-        """The one sentence there is to say of it."""
+        """Return the error with its one message."""
         return cls("The request's deadline passed before its answer was ready.")
 
 

@@ -1,39 +1,39 @@
-"""Makes text from outside fit for a terminal or a log: no escape sequences, no line breaks, no endless lines."""
+"""Makes untrusted text safe to print: no escape sequences, no line breaks, no endless lines."""
 
 import argparse
 from typing import Final, NoReturn
 
-_LONGEST: Final = 2000
+_MAX_LINE: Final = 2000
 
 
 def printable(text: str) -> str:
-    """The text with every character that is not printable escaped, as `repr` does; surrogates and line breaks too."""
+    """Escapes every character that is not printable, surrogates and line breaks included, as `repr` does."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 def shortened(text: str, limit: int) -> str:
-    """The text, or of a longer one so many characters of its beginning and its end, and how many were between them."""
+    """Cuts a text of more than `limit` characters in the middle and says how many are left out."""
     if len(text) <= limit:
         return text
-    end = limit // 4  # where messages have a status or a reason
+    end = limit // 4  # messages end with their status or reason
     return f"{text[: limit - end]}… ({len(text) - limit} more characters) …{text[len(text) - end :]}"
 
 
 def one_line(text: object) -> str:
-    """What goes wrong, in one line that can be read, though it quotes what others wrote."""
-    return printable(shortened(str(text), _LONGEST))
+    """Formats a message as one printable line of limited length."""
+    return printable(shortened(str(text), _MAX_LINE))
 
 
 def printable_lines(text: object) -> str:
-    """Text of several lines, each of which can be read."""
+    """Makes each line of a text printable."""
     return "\n".join(map(printable, str(text).split("\n")))
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's own quotes unknown arguments as they are."""
+    """An argparse parser whose errors are safe to print; argparse quotes unknown arguments unescaped."""
 
     def error(self, message: str) -> NoReturn:
-        """End the process with 2, as argparse does."""
+        """Ends the process with status 2, as argparse does."""
         super().error(one_line(message))

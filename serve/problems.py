@@ -1,6 +1,6 @@
-"""The one table from domain error to HTTP: status, title and retry advice, and the RFC 9457 problem made of them.
+"""Maps each error to its HTTP status, title and retry advice, and writes the RFC 9457 problem.
 
-Titles are RFC 9110's own reason phrases, because the problems' type is `about:blank` (RFC 9457, section 4.2.1).
+Titles are RFC 9110's reason phrases, because the type of the problems is `about:blank` (RFC 9457, section 4.2.1).
 """
 
 import json
@@ -15,7 +15,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 @dataclass(frozen=True)
 class Rule:
-    """How one class of error looks over HTTP; retry_after in seconds where trying again can help."""
+    """How one class of error is answered; `retry_after` is in seconds, None where a retry cannot help."""
 
     status: int
     title: str
@@ -51,37 +51,28 @@ _LONGEST_RETRY: Final = 30
 
 
 def retry_after(error: errors.RequestError) -> int | None:
-    """Whole seconds, 1 to 30, after which trying again can help; None where it cannot."""
+    """Return the seconds, 1 to 30, after which a retry can help; None where it cannot."""
     seconds = RULES[type(error)].retry_after if error.retry_after is None else error.retry_after
     return None if seconds is None else min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
 
 
 def problem(status: int, title: str, detail: str) -> dict[str, Any]:
-    """A problem object, ready for JSON."""
+    """Return a problem object."""
     return {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
 
-def encode(content: dict[str, Any]) -> bytes:
-    """A problem object as the body of an answer: UTF-8 JSON that ends its line, for who reads it in a terminal."""
-    return json.dumps(content, ensure_ascii=False).encode() + b"\n"
+def problem_body(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
+    """Return the body and the media type of a problem in response to a request for `path`.
 
-
-def refusal(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
-    """A problem object as the body of an answer to a request for `path`, and its media type.
-
-    Under /v2 it is the Open Inference Protocol's own error object.
+    Under `/v2` the body is the Open Inference Protocol's error object. Elsewhere it is the problem object, which ends
+    with a line feed for readers at a terminal.
     """
-    if is_below(path, "/v2"):
+    if path == "/v2" or path.startswith("/v2/"):
         return json.dumps({"error": content["detail"]}, ensure_ascii=False).encode(), "application/json"
-    return encode(content), MEDIA_TYPE
-
-
-def is_below(path: str, prefix: str) -> bool:
-    """Whether a path is this one or lies under it."""
-    return path == prefix or path.startswith(f"{prefix}/")
+    return json.dumps(content, ensure_ascii=False).encode() + b"\n", MEDIA_TYPE
 
 
 def problem_of(error: errors.RequestError) -> dict[str, Any]:
-    """The problem object of an error."""
+    """Return the problem object of an error."""
     rule = RULES[type(error)]
     return problem(rule.status, rule.title, str(error))

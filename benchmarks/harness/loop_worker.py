@@ -11,13 +11,12 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from serve.config.settings import Config
 from serve.model.classifier import Classifier, load_classifier
+from serve.model.postprocess import DEFAULT_TOP_K
 from serve.printable import ArgumentParser
-
-_TOP_K: Final = 5  # the server's default
 
 
 def main() -> int:
@@ -50,11 +49,11 @@ def measure(classifier: Classifier, data: bytes, workers: int, seconds: float) -
     stop = threading.Event()
 
     def work() -> None:
-        classifier.classify(data, _TOP_K)
+        classifier.classify(data, DEFAULT_TOP_K)
         started.wait()
         while True:
             began = time.perf_counter()
-            classifier.classify(data, _TOP_K)
+            classifier.classify(data, DEFAULT_TOP_K)
             if stop.is_set():
                 return
             ends.append(time.perf_counter())

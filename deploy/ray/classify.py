@@ -26,10 +26,11 @@ from pyarrow import fs
 
 from serve.config.settings import ROOT, Config, load_config
 from serve.errors import ConfigError
-from serve.files.paths import files_of
-from serve.files.runner import UNREADABLE, read_file, read_within, record_of
+from serve.files.paths import expand_paths
+from serve.files.runner import UNREADABLE_DETAIL, classify_file, read_file, read_limited
 from serve.model.classifier import load_classifier
-from serve.scheduling.memory import settle_allocator
+from serve.model.postprocess import DEFAULT_TOP_K
+from serve.scheduling.malloc import tune_malloc
 
 # Rows in one Parquet file: at most so many are lost by an interruption.
 _PART_ROWS: Final = 2000
@@ -63,7 +64,7 @@ class Classify:
 
     def __init__(self, flags: list[str], top_k: int, folder: str) -> None:
         os.chdir(folder)
-        settle_allocator()
+        tune_malloc()
         self._config: Config = load_config(flags, {})
         self._classifier = load_classifier(self._config)
         self._top_k = top_k
@@ -77,10 +78,10 @@ class Classify:
         limit = self._config.max_request_bytes
         records = []
         for root, name in zip(batch["root"].to_pylist(), batch["file"].to_pylist(), strict=True):
-            record = record_of(
+            record = classify_file(
                 self._classifier, name, self._top_k, limit, partial(read_object, root) if root else read_file
             )
-            if root and str(record.get("detail", "")).startswith(UNREADABLE):
+            if root and str(record.get("detail", "")).startswith(UNREADABLE_DETAIL):
                 raise RuntimeError(f"{name}: {record['detail']}")  # maybe only for now: it must not get a row
             records.append(record)
         return pyarrow.Table.from_pylist(records, schema=SCHEMA)
@@ -89,7 +90,7 @@ class Classify:
 def read_object(root: str, path: str, max_bytes: int) -> bytes:
     """Read an object of a bucket; raises as `read_file`. root: the address it was found under, with its options."""
     with filesystem_at(root).open_input_file(path.partition("://")[2]) as file:
-        return read_within(file, file.size(), max_bytes)
+        return read_limited(file, file.size(), max_bytes)
 
 
 @lru_cache
@@ -117,7 +118,7 @@ def list_files(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
     """
     for path in paths:
         if "://" not in path:
-            yield from (("", name) for name in files_of([path], ()))
+            yield from (("", name) for name in expand_paths([path], ()))
             continue
         system, name = filesystem_of(path)
         found = [name]
@@ -174,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.ray.classify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or s3://bucket/folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of Parquet files, or s3://bucket/folder")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K")
+    parser.add_argument("--top-k", type=int, default=DEFAULT_TOP_K, metavar="K")
     parser.add_argument("--workers", type=int, help="workers, one on each CPU (default: all CPUs of the cluster)")
     parser.add_argument("--address", help="of a running cluster (default: the one on this machine, else a new one)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")

@@ -20,7 +20,7 @@ from starlette.applications import Starlette
 from serve.api.app import create_app
 from serve.config.settings import load_config
 from serve.model.classifier import load_classifier
-from serve.scheduling.memory import settle_allocator
+from serve.scheduling.malloc import tune_malloc
 
 NAME: Final = "classifier"
 # A replica's queue answers 429 when it is full; Ray holds requests back before that.
@@ -32,7 +32,7 @@ class Classifier:
     """A replica. settings: flags of `python -m serve`, without the dashes."""
 
     def __init__(self, settings: dict[str, str]) -> None:
-        settle_allocator()
+        tune_malloc()
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         self._config = load_config(flags, {})
         self._classifier = load_classifier(self._config)

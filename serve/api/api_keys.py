@@ -1,7 +1,4 @@
-"""API keys, where the operator wants them: a file of keys, reread when it changes, and whether one sent is among them.
-
-Errors that leave here: `ConfigError` at the start, for a file that cannot be read or holds no key; `Unauthorized`.
-"""
+"""Checks API keys against a file of keys, which is read again whenever it changes."""
 
 import hashlib
 import hmac
@@ -20,63 +17,58 @@ log = logging.getLogger("serve")
 
 
 class KeyFile:
-    """The keys in a file: one a line; empty lines, and comments from a # at the start or after white space, do not
-    count."""
+    """The keys in a file, one per line.
+
+    Empty lines are ignored, and so are comments, which begin with a # at the start of a line or after white space.
+
+    Raises:
+        ConfigError: the file cannot be read or contains no key.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen = self._stamp()
-        self._digests = self._in(self._text())
-        self._told = ""
+        self._seen: tuple[int, ...] = ()
+        self._last_warning = ""
+        self._read_if_changed()
 
     def require(self, key: bytes | None) -> None:
-        """Raise `Unauthorized` unless `key` is one of them, in UTF-8; takes as long for any key that is not."""
-        self._reread_if_changed()
+        """Raise `Unauthorized` unless `key`, in UTF-8, is in the file. Every wrong key takes the same time."""
+        self._refresh()
         if key is None:
             raise Unauthorized("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
         digest = _digest(key)
-        # Each is compared whole, and all of them are, so that time tells nothing about any.
+        # Compare all of every digest, so that the time taken tells nothing about any key.
         if not sum(hmac.compare_digest(digest, known) for known in self._digests):
             raise Unauthorized("The API key is not one of those accepted here.")
 
-    def _reread_if_changed(self) -> None:
-        """A file that is gone, cannot be read or holds no key while the server runs leaves the keys as they were, and
-        says so in the log, once for each reason."""
+    def _refresh(self) -> None:
+        """Keep the previous keys if the file is missing, unreadable or without keys, and log each reason once."""
         try:
-            stamp = self._stamp()
-            if stamp == self._seen:
-                self._told = ""
-                return
-            text = self._text()
-            self._seen = stamp  # what is in it need not be looked at again; what could not be read is tried again
-            self._digests = self._in(text)
-            log.info("API keys: %d read anew from %s", len(self._digests), self._path.name)
+            if self._read_if_changed():
+                log.info("API keys: %d reloaded from %s", len(self._digests), self._path.name)
+            else:
+                self._last_warning = ""
         except ConfigError as error:
-            if self._told != str(error):
-                log.warning("%s; the keys stay as they were", error)
-                self._told = str(error)
+            if self._last_warning != str(error):
+                log.warning("%s; the previous keys stay in use", error)
+                self._last_warning = str(error)
 
-    def _stamp(self) -> tuple[int, ...]:
+    def _read_if_changed(self) -> bool:
+        """Return whether the file has changed, and read it if so; raises `ConfigError`."""
         try:
             status = self._path.stat()
+            stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
+            if stamp == self._seen:
+                return False
+            text = read_text(self._path, _MAX_BYTES)
         except OSError as error:
-            raise self._unreadable(error) from error
-        return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
-
-    def _text(self) -> str:
-        try:
-            return read_text(self._path, _MAX_BYTES)
-        except OSError as error:
-            raise self._unreadable(error) from error
-
-    def _in(self, text: str) -> list[bytes]:
+            raise ConfigError(f"API keys file {self._path}: {error.strerror}") from error
+        self._seen = stamp  # a file without keys is not read again; one that could not be read is
         keys = [key for line in text.splitlines() if (key := _COMMENT.sub("", line).strip())]
         if not keys:
-            raise ConfigError(f"API keys file {self._path}: no key in it")
-        return [_digest(key.encode()) for key in keys]
-
-    def _unreadable(self, error: OSError) -> ConfigError:
-        return ConfigError(f"API keys file {self._path}: {error.strerror}")
+            raise ConfigError(f"API keys file {self._path}: it contains no key")
+        self._digests = [_digest(key.encode()) for key in keys]
+        return True
 
 
 def _digest(key: bytes) -> bytes:

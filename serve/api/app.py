@@ -1,10 +1,7 @@
-"""The HTTP application: which path leads to which handler, through what, and what becomes of errors.
-
-Domain errors become problems by the table in `problems.py`.
-"""
+"""The ASGI application: its routes, its middleware and its responses to errors."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -18,32 +15,35 @@ from starlette.types import ExceptionHandler, Receive, Scope, Send
 
 from serve import __version__
 from serve.api.api_keys import KeyFile
-from serve.api.handlers import Server
+from serve.api.handlers import Handlers
 from serve.api.middleware import LingeringClose, OriginGuard, RequestLog, api_key
-from serve.api.v2.handlers import Handler, InferenceServer
+from serve.api.pipeline import Pipeline
+from serve.api.responses import error_response, problem_response
+from serve.api.v2.handlers import Handler, InferenceHandlers
 from serve.api.v2.messages import LENGTH_HEADER
 from serve.config.hosts import AllowedHosts
 from serve.config.settings import Config
-from serve.errors import RequestError, Unauthorized
+from serve.errors import RequestError
 from serve.model.classifier import Classifier
 from serve.observability.metrics import NO_ROUTE, Metrics
-from serve.problems import problem, problem_of, refusal, retry_after
+from serve.problems import problem
 from serve.scheduling.lifecycle import Lifecycle
 
-# Raises `Unauthorized` unless a key, if there is one, is accepted.
+# Raises `Unauthorized` unless the key is accepted; None is a request without a key.
 Require = Callable[[bytes | None], None]
 
 
 def metrics_of(classifier: Classifier) -> Metrics:
-    """Fresh metrics, which say what is being served."""
-    variant = str(classifier.card["variant"])
-    return Metrics({"version": __version__, "model": classifier.model.name, "variant": variant})
+    """Return new metrics labelled with this release and this model."""
+    model, variant = classifier.model.name, str(classifier.card["variant"])
+    return Metrics({"version": __version__, "model": model, "variant": variant})
 
 
 class GuardedRoute(Route):
-    """Starlette's, which asks for an API key where `require` is given: it raises `Unauthorized` for one not accepted.
+    """A route that checks the API key with `require`, if given, before its handler runs.
 
-    No path with control characters matches; Starlette's regular expressions overlook a newline at the end of one.
+    It matches no path with control characters, because the regular expressions of Starlette's `Route` ignore a newline
+    at the end.
     """
 
     def __init__(self, path: str, endpoint: Handler, methods: Sequence[str], require: Require | None = None) -> None:
@@ -60,65 +60,69 @@ class GuardedRoute(Route):
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, but that what it refuses gets a problem too."""
+    """Starlette's CORS middleware, with a problem as the response to a refused preflight."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        answer = super().preflight_response(request_headers)
-        return answer if answer.status_code == 200 else _RefusedPreflight(answer)
+        response = super().preflight_response(request_headers)
+        return response if response.status_code == 200 else _RefusedPreflight(response)
 
 
 class _RefusedPreflight(Response):
-    """The same refusal, with the headers that browsers go by, in the form that errors have at its path."""
+    """Starlette's response to a refused preflight, with its headers and a problem as its body."""
 
     def __init__(self, plain: Response) -> None:
         super().__init__()
-        self._what = bytes(plain.body).decode().removeprefix("Disallowed CORS ")
+        self._refused = bytes(plain.body).decode().removeprefix("Disallowed CORS ")
         self._kept = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = problem(400, "Bad Request", f"What the preflight asks for is not allowed: {self._what}.")
-        body, media_type = refusal(scope["path"], content)
-        await Response(body, 400, self._kept, media_type)(scope, receive, send)
+        content = problem(400, "Bad Request", f"The CORS preflight is refused; not allowed: {self._refused}.")
+        await problem_response(scope["path"], content, self._kept)(scope, receive, send)
 
 
 def create_app(
     config: Config, classifier: Classifier, lifecycle: Lifecycle | None = None, metrics: Metrics | None = None
 ) -> Starlette:
-    """The ASGI application over a loaded classifier; it answers 503 until its lifespan has started.
+    """Return the ASGI application of a loaded classifier; it answers 503 until its lifespan has started.
 
-    lifecycle: for who wants to drain the application before ending it. metrics: for who counts in them too.
+    Args:
+        config: the settings.
+        classifier: the loaded model.
+        lifecycle: for a caller that drains the application before it shuts down.
+        metrics: for a caller that counts in the same metrics.
     """
     lifecycle = lifecycle or Lifecycle(config.grace_seconds)
     metrics = metrics or metrics_of(classifier)
-    server = Server(config, classifier, lifecycle, metrics)
-    inference = InferenceServer(server)
+    pipeline = Pipeline(config, classifier, lifecycle, metrics)
+    handlers = Handlers(pipeline)
+    inference = InferenceHandlers(pipeline)
     require = KeyFile(config.api_keys_file).require if config.api_keys_file else None
-    # Probes and the model card want no key where there are keys.
+    # These routes need no API key.
     open_routes = {
-        "/": server.root,
-        "/model": server.model,
-        "/livez": server.livez,
-        "/readyz": server.readyz,
-        "/healthz": server.readyz,
-        "/metrics": server.show_metrics,
-        "/openapi.json": server.openapi,
-        "/docs": server.docs,
+        "/": handlers.root,
+        "/model": handlers.model,
+        "/livez": handlers.livez,
+        "/readyz": handlers.readyz,
+        "/healthz": handlers.readyz,
+        "/metrics": handlers.show_metrics,
+        "/openapi.json": handlers.openapi,
+        "/docs": handlers.docs,
         **inference.health(),
     }
     routes = [
         *(GuardedRoute(path, handler, ["GET"]) for path, handler in open_routes.items()),
-        GuardedRoute("/upload", server.upload, ["POST"], require),
+        GuardedRoute("/upload", handlers.upload, ["POST"], require),
         *(GuardedRoute(path, handler, methods, require) for path, handler, methods in inference.routes()),
     ]
     cors = Middleware(
         Cors,
         allow_origins=config.cors_origins,
-        allow_methods=["*"],  # which method fits which route is the router's to say, with a problem
+        allow_methods=["*"],  # the router refuses methods that a route lacks, with a problem
         allow_headers=["*"],
-        allow_private_network=True,  # a listed origin is listed wherever it and the server are
+        allow_private_network=True,  # a listed origin is allowed from any network to any network
         expose_headers=["X-Request-ID", "Retry-After", "Server-Timing", LENGTH_HEADER],
     )
-    metrics.expect(route.path for route in routes)
+    metrics.declare_routes(route.path for route in routes)
     app = Starlette(
         routes=routes,
         middleware=[
@@ -132,53 +136,46 @@ def create_app(
             HTTPException: cast(ExceptionHandler, _answer_http_exception),
             ClientDisconnect: _on_client_disconnect,
         },
-        lifespan=server.lifespan,
+        lifespan=pipeline.lifespan,
     )
     app.state.lifecycle = lifecycle
-    app.router.redirect_slashes = False  # a redirected upload would be sent twice; 404 says what is wrong
+    app.router.redirect_slashes = False  # a redirected upload would be sent twice; a 404 is clearer
     return app
 
 
 def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
-    """Return a function from scope to the template of its route, also for requests refused before they were routed."""
+    """Return a function from a scope to its route's template, also for requests refused before routing."""
 
-    def name(scope: Scope) -> str:
+    def template(scope: Scope) -> str:
         matching = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
         found = scope.get("route") or next(matching, None)
         return found.path if found else NO_ROUTE
 
-    return name
+    return template
 
 
-def _response(request: Request, content: dict[str, Any], headers: dict[str, str]) -> Response:
-    body, media_type = refusal(request.scope["path"], content)
-    return Response(body, content["status"], headers, media_type)
-
-
-# Plain functions Starlette would run on a thread: three milliseconds each where the CPUs are busy.
+# The error handlers are coroutines, because Starlette runs plain functions on a thread: 3 ms each on busy CPUs.
 def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
     async def answer(request: Request, error: RequestError) -> Response:
-        error.__traceback__ = None  # its frames hold the upload, and the error: a cycle of megabytes
-        metrics.rejected(error)
-        seconds = retry_after(error)
-        headers = {} if seconds is None else {"Retry-After": str(seconds)}
-        if isinstance(error, Unauthorized):
-            headers["WWW-Authenticate"] = "Bearer"
-        return _response(request, problem_of(error), headers | request.scope.get("timing", {}))
+        error.__traceback__ = None  # its frames refer to the upload and to the error: a cycle of megabytes
+        metrics.request_rejected(error)
+        return error_response(request.scope["path"], error, request.scope.get("timing"))
 
     return answer
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
-    """The framework's own refusals: no such route, or not with this method."""
-    headers = dict(error.headers or {})
+    """Respond to what the framework refuses: an unknown route, or a method that the route does not have."""
+    headers = error.headers or {}
     if error.status_code == 405:
-        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies."
-        return _response(request, problem(405, "Method Not Allowed", detail), headers)
-    detail = "There is no such route; POST /upload classifies, and GET /docs tells the rest."
-    return _response(request, problem(404, "Not Found", detail), headers)
+        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies images."
+        content = problem(405, "Method Not Allowed", detail)
+    else:
+        detail = "There is no such route; POST /upload classifies images, and GET /docs lists the other routes."
+        content = problem(404, "Not Found", detail)
+    return problem_response(request.scope["path"], content, headers)
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
-    """The client left before its request was complete; the status is for the log alone (nginx's 499)."""
+    """Give the log a status, nginx's 499, for a client that disconnected before its response."""
     return Response(status_code=499)

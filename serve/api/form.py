@@ -1,7 +1,4 @@
-"""A multipart body, piece by piece → the files in it. Knows no HTTP.
-
-Errors that leave here: `MalformedUpload`, `MissingFile`, `TooManyFiles`.
-"""
+"""Parses a multipart form chunk by chunk and collects its files."""
 
 import re
 from dataclasses import dataclass
@@ -12,18 +9,18 @@ from python_multipart.multipart import MAX_BOUNDARY_LENGTH, parse_options_header
 from serve.errors import MalformedUpload, MissingFile, TooManyFiles
 
 FILE_PART: Final = "file"
-# Other form fields are read over and dropped; a page may send a few, an attacker thousands.
+# Other form fields are skipped; a page may send a few, an attacker thousands.
 _MAX_OTHER_PARTS: Final = 32
 _MAX_PART_HEADERS: Final = 8
 _MAX_PART_HEADER_BYTES: Final = 4096 + 128
-# All headers of a part, each with the line end ahead of it, and the blank line behind them.
+# All headers of a part, each with the line end before it, and the blank line after them.
 _MAX_HEADER_BLOCK_BYTES: Final = _MAX_PART_HEADERS * (2 + _MAX_PART_HEADER_BYTES) + 4
 _HEADER_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# A header's parameters are read in a microsecond each, and a form can have sixty headers that are nothing else.
+# A parameter of a header takes a microsecond to read, and a form can have sixty headers full of them.
 _MAX_SEMICOLONS: Final = 32
-# Blanks between a boundary and the end of its line, which mail gateways add.
+# Blanks between a boundary and the end of its line; mail gateways add them.
 _MAX_PADDING: Final = 256
-# Lines that begin with the boundary and are none. RFC 2046 has no place for them; each takes a microsecond.
+# Lines that begin with the boundary but go on otherwise. RFC 2046 does not allow them; each takes a microsecond.
 _MAX_NEAR_BOUNDARIES: Final = 64
 _LONGEST_NAME: Final = 255
 _SHOWN_NAME_CHARACTERS: Final = 40
@@ -31,16 +28,17 @@ _SHOWN_NAME_CHARACTERS: Final = 40
 
 @dataclass(frozen=True)
 class UploadedFile:
-    """One encoded file; `filename` as the client gave it, empty where it gave none."""
+    """One encoded file; `filename` is the client's, and empty if the client sent none."""
 
     filename: str
     data: bytes
 
 
 class Form:
-    """A multipart body as it comes in: keeps the parts named `file`, counts and drops the others.
+    """Parses a multipart body as it arrives: keeps the parts named `file`, counts and skips the others.
 
-    Everything is looked for with `find`, from where it was not found before, so that no body takes longer than another.
+    Each search continues where the last one ended, so that the time taken is proportional to the body's size. The
+    methods raise `MalformedUpload`, `MissingFile` and `TooManyFiles`.
     """
 
     def __init__(self, content_type: str, max_files: int) -> None:
@@ -61,7 +59,7 @@ class Form:
         # The first boundary may follow any line end, or none at all.
         self._delimiter = b"\n--" + boundary
         self._buffer = bytearray(b"\n")
-        self._searched = 0  # in the buffer; what is looked for does not begin before
+        self._searched = 0  # where the next search of the buffer starts
         self._near_boundaries = 0
         # Not a bound method, which would make a cycle and keep the files until the garbage collector runs.
         self._step = Form._read_data
@@ -70,14 +68,14 @@ class Form:
         self._complete = False
 
     def feed(self, chunk: bytes) -> None:
-        """Read on; what follows the closing boundary is dropped."""
+        """Parse the next chunk; whatever follows the closing boundary is skipped."""
         if not self._complete:
             self._buffer += chunk
         while not self._complete and self._step(self):
             pass
 
     def end(self) -> list[UploadedFile]:
-        """The files, at least one, in the order sent; the body has come to its end."""
+        """Return the files, at least one, in the order sent; call it at the end of the body."""
         if not self._begun:
             raise MalformedUpload("The multipart body is malformed: none of its lines is its boundary.")
         if not self._complete:
@@ -89,7 +87,7 @@ class Form:
         return self._files
 
     def _read_data(self) -> bool:
-        """Read up to the next delimiter and over it; False where more has to come first."""
+        """Read past the next delimiter; return False if more data is needed."""
         at = self._buffer.find(self._delimiter, self._searched)
         if at < 0:
             self._searched = max(0, len(self._buffer) - len(self._delimiter) + 1)
@@ -117,7 +115,7 @@ class Form:
         return True
 
     def _read_headers(self) -> bool:
-        """Read a part's headers, each of which has its line end ahead of it; False where more has to come first."""
+        """Read a part's headers, each with the line end before it; return False if more data is needed."""
         end = self._buffer.find(b"\r\n\r\n", self._searched)
         if end < 0 and len(self._buffer) <= _MAX_HEADER_BLOCK_BYTES:
             self._searched = max(0, len(self._buffer) - 3)
@@ -167,17 +165,17 @@ class Form:
 
 
 def _refuse_a_mere_name(data: bytes) -> None:
-    """`curl -F file=cat.jpg`, without the @, sends the name in place of the file."""
+    """Refuse the name of a file in its place, which `curl -F file=cat.jpg` sends for lack of an @."""
     if 0 < len(data) <= _LONGEST_NAME and data.isascii():
         text = data.decode("ascii")
         if text.isprintable():
             raise MissingFile(
-                f"The part '{FILE_PART}' holds the text {text!r} and no file; with curl, write -F 'file=@{text}'."
+                f"The part '{FILE_PART}' is the text {text!r}, not a file; with curl, write -F 'file=@{text}'."
             )
 
 
 def _parameters(header: str | bytes) -> dict[bytes, bytes]:
-    """Those of a Content-Type or Content-Disposition."""
+    """Return the parameters of a Content-Type or Content-Disposition."""
     text = header.decode("latin-1") if isinstance(header, bytes) else header
     if (count := text.count(";")) > _MAX_SEMICOLONS:
         raise MalformedUpload(f"A header of the form has {count} semicolons; the limit is {_MAX_SEMICOLONS}.")
@@ -189,7 +187,7 @@ def _malformed() -> MalformedUpload:
 
 
 def _decoded(raw: bytes) -> str:
-    """Names are UTF-8 in forms sent today and Latin-1 in old ones, which decodes anything."""
+    """Decode a name as UTF-8, or as Latin-1, which older clients send and which accepts any bytes."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

@@ -1,33 +1,28 @@
-"""What every request passes through: request id, access log, origin check, unforeseen errors, clean endings.
+"""ASGI middleware for every request: request id, access log, origin check, defects and lingering close.
 
-Plain ASGI, so that nothing here depends on the web framework. No error leaves this module while an answer can still be
-given: a defect becomes a 500 that carries the request id under which it was logged.
+A defect is answered with a 500 that carries the request id under which it was logged.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
-from serve.config.hosts import AllowedHosts, is_own_page
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.api.responses import error_response, problem_response
+from serve.config.hosts import AllowedHosts, is_same_origin
 from serve.errors import ForeignHost, ForeignOrigin
+from serve.observability.correlation import parse_traceparent, request_id_of
 from serve.observability.metrics import Metrics
-from serve.observability.request_ids import request_id_of
-from serve.observability.tracing import trace_of
-from serve.problems import problem, problem_of, refusal
-
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from serve.problems import problem
 
 access_log = logging.getLogger("serve.access")
 error_log = logging.getLogger("serve.error")
 
-# After an early refusal, what the client is still sending is read and dropped for a moment, because closing on unread
-# bytes resets the connection and the client may lose the answer (RFC 9112, section 9.6).
+# After an early response, the rest of the request's body is read and dropped for a moment: closing a connection with
+# unread bytes resets it, and the client may lose the response (RFC 9112, section 9.6).
 _LINGER_SECONDS: Final = 2.0
 _LINGER_SECONDS_WHEN_LEAVING: Final = 0.5
 _LINGER_BYTES: Final = 64 * 2**20
@@ -36,12 +31,16 @@ _LINGER_BYTES: Final = 64 * 2**20
 class RequestLog:
     """Give each request an id, a line in the access log and a count, and turn a defect into a 500 problem.
 
-    route_of: the template of the route that a request's scope is of. What others leave in the scope is noted: `stages`,
-    seconds by stage; `answered`, when by the clock of `time.perf_counter`; `refused`, the status that was sent by
-    someone else; and `request_id` is there for them.
+    It puts `request_id` into the scope, and reads from it: `stages`, the seconds of each stage; `answered`, the time of
+    the response by `time.perf_counter`; `refused`, the status that the protocol sent by itself.
+
+    Args:
+        app: the wrapped application.
+        metrics: where requests are counted.
+        route_of: returns the route's template for a scope.
     """
 
-    def __init__(self, app: App, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, route_of: Callable[[Scope], str]) -> None:
         self.app = app
         self.metrics = metrics
         self.route_of = route_of
@@ -66,30 +65,34 @@ class RequestLog:
             record["bytes_out"] += len(message.get("body", b""))
             await send(message)
 
-        self.metrics.began()
+        self.metrics.request_started()
         try:
             await self.app(scope, counting_receive, stamping_send)
         except Exception:
             error_log.exception("unforeseen error", extra={"fields": {"request_id": request_id}})
             if record["status"]:
-                raise  # half an answer is out: only closing the connection tells the client
-            await _send_defect(scope, stamping_send, request_id)
+                raise  # part of the response is sent: only closing the connection tells the client
+            detail = "The server failed on this request, which is a defect; its log has more under this request id."
+            defect = {**problem(500, "Internal Server Error", detail), "request_id": request_id}
+            await problem_response(scope["path"], defect)(scope, receive, stamping_send)
         finally:
             seconds = scope.get("answered", time.perf_counter()) - started
             record["status"] = scope.get("refused", record["status"])
-            self.metrics.ended(self.route_of(scope), record["status"], seconds)
+            self.metrics.request_finished(self.route_of(scope), record["status"], seconds)
             _log_access(scope, request_id, record, seconds)
 
 
 class LingeringClose:
-    """Close connections that nothing more is to come from.
+    """Close the connection after a response that was sent before its request's body had arrived, or at shutdown.
 
-    Where an answer goes out before the request's body was read to its end, reading stops soon; where all of the body
-    had come, the connection goes on. leaving: whether the server is about to end, so that clients do not send their
-    next request to it.
+    The rest of the body is read for a short time first, so that the client gets the response.
+
+    Args:
+        app: the wrapped application.
+        leaving: whether the server is shutting down, so that clients send their next request elsewhere.
     """
 
-    def __init__(self, app: App, leaving: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
         self.app = app
         self.leaving = leaving
 
@@ -98,7 +101,7 @@ class LingeringClose:
             await self.app(scope, receive, send)
             return
         unread = _has_body(scope)
-        sends = not _waits_for_continue(scope)  # its body, without having been told to go on
+        sends = not _waits_for_continue(scope)  # whether the client sends its body unasked
 
         async def watching_receive() -> Message:
             nonlocal unread, sends
@@ -109,12 +112,12 @@ class LingeringClose:
 
         async def closing_send(message: Message) -> None:
             if unread and message["type"] == "http.response.start" and sends:
-                await _drop_rest(watching_receive, 0.0)  # what is there already
+                await _drop_rest(watching_receive, 0.0)  # what has arrived already
             if (unread or self.leaving()) and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
-                scope["answered"] = time.perf_counter()  # what follows is for the client's sake alone
+                scope["answered"] = time.perf_counter()  # the lingering is not part of the response time
                 if sends:
                     await _drop_rest(
                         watching_receive, _LINGER_SECONDS_WHEN_LEAVING if self.leaving() else _LINGER_SECONDS
@@ -126,12 +129,16 @@ class LingeringClose:
 
 
 class OriginGuard:
-    """Refuse requests for a host that is not allowed, and what a browser sends for a page of another origin.
+    """Refuse requests for a host that is not allowed, and requests from web pages of another origin.
 
-    hosts: those allowed. origins: other origins whose pages may use the server.
+    Args:
+        app: the wrapped application.
+        metrics: where refusals are counted.
+        hosts: the allowed hosts.
+        origins: other origins whose pages may use the server.
     """
 
-    def __init__(self, app: App, metrics: Metrics, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
         self.app = app
         self.metrics = metrics
         self.hosts = hosts
@@ -142,8 +149,8 @@ class OriginGuard:
         if refused is None:
             await self.app(scope, receive, send)
             return
-        self.metrics.rejected(refused)
-        await _send_problem(scope, send, problem_of(refused))
+        self.metrics.request_rejected(refused)
+        await error_response(scope["path"], refused)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ForeignHost | ForeignOrigin | None:
         host, origin = (_header(scope, name).decode("latin-1") for name in (b"host", b"origin"))
@@ -152,7 +159,7 @@ class OriginGuard:
         if not origin or origin in self.origins:
             return None
         site = _header(scope, b"sec-fetch-site").decode("latin-1")
-        if is_own_page(origin, site, scope["scheme"], host):
+        if is_same_origin(origin, site, scope["scheme"], host):
             return None
         return ForeignOrigin(f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed.")
 
@@ -170,18 +177,6 @@ async def _drop_rest(receive: Receive, seconds: float) -> None:
         pass
 
 
-async def _send_defect(scope: Scope, send: Send, request_id: str) -> None:
-    detail = "The server failed on this request, which is a defect; its log has more under this request id."
-    await _send_problem(scope, send, {**problem(500, "Internal Server Error", detail), "request_id": request_id})
-
-
-async def _send_problem(scope: Scope, send: Send, content: dict[str, Any], *more: tuple[bytes, bytes]) -> None:
-    body, media_type = refusal(scope["path"], content)
-    headers = [(b"content-type", media_type.encode()), (b"content-length", str(len(body)).encode()), *more]
-    await send({"type": "http.response.start", "status": content["status"], "headers": headers})
-    await send({"type": "http.response.body", "body": body})
-
-
 def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: float) -> None:
     # raw_path is still percent-encoded, so a path cannot break or forge a line
     path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
@@ -193,7 +188,7 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
         "path": path,
         **record,
         "ms": round(seconds * 1000, 2),
-        **trace_of(_header(scope, b"traceparent").decode("latin-1")),
+        **parse_traceparent(_header(scope, b"traceparent").decode("latin-1")),
     }
     if "stages" in scope:
         fields["stages_ms"] = {stage: round(spent * 1000, 3) for stage, spent in scope["stages"].items()}
@@ -201,7 +196,7 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
 
 
 def api_key(scope: Scope) -> bytes | None:
-    """The API key that a request carries, as `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    """Return the API key of a request, from `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     scheme, _, token = _header(scope, b"authorization").partition(b" ")
     if scheme.lower() == b"bearer":
         return token.strip()

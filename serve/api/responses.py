@@ -1,28 +1,53 @@
-"""Results → the objects of the contract, ready for JSON, and the header that says where the time went.
-
-No error leaves this module.
-"""
+"""Builds response bodies and headers: results, problems and `Server-Timing`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from serve.errors import RequestError
+from starlette.responses import JSONResponse, Response
+
+from serve.errors import RequestError, Unauthorized
 from serve.model.classifier import Classified, prediction
-from serve.problems import problem_of
+from serve.problems import problem_body, problem_of, retry_after
 from serve.scheduling.scheduler import Outcome
 
 
-def prediction_or_problem(outcome: Outcome[Classified], model_name: str) -> dict[str, Any]:
-    """One picture's place in a list of results; raises what is no `RequestError`, because that is a defect."""
+class JSONLineResponse(JSONResponse):
+    """JSON that ends with a line feed, for readers at a terminal."""
+
+    def render(self, content: Any) -> bytes:
+        return super().render(content) + b"\n"
+
+
+def problem_response(path: str, problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
+    """Return a problem as the response to a request for `path`."""
+    body, media_type = problem_body(path, problem)
+    return Response(body, problem["status"], headers, media_type)
+
+
+def error_response(path: str, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error as the response to a request for `path`, with the headers that belong to its status."""
+    headers = dict(headers or {})
+    if (seconds := retry_after(error)) is not None:
+        headers["Retry-After"] = str(seconds)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem_response(path, problem_of(error), headers)
+
+
+def result_entry(outcome: Outcome[Classified], model_name: str) -> dict[str, Any]:
+    """Return one image's entry in a list of results: its prediction, or the problem of its `RequestError`.
+
+    Any other error is a defect, and is raised.
+    """
     if isinstance(outcome.error, RequestError):
         return problem_of(outcome.error)
     return prediction(outcome.unwrap(), model_name)
 
 
-def stages_of(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:
-    """Stage → seconds of one request.
+def stage_seconds(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:
+    """Return how long each stage of a request took, in seconds.
 
-    Of several pictures the times are added up, but for `queue`, which is how long the last of them waited.
+    The times of several images are added up, except for `queue`, which is the longest wait among them.
     """
     stages = {"read": read_seconds, "decode": 0.0, "preprocess": 0.0, "queue": 0.0, "infer": 0.0}
     for outcome in outcomes:
@@ -34,5 +59,5 @@ def stages_of(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> d
 
 
 def server_timing(stages: Mapping[str, float]) -> str:
-    """The value of `Server-Timing` (W3C), milliseconds."""
+    """Return the value of `Server-Timing` (W3C), in milliseconds."""
     return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())

@@ -1,7 +1,4 @@
-"""The pages that browsers get: their headers, and the one to drop pictures on, with this server's own limits in it.
-
-No error leaves this module.
-"""
+"""Renders the start page with this server's limits, and the security headers of every page."""
 
 import base64
 import hashlib
@@ -15,22 +12,23 @@ from typing import Final
 from serve.config.hosts import host_name
 from serve.config.settings import Config
 from serve.imaging.formats import ACCEPTED_FORMATS
+from serve.model.postprocess import DEFAULT_TOP_K
 
 _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
-_TOP_K: Final = 5
 _MEBIBYTE: Final = 2**20
-_ADDRESS: Final = "http://127.0.0.1:5000"  # as page.html and docs_page.py have it
-# Of an Accept header; browsers send about 150 characters.
+_ADDRESS: Final = "http://127.0.0.1:5000"  # the placeholder in page.html and docs_page.py
+# How much of an Accept header is read, in characters; browsers send about 150.
 _MAX_ACCEPT: Final = 1024
 
 
 def start_page(config: Config, model: str, variant: str, class_count: int) -> str:
-    """The page of `GET /`, for a model of this name, variant and number of classes."""
+    """Return the HTML of `GET /` for a model of this name, variant and number of classes."""
+    top_k = min(DEFAULT_TOP_K, class_count)
     settings = {
         "maxBytes": config.max_request_bytes,
         "maxFiles": config.max_files,
-        "topK": min(_TOP_K, class_count),
+        "topK": top_k,
         "variant": variant,
         "wantsKey": config.api_keys_file is not None,
     }
@@ -38,6 +36,7 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
         "settings": json.dumps(settings),
         "model": model,
         "variant": variant,
+        "top_k": str(top_k),
         "classes": str(class_count),
         "accept": ",".join(f"image/{name.lower()}" for name in ACCEPTED_FORMATS),
         "formats": ", ".join(ACCEPTED_FORMATS),
@@ -48,15 +47,15 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
     return re.sub(r"\{\{(\w+)\}\}", lambda found: html.escape(values[found[1]]), text)
 
 
-def addressed(page: str, scheme: str, host: str) -> str:
-    """The page with the address it was asked at, where `host` (and port) could be one; a client can send anything."""
+def with_address(page: str, scheme: str, host: str) -> str:
+    """Return the page with the address that it was requested at, if `scheme` and `host` (with port) are valid."""
     if scheme not in ("http", "https") or host_name(host) is None:
         return page
     return page.replace(_ADDRESS, f"{scheme}://{host}")
 
 
 def security_headers(page: str) -> dict[str, str]:
-    """Headers under which a page runs and loads nothing but what is written in it, and talks to its own server only."""
+    """Return headers that let a page load and run only what is written in it, and connect only to its own server."""
     styles, scripts = (_hashes(page, tag) for tag in ("style", "script"))
     policy = {
         "default-src": _NOTHING,
@@ -78,7 +77,7 @@ def security_headers(page: str) -> dict[str, str]:
 
 
 def prefers_html(accept: str) -> bool:
-    """Whether an `Accept` header would rather have HTML than plain text, as browsers' do and curl's does not."""
+    """Return whether an `Accept` header prefers HTML to plain text, as a browser's does and curl's does not."""
     weights: dict[str, float] = {}
     for entry in accept[:_MAX_ACCEPT].lower().split(","):
         media, *parameters = (part.strip() for part in entry.split(";"))
@@ -91,7 +90,7 @@ def prefers_html(accept: str) -> bool:
 
 
 def _quality(parameters: Iterable[str]) -> float:
-    """The value of `q`, 0 to 1; 1 where it is missing or malformed."""
+    """Return the value of `q`, from 0 to 1; 1 if it is missing or malformed."""
     text = next((each[2:] for each in parameters if each.startswith("q=")), "1")
     return float(text) if text in ("0", "1") or (text[:2] in ("0.", "1.") and text[2:].isdecimal()) else 1.0
 

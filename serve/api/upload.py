@@ -1,7 +1,6 @@
-"""Request body, chunk by chunk → the files in it, within the limits; what goes over them is never kept.
+"""Reads the files of a request from its body, chunk by chunk, and stops at the first byte over a limit.
 
-Knows the three ways of sending a picture, but no web framework: it reads any async iterator of bytes.
-Errors that leave here: `UnsupportedBody`, `UnboundedBody`, `EmptyFile`, `UploadTooLarge`, and those of a `Form`.
+An image is sent as a multipart form, as `image/*` or as `application/octet-stream`.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -12,13 +11,13 @@ from serve.api.form import Form, UploadedFile
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
 
 _SHOWN_CHARACTERS: Final = 40
-# Of a Content-Length; the longest number that the HTTP parser lets through has twenty without its leading noughts.
+# Digits of a Content-Length; without leading zeros, the HTTP parser accepts at most twenty.
 _MOST_DIGITS: Final = 20
 
 
 @dataclass(frozen=True)
 class UploadLimits:
-    """Bytes a body may have, files it may carry."""
+    """The most bytes a body may have, and the most files."""
 
     max_bytes: int
     max_files: int
@@ -27,9 +26,19 @@ class UploadLimits:
 async def read_upload(
     headers: Mapping[str, str], chunks: AsyncIterator[bytes], limits: UploadLimits
 ) -> list[UploadedFile]:
-    """Read one request's files, at least one, in the order sent.
+    """Read a request's files, at least one, in the order sent.
 
-    headers: the request's, with lower-case lookup. chunks: its body, read no further than the limits allow.
+    Args:
+        headers: the request's headers, with lower-case lookup.
+        chunks: its body, which is read no further than the limits allow.
+        limits: for the body and its files.
+
+    Raises:
+        UnsupportedBody: the body is neither a form nor an image.
+        UnboundedBody: the body has neither a length nor chunked encoding.
+        UploadTooLarge: the body is larger than the limit.
+        EmptyFile: the body is empty.
+        RequestError: whatever `Form` raises.
     """
     content_type = headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip(" \t").lower()
@@ -43,12 +52,12 @@ async def read_upload(
         return form.end()
     data = await read_body(headers, chunks, limits.max_bytes)
     if not data:
-        raise EmptyFile("The body is empty; send the picture's bytes.")
+        raise EmptyFile("The body is empty; send the image's bytes.")
     return [UploadedFile("", data)]
 
 
 async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    """One request's whole body, whatever it is; raises `UnboundedBody` and `UploadTooLarge`."""
+    """Read a request's whole body, of any kind; raises `UnboundedBody` and `UploadTooLarge`."""
     data = bytearray()
     async for chunk in _bounded(headers, chunks, max_bytes):
         data += chunk
@@ -56,13 +65,13 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], ma
 
 
 async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
-    """The same chunks, ending with `UploadTooLarge` before the first byte over the limit is handed on."""
+    """Yield the chunks, and raise `UploadTooLarge` before the first one that goes over the limit."""
     length = headers.get("content-length")
     if length is None and "transfer-encoding" not in headers:
         raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
-    too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes a request.")
+    too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes per request.")
     if length is not None:
-        if len(length) > _MOST_DIGITS:  # which may all be noughts, and thousands of them are more than `int` takes
+        if len(length) > _MOST_DIGITS:  # may all be zeros; `int` refuses thousands of them
             raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MOST_DIGITS} digits.")
         if int(length) > max_bytes:  # the HTTP parser has let only digits through
             raise too_large
@@ -76,8 +85,8 @@ async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max
 
 def _unsupported(media_type: str) -> str:
     wanted = (
-        "Send multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg'), or the picture itself as image/*."
+        "Send multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg'), or the image itself as image/*."
     )
     if not media_type:
         return f"The request has no Content-Type. {wanted}"
-    return f"The Content-Type {media_type[:_SHOWN_CHARACTERS]!r} is neither a form nor a picture. {wanted}"
+    return f"The Content-Type {media_type[:_SHOWN_CHARACTERS]!r} is neither a multipart form nor an image. {wanted}"

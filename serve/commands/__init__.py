@@ -1,1 +1,1 @@
-"""One file for each command."""
+"""The commands of `python -m serve`, one module each."""

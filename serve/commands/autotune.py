@@ -1,8 +1,7 @@
-"""`python -m serve autotune`: measure this machine for some seconds, say which threads suit it and what they gain.
+"""`python -m serve autotune`: measures for some seconds which thread settings suit this machine, and what they gain.
 
-Two figures decide: how long a lone picture takes on 1, 2, 4 … intra-op threads, and how many pictures a second come out
-of 1, 2, 4 … streams of one thread each. Arrangements take turns, so that a noisy machine is noisy for all.
-Errors that leave here: `StartError`.
+It times a single image on 1, 2, 4, … intra-op threads, and counts images per second from 1, 2, 4, … streams of one
+thread each. All settings are measured in turn in each round, so that noise affects them alike.
 """
 
 import os
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.config.regular_file import read_text
 from serve.config.settings import MODELS, argument_parser, load_config
 from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
 from serve.errors import ConfigError
-from serve.files.progress import bar
+from serve.files.progress import progress_bar
+from serve.imaging.preprocess import FloatArray
 from serve.model.files import find_model
 from serve.model.session import Model, load_model
 from serve.printable import printable
@@ -31,13 +30,13 @@ from serve.printable import printable
 _ROUNDS: Final = 5
 _LONE_INFERENCES: Final = 12
 _LOADED_SECONDS: Final = 0.5
-# A setting that gains less than this is left at what it would be anyway: it could be noise.
-_WORTH_IT: Final = 0.05
+# A smaller gain over the default could be noise.
+_MIN_GAIN: Final = 0.05
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting's measured alternatives. figures: by value of the setting, milliseconds or pictures a second."""
+    """One setting's measured values. figures: milliseconds or images per second, by value of the setting."""
 
     setting: str
     unit: str
@@ -47,15 +46,24 @@ class Choice:
 
     @property
     def gain(self) -> float:
-        """How much better the chosen value is than the default, as a ratio of at least 1."""
+        """How much better the chosen value is than the default: a ratio of at least 1."""
         ratio = self.figures[self.default] / self.figures[self.chosen]
         return ratio if self.unit == "ms" else 1 / ratio
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run the command; always 0. Raises `StartError`."""
-    parser = argument_parser("python -m serve autotune", "Measure this machine and print the settings that suit it.")
-    parser.add_argument("--write", action="store_true", help="save them in the file that --config names")
+    """Runs the command.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        StartError: a setting, the model or the settings file is unusable.
+    """
+    parser = argument_parser(
+        "python -m serve autotune", "Measure and print the thread settings that suit this machine."
+    )
+    parser.add_argument("--write", action="store_true", help="also save them in the settings file")
     flags = parser.parse_args(arguments)
     config = load_config(arguments, environment, parser)
     path = find_model(config.model, config.model_variant, MODELS)
@@ -66,12 +74,17 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        print(printable(f"Saved in {target}, which `python -m serve` reads from the folder it is started in."))
+        print(printable(f"Saved in {target}; start the server in this folder, or with --config {target}."))
     return 0
 
 
 def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Choice]:
-    """The choice for each setting. cpus: the most that may be used; progress: told the share done, 0 to 1."""
+    """Measures and chooses each setting.
+
+    Args:
+        cpus: the number of CPUs that may be used.
+        progress: called with the share done, 0 to 1.
+    """
     counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
     models = {count: load_model(path, count) for count in counts}
     image = np.zeros((1, 3, models[cpus].input_side, models[cpus].input_side), np.float32)
@@ -80,48 +93,52 @@ def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Ch
     steps = 0
     for _ in range(_ROUNDS):
         for count, model in models.items():
-            alone[count].append(_milliseconds_alone(model, image))
-            loaded[count].append(_rate_under_load(models[1], image, count))
+            alone[count].append(_single_image_ms(model, image))
+            loaded[count].append(_images_per_second(models[1], image, count))
             steps += 1
             progress(steps / (_ROUNDS * len(counts)))
     return [
         _choose("intra_op_threads", "ms", {count: statistics.median(figures) for count, figures in alone.items()}),
-        _choose("streams", "pictures/s", {count: statistics.median(figures) for count, figures in loaded.items()}),
+        _choose("streams", "images/s", {count: statistics.median(figures) for count, figures in loaded.items()}),
     ]
 
 
 def report(choices: Sequence[Choice]) -> list[str]:
-    """What to print: every figure, and for each setting what was chosen and what that gains."""
+    """Returns the lines to print: every figure, then each setting's chosen value and gain."""
     lines = []
     for choice in choices:
-        what = "a lone picture" if choice.unit == "ms" else "under load"
+        what = "a single image" if choice.unit == "ms" else "under load"
         figures = ", ".join(f"{value}: {figure:.1f} {choice.unit}" for value, figure in choice.figures.items())
         lines.append(f"{choice.setting:<17} {what:<15} {figures}")
     lines.append("")
     for choice in choices:
-        same = "as without it" if choice.chosen == choice.default else f"{choice.gain:.2f} times the default's pace"
-        lines.append(f"{choice.setting} = {choice.chosen}  # {same}")
+        gain = "the default" if choice.chosen == choice.default else f"{choice.gain:.2f} times as fast as the default"
+        lines.append(f"{choice.setting} = {choice.chosen}  # {gain}")
     return lines
 
 
 def save(path: Path, settings: dict[str, int | None]) -> None:
-    """Write the settings into a TOML file and leave all else in it as it is; raises `ConfigError`.
+    """Writes the settings into a TOML file and leaves everything else in it unchanged.
 
-    settings: None takes one out, because its default follows the CPUs that are there.
+    Args:
+        settings: by name; None removes one, so that its default follows the CPUs available.
+
+    Raises:
+        ConfigError: the file cannot be read or written.
     """
     try:
         lines = _lines_of(path)
         lines = [line for line in lines if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
         lines += [f"{setting} = {value}" for setting, value in settings.items() if value is not None]
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        beside.replace(path)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
         raise ConfigError(f"settings file {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
 def _lines_of(path: Path) -> list[str]:
-    """Raises `OSError` of what is no regular file: a file would take a device's place."""
+    """Reads the file's lines, none if it does not exist; raises `OSError` for a device, which must not be replaced."""
     try:
         return read_text(path, MAX_BYTES).splitlines()
     except FileNotFoundError:
@@ -129,24 +146,24 @@ def _lines_of(path: Path) -> list[str]:
 
 
 def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:
-    """The best value, unless it gains too little over the default, which is the most CPUs."""
+    """Chooses the best value, or the default, which is the highest, if the gain is too small."""
     default = max(figures)
     better = min if unit == "ms" else max
     best = Choice(setting, unit, figures, default, better(figures, key=lambda value: figures[value]))
-    return best if best.gain >= 1 + _WORTH_IT else Choice(setting, unit, figures, default, default)
+    return best if best.gain >= 1 + _MIN_GAIN else Choice(setting, unit, figures, default, default)
 
 
-def _milliseconds_alone(model: Model, image: npt.NDArray[np.float32]) -> float:
+def _single_image_ms(model: Model, image: FloatArray) -> float:
     times = []
     for _ in range(_LONE_INFERENCES):
         started = time.perf_counter()
-        model.logits(image, wide=True)
+        model.logits(image, all_threads=True)
         times.append(time.perf_counter() - started)
     return statistics.median(times) * 1000
 
 
-def _rate_under_load(model: Model, image: npt.NDArray[np.float32], streams: int) -> float:
-    """Pictures a second from so many threads, each computing one at a time on one CPU."""
+def _images_per_second(model: Model, image: FloatArray, streams: int) -> float:
+    """Returns the rate of this many threads, each running one image at a time on one CPU."""
     counts = [0] * streams
     started = time.perf_counter()
 
@@ -164,4 +181,4 @@ def _rate_under_load(model: Model, image: npt.NDArray[np.float32], streams: int)
 
 
 def _show_progress(share: float) -> None:
-    print(f"\r{bar(share)}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)
+    print(f"\r{progress_bar(share)}", end="\n" if share >= 1 else "", file=sys.stderr, flush=True)

@@ -1,7 +1,4 @@
-"""`python -m serve config`: what a server started with these flags, this environment and this file would use.
-
-Standard library only. Prints a line for each setting: its value, and where that came from.
-"""
+"""`python -m serve config`: prints each setting in effect and its source, for the same flags, environment and file."""
 
 import os
 import sys
@@ -10,16 +7,23 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from serve.config.settings import argument_parser, load_settings, shown
+from serve.config.settings import argument_parser, format_value, load_settings
 from serve.printable import printable
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Print the settings; always 0. Raises `ConfigError`."""
-    parser = argument_parser("python -m serve config", "Print the settings in effect, and where each came from.")
+    """Prints a line for each setting: name, value, source.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ConfigError: a setting is not allowed.
+    """
+    parser = argument_parser("python -m serve config", "Print each setting in effect and its source.")
     config, sources = load_settings(arguments, environment, parser)
     rows = [
-        (setting.name, printable(_shown(getattr(config, setting.name))), sources.get(setting.name, "default"))
+        (setting.name, printable(_format(getattr(config, setting.name))), sources.get(setting.name, "default"))
         for setting in fields(config)
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
@@ -27,11 +31,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         for name, value, source in rows:
             print(f"{name:<{widths[0]}}  {value:<{widths[1]}}  {printable(source)}")
         sys.stdout.flush()
-    except BrokenPipeError:  # as of `| head`; nobody is left to tell
+    except BrokenPipeError:  # as with `| head`; no one reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
-def _shown(value: Any) -> str:
-    """As it could be written in a flag, from whichever folder."""
-    return str(value) if isinstance(value, Path) else shown(value)
+def _format(value: Any) -> str:
+    """Formats a value as for a flag; paths stay absolute, so that they hold in every folder."""
+    return str(value) if isinstance(value, Path) else format_value(value)

@@ -1,6 +1,6 @@
-"""`python -m serve health`: is a server with these settings ready? For container health checks.
+"""`python -m serve health`: checks whether a server with these settings is ready, for container health checks.
 
-Standard library only, so that asking costs a tenth of a second. Prints one line.
+Imports the standard library only, so that a check takes a tenth of a second.
 """
 
 import http.client
@@ -14,23 +14,30 @@ from serve.config.settings import argument_parser, load_config
 from serve.printable import one_line
 
 TIMEOUT_SECONDS: Final = 2.0
-# What a server that listens everywhere is asked at.
+# The address at which to reach a server that listens on every interface.
 _LOOPBACK: Final = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Ask `/readyz` on this machine; 0 where it answers 200, else 1. Raises `ConfigError`."""
-    parser = argument_parser("python -m serve health", "Ask a running server on this machine whether it is ready.")
+    """Requests `/readyz` on this machine and prints one line.
+
+    Returns:
+        The exit status: 0 if the answer is 200, else 1.
+
+    Raises:
+        ConfigError: a setting is not allowed.
+    """
+    parser = argument_parser("python -m serve health", "Check whether the server on this machine is ready.")
     config = load_config(arguments, environment, parser)
     host = _LOOPBACK.get(config.host, config.host)
     where = one_line(f"http://{f'[{host}]' if ':' in host else host}:{config.port}/readyz")
     try:
-        with _within(TIMEOUT_SECONDS):
+        with _time_limit(TIMEOUT_SECONDS):
             status = _status(host, config.port)
     except TimeoutError:
         print(f"not ready: {where} did not answer within {TIMEOUT_SECONDS:g} s")
         return 1
-    except (OSError, UnicodeError, http.client.HTTPException) as error:  # the last two from names that no host can have
+    except (OSError, UnicodeError, http.client.HTTPException) as error:  # the last two: invalid host names
         print(f"not ready: {where}: {getattr(error, 'strerror', None) or type(error).__name__}")
         return 1
     if status != http.client.OK:
@@ -47,10 +54,10 @@ def _status(host: str, port: int) -> int:
 
 
 @contextmanager
-def _within(seconds: float) -> Iterator[None]:
-    """`TimeoutError` once what is within has taken so long in all; a socket's own limit is for each byte anew."""
-    before = signal.signal(signal.SIGALRM, _give_up)
-    # More than once, because trying the next of several addresses takes the first for an answer.
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises `TimeoutError` if the block takes longer; a socket timeout would start again with each byte."""
+    before = signal.signal(signal.SIGALRM, _raise_timeout)
+    # Repeats, because after the first alarm the client goes on to the next address of the host.
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:
         yield
@@ -59,5 +66,5 @@ def _within(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _give_up(number: int, frame: FrameType | None) -> None:
+def _raise_timeout(number: int, frame: FrameType | None) -> None:
     raise TimeoutError

@@ -1,1 +1,1 @@
-"""Flags, environment and TOML to one Config."""
+"""Parses flags, environment and TOML file into one `Config`."""

@@ -1,7 +1,7 @@
-"""How many CPUs this process may really use: the smallest of its affinity, its cgroup's quota and the setting.
+"""Finds how many CPUs this process may use: the smallest of CPU affinity, cgroup quota and the setting.
 
-The host's own count is never asked for, because a container is told it whatever its share. No error leaves this module:
-where the system does not say, a limit does not exist.
+The host's CPU count is not used, because a container sees all of it whatever its share. A limit that cannot be read
+counts as none.
 """
 
 import math
@@ -15,16 +15,18 @@ _ROOT: Final = Path("/")
 
 @dataclass(frozen=True)
 class CpuBudget:
-    """CPUs to compute on, at least 1, and in words what set the number."""
+    """The number of CPUs to compute on, at least 1, and what determined it."""
 
     count: int
     reason: str
 
 
 def cpu_budget(setting: int, root: Path = _ROOT) -> CpuBudget:
-    """The budget for this process. setting: an upper bound, 0 for none. root: where /proc and the cgroups are found.
+    """Returns the budget of this process; a fractional quota is rounded down, but not below 1.
 
-    A quota that is no whole number of CPUs is rounded down, but to no less than one.
+    Args:
+        setting: upper limit, 0 for none.
+        root: the folder that contains /proc and the cgroup mounts.
     """
     limits = [CpuBudget(_affinity(), "all that this process may run on")]
     quota = cgroup_quota(root)
@@ -37,7 +39,7 @@ def cpu_budget(setting: int, root: Path = _ROOT) -> CpuBudget:
 
 @dataclass(frozen=True)
 class ThreadPlan:
-    """How the budget is used: `streams` pictures side by side, or `intra_op_threads` on one; neither exceeds it."""
+    """How the budget is used: `streams` images at once or `intra_op_threads` on one; neither exceeds it."""
 
     budget: CpuBudget
     streams: int
@@ -45,17 +47,16 @@ class ThreadPlan:
 
 
 def plan_threads(threads: int, streams: int, intra_op_threads: int) -> ThreadPlan:
-    """The plan for these settings, each an upper bound and 0 for none."""
+    """Makes the plan for these settings, each an upper limit and 0 for none."""
     budget = cpu_budget(threads)
-    return ThreadPlan(
-        budget, min(streams or budget.count, budget.count), min(intra_op_threads or budget.count, budget.count)
-    )
+    count = budget.count
+    return ThreadPlan(budget, min(streams or count, count), min(intra_op_threads or count, count))
 
 
 def cgroup_quota(root: Path = _ROOT) -> float | None:
-    """The smallest CPU quota of this process's cgroup and those above it, in CPUs; None where there is none.
+    """Returns the smallest quota of this process's cgroup and its ancestors, in CPUs; None if there is none.
 
-    Reads version 1 (`cpu.cfs_quota_us`) and version 2 (`cpu.max`), which a host may mount side by side.
+    Reads version 1 (`cpu.cfs_quota_us`) and version 2 (`cpu.max`), which a host may both mount.
     """
     quotas = [
         quota
@@ -69,11 +70,11 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # no Linux: there are no containers to be wrong about
+    return os.cpu_count() or 1  # not Linux: no cgroups and no affinity to respect
 
 
 def _cpu_groups(root: Path) -> list[tuple[Path, Path]]:
-    """For each mounted hierarchy that can limit CPUs: its mount point, and this process's group below it."""
+    """Finds each mounted hierarchy that can limit CPUs: its mount point and this process's group below it."""
     groups = {}  # controllers → path, as in "4:cpu,cpuacct:/a" (version 1) or "0::/a" (version 2, no controllers)
     for line in _lines(root / "proc/self/cgroup"):
         match line.split(":", 2):
@@ -90,7 +91,7 @@ def _cpu_groups(root: Path) -> list[tuple[Path, Path]]:
         if controller is None or controller not in groups or (controller and controller not in options.split(",")):
             continue
         top = root / point.lstrip("/")
-        # What is mounted may itself be a group further down ("shown"), as in a container without a cgroup namespace.
+        # The mount may show a group below the root ("shown"), as in a container without a cgroup namespace.
         group = Path(groups[controller])
         below = group.relative_to(shown) if group.is_relative_to(shown) else Path()
         found.append((top, top / below))
@@ -98,7 +99,7 @@ def _cpu_groups(root: Path) -> list[tuple[Path, Path]]:
 
 
 def _quota(folder: Path) -> float | None:
-    """One group's own quota in CPUs; `max` and negative ones are none."""
+    """Reads one group's own quota in CPUs; `max` and negative values mean none."""
     texts = _lines(folder / "cpu.max") or _lines(folder / "cpu.cfs_quota_us") + _lines(folder / "cpu.cfs_period_us")
     try:
         quota, period = map(int, " ".join(texts).split())

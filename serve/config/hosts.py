@@ -1,7 +1,7 @@
-"""Which hosts the server answers to, and which web pages are its own. Knows no HTTP but the two headers.
+"""Decides which hosts the server answers to, and whether a request comes from a page of its own.
 
-A browser sends requests for any page to any address, so a foreign page is told by its `Origin`, and one whose own name
-was pointed at this machine (DNS rebinding) by its `Host`.
+Any web page can make a browser send requests here. The `Origin` header shows a foreign page, the `Host` header one
+whose name was pointed at this machine (DNS rebinding).
 """
 
 import ipaddress
@@ -17,7 +17,7 @@ _ANY: Final = "*"
 
 
 def host_name(host: str) -> str | None:
-    """The name or address in a `Host` header, in lower case, without brackets and port; None if it is malformed."""
+    """Returns the name or address in a `Host` header, in lower case, without brackets and port; None if malformed."""
     found = _HOST.fullmatch(host)
     return found[1].strip("[]").removesuffix(".").lower() if found else None
 
@@ -26,21 +26,21 @@ class AllowedHosts:
     """The hosts that a server answers to.
 
     Args:
-        names: names and addresses without port, `*.example.org` for all names below example.org, `*` for any. Loopback
-            names and all addresses are allowed besides: nobody can point them elsewhere, and probes use them.
-            If there are no names: loopback names and addresses, if the server listens on loopback only, else any.
+        names: names and addresses without port, `*.example.org` for all subdomains, `*` for any. Loopback names and all
+            addresses are allowed too: DNS cannot point them elsewhere, and probes use them. Without names, any host is
+            allowed, or if the server listens on loopback only, loopback names and addresses.
         address: the name or address that the server listens on.
     """
 
     def __init__(self, names: Iterable[str], address: str) -> None:
         given = {name.lower().removesuffix(".") for name in names}
         self._only_loopback = not given and _is_loopback(address)
-        local = {*_LOOPBACK, address.lower().removesuffix(".")}  # nobody else's page can have such a name
+        local = {*_LOOPBACK, address.lower().removesuffix(".")}  # no other site can have these names
         self._names = given | local if given or self._only_loopback else {_ANY}
         self._suffixes = tuple(name.removeprefix("*") for name in self._names if name.startswith("*."))
 
     def __contains__(self, host: str) -> bool:
-        """Whether a `Host` header names one of them. An empty one does: no browser sends it."""
+        """Returns whether a `Host` header names one of them; an empty one is allowed, because no browser sends it."""
         if not host or _ANY in self._names:
             return True
         name = host_name(host)
@@ -53,30 +53,30 @@ class AllowedHosts:
         return address is not None and (address.is_loopback or not self._only_loopback)
 
 
-def is_own_page(origin: str, site: str, scheme: str, host: str) -> bool:
-    """Whether a browser sent a request for a page of this server.
+def is_same_origin(origin: str, site: str, scheme: str, host: str) -> bool:
+    """Returns whether a request with an `Origin` comes from a page of this server.
 
     Args:
         origin: the `Origin` header, which a page cannot forge.
-        site: `Sec-Fetch-Site`, which it cannot forge either; browsers send it over TLS and to their own machine only.
-        scheme: how the request came; behind a proxy that ends TLS it is not the page's.
+        site: the `Sec-Fetch-Site` header, which it cannot forge either; browsers send it over TLS and to loopback only.
+        scheme: the scheme of the request; behind a proxy that terminates TLS it differs from the page's.
         host: the `Host` header.
     """
     return site == "same-origin" if site else bool(host) and origin == f"{scheme}://{host}"
 
 
 def _is_loopback(host: str) -> bool:
-    """Whether a server on this host listens on loopback only, however it is spelt."""
+    """Returns whether a server on this host listens on loopback only, however the host is written."""
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError):  # which whoever listens there says
+    except (OSError, UnicodeError):  # reported when the server tries to listen there
         return False
     addresses = [_address(str(entry[4][0])) for entry in found]
     return all(address is not None and address.is_loopback for address in addresses)
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """An address; an IPv4 one also where it is written as an IPv6 one."""
+    """Parses an address, converting an IPv4-mapped IPv6 address to IPv4; None if it is not an address."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:

@@ -1,7 +1,4 @@
-"""Files that an operator names, read without waiting for ever and without an end to their size.
-
-Raises: `OSError`, whose `strerror` says what is wrong, whatever it is.
-"""
+"""Reads files named by an operator, without blocking on pipes and up to a size limit."""
 
 import errno
 import io
@@ -11,16 +8,20 @@ from pathlib import Path
 
 
 class NotRegular(OSError):
-    """A device, a pipe or a socket."""
+    """The path names a device, a pipe or a socket."""
 
 
 def open_regular(path: str | Path) -> io.BufferedReader:
-    """Open a regular file, or a link to one, for reading."""
+    """Opens a regular file, or a link to one, for reading.
+
+    Raises:
+        OSError: with the reason as its `strerror`.
+    """
     try:
-        # Not blocking, because opening a pipe that nobody writes to would never end.
+        # Non-blocking, because opening a pipe without a writer would never return.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
-    except ValueError as error:  # from a NUL
-        raise OSError(errno.EINVAL, "no file can have this name") from error
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, "not a valid file name") from error
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")
@@ -31,9 +32,13 @@ def open_regular(path: str | Path) -> io.BufferedReader:
 
 
 def read_text(path: str | Path, max_bytes: int) -> str:
-    """The text of a small file in UTF-8, without the byte order mark that some editors put before it."""
+    """Reads a small UTF-8 file, dropping the byte order mark that some editors write.
+
+    Raises:
+        OSError: with the reason as its `strerror`, also for more than `max_bytes` and for bytes that are not UTF-8.
+    """
     with open_regular(path) as file:
-        data = file.read(max_bytes + 1) or b""  # None from those of /proc that have nothing yet
+        data = file.read(max_bytes + 1) or b""  # None from files of /proc that have no data yet
     if len(data) > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes} bytes")
     try:

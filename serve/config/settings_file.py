@@ -1,7 +1,4 @@
-"""The settings file: TOML → each entry's text, as it would be written in a flag.
-
-Raises: `ConfigError`.
-"""
+"""Reads the TOML settings file into the text that each entry would have as a flag."""
 
 import os
 import tomllib
@@ -14,14 +11,22 @@ from serve.errors import ConfigError
 from serve.printable import shortened
 
 DEFAULT_FILE: Final = "serve.toml"
-MAX_BYTES: Final = 2**15  # tomllib takes seconds for more of the worst: keys of ten thousand parts
-_QUOTED: Final = 200  # characters of a value in an error
+MAX_BYTES: Final = 2**15  # tomllib takes seconds for larger files in the worst case, keys of ten thousand parts
+_MAX_QUOTED: Final = 200  # characters of a value in an error message
 
 
 def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
-    """The settings file and its entries as they would be written in a flag; no file is no entries, unless named.
+    """Reads the settings file; only the default file may be missing.
 
-    defaults: of each setting. Raises `ConfigError` naming file and key.
+    Args:
+        named: the path given by the operator, None for the default file.
+        defaults: the default of each setting, by name.
+
+    Returns:
+        The path and the entries, each as it would be written in a flag.
+
+    Raises:
+        ConfigError: naming file and key.
     """
     path = Path(named or DEFAULT_FILE)
     if named == os.devnull:
@@ -38,7 +43,7 @@ def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[
         raise ConfigError(f"settings file {path} is nested too deeply") from error
     unknown = entries.keys() - defaults.keys()
     if unknown:
-        raise ConfigError(f"settings file {path}: there is no setting {min(unknown)}")
+        raise ConfigError(f"settings file {path}: unknown setting {min(unknown)}")
     texts = {}
     for name, value in entries.items():
         text = _as_text(value, defaults[name])
@@ -49,7 +54,7 @@ def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[
 
 
 def _as_text(value: Any, default: Any) -> str | None:
-    """A TOML value as it would be written in a flag; None where it is of a kind that the setting never is."""
+    """Converts a TOML value to the text of a flag; None if its type does not fit the setting."""
     match value, default:
         case bool(), bool():
             return "on" if value else "off"
@@ -57,15 +62,15 @@ def _as_text(value: Any, default: Any) -> str | None:
             return ",".join(value)
         case ((bool() | list() | dict()), _):
             return None
-        case int(), _ if abs(value) >= 2**63:  # which TOML has not, though Python reads it
+        case int(), _ if abs(value) >= 2**63:  # not valid TOML, though Python reads it
             return None
         case _:
             return str(value)
 
 
 def quoted(value: Any) -> str:
-    """A value as an error quotes it."""
+    """Formats a value for an error message."""
     try:
-        return shortened(repr(value), _QUOTED)
-    except (ValueError, RecursionError):  # thousands of digits, tables in tables in tables
-        return f"such a {type(value).__name__}"
+        return shortened(repr(value), _MAX_QUOTED)
+    except (ValueError, RecursionError):  # thousands of digits, deeply nested tables
+        return f"this {type(value).__name__}"

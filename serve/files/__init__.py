@@ -1,1 +1,1 @@
-"""Files to records, without HTTP."""
+"""Classifies files into records, without HTTP."""

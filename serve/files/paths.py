@@ -1,8 +1,7 @@
-"""Paths as they are given on a command line → files, one by one, the same ones in the same order each time.
+"""Expands the paths of a command line into files, one by one, in the same order every time.
 
-Directories are walked, patterns matched, `-` is a list of paths on standard input. What is not there is passed on as it
-is, so that whoever opens it says so. Nothing is opened here, and no more is held than the names of the directories
-being walked. Raises `ConfigError` for a list that is none.
+Directories are walked, patterns matched, and `-` is a list of paths on standard input. A path that does not exist is
+passed on, so that opening it reports the error. Memory holds only the names in the directories being walked.
 """
 
 import codecs
@@ -17,28 +16,46 @@ from typing import Final
 
 from serve.errors import ConfigError
 
-LIST: Final = "-"
-_LONGEST: Final = 65536  # sixteen times what Linux takes
+FILE_LIST: Final = "-"
+_MAX_NAME: Final = 65536  # bytes; Linux allows a sixteenth of it
 _ANY_DEPTH: Final = "**"
+_STDIN: Final = 0  # read by its descriptor, because a thread waiting in sys.stdin would delay the end of the process
+_CHUNK_BYTES: Final = 65536
 
 
-def files_of(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
-    """The files that `paths` stand for. listed: those of standard input, read where one of the paths is `-`."""
+def expand_paths(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
+    """Yields the files that `paths` stand for. listed: the paths on standard input, which `-` stands for."""
     for path in paths:
-        if path == LIST:
+        if path == FILE_LIST:
             yield from listed
         elif glob.has_magic(path) and not os.path.lexists(path):
-            yield from _matched(path)
+            yield from _expand_pattern(path)
         elif os.path.isdir(path):
-            yield from _walked(path, [_ANY_DEPTH])
+            yield from _walk(path, [_ANY_DEPTH])
         else:
             yield path
 
 
-def names_in(chunks: Iterable[bytes]) -> Iterator[str]:
-    """The names in a list, each as soon as its end is there: one a line, or ended by NULs as of `find -print0`.
+def standard_input() -> Iterator[bytes]:
+    """Yields chunks of standard input as they arrive.
 
-    A byte order mark before the first is no part of it. Raises `ConfigError` for a name longer than any file's.
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        while chunk := os.read(_STDIN, _CHUNK_BYTES):
+            yield chunk
+    except OSError as error:
+        raise ConfigError(f"standard input: {(error.strerror or 'unreadable').lower()}") from error
+
+
+def parse_file_list(chunks: Iterable[bytes]) -> Iterator[str]:
+    """Yields the names in a list as they arrive: one per line, or separated by NULs as by `find -print0`.
+
+    A byte order mark at the beginning is skipped.
+
+    Raises:
+        ConfigError: a name is longer than any file's, so this is not a list.
     """
     names = _split(chunks)
     for name in itertools.chain([next(names, b"").removeprefix(codecs.BOM_UTF8)], names):
@@ -55,59 +72,59 @@ def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
             *names, rest = rest.split(end)
             for name in names:
                 yield from _parts(name, end)
-        if len(rest) > _LONGEST:
+        if len(rest) > _MAX_NAME:
             raise ConfigError(
-                f"standard input: a name of more than {_LONGEST} bytes; - wants a list of files, one a line, or NULs "
-                "between them"
+                f"standard input: a name of more than {_MAX_NAME} bytes; - reads a list of files, one per line or "
+                "separated by NULs"
             )
     yield from _parts(rest, end)
 
 
 def _parts(name: bytes, end: bytes) -> list[bytes]:
-    """A NUL that comes after a line can be part of no name either."""
+    """Splits a line at NULs too, because no name contains one."""
     return [name] if end == b"\0" else name.rstrip(b"\r").split(b"\0")
 
 
-def _matched(pattern: str) -> Iterator[str]:
-    """The files that a pattern names, and those in folders that it names without `**`; itself where there are none."""
+def _expand_pattern(pattern: str) -> Iterator[str]:
+    """Yields the matching files, without `**` those in matching folders too; if there are none, the pattern."""
     segments = pattern.split("/")
     fixed = next(index for index, segment in enumerate(segments) if glob.has_magic(segment))
     root = "/".join([*segments[:fixed], ""])
     rest = [segment for segment in segments[fixed:] if segment not in ("", ".")]
     found = None
     if os.path.isdir(root or "."):
-        for found in _walked(root, rest if _ANY_DEPTH in rest else [*rest, _ANY_DEPTH]):
+        for found in _walk(root, rest if _ANY_DEPTH in rest else [*rest, _ANY_DEPTH]):
             yield found
     if found is None:
         yield pattern
 
 
-def _walked(root: str, segments: Sequence[str]) -> Iterator[str]:
-    """A directory's files by name, then those of each directory in it, as far as `segments` match their names below it.
+def _walk(root: str, segments: Sequence[str]) -> Iterator[str]:
+    """Yields a directory's files by name, then those of each subdirectory, where their paths match `segments`.
 
-    `**` stands for any number of names that are not hidden. Each directory is read once, whatever the number of ways in
-    which it matches, and links to directories are not followed.
+    `**` matches any number of names that are not hidden. Each directory is read once, in however many ways it matches,
+    and links to directories are not followed.
     """
     matches = [re.compile(fnmatch.translate(segment)).match for segment in segments]
 
-    def skipping(places: Iterable[int]) -> set[int]:
-        """Places in the pattern, and those behind each `**` that stands for nothing."""
+    def skip_empty(places: Iterable[int]) -> set[int]:
+        """Adds to places in the pattern those after each `**`, which may match no name."""
         found = set(places)
         for place, segment in enumerate(segments):
             if place in found and segment == _ANY_DEPTH:
                 found.add(place + 1)
         return found
 
-    def behind(name: str, places: Iterable[int]) -> set[int]:
-        """Where in the pattern one is behind a name."""
+    def advance(name: str, places: Iterable[int]) -> set[int]:
+        """Returns the places in the pattern that follow a match of `name`."""
         hidden = name.startswith(".")
-        return skipping(
+        return skip_empty(
             place + (segments[place] != _ANY_DEPTH)
             for place in places
             if place < len(segments) and matches[place](name) and (not hidden or segments[place].startswith("."))
         )
 
-    directories = [(root, skipping([0]))]
+    directories = [(root, skip_empty([0]))]
     while directories:
         path, places = directories.pop()
         try:
@@ -115,10 +132,10 @@ def _walked(root: str, segments: Sequence[str]) -> Iterator[str]:
                 found = [
                     (entry.name, kind, then)
                     for entry in entries
-                    if (then := behind(entry.name, places)) and (kind := _kind(entry)) is not _Kind.OTHER
+                    if (then := advance(entry.name, places)) and (kind := _kind(entry)) is not _Kind.OTHER
                 ]
         except OSError:
-            yield path or "."  # which cannot be read, as whoever opens it will say
+            yield path or "."  # opening it reports why it cannot be read
             continue
         found.sort(key=lambda each: each[0])
         for name, kind, then in found:
@@ -136,10 +153,10 @@ class _Kind(Enum):
 
 
 def _kind(entry: os.DirEntry[str]) -> _Kind:
-    """What an entry is; of a link what it leads to, unless that is a directory."""
+    """Returns what an entry is; a link counts as its target, but one to a directory as OTHER."""
     try:
         if entry.is_dir(follow_symlinks=False):
             return _Kind.DIRECTORY
         return _Kind.FILE if entry.is_file() else _Kind.OTHER
-    except OSError:  # a link that leads to itself or to where one may not look: whoever opens it will say so
+    except OSError:  # a link to itself or into a forbidden folder: opening it reports why
         return _Kind.FILE

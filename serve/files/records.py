@@ -1,7 +1,4 @@
-"""Records → lines of JSON, CSV or a table, and how far a file of them has come.
-
-Errors that leave here: `OutputError`, for an output file that cannot be gone on with.
-"""
+"""Formats records as lines of JSON, CSV or a table, and reads back a file of them to continue it."""
 
 import csv
 import io
@@ -15,16 +12,16 @@ from serve.errors import OutputError
 from serve.files.runner import Record, is_problem
 from serve.printable import printable
 
-Writer = Callable[[Record], str]
+Formatter = Callable[[Record], str]
 
 FORMATS: Final = ("jsonl", "csv", "table")
-_SHOWN_CLASSES: Final = 3
-_JSON_BEGINS: Final = b'{"file": "'
-_MAX_BYTES: Final = 16 * 2**20  # of a record; one with the longest name and 20,000 classes has 4 MB
+_TABLE_CLASSES: Final = 3
+_JSON_START: Final = b'{"file": "'
+_MAX_BYTES: Final = 16 * 2**20  # of a record; the longest name and 20,000 classes take 4 MB
 
 
-def writer(name: str, top_k: int) -> tuple[str, Writer]:
-    """What a file of this format begins with, and the lines of a record."""
+def record_format(name: str, top_k: int) -> tuple[str, Formatter]:
+    """Returns the header of a format in `FORMATS` and the function that formats a record."""
     if name == "csv":
         header = ["file", "error"]
         for rank in range(1, top_k + 1):
@@ -34,27 +31,28 @@ def writer(name: str, top_k: int) -> tuple[str, Writer]:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """What a file holds already: whole records, those of them with problems, the path in the last one, and the byte at
-    which the next one begins."""
+class ExistingRecords:
+    """The complete records in a file: their number, those with problems, the last one's path, and its end in bytes."""
 
     count: int = 0
     problems: int = 0
-    last: str | None = None
+    last_file: str | None = None
     end: int = 0
 
 
-def finished(file: BinaryIO, path: Path, name: str, header: str, top_k: int, model: str) -> Finished:
-    """How far a file of this format has come; what an interruption left of a record is not counted.
+def read_existing(file: BinaryIO, path: Path, name: str, top_k: int, model: str) -> ExistingRecords:
+    """Reads the complete records of a file in this format; an incomplete last one is not counted.
 
-    Raises `OutputError` where anything in it is not what a run with this header, `top_k` and model would have written,
-    and `OSError`.
+    Raises:
+        OutputError: something in it was not written by a run with this format, `top_k` and model.
+        OSError: the file cannot be read.
     """
-    begins = header.encode() or _JSON_BEGINS
+    header, _ = record_format(name, top_k)
+    start = header.encode() or _JSON_START
     count, problems, last, end = 0, 0, None, 0
-    found = file.read(len(begins))
-    if not begins.startswith(found):
-        why = "is of another --top-k" if found.startswith(b"file,error,") else f"does not begin as {name} does"
+    found = file.read(len(start))
+    if not start.startswith(found):
+        why = "has another --top-k" if found.startswith(b"file,error,") else f"does not begin like {name}"
         raise OutputError(f"output file {path} {why}; name another --output")
     file.seek(0)
     for record in _whole_records(file, quoted=name == "csv"):
@@ -65,11 +63,11 @@ def finished(file: BinaryIO, path: Path, name: str, header: str, top_k: int, mod
             last, problem = _read_back(record, name, top_k, model, where)
             count, problems = count + 1, problems + problem
         end += len(record)
-    return Finished(count, problems, last, end)
+    return ExistingRecords(count, problems, last, end)
 
 
 def _read_back(record: bytes, name: str, top_k: int, model: str, where: str) -> tuple[str, bool]:
-    """The path in a record, and whether it is a problem."""
+    """Returns the path in a record and whether it is a problem."""
     try:
         text = record.decode("utf-8", "surrogateescape")
         if name == "csv":
@@ -82,16 +80,16 @@ def _read_back(record: bytes, name: str, top_k: int, model: str, where: str) -> 
         path, problem = str(found["file"]), is_problem(found)
         count, its_model = (top_k, model) if problem else (len(found["top_k"]), found["model"])
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-        raise OutputError(f"{where} is not one of {name}; name another --output") from error
+        raise OutputError(f"{where} is not {name}; name another --output") from error
     if count != top_k:
         raise OutputError(f"{where} has {count} classes, not the {top_k} of --top-k; name another --output")
     if its_model != model:
-        raise OutputError(f"{where} is of the model {its_model}, not of {model}; name another --output")
+        raise OutputError(f"{where} is from the model {its_model}, not {model}; name another --output")
     return path, problem
 
 
 def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[bytes]:
-    """Each record's bytes, or the beginning of too many; with quotes, line breaks within them are part of it."""
+    """Yields each record's bytes, cut if they are too many. quoted: line breaks within quotes belong to the record."""
     record, within = bytearray(), False
     while line := file.readline(_MAX_BYTES + 1 - len(record)):
         record += line
@@ -102,12 +100,12 @@ def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[bytes]:
 
 
 def _json_line(record: Record) -> str:
-    return json.dumps(record).replace("\x7f", "\\u007f") + "\n"  # the one control character that it leaves
+    return json.dumps(record).replace("\x7f", "\\u007f") + "\n"  # the only control character that json.dumps leaves
 
 
 def _csv_line(row: list[str]) -> str:
     buffer = io.StringIO()
-    # By both, so that a name with either is quoted.
+    # \r\n, so that a name with either character is quoted.
     csv.writer(buffer, lineterminator="\r\n").writerow(row)
     return buffer.getvalue().removesuffix("\r\n") + "\n"
 
@@ -122,9 +120,9 @@ def _csv_row(record: Record, top_k: int) -> list[str]:
 
 
 def _table_line(record: Record) -> str:
-    """For people: nothing in a path can move the cursor or begin a line."""
+    """Formats a record for a terminal, with paths and messages escaped."""
     path = printable(record["file"])
     if is_problem(record):
         return f"{path:<40}  {printable(record['detail'])}\n"
-    shown = [f"{entry['probability']:7.1%} {printable(entry['label'])}" for entry in record["top_k"][:_SHOWN_CLASSES]]
+    shown = [f"{entry['probability']:7.1%} {printable(entry['label'])}" for entry in record["top_k"][:_TABLE_CLASSES]]
     return f"{path:<40}  {'  '.join(shown)}\n"

@@ -1,7 +1,6 @@
-"""Files → records, as many at a time as there are CPUs, in the order in which the files come.
+"""Classifies files on several threads into records, in the order of the files.
 
 A record is a file's path with its prediction, or with the problem object that says why there is none.
-Errors that leave here: none but a defect's; what is wrong with a file is its record.
 """
 
 import logging
@@ -19,13 +18,13 @@ from serve.model.classifier import Classifier, prediction
 from serve.problems import problem, problem_of
 
 Record = dict[str, Any]
-# How the detail begins of a file that is there, and that a moment's trouble may have kept from being read.
-UNREADABLE: Final = "The file cannot be read"
+# How the detail of a file begins that exists but could not be read, perhaps for the moment only.
+UNREADABLE_DETAIL: Final = "The file cannot be read"
 
 log = logging.getLogger("serve.error")
 
-# Files begun beyond those that are being worked on, so that a large one does not leave the other CPUs idle.
-_AHEAD: Final = 8
+# Files queued per thread, so that one slow file does not leave the other CPUs idle.
+_QUEUED_PER_STREAM: Final = 8
 
 
 def classify_files(
@@ -36,25 +35,31 @@ def classify_files(
     max_bytes: int,
     before_waiting: Callable[[], object] = lambda: None,
 ) -> Generator[Record, None, None]:
-    """A record for each path, in their order, as soon as it and those before it are ready.
+    """Yields a record for each path, in order, as soon as it and those before it are ready.
 
-    streams: files worked on side by side. max_bytes: of a file. before_waiting: called when the next is not ready yet.
+    Args:
+        streams: the number of files processed at once.
+        max_bytes: the largest file.
+        before_waiting: called when the next record is not ready yet.
+
+    Raises:
+        Exception: whatever `paths` raises.
     """
     pool = ThreadPoolExecutor(max_workers=streams, thread_name_prefix="stream")
-    pending: Queue[Future[Record] | None] = Queue(streams * _AHEAD - 1)
+    pending: Queue[Future[Record] | None] = Queue(streams * _QUEUED_PER_STREAM - 1)
 
-    def begin() -> None:
-        """Apart from who takes the records, because the next path may be long in coming."""
+    def submit_all() -> None:
+        """Runs on a thread of its own, because the next path may take long to arrive."""
         try:
             for path in paths:
-                pending.put(pool.submit(record_of, classifier, path, top_k, max_bytes))
+                pending.put(pool.submit(classify_file, classifier, path, top_k, max_bytes))
             pending.put(None)
-        except Exception as error:  # whatever it is, whoever takes the records is told
+        except Exception as error:  # raised again where the records are consumed
             failed: Future[Record] = Future()
             failed.set_exception(error)
             pending.put(failed)
 
-    Thread(target=begin, name="paths", daemon=True).start()
+    Thread(target=submit_all, name="paths", daemon=True).start()
     try:
         while True:
             if pending.empty():
@@ -67,19 +72,25 @@ def classify_files(
             yield future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        with suppress(Empty):  # so that the thread finds room, and the pool closed
+        with suppress(Empty):  # makes room for the thread, which then finds the pool closed
             while True:
                 pending.get_nowait()
 
 
 def read_file(path: str, max_bytes: int) -> bytes:
-    """A file's bytes, of which there are some; raises `EmptyFile`, `UploadTooLarge` and `OSError`."""
+    """Reads a file.
+
+    Raises:
+        EmptyFile: it has no bytes.
+        UploadTooLarge: it has more than `max_bytes`.
+        OSError: it cannot be read.
+    """
     with open_regular(path) as file:
-        return read_within(file, os.fstat(file.fileno()).st_size, max_bytes)
+        return read_limited(file, os.fstat(file.fileno()).st_size, max_bytes)
 
 
-def read_within(file: BinaryIO, size: int, max_bytes: int) -> bytes:
-    """The bytes of an open file that says to have so many; raises `EmptyFile` and `UploadTooLarge`."""
+def read_limited(file: BinaryIO, size: int, max_bytes: int) -> bytes:
+    """Reads an open file of `size` bytes; raises as `read_file`."""
     if size > max_bytes:
         raise UploadTooLarge(f"The file has {size} bytes; the limit is {max_bytes} bytes.")
     if data := file.read(max_bytes):
@@ -87,27 +98,25 @@ def read_within(file: BinaryIO, size: int, max_bytes: int) -> bytes:
     raise EmptyFile("The file is empty.")
 
 
-def record_of(
+def classify_file(
     classifier: Classifier, path: str, top_k: int, max_bytes: int, read: Callable[[str, int], bytes] = read_file
 ) -> Record:
-    """One file's record. read: for files that are elsewhere; raises as `read_file`."""
+    """Returns one file's record. read: reads files from elsewhere, raising as `read_file` does."""
     try:
-        return {
-            "file": path,
-            **prediction(classifier.classify(read(path, max_bytes), top_k), classifier.model.name),
-        }
+        classified = classifier.classify(read(path, max_bytes), top_k)
+        return {"file": path, **prediction(classified, classifier.model.name)}
     except RequestError as error:
         return {"file": path, **problem_of(error)}
     except OSError as error:
         return {"file": path, **_unreadable(error)}
     except Exception:
-        log.exception("unforeseen error with %s", path)
-        detail = "The classifier failed on this file, which is a defect; standard error has more."
+        log.exception("unexpected error with %s", path)
+        detail = "The classifier failed on this file, which is a defect; the log on standard error has the traceback."
         return {"file": path, **problem(500, "Internal Server Error", detail)}
 
 
 def is_problem(record: Record) -> bool:
-    """Whether a record says why there is no prediction."""
+    """Returns whether a record has a problem instead of a prediction."""
     return "status" in record
 
 
@@ -120,6 +129,6 @@ def _unreadable(error: OSError) -> dict[str, Any]:
         case IsADirectoryError():
             return problem(403, "Forbidden", "The directory may not be read.")
         case NotRegular():
-            return problem(415, "Unsupported Media Type", "This is no file but a device, a pipe or a socket.")
+            return problem(415, "Unsupported Media Type", "This is not a file but a device, a pipe or a socket.")
         case _:
-            return problem(404, "Not Found", f"{UNREADABLE}: {(error.strerror or 'unknown').lower()}.")
+            return problem(404, "Not Found", f"{UNREADABLE_DETAIL}: {(error.strerror or 'unknown').lower()}.")

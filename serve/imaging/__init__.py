@@ -1,1 +1,1 @@
-"""Encoded bytes to the tensor that the model takes, within limits."""
+"""Decodes images within limits and turns them into the model's input."""

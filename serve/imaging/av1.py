@@ -1,6 +1,6 @@
-"""The units of AV1 data, and the size of frames that its sequence headers give.
+"""Parses the units of AV1 data and the frame size in its sequence headers (AV1 specification, 5.3 to 5.5).
 
-After the AV1 specification, 5.3 to 5.5. Errors that leave here: `IndexError` for what ends too soon.
+Raises `IndexError` for truncated data.
 """
 
 from collections.abc import Iterator

@@ -1,11 +1,10 @@
-"""What an AVIF picture has its decoder do, read off its boxes and its AV1 headers before a decoder sees it.
+"""Checks the boxes and AV1 headers of an AVIF image before it is decoded.
 
-The decoder takes a file in one piece: it looks up items in time that grows with their square, holding the
-interpreter's lock, scales what an item holds to the size that is claimed for it, and decodes every frame in it. None
-of that can be stopped once begun. So a file's tables are bounded here, and what is claimed has to be what is there.
+The decoder reads a whole file at once and cannot be stopped: it looks up items in quadratic time while it holds the
+interpreter's lock, scales each item to the size claimed for it, and decodes every frame. So the tables are limited
+here, and claimed sizes have to be the real ones.
 
-After ISO/IEC 14496-12 (boxes, tracks) and ISO/IEC 23008-12 (items).
-Errors that leave here: `TooComplex`, `TooManyFrames`, `TooManyPixels`, `UndecodableImage`.
+Formats: ISO/IEC 14496-12 (boxes, tracks) and ISO/IEC 23008-12 (items).
 """
 
 import struct

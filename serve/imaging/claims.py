@@ -1,7 +1,6 @@
-"""What a JPEG or a TIFF has a decoder spend time or memory on, whatever its size: scans, tiles, strips, tags.
+"""Limits what a small JPEG or TIFF can make a decoder spend time or memory on: scans, tiles, strips, tags.
 
-Errors that leave here: `TooComplex`, `TooManyPixels` and `UndecodableImage`. What cannot be read is left for the
-decoder to refuse.
+What cannot be parsed here passes; the decoder refuses it.
 """
 
 import re

@@ -1,12 +1,9 @@
-"""Encoded picture → its format by content → header check → upright RGB: the first frame, decoded within limits.
+"""Opens and decodes untrusted images within limits: format by content, header checks, first frame as upright RGB.
 
-What comes from the internet is looked at before a decoder sees it: format, size, frames, and for JPEG, TIFF and AVIF
-what else their decoders would spend time or memory on (`claims.py`, `avif.py`). Pillow's plug-ins read through a file
-that ends their work when its time is up. The pixels are those of torchvision's usual loader,
-`Image.open(file).convert("RGB")`, with two stated exceptions: EXIF orientation is applied (unless turned off), and
-16-bit grey is scaled to 8 bits where Pillow would clip it to white.
-
-Errors that leave here: `UnsupportedFormat`, `UndecodableImage`, `TooManyPixels`, `TooManyFrames`, `TooComplex`.
+Before a decoder runs, format, size and frames are checked, and for JPEG, TIFF and AVIF what else their decoders would
+spend time or memory on (`claims.py`, `avif.py`). Pillow's plug-ins read from a file that stops them when their CPU time
+is used up. The pixels are those of torchvision's usual loader, `Image.open(file).convert("RGB")`, with two exceptions:
+EXIF orientation is applied (unless turned off), and 16-bit grey is scaled to 8 bits where Pillow would clip it.
 """
 
 import ctypes
@@ -21,7 +18,7 @@ from typing import Final, cast
 import numpy as np
 from PIL import ExifTags, Image
 
-# All the plug-ins that are ever used, imported here so that Pillow never goes looking for its forty others.
+# All plug-ins that are used, imported here so that Pillow does not load its forty others.
 from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  isort: skip
 from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
@@ -31,18 +28,18 @@ from serve.imaging.claims import is_one_scan, require_modest_exif, require_modes
 from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format
 from serve.imaging.preprocess import INTERPOLATIONS, Preprocessing, resized_size
 
-# Pillow's own bomb guard knows one limit for the whole process; `open_image` applies ours, which is a setting.
+# Pillow's own limit on pixels is global; `open_image` applies the one of the settings.
 Image.MAX_IMAGE_PIXELS = None
-# Decoding belongs to the thread that asks for it; by itself the AV1 decoder would start one for each CPU.
+# Decode on the calling thread; by default the AV1 decoder starts a thread per CPU.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# CPU seconds that reading a header may take; ordinary ones take a thousandth.
+# CPU seconds for reading a header; ordinary ones take a thousandth of it.
 _HEADER_SECONDS: Final = 0.5
 
-# A reduced JPEG keeps this many times the side it is then resized to, as Pillow's own `thumbnail` does. With less, what
-# aliases in so small a picture shows in the answers: docs/serving.md has the figures.
+# A JPEG is reduced to at least this multiple of the side it is resized to; with less, aliasing changes predictions (the
+# figures are in docs/serving.md).
 _REDUCED_TO: Final = 2
 
-# EXIF's orientations (CIPA DC-008, 4.6.4) but for 1, upright → what turns a picture back.
+# From EXIF orientation (CIPA DC-008, 4.6.4), except 1 for upright, to the operation that makes the image upright.
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -52,14 +49,14 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# A WebP without loss has up to 65,536 sets of code tables: as how many pixels they count, for each byte and at most.
+# A lossless WebP has up to 65,536 sets of code tables; the pixels that they count as, per byte of file and at most.
 _TABLE_PIXELS_A_BYTE: Final = 80
 _MOST_TABLE_PIXELS: Final = 24_000_000
 
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """What one picture may claim: width × height, before and after resizing; frames; CPU seconds to decode it."""
+    """Limits per image: pixels, before and after resizing; frames; CPU seconds to decode it."""
 
     max_pixels: int
     max_frames: int = 1000
@@ -67,10 +64,10 @@ class ImageLimits:
 
 
 class _TimedFile(io.BytesIO):
-    """A file in memory whose reader is sent away once it has used up its CPU time.
+    """A file in memory that raises `TooComplex` when its reader has used up its CPU time.
 
-    Pillow's decoders come back for more every 64 KB at least, so this ends most of what runs away. What takes the whole
-    file at once (WebP, AVIF, TIFF's compressions) is bounded by what was claimed for it and looked at before.
+    This stops Pillow's decoders that read at most 64 KB at a time; those that read the whole file (WebP, AVIF, TIFF's
+    compressions) are limited by the checks before.
     """
 
     def __init__(self, data: bytes, limits: ImageLimits) -> None:
@@ -82,7 +79,7 @@ class _TimedFile(io.BytesIO):
         self.allow(self._decode_seconds, "decoding it")
 
     def allow(self, seconds: float, what: str) -> None:
-        """From now on the calling thread may spend so many CPU seconds."""
+        """Sets the CPU seconds that the calling thread may spend from now on."""
         self._until = time.thread_time() + seconds
         self._refusal = f"The picture takes too long: {what} is given {seconds:g} s."
 
@@ -93,33 +90,28 @@ class _TimedFile(io.BytesIO):
 
 
 def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.Image:
-    """Read a picture's header and nothing more; the pixels stay encoded until `decode`.
+    """Reads an image's header; the pixels stay encoded until `decode`.
 
-    data: the encoded file, recognised by content. Raises any of this module's errors.
+    Args:
+        data: the encoded file; its format is recognised by content.
+        spec: the model's preprocessing, because the limit on pixels also holds after resizing.
+
+    Raises:
+        UnsupportedFormat: no accepted format begins like it.
+        UndecodableImage: the header is truncated or corrupt.
+        TooManyPixels, TooManyFrames: it exceeds a limit.
+        TooComplex: decoding would take more work than its size warrants.
     """
     format_name = sniff_format(data)
     if format_name is None:
         raise UnsupportedFormat(
             f"The file is not a picture in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."
         )
-    match format_name:
-        case "JPEG":
-            require_modest_exif(data)
-        case "TIFF":
-            require_modest_layout(data, limits.max_pixels)
-        case "AVIF":
-            require_modest_avif(data, limits.max_pixels, limits.max_frames)
-    try:
-        image = Image.open(_TimedFile(data, limits), formats=[format_name])
-        frames = 1 if format_name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
-    except (MemoryError, RequestError):
-        raise
-    except Exception as error:  # Pillow's plug-ins let a dozen types of exception out on a corrupt header
-        raise _undecodable(format_name) from error
+    _check_structure(data, format_name, limits)
+    image, frames = _read_header(data, format_name, limits)
     if frames > limits.max_frames:
         raise TooManyFrames(f"The picture has {frames} frames; the limit is {limits.max_frames} frames.")
-    width, height = image.size
-    max_pixels = limits.max_pixels
+    (width, height), max_pixels = image.size, limits.max_pixels
     if width * height > max_pixels:
         raise TooManyPixels(f"The picture has {width} × {height} pixels; the limit is {max_pixels} pixels.")
     if format_name == "JPEG":
@@ -133,10 +125,30 @@ def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.I
     return image
 
 
+def _check_structure(data: bytes, format_name: str, limits: ImageLimits) -> None:
+    """Checks what Pillow would spend time on while it reads the header; raises as `open_image` does."""
+    match format_name:
+        case "JPEG":
+            require_modest_exif(data)
+        case "TIFF":
+            require_modest_layout(data, limits.max_pixels)
+        case "AVIF":
+            require_modest_avif(data, limits.max_pixels, limits.max_frames)
+
+
+def _read_header(data: bytes, format_name: str, limits: ImageLimits) -> tuple[Image.Image, int]:
+    """Returns the image, not decoded yet, and its number of frames; raises as `open_image` does."""
+    try:
+        image = Image.open(_TimedFile(data, limits), formats=[format_name])
+        return image, 1 if format_name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
+    except (MemoryError, RequestError):
+        raise
+    except Exception as error:  # Pillow's plug-ins raise a dozen types of exception on a corrupt header
+        raise _undecodable(format_name) from error
+
+
 def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
-    """About how many pixels `decode` will hold: all of them, but for a JPEG that is reduced while it is read, and more
-    for a WebP without loss.
-    """
+    """Estimates the pixels that `decode` holds: fewer for a reduced JPEG, more for a lossless WebP."""
     pixels = image.width * image.height
     if image.format == "WEBP":
         data = cast(io.BytesIO, image.fp).getvalue()  # type: ignore[attr-defined]
@@ -150,11 +162,16 @@ def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None)
 
 
 def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Preprocessing | None = None) -> Image.Image:
-    """Decode what `open_image` opened: the first frame, as upright 8-bit RGB. Raises `UndecodableImage` or
-    `TooComplex`.
+    """Decodes the first frame of an image from `open_image` as 8-bit RGB.
 
-    reduce_for: a JPEG of at least four times the side that this needs is decoded at 1/2, 1/4 or 1/8 of its scale, to
-    no less than twice that side, and comes back resized already. Its pixels then differ slightly; no others do.
+    Args:
+        apply_orientation: whether to turn the image upright by its EXIF orientation.
+        reduce_for: a JPEG of at least four times the side that this resizes to is decoded at 1/2, 1/4 or 1/8 of its
+            scale, to at least twice that side, and is returned resized. Only such pixels then differ slightly.
+
+    Raises:
+        UndecodableImage: the file is truncated or corrupt, or has 32-bit pixels.
+        TooComplex: the CPU time is used up.
     """
     format_name = image.format or "image"
     try:
@@ -173,16 +190,15 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
             rgb = image.convert("RGB")
     except (MemoryError, RequestError):
         raise
-    except Exception as error:  # as in open_image, and zlib's, struct's and the codecs' own
+    except Exception as error:  # as in _read_header, and those of zlib, struct and the codecs
         raise _undecodable(format_name) from error
     return _upright(rgb) if apply_orientation else rgb
 
 
 def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:
-    """Have a JPEG's blocks decoded to fewer pixels each (libjpeg's scaled DCT), then resize; None if it is too small.
+    """Decodes a JPEG at reduced scale (libjpeg's scaled DCT) and resizes it; None if it is too small or not a JPEG.
 
-    The size is what `resize` would give at full scale. The box is too, to the fraction of a pixel: the last pixel of a
-    row may stand for fewer full ones than the others.
+    Size and box are those of `resize` at full scale; the last pixel of a reduced row may stand for fewer full pixels.
     """
     target = resized_size(image.size, spec.resize)
     enough = (target[0] * _REDUCED_TO, target[1] * _REDUCED_TO)
@@ -192,27 +208,27 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
     ):
         return None
     drafted = image.draft(None, enough)
-    if drafted is None:  # not one plain scan, as in some uncommon JPEGs
+    if drafted is None:  # Pillow reduces JPEGs of a single tile only
         return None
     return image.convert("RGB").resize(target, INTERPOLATIONS[spec.interpolation], box=drafted[1])
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey → 8-bit grey, 65535 to 255 and rounded to nearest."""
+    """Scales 16-bit grey to 8 bits, 65535 to 255, rounded to nearest."""
     values = np.asarray(image).astype(np.uint32)
     scaled = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    scaled.info.update(image.info)  # EXIF is there, and with it which way is up
+    scaled.info.update(image.info)  # it holds the EXIF orientation
     return scaled
 
 
 def _upright(rgb: Image.Image) -> Image.Image:
-    """The picture as its EXIF says it is to be held. One whose EXIF cannot be read is taken as upright."""
-    # Not by ImageOps.exif_transpose, which makes objects of all that is in the EXIF, to write it anew.
+    """Turns an image upright by its EXIF orientation; without readable EXIF it is taken as upright."""
+    # Not by ImageOps.exif_transpose, which parses the whole EXIF to rewrite it.
     try:
         turn = _TURNS.get(rgb.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
-    except Exception:  # broken metadata around a sound picture: torchvision's loader would not have looked
+    except Exception:  # broken EXIF in a sound image: torchvision's loader would ignore it
         return rgb
     return rgb if turn is None else rgb.transpose(turn)
 
@@ -222,7 +238,7 @@ def _undecodable(format_name: str) -> UndecodableImage:
 
 
 def _silence_libtiff() -> None:
-    """libtiff writes of corrupt files to standard error, past every log. Its library is the one Pillow has loaded."""
+    """Stops libtiff, in the library that Pillow has loaded, from writing about corrupt files to standard error."""
     loaded = Path("/proc/self/maps")
     names = set(re.findall(r"/\S*libtiff\S*", loaded.read_text())) if loaded.exists() else set()
     for name in names:

@@ -1,15 +1,12 @@
-"""The formats that are accepted, how their files begin, and which headers take no time to read.
-
-No error leaves this module.
-"""
+"""Recognises the accepted image formats by their first bytes, and headers that are quick to read."""
 
 import re
 from typing import Final
 
 ACCEPTED_FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
 
-# How a file of each format begins. BMP's two letters alone would claim plain text, so the size of its second header
-# (the known versions of BITMAPINFOHEADER) is looked at too.
+# The first bytes of each format. BMP's two letters also begin many texts, so the size of its second header (the known
+# versions of BITMAPINFOHEADER) is checked too.
 _SIGNATURES: Final = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -27,18 +24,18 @@ _FIRST_MARKER_WITH_LENGTH: Final = 0xC0
 _QUICK_SEGMENTS: Final = 64
 _QUICK_BYTES: Final = 256 * 1024
 _QUICK_FILE_BYTES: Final = 2**20
-# Segments made of entries that are each read: EXIF's and Photoshop's (APP13).
+# Segments whose entries are all parsed: EXIF's and Photoshop's (APP13).
 _EXIF, _PHOTOSHOP = b"Exif\0\0", b"Photos"
 
 
 def sniff_format(data: bytes) -> str | None:
-    """The accepted format that `data` begins like, a key of `ACCEPTED_FORMATS`, or None."""
+    """Returns the accepted format that `data` begins like, one of `ACCEPTED_FORMATS`, or None."""
     head = data[:_SIGNATURE_BYTES]
     return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
 
 
 def is_quick_to_open(data: bytes) -> bool:
-    """Whether a header is sure to be read in a few milliseconds: a small JPEG of few segments before its pixels."""
+    """Returns whether the header is quick to read for certain: a small JPEG with few segments before its pixels."""
     if len(data) > _QUICK_FILE_BYTES or sniff_format(data) != "JPEG":
         return False
     position, seen = 2, []

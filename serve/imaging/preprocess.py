@@ -1,11 +1,10 @@
-"""Upright RGB picture → resize → centre crop → normalised FP32 `[1, 3, S, S]`, as the model's file says.
+"""Turns an RGB image into the model's input: resize, centre crop, normalise to FP32 `[1, 3, S, S]`.
 
-Pure functions on numpy and Pillow, bit-exact with torchvision's `ImageClassification` preset. No error leaves here but
-`ModelError`, for a file that says nothing usable.
+Pure functions on numpy and Pillow, bit-exact with torchvision's `ImageClassification` preset.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -28,10 +27,14 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a model wants to be fed, as its file says.
+    """The preprocessing that a model's file specifies.
 
-    resize: shorter side after resizing, pixels. interpolation: a key of `INTERPOLATIONS`. crop: side of the centre
-    crop, pixels. mean, std: per channel, RGB, on the scale where white is 1.
+    Attributes:
+        resize: shorter side after resizing, in pixels.
+        interpolation: a key of `INTERPOLATIONS`.
+        crop: side of the centre crop, in pixels.
+        mean: per RGB channel, on the scale where white is 1.
+        std: as `mean`.
     """
 
     resize: int
@@ -42,14 +45,12 @@ class Preprocessing:
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "Preprocessing":
-        """Read it from a model card; raises `ModelError` naming the entry that is missing or makes no sense."""
+        """Reads it from a model card; raises `ModelError` naming an entry that is missing or invalid."""
         try:
             resize, crop, interpolation = card["resize"], card["crop"], card["interpolation"]
             mean, std = card["mean"], card["std"]
         except KeyError as missing:
-            raise ModelError(
-                f"its metadata lacks {missing}, so it cannot say how pictures become its input"
-            ) from missing
+            raise ModelError(f"its metadata lacks {missing}, so it cannot say how images become its input") from missing
         if not (isinstance(crop, int) and isinstance(resize, int) and 1 <= crop <= resize <= _MAX_SIDE):
             raise ModelError(
                 f"its metadata has resize={resize!r} and crop={crop!r}, not pixels with crop ≤ resize ≤ {_MAX_SIDE}"
@@ -65,24 +66,18 @@ class Preprocessing:
         return cls(resize, interpolation, crop, tuple(mean), tuple(std))
 
     def to_card(self) -> dict[str, Any]:
-        """The entries `from_card` reads."""
-        return {
-            "resize": self.resize,
-            "interpolation": self.interpolation,
-            "crop": self.crop,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
+        """Returns the entries that `from_card` reads."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def to_input(rgb: Image.Image, spec: Preprocessing, exact: bool = True) -> FloatArray:
-    """RGB picture → the model's input, FP32 `[1, 3, crop, crop]`, normalised; not `exact`, see `resize_to_crop`."""
+    """Returns the model's input, FP32 `[1, 3, crop, crop]`. exact: False to use `resize_to_crop`, in half the time."""
     cropped = center_crop(resize(rgb, spec), spec.crop) if exact else resize_to_crop(rgb, spec)
     return normalise(cropped, spec)
 
 
 def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Width and height once the shorter side is `shorter`; the longer is truncated, as torchvision's `Resize` does."""
+    """Returns the size with the shorter side scaled to `shorter`; the longer is truncated, as torchvision does."""
     width, height = size
     if width <= height:
         return shorter, int(shorter * height / width)
@@ -90,15 +85,15 @@ def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
 
 
 def resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
-    """Scale the shorter side to `spec.resize`, antialiased as Pillow always does."""
+    """Scales the shorter side to `spec.resize`, with Pillow's antialiasing."""
     target = resized_size(image.size, spec.resize)
     return image if target == image.size else image.resize(target, INTERPOLATIONS[spec.interpolation])
 
 
 def resize_to_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
-    """What `resize` and then `center_crop` give, computing no other pixels: in half the time.
+    """Resizes and crops in one step, computing only the pixels that are kept, in half the time.
 
-    Pillow keeps the box in single precision, so that one value in fifty is off by one level of 255, and none by more.
+    Pillow stores the box in single precision, so one value in fifty is off by one level of 255, and none by more.
     """
     target = resized_size(image.size, spec.resize)
     if target == image.size:
@@ -115,18 +110,18 @@ def resize_to_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
 
 
 def crop_offset(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Left and top of the centre crop; an odd remainder is rounded half to even, as by torchvision."""
+    """Returns left and top of the centre crop; half a pixel is rounded to even, as by torchvision."""
     return round((size[0] - side) / 2), round((size[1] - side) / 2)
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:
-    """The middle `side` × `side` pixels."""
+    """Crops the middle `side` × `side` pixels."""
     left, top = crop_offset(image.size, side)
     return image.crop((left, top, left + side, top + side))
 
 
 def normalise(image: Image.Image, spec: Preprocessing) -> FloatArray:
-    """8-bit RGB → FP32 `[1, 3, height, width]` with `(value / 255 - mean) / std` in each channel."""
+    """Converts 8-bit RGB to FP32 `[1, 3, height, width]`: `(value / 255 - mean) / std` in each channel."""
     pixels = np.asarray(image)
     planes = np.empty((1, 3, *pixels.shape[:2]), np.float32)
     for channel, table in enumerate(_normalisation_table(spec)):
@@ -136,7 +131,7 @@ def normalise(image: Image.Image, spec: Preprocessing) -> FloatArray:
 
 @lru_cache(maxsize=8)
 def _normalisation_table(spec: Preprocessing) -> FloatArray:
-    """FP32 `[3, 256]`: what each 8-bit value becomes. Computed in torchvision's order of operations, so bit for bit."""
+    """Returns each 8-bit value normalised, FP32 `[3, 256]`, bit-exact by torchvision's order of operations."""
     values = np.arange(256, dtype=np.float32) / np.float32(255)
     mean, std = (np.asarray(numbers, np.float32)[:, None] for numbers in (spec.mean, spec.std))
     table: FloatArray = (values - mean) / std

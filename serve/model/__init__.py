@@ -1,1 +1,1 @@
-"""One image's path: decode, preprocess, infer, label."""
+"""Loads a model and classifies images with it; the only package that imports onnxruntime."""

@@ -1,31 +1,26 @@
-"""The whole path of one picture, without HTTP: encoded bytes → prediction, on one loaded model.
-
-Errors that leave here: `StartError` while loading, `RequestError` for a picture that cannot be classified.
-"""
+"""Classifies one image with a loaded model, without HTTP: from encoded bytes to a prediction."""
 
 import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from serve.config.settings import MODELS, Config
 from serve.errors import EmptyFile, ModelError
 from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
-from serve.imaging.preprocess import Preprocessing, to_input
+from serve.imaging.preprocess import FloatArray, Preprocessing, to_input
 from serve.model.files import AUTO, find_model
 from serve.model.postprocess import Label, Scored, load_class_index, top_k
 from serve.model.session import Model, load_model
-from serve.scheduling.memory import PixelBudget
+from serve.scheduling.pixel_budget import PixelBudget
 
 _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture, checked by its header in so many seconds, and how many classes to name."""
+    """An image whose header was checked, the number of classes to predict, and the seconds the check took."""
 
     image: Image.Image
     top_k: int
@@ -34,28 +29,28 @@ class Job:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One picture as the model's input, FP32 `[1, 3, S, S]`, and the seconds that took by stage."""
+    """An image as the model's input, FP32 `[1, 3, S, S]`, and the seconds spent by stage."""
 
-    batch: npt.NDArray[np.float32]
+    batch: FloatArray
     top_k: int
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Classified:
-    """Logits FP32 `[classes]`, the most probable classes in falling order, and the seconds of `decode`, `preprocess`
-    and `infer`, as far as there were any."""
+    """Logits FP32 `[classes]`, the most probable classes in descending order, and the seconds spent in each stage that
+    was run: `decode`, `preprocess`, `infer`."""
 
-    logits: npt.NDArray[np.float32]
+    logits: FloatArray
     scored: list[Scored]
     seconds: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A warm model with all it takes to feed it and to name its answers. Safe to use from several threads.
+    """A warm model with its preprocessing and labels; thread-safe.
 
-    room: pixels that may be decoded at once, because each takes up to 15 bytes while it is.
+    pixel_budget: limits the pixels decoded at once, each of which takes up to 15 bytes meanwhile.
     """
 
     model: Model
@@ -64,57 +59,61 @@ class Classifier:
     limits: ImageLimits
     exif_orientation: bool
     exact_decode: bool
-    room: PixelBudget
+    pixel_budget: PixelBudget
 
     def open(self, data: bytes, k: int) -> Job:
-        """Check a picture by its header alone; `prepare` then decodes it.
+        """Checks an image by its header, without decoding it.
 
-        Raises `EmptyFile`, and what `open_image` raises.
+        Raises:
+            EmptyFile: there are no bytes.
+            RequestError: as from `open_image`.
         """
         if not data:
-            raise EmptyFile("The file is empty; curl sends a folder so, too.")
+            raise EmptyFile("The file is empty; curl sends a folder as an empty file, too.")
         started = time.perf_counter()
         image = open_image(data, self.preprocessing, self.limits)
         return Job(image, k, time.perf_counter() - started)
 
     def prepare(self, job: Job | Prepared) -> Prepared:
-        """Decode and preprocess what is not so already, on the calling thread; CPU-bound for milliseconds.
+        """Decodes and preprocesses an image on the calling thread, unless that is done; CPU-bound for milliseconds.
 
-        Raises what `decode` raises.
+        Raises:
+            RequestError: as from `decode`.
         """
         if isinstance(job, Prepared):
             return job
         reduce_for = None if self.exact_decode else self.preprocessing
-        with self.room.acquire(decoding_pixels(job.image, reduce_for)):
+        with self.pixel_budget.acquire(decoding_pixels(job.image, reduce_for)):
             started = time.perf_counter()
             rgb = decode(job.image, self.exif_orientation, reduce_for)
             decoded = time.perf_counter()
             batch = to_input(rgb, self.preprocessing, self.exact_decode)
-        return Prepared(
-            batch,
-            job.top_k,
-            {"decode": job.open_seconds + decoded - started, "preprocess": time.perf_counter() - decoded},
-        )
+        seconds = {"decode": job.open_seconds + decoded - started, "preprocess": time.perf_counter() - decoded}
+        return Prepared(batch, job.top_k, seconds)
 
-    def compute(self, prepared: Prepared, wide: bool = False) -> Classified:
-        """Classify what was prepared, on the calling thread or, `wide`, on all of them; CPU-bound for milliseconds."""
+    def compute(self, prepared: Prepared, all_threads: bool = False) -> Classified:
+        """Runs inference on the calling thread, or on all intra-op threads; CPU-bound for milliseconds."""
         started = time.perf_counter()
-        logits = self.model.logits(prepared.batch, wide)[0]
+        logits = self.model.logits(prepared.batch, all_threads)[0]
         seconds = {**prepared.seconds, "infer": time.perf_counter() - started}
         return Classified(logits, top_k(logits, self.labels, prepared.top_k), seconds)
 
-    def classify(self, data: bytes, k: int, wide: bool = False) -> Classified:
-        """The whole path of one encoded picture, for who has no scheduler; raises what `open` and `prepare` raise."""
-        return self.compute(self.prepare(self.open(data, k)), wide)
+    def classify(self, data: bytes, k: int, all_threads: bool = False) -> Classified:
+        """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
+        return self.compute(self.prepare(self.open(data, k)), all_threads)
 
     @property
     def card(self) -> dict[str, Any]:
-        """The model card, for people and for `GET /model`."""
+        """The model card, which `GET /model` returns."""
         return self.model.card
 
 
 def load_classifier(config: Config) -> Classifier:
-    """Load model and labels as `config` says and check that they fit; raises `StartError`."""
+    """Loads the model and labels that `config` names.
+
+    Raises:
+        StartError: a file is unusable, or the files do not fit each other.
+    """
     path = find_model(config.model, config.model_variant, MODELS)
     model = load_model(path, config.thread_plan.intra_op_threads, config.providers)
     try:
@@ -126,12 +125,12 @@ def load_classifier(config: Config) -> Classifier:
         if config.model_variant not in (AUTO, model.card["variant"]):
             raise ModelError(f"it is {model.card['variant']}, not {config.model_variant}")
     except ModelError as error:
-        raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
-    return classifier_of(config, model, preprocessing)
+        raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
+    return make_classifier(config, model, preprocessing)
 
 
-def classifier_of(config: Config, model: Model, preprocessing: Preprocessing) -> Classifier:
-    """A loaded model with its labels, limited and decoding as `config` says; raises `StartError`."""
+def make_classifier(config: Config, model: Model, preprocessing: Preprocessing) -> Classifier:
+    """Joins a loaded model with the labels, limits and decoding of `config`; raises `ClassIndexError`."""
     return Classifier(
         model,
         preprocessing,
@@ -144,7 +143,7 @@ def classifier_of(config: Config, model: Model, preprocessing: Preprocessing) ->
 
 
 def prediction(classified: Classified, model_name: str) -> dict[str, Any]:
-    """One picture's answer: its most probable class, the top k in falling order, and the model that says so."""
+    """Returns the JSON answer for one image: the most probable class, the top k in descending order, the model."""
     entries = [
         {
             "imagenet_id": entry.label.imagenet_id,

@@ -1,7 +1,4 @@
-"""Which model file is served: a path, or a model's name and variant among the files of `models/`.
-
-Errors that leave here: `ModelError`, naming what was looked for.
-"""
+"""Finds the model file to serve: a path, or a name and variant in the folder `models/`."""
 
 from pathlib import Path
 from typing import Final
@@ -9,32 +6,36 @@ from typing import Final
 from serve.errors import ModelError
 from serve.printable import shortened
 
-# In the order of preference of `auto`: the first needs an export, the last comes with the project.
-NAMES: Final = ("densenet121", "efficientnet_lite0")
-EMBEDDED: Final = "efficientnet_lite0"
-AUTO: Final = "auto"
+# In the order in which `auto` tries them.
+KNOWN_MODELS: Final = ("densenet121", "efficientnet_lite0")
+EMBEDDED_MODEL: Final = "efficientnet_lite0"  # in the repository; densenet121 has to be exported first
+AUTO: Final = "auto"  # as a model or a variant: the best there is
 
 
 def find_model(model: str, variant: str, folder: Path) -> Path:
-    """The file to load.
+    """Returns the file to load.
 
-    model: a path ending in `.onnx`, a name in `folder`, or `auto` for the best that is there. variant: `int8`, `fp32`,
-    or `auto` for int8 where its export let it pass.
+    Args:
+        model: a path ending in `.onnx`, a name in `folder`, or `auto`.
+        variant: `int8`, `fp32`, or `auto` for int8 if there is such a file.
+
+    Raises:
+        ModelError: there is no such file.
     """
     if model.endswith(".onnx"):
         return Path(model)
-    wanted = NAMES if model == AUTO else (model,)
+    wanted = KNOWN_MODELS if model == AUTO else (model,)
     try:
         for name in wanted:
-            for candidate in _candidates(name, variant):
+            for candidate in _file_names(name, variant):
                 if (folder / candidate).is_file():
                     return folder / candidate
-        if Path(model).exists() and model not in NAMES:
-            kind = "a folder" if Path(model).is_dir() else "no .onnx file"
+        if Path(model).exists() and model not in KNOWN_MODELS:
+            kind = "a folder" if Path(model).is_dir() else "not an .onnx file"
             raise ModelError(
-                f"model {model} is {kind}; name an .onnx file, as 'make export WEIGHTS=PATH' makes one of weights"
+                f"model {model} is {kind}; name an .onnx file ('make export WEIGHTS=PATH' makes one from weights)"
             )
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # the name is too long, or the folder may not be read
         raise ModelError(f"model {shortened(model, 200)}: {(error.strerror or 'unreadable').lower()}") from error
     described = " or ".join(wanted) + ("" if variant == AUTO else f", {variant},")
     raise ModelError(
@@ -42,5 +43,5 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
     )
 
 
-def _candidates(name: str, variant: str) -> tuple[str, ...]:
+def _file_names(name: str, variant: str) -> tuple[str, ...]:
     return (f"{name}.onnx",) if variant == "fp32" else (f"{name}.int8.onnx", f"{name}.onnx")

@@ -1,7 +1,4 @@
-"""Logits → softmax over all classes → top-k → labels.
-
-Errors that leave here: `ClassIndexError`, from loading the labels.
-"""
+"""Turns logits into the most probable classes: softmax over all classes, top k, labels."""
 
 import json
 import reprlib
@@ -15,10 +12,12 @@ import numpy.typing as npt
 
 from serve.config.regular_file import read_text
 from serve.errors import ClassIndexError
+from serve.imaging.preprocess import FloatArray
 
+DEFAULT_TOP_K: Final = 5
 _MAX_BYTES: Final = 16 * 2**20
-# Control characters, halves of characters and line breaks: no name has them, and they steer terminals and pages.
-_IN_NO_NAME: Final = {"Cc", "Cs", "Zl", "Zp"}
+# Control characters, surrogates and line breaks: no name has them, and they could steer a terminal or a page.
+_FORBIDDEN_CATEGORIES: Final = {"Cc", "Cs", "Zl", "Zp"}
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,21 @@ class Label:
 
 @dataclass(frozen=True)
 class Scored:
-    """One class of an answer with its probability, 0 to 1."""
+    """One predicted class with its probability, 0 to 1."""
 
     label: Label
     probability: float
 
 
 def load_class_index(path: Path, class_count: int) -> tuple[Label, ...]:
-    """The label of each logit, in the logits' order.
+    """Reads the label of each logit, in the order of the logits.
 
-    path: a JSON object of `"0": ["n01440764", "tench"]` entries, as `imagenet_class_index.json` has been since Keras.
-    class_count: the model's. Raises `ClassIndexError` where the two do not fit.
+    Args:
+        path: a JSON object with entries `"0": ["n01440764", "tench"]`, the format of Keras.
+        class_count: the number of the model's classes.
+
+    Raises:
+        ClassIndexError: the file is unusable, or does not have an entry for each class.
     """
     try:
         entries = json.loads(read_text(path, _MAX_BYTES))
@@ -58,7 +61,7 @@ def load_class_index(path: Path, class_count: int) -> tuple[Label, ...]:
     labels = []
     for position in range(class_count):
         match entries.get(str(position)):
-            case [str(imagenet_id), str(name)] if _can_be_shown(imagenet_id + name):
+            case [str(imagenet_id), str(name)] if _is_safe_name(imagenet_id + name):
                 labels.append(Label(imagenet_id, name))
             case other:
                 shown = reprlib.repr(other)
@@ -68,22 +71,23 @@ def load_class_index(path: Path, class_count: int) -> tuple[Label, ...]:
     return tuple(labels)
 
 
-def _can_be_shown(text: str) -> bool:
-    return text.isprintable() or not any(unicodedata.category(each) in _IN_NO_NAME for each in text)
+def _is_safe_name(text: str) -> bool:
+    return text.isprintable() or not any(unicodedata.category(each) in _FORBIDDEN_CATEGORIES for each in text)
 
 
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """`[classes]` → probabilities `[classes]`, in float64, shifted by the maximum so that nothing overflows."""
+def softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
+    """Returns the probabilities of logits `[classes]`, computed in FP64; shifted by the maximum against overflow."""
     shifted = logits.astype(np.float64) - logits.max()
     powers = np.exp(shifted)
     probabilities: npt.NDArray[np.float64] = powers / powers.sum()
     return probabilities
 
 
-def top_k(logits: npt.NDArray[np.float32], labels: tuple[Label, ...], k: int) -> list[Scored]:
-    """The `k` most probable classes of one picture, in falling order; equal ones in the class index's order.
+def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[Scored]:
+    """Returns the `k` most probable classes of one image, in descending order, ties in the order of the class index.
 
-    logits: FP32 `[classes]`. Probabilities are the softmax over all classes, not over the `k`.
+    Args:
+        logits: FP32 `[classes]`. The softmax is over all of them, not over the `k`.
     """
     probabilities = softmax(logits)
     order = np.argsort(-logits, kind="stable")[:k]

@@ -1,6 +1,6 @@
-"""One onnxruntime session over one self-describing model file: FP32 `[N, 3, S, S]` in, logits FP32 `[N, classes]` out.
+"""Runs an ONNX model that describes itself: FP32 `[N, 3, S, S]` in, logits FP32 `[N, classes]` out.
 
-The only module that imports onnxruntime. Errors that leave here: `ModelError`, and only while loading.
+The only module that imports onnxruntime.
 """
 
 import errno
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from serve.config.regular_file import open_regular, read_text
 from serve.errors import ModelError
+from serve.imaging.preprocess import FloatArray
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -27,21 +27,24 @@ import onnxruntime as ort
 
 INPUT_NAME: Final = "input"
 OUTPUT_NAME: Final = "logits"
-# What a file must say of itself to be served; preprocess.py asks for the entries that it needs besides.
+# Metadata that a model file must have, besides what preprocess.py requires.
 _REQUIRED_ENTRIES: Final = ("name", "variant", "class_count")
-_MAX_BYTES: Final = 2**31 - 1  # of a protobuf
+_MAX_BYTES: Final = 2**31 - 1  # protobuf's own limit
 _MAX_REPORT_BYTES: Final = 2**20
 _CPU: Final = "cpu"
-_ON_CUDA: Final = {"cuda", "tensorrt"}
-_FATAL: Final = 4  # onnxruntime's log severity: our own errors say what is wrong
+_CUDA_PROVIDERS: Final = {"cuda", "tensorrt"}
+_FATAL: Final = 4  # onnxruntime's log severity; errors are reported as ModelError instead
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded, warm network.
+    """A loaded and warmed-up model.
 
-    card: what the export measured and wrote into the file and its report, with the file's own sha256.
-    input_side: S, pixels. class_count: logits a picture. infer_seconds: what the first picture took one thread.
+    Attributes:
+        card: the metadata that the export wrote into the file and its report, with the file's sha256.
+        input_side: S, in pixels.
+        class_count: the number of logits per image.
+        infer_seconds: what the first image took on one thread.
     """
 
     card: dict[str, Any]
@@ -56,60 +59,70 @@ class Model:
         """The architecture's name, such as `densenet121`."""
         return str(self.card["name"])
 
-    def logits(self, batch: npt.NDArray[np.float32], wide: bool = False) -> npt.NDArray[np.float32]:
-        """FP32 `[N, 3, S, S]`, normalised → logits FP32 `[N, classes]`.
+    def logits(self, batch: FloatArray, all_threads: bool = False) -> FloatArray:
+        """Runs inference; thread-safe.
 
-        On the calling thread alone, which any number of threads may do at a time; or, `wide`, on all intra-op threads.
+        Args:
+            batch: FP32 `[N, 3, S, S]`, normalised.
+            all_threads: whether to use all intra-op threads instead of the calling thread alone.
+
+        Returns:
+            Logits, FP32 `[N, classes]`.
         """
-        return _run(self._latency_session if wide else self._throughput_session, batch)
+        return _run(self._latency_session if all_threads else self._throughput_session, batch)
 
 
 def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (_CPU,)) -> Model:
-    """Load `path` and run it once, so that what comes back is ready to use.
+    """Loads a model and runs it once, so that it is ready to use.
 
-    intra_op_threads: threads that share one `wide` inference, at least 1. providers: execution providers by their short
-    names, the first choice first. Raises `ModelError` naming the file and what to do.
+    Args:
+        intra_op_threads: threads that share an inference on all threads, at least 1.
+        providers: execution providers by their short names, in order of preference.
+
+    Raises:
+        ModelError: naming the file and what to do.
     """
-    chosen = _chosen(providers)
-    if _ON_CUDA & set(providers):
-        with redirect_stdout(sys.stderr):  # it prints what it does not find
-            ort.preload_dlls()  # CUDA and cuDNN where pip has put them, which no loader looks at by itself
+    chosen = _provider_names(providers)
+    if _CUDA_PROVIDERS & set(providers):
+        with redirect_stdout(sys.stderr):  # it prints which libraries are missing
+            ort.preload_dlls()  # from where pip installs CUDA and cuDNN, which the loader does not search
     try:
         sha256 = _sha256(path)
     except OSError as error:
         reason = (error.strerror or "unreadable").lower()
         raise ModelError(f"model {path}: {reason}; make it with 'make export', or name another with --model") from error
     try:
-        # Two sessions, because the threads are the session's: at twice 20 MB they cost less than one that is no good at
-        # either end of the load. onnxruntime's Python API has no way for them to share packed weights.
-        narrow = _session(path, 1, chosen)
-        wide = narrow if intra_op_threads == 1 else _session(path, intra_op_threads, chosen)
+        # Two sessions, because a session's number of threads is fixed. They take twice 20 MB, as onnxruntime's Python
+        # API cannot share packed weights, but one session would be slow either under load or for a single image.
+        single = _create_session(path, 1, chosen)
+        multi = single if intra_op_threads == 1 else _create_session(path, intra_op_threads, chosen)
     except Exception as error:  # onnxruntime's own exceptions share no base class
         raise ModelError(
-            f"model {path} is not a model onnxruntime can load; make it anew with 'make export'"
+            f"model {path} is not a model onnxruntime can load; export it again with 'make export'"
         ) from error
-    missing = [name for name in chosen if name not in narrow.get_providers()]
-    if missing:  # onnxruntime goes on without, and says so in its own log only
+    missing = [name for name in chosen if name not in single.get_providers()]
+    if missing:  # onnxruntime falls back to others, and reports it only in its own log
         raise ModelError(
             f"providers={','.join(providers)}: {missing[0]} does not start here; its libraries or its device "
             "are missing"
         )
     try:
-        card = _read_card(narrow)
-        side = _input_side(narrow)
-        class_count = _class_count(narrow, card)
+        card = _read_card(single)
+        side = _input_side(single)
+        class_count = _class_count(single, card)
     except ModelError as error:
-        raise ModelError(f"model {path}: {error}; make it anew with 'make export'") from error
+        raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
     infer_seconds = 0.0
-    for session in dict.fromkeys((wide, narrow)):
+    for session in dict.fromkeys((multi, single)):
         started = time.perf_counter()
         if not _warm_up(session, side, class_count):
             raise ModelError(
-                f"model {path}: its warm-up gave no {class_count} finite logits; make it anew with 'make export'"
+                f"model {path}: its warm-up did not give {class_count} finite logits; export it again with "
+                "'make export'"
             )
         infer_seconds = time.perf_counter() - started
-    card |= {"sha256": sha256, "measured": _measured(path, sha256)}
-    return Model(card, side, class_count, infer_seconds, narrow, wide)
+    card |= {"sha256": sha256, "measured": _read_report(path, sha256)}
+    return Model(card, side, class_count, infer_seconds, single, multi)
 
 
 def _sha256(path: Path) -> str:
@@ -120,12 +133,12 @@ def _sha256(path: Path) -> str:
 
 
 def report_file(model: Path) -> Path:
-    """Where the export's report on a model file lies: `NAME.json` beside `NAME.onnx` and `NAME.int8.onnx`."""
+    """Returns the path of the export's report: `NAME.json` beside `NAME.onnx` and `NAME.int8.onnx`."""
     return model.with_name(model.name.removesuffix(".onnx").removesuffix(".int8") + ".json")
 
 
-def _measured(path: Path, sha256: str) -> dict[str, Any] | None:
-    """The report that the export wrote beside the file, speed and CPU included; None unless it is of this very file."""
+def _read_report(path: Path, sha256: str) -> dict[str, Any] | None:
+    """Reads the speeds and the CPU from the export's report; None unless the report is about this very file."""
     try:
         report = json.loads(read_text(report_file(path), _MAX_REPORT_BYTES))
         rows = report["table"]
@@ -135,7 +148,7 @@ def _measured(path: Path, sha256: str) -> dict[str, Any] | None:
 
 
 def _warm_up(session: ort.InferenceSession, side: int, class_count: int) -> bool:
-    """Whether a first inference, which also makes onnxruntime allocate what it needs, gives finite logits."""
+    """Runs a first inference, for which onnxruntime allocates its memory; returns whether the logits are finite."""
     try:
         logits = _run(session, np.zeros((1, 3, side, side), np.float32))
     except Exception:  # onnxruntime's own exceptions share no base class
@@ -143,24 +156,24 @@ def _warm_up(session: ort.InferenceSession, side: int, class_count: int) -> bool
     return logits.shape == (1, class_count) and bool(np.isfinite(logits).all())
 
 
-def _run(session: ort.InferenceSession, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    outputs: list[npt.NDArray[np.float32]] = session.run([OUTPUT_NAME], {INPUT_NAME: batch})
+def _run(session: ort.InferenceSession, batch: FloatArray) -> FloatArray:
+    outputs: list[FloatArray] = session.run([OUTPUT_NAME], {INPUT_NAME: batch})
     return outputs[0]
 
 
-def _chosen(providers: tuple[str, ...]) -> list[str]:
-    """onnxruntime's own names of these execution providers."""
+def _provider_names(providers: tuple[str, ...]) -> list[str]:
+    """Returns onnxruntime's names of these execution providers."""
     offered = {name.removesuffix("ExecutionProvider").lower(): name for name in ort.get_available_providers()}
     missing = [name for name in providers if name not in offered]
     if missing:
         raise ModelError(
             f"providers={','.join(providers)}: the installed onnxruntime {ort.__version__} has no "
-            f"{', '.join(missing)}; it offers {', '.join(offered)} (docs/operating.md has more on GPUs)"
+            f"{', '.join(missing)}; it offers {', '.join(offered)} (for GPUs see docs/operating.md)"
         )
     return [offered[name] for name in providers]
 
 
-def _session(path: Path, intra_op_threads: int, providers: list[str]) -> ort.InferenceSession:
+def _create_session(path: Path, intra_op_threads: int, providers: list[str]) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
@@ -168,38 +181,37 @@ def _session(path: Path, intra_op_threads: int, providers: list[str]) -> ort.Inf
     options.log_severity_level = _FATAL
     _share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Within an inference threads wait for each other by spinning, which is fastest; after it
-    # they let go of the CPU.
+    # Threads spin while they wait for each other during an inference, which is fastest, and sleep after it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return ort.InferenceSession(path, options, providers=providers)
 
 
 @cache
 def _share_arena() -> None:
-    """One arena for all sessions of the process, which grows by what is asked for and not by powers of two.
+    """Makes all sessions allocate from one arena, which grows by what is requested and not by powers of two.
 
-    Every input has the same shape, so that it holds what the calls at work together need, and then grows no more.
+    Every input has the same shape, so the arena grows to what concurrent calls need and then stays.
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    same_as_requested = 1
-    growth = {"arena_extend_strategy": same_as_requested, "initial_chunk_size_bytes": -1}
-    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, "max_dead_bytes_per_chunk": -1, **growth}))
+    # 1 is kSameAsRequested, -1 onnxruntime's default.
+    growth = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, **growth}))
 
 
 def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
-    """The file's metadata; each entry's value is JSON."""
+    """Reads the model's metadata, whose values are JSON."""
     try:
         metadata = session.get_modelmeta().custom_metadata_map
         missing = [key for key in _REQUIRED_ENTRIES if key not in metadata]
         if missing:
-            raise ModelError(f"its metadata lacks {', '.join(missing)}, so it cannot say what it is")
+            raise ModelError(f"its metadata lacks {', '.join(missing)}")
         return {key: json.loads(value) for key, value in sorted(metadata.items())}
     except (ValueError, RecursionError) as error:
         raise ModelError("its metadata is not JSON") from error
 
 
 def _input_side(session: ort.InferenceSession) -> int:
-    """Side of the square input in pixels."""
+    """Returns the side of the square input in pixels."""
     match [(value.name, value.type, value.shape) for value in session.get_inputs()]:
         case [(name, "tensor(float)", [None | str(), 3, int(height), int(width)])] if (
             name == INPUT_NAME and height == width

@@ -1,1 +1,1 @@
-"""Logs, metrics and request IDs."""
+"""Logs, metrics and correlation ids."""

@@ -1,7 +1,7 @@
-"""Log records → lines on standard error: text for a person at a terminal, else one JSON object a line.
+"""Formats log records for standard error: text on a terminal, otherwise one JSON object per line.
 
-A record's own fields travel in `extra={"fields": {...}}`. What is long is cut, field by field, to 2 KB of JSON, so that
-no client fills a log. No error leaves this module.
+A record's own fields are passed in `extra={"fields": {...}}`. Each long field is cut, to at most 2 KB of JSON, so that
+clients can't fill the log.
 """
 
 import json
@@ -15,25 +15,25 @@ from typing import Final
 
 from serve.printable import printable, shortened
 
-_encode = json.JSONEncoder(default=str).encode  # json.dumps would make an encoder for each line
-# Characters of a field. JSON may take twelve bytes for one that is not ASCII.
-_MOST_CHARACTERS: Final = 1000
-_MOST_SPECIAL_CHARACTERS: Final = 160
-# Of a traceback the end says most.
-_MOST_LINES: Final = 60
+_encode = json.JSONEncoder(default=str).encode  # json.dumps would create an encoder for each line
+# Characters of a field. JSON may need twelve bytes for a character that is not ASCII.
+_MAX_CHARACTERS: Final = 1000
+_MAX_SPECIAL_CHARACTERS: Final = 160
+# Lines of a traceback; the last ones are kept, because they say most.
+_MAX_LINES: Final = 60
 
 _Error = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
 class _Formatter(logging.Formatter):
-    def formatException(self, ei: _Error) -> str:  # noqa: N802  logging's own name
+    def formatException(self, ei: _Error) -> str:  # noqa: N802  the name in logging
         lines = super().formatException(ei).split("\n")
-        cut = [f"… ({len(lines) - _MOST_LINES} more lines)"] if len(lines) > _MOST_LINES else []
-        return "\n".join(printable(shortened(line, _MOST_CHARACTERS)) for line in [*cut, *lines[-_MOST_LINES:]])
+        cut = [f"… ({len(lines) - _MAX_LINES} more lines)"] if len(lines) > _MAX_LINES else []
+        return "\n".join(printable(shortened(line, _MAX_CHARACTERS)) for line in [*cut, *lines[-_MAX_LINES:]])
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object a record; line breaks inside values are escaped, so a record is always one line."""
+    """One JSON object per record. Line breaks in values are escaped, so a record is always one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -44,7 +44,7 @@ class JsonFormatter(_Formatter):
             **getattr(record, "fields", {}),
         }
         for name, value in line.items():
-            if isinstance(value, str) and len(value) > _MOST_SPECIAL_CHARACTERS:
+            if isinstance(value, str) and len(value) > _MAX_SPECIAL_CHARACTERS:
                 line[name] = _cut(value)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -52,7 +52,7 @@ class JsonFormatter(_Formatter):
 
 
 class TextFormatter(_Formatter):
-    """Time, message, and for a request what a person wants to see of it."""
+    """Time, message and, for a request, its sizes, duration and id."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {printable(_cut(record.getMessage()))}"
@@ -71,9 +71,14 @@ class TextFormatter(_Formatter):
 
 
 def set_up_logging(log_format: str, level: str) -> None:
-    """Send all records of at least `level` to standard error. log_format: text, json, or auto (text on a terminal)."""
+    """Logs records of at least `level` to standard error.
+
+    Args:
+        log_format: text, json, or auto, which is text on a terminal and otherwise json.
+        level: name of a logging level.
+    """
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    for library in ("PIL", "python_multipart"):  # on odd pictures and malformed bodies, of which the answers tell
+    for library in ("PIL", "python_multipart"):  # about damaged images and malformed bodies, which the responses report
         logging.getLogger(library).setLevel(logging.CRITICAL)
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
@@ -81,8 +86,8 @@ def set_up_logging(log_format: str, level: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 
-def log_the_unforeseen() -> None:
-    """Have the log tell of what Python would write to standard error by itself: warnings, and errors nobody caught."""
+def log_uncaught_errors() -> None:
+    """Logs warnings and uncaught errors, which Python would print to standard error."""
     logging.captureWarnings(True)
     sys.excepthook = _log_error
     threading.excepthook = lambda args: _log_error(args.exc_type, args.exc_value, args.exc_traceback)
@@ -90,9 +95,9 @@ def log_the_unforeseen() -> None:
 
 
 def _log_error(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
-    if kind is not SystemExit:  # by which a thread may end as it likes
+    if kind is not SystemExit:  # a thread may end this way
         logging.getLogger("serve.error").error("unforeseen error", exc_info=(kind, error, trace))  # type: ignore[arg-type]
 
 
 def _cut(text: str) -> str:
-    return shortened(text, _MOST_CHARACTERS if text.isascii() and text.isprintable() else _MOST_SPECIAL_CHARACTERS)
+    return shortened(text, _MAX_CHARACTERS if text.isascii() and text.isprintable() else _MAX_SPECIAL_CHARACTERS)

@@ -1,6 +1,6 @@
-"""What the server counts and times, in Prometheus's text format. The only module that imports prometheus_client.
+"""The server's metrics, in Prometheus's text format.
 
-Labels take their values from fixed sets: route templates, status codes, stages, reasons. No error leaves this module.
+Labels take their values from fixed sets: route templates, status codes, stages, reasons.
 """
 
 import operator
@@ -27,150 +27,140 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serve import errors
-from serve.observability.counting import FOLDER
+from serve.observability.shared_metrics import FOLDER
 from serve.problems import RULES
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
-# The route of whatever has none: unknown paths, and what is no HTTP.
+# The `route` of requests that match no route, and of connections refused before a request was parsed.
 NO_ROUTE: Final = "none"
 STAGES: Final = ("read", "decode", "preprocess", "queue", "infer")
-# Seconds: a small model's answer takes five milliseconds, and ten seconds are the default deadline.
+# Seconds: a small model answers in five milliseconds, and ten seconds are the default deadline.
 _BUCKETS: Final = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_BUCKETS: Final = (0.0005, 0.001, 0.0025, *_BUCKETS)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # when a series began is no use to anyone here
+disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody needs to know when a series began
 
 
-# The processes that count together with this one, itself included; 0 where there is none at the moment.
+# Ids of the processes that share their metrics, including this one; 0 for a worker that is not running.
 _process_ids: Sequence[int] = ()
 
 
-def count_as(number: int, process_ids: Sequence[int]) -> None:
-    """Be one of several that count together, whose ids these are; to be called before any metrics are made."""
+def join_shared_metrics(number: int, process_ids: Sequence[int]) -> None:
+    """Makes this process worker `number` of those that share metrics. Call it before `Metrics` is created.
+
+    Args:
+        number: the worker's, from 0.
+        process_ids: the ids of all workers.
+    """
     global _process_ids
     _process_ids = process_ids
     values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
 
 
 class Metrics:
-    """The metrics of a server, also where it is several processes. build: what `serve_build_info` says."""
+    """The metrics of a server, which may be several processes. build: labels of `serve_build_info`."""
 
     def __init__(self, build: Mapping[str, str]) -> None:
-        self._registry = CollectorRegistry()
-        self._shown = self._registry
+        self._registry = self._shown = CollectorRegistry()
         if folder := os.environ.get(FOLDER):
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown, folder)  # type: ignore[no-untyped-call]
             self._shown.register(_Processes())
         else:
             ProcessCollector(registry=self._registry)
-        self._requests = Counter(
-            "serve_requests", "Requests that were answered.", ["route", "code"], registry=self._registry
-        )
-        self._durations = Histogram(
+        counter = partial(Counter, registry=self._registry)
+        gauge = partial(Gauge, registry=self._registry)
+        histogram = partial(Histogram, registry=self._registry)
+        self._requests = counter("serve_requests", "Requests that were answered.", ["route", "code"])
+        self._durations = histogram(
             "serve_request_duration_seconds",
-            "From a request's head to the end of its answer.",
+            "From a request's head to the end of its response.",
             ["route"],
             buckets=_BUCKETS,
-            registry=self._registry,
         )
-        stages = Histogram(
+        stages = histogram(
             "serve_stage_duration_seconds",
-            "Where the time of accepted pictures goes; read is of a whole upload.",
+            "Time of accepted images by stage; read is for a whole upload.",
             ["stage"],
             buckets=_STAGE_BUCKETS,
-            registry=self._registry,
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
-        self._depth = Gauge(
-            "serve_queue_depth", "Pictures that wait for a CPU.", registry=self._registry, multiprocess_mode="livesum"
-        )
+        self._depth = gauge("serve_queue_depth", "Images that wait for a CPU.", multiprocess_mode="livesum")
         self._depth_now: Callable[[], int] = lambda: 0
-        self._lines_dropped = Counter(
-            "serve_log_lines_dropped",
-            "Lines of the log that standard error did not take.",
-            registry=self._registry,
-        )
+        self._depth_lock = threading.Lock()
+        self._lines_dropped = counter("serve_log_lines_dropped", "Log lines that standard error did not accept.")
         self._dropped_now: Callable[[], int] = lambda: 0
         self._dropped = 0
-        self._depth_lock = threading.Lock()
-        self._in_progress = Gauge(
-            "serve_requests_in_progress",
-            "Requests begun and not yet answered.",
-            registry=self._registry,
-            multiprocess_mode="livesum",
+        self._in_progress = gauge(
+            "serve_requests_in_progress", "Requests begun and not yet answered.", multiprocess_mode="livesum"
         )
-        rejected = Counter("serve_rejected", "Requests that were refused, by why.", ["reason"], registry=self._registry)
+        rejected = counter("serve_rejected", "Requests that were refused, by reason.", ["reason"])
         self._rejected = {reason: rejected.labels(reason) for reason in _REASONS.values()}
-        information = Gauge(
-            "serve_build_info",
-            "What is being served; always 1.",
-            sorted(build),
-            registry=self._registry,
-            multiprocess_mode="livemax",
+        information = gauge(
+            "serve_build_info", "What is being served; always 1.", sorted(build), multiprocess_mode="livemax"
         )
         information.labels(**build).set(1)
 
-    def expect(self, routes: Iterable[str]) -> None:
-        """Begin to count defects at none, so that the first one is seen to have been added."""
+    def declare_routes(self, routes: Iterable[str]) -> None:
+        """Starts each route's count of status 500 at 0, so that the first one shows as an increase."""
         for route in (*routes, NO_ROUTE):
             self._requests.labels(route, 500)
 
-    def watch_queue(self, depth: Callable[[], int]) -> None:
-        """Read the queue's depth from here."""
+    def track_queue_depth(self, depth: Callable[[], int]) -> None:
+        """Sets the function that returns the queue's depth."""
         self._depth_now = depth
 
-    def watch_log(self, dropped: Callable[[], int]) -> None:
-        """Read from here how many lines were dropped."""
+    def track_dropped_lines(self, dropped: Callable[[], int]) -> None:
+        """Sets the function that returns how many log lines were dropped."""
         self._dropped_now = dropped
 
-    def _note_log(self) -> None:
+    def update_queue_depth(self) -> None:
+        """Records the queue's depth; call it on each change, because another process may be asked for the metrics."""
+        with self._depth_lock:  # or an older depth could be recorded last
+            self._depth.set(self._depth_now())
+
+    def _update_dropped_lines(self) -> None:
         dropped = self._dropped_now()
         self._lines_dropped.inc(dropped - self._dropped)
         self._dropped = dropped
 
-    def note_queue(self) -> None:
-        """The queue's depth has changed; noted as it does, because another process may be the one that is asked."""
-        with self._depth_lock:  # or an older depth could be noted last
-            self._depth.set(self._depth_now())
-
-    def began(self) -> None:
-        """A request has come."""
+    def request_started(self) -> None:
+        """Counts a request in progress."""
         self._in_progress.inc()
 
-    def ended(self, route: str, code: int, seconds: float) -> None:
-        """It is answered, or given up. route: its template, or `NO_ROUTE`."""
+    def request_finished(self, route: str, code: int, seconds: float) -> None:
+        """Counts a request that was answered or abandoned. route: its template, or `NO_ROUTE`."""
         self._in_progress.dec()
-        self.note_queue()
+        self.update_queue_depth()
         if self._dropped_now() > self._dropped:
-            self._note_log()
+            self._update_dropped_lines()
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
 
-    def rejected(self, error: errors.RequestError) -> None:
-        """A request was refused with this error."""
+    def request_rejected(self, error: errors.RequestError) -> None:
+        """Counts a request that was refused with this error."""
         self._rejected[_REASONS[type(error)]].inc()
 
     def count_refused_connection(self, code: int) -> None:
-        """Something was refused that never became a request, with this status."""
+        """Counts a connection refused before a request was parsed."""
         self._requests.labels(NO_ROUTE, code).inc()
 
-    def spent(self, stage: str, seconds: float) -> None:
-        """A picture, or for `read` an upload, took so long at one of `STAGES`."""
+    def observe_stage(self, stage: str, seconds: float) -> None:
+        """Records the time of one of `STAGES` for an image or, for `read`, an upload."""
         self._stages[stage].observe(seconds)
 
-    def text(self) -> bytes:
-        """All of it, as `MEDIA_TYPE`."""
-        self.note_queue()
-        self._note_log()
+    def render(self) -> bytes:
+        """All metrics, as `MEDIA_TYPE`."""
+        self.update_queue_depth()
+        self._update_dropped_lines()
         return generate_latest(self._shown)
 
 
 class _Processes(Collector):
-    """Memory, CPU time and open files of all processes together; the start is the first one's."""
+    """Memory, CPU time and open files of all processes together, and the earliest start time."""
 
     def collect(self) -> Iterable[Metric]:
-        """The families of `ProcessCollector`, each summed."""
+        """The families of `ProcessCollector`, summed over the processes."""
         total: dict[str, Metric] = {}
         for pid in filter(None, _process_ids):
             for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
@@ -180,12 +170,12 @@ class _Processes(Collector):
                     join = min if family.name == "process_start_time_seconds" else operator.add
                     known.samples[0] = ours._replace(value=join(ours.value, other.value))
         if cpu := total.get("process_cpu_seconds"):
-            cpu.samples[0] = cpu.samples[0]._replace(value=cpu.samples[0].value + _of_the_ended())
+            cpu.samples[0] = cpu.samples[0]._replace(value=cpu.samples[0].value + _parent_cpu_seconds())
         return total.values()
 
 
-def _of_the_ended() -> float:
-    """CPU seconds of the process that started these, and of those of them that have ended: a counter never falls."""
+def _parent_cpu_seconds() -> float:
+    """CPU seconds of the supervisor and of workers that have ended, because a counter must never decrease."""
     try:
         fields = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -194,3 +184,4 @@ def _of_the_ended() -> float:
 
 
 _REASONS: Final = {error: re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower() for error in RULES}
+_REASONS[errors.Unauthorized] = "unauthorised"  # the label's value since the first release

@@ -1,1 +1,1 @@
-"""Who runs when, and in how much memory."""
+"""Admission, scheduling, cancellation and memory limits; knows no HTTP."""

@@ -1,8 +1,6 @@
-"""Header checks that may take long, on one thread of their own, so that neither the event loop nor the CPUs wait.
+"""Runs slow header checks on a thread of their own, so that they delay neither the event loop nor inference.
 
-The thread is there from the start: a system that has no more threads to give fails it, and no request later.
-
-Errors that leave here: `QueueFull`, besides what a check itself raises.
+The thread starts with the server, so a system without free threads fails the start and not a later request.
 """
 
 import asyncio
@@ -17,25 +15,33 @@ T = TypeVar("T")
 
 
 class Inspector:
-    """One thread, which pictures wait for. max_queue: how many may, with the one it is at."""
+    """One thread for header checks. max_queue: how many may wait, including the one that is running."""
 
     def __init__(self, max_queue: int) -> None:
         self._max_queue = max_queue
         self._waiting = 0
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inspect")
-        self._thread.submit(int)  # which starts it
+        self._thread.submit(int)  # starts the thread
 
     def check(self, function: Callable[..., T], *arguments: Any) -> Coroutine[Any, Any, T]:
-        """As `run`, where there is room for one more; raises `QueueFull` where there is not."""
+        """As `run`, but within the limit.
+
+        Raises:
+            QueueFull: too many checks are waiting.
+        """
         if self._waiting >= self._max_queue:
             raise QueueFull(
-                f"There is no room for 1 picture: {self._waiting} wait for their headers to be checked and the limit "
+                f"There is no room for 1 image: {self._waiting} wait for their headers to be checked and the limit "
                 f"is {self._max_queue}; try again in a moment."
             )
         return self.run(function, *arguments)
 
     async def run(self, function: Callable[..., T], *arguments: Any) -> T:
-        """What `function` returns for these arguments; cancelling the caller skips it where it has not begun."""
+        """Calls `function` on the thread, regardless of the limit; a cancelled call is skipped if it has not begun.
+
+        Raises:
+            Exception: whatever `function` raises.
+        """
         self._waiting += 1
         work = [partial(function, *arguments)]
         del arguments
@@ -43,12 +49,12 @@ class Inspector:
             return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work.pop()())
         finally:
             self._waiting -= 1
-            work.clear()  # the thread's queue would keep a cancelled picture until its turn
+            work.clear()  # or the thread's queue would keep a cancelled image in memory until its turn
 
     def do(self, chore: Callable[[], None]) -> None:
-        """Have the thread do something in passing."""
+        """Queues a chore for the thread, regardless of the limit."""
         self._thread.submit(chore)
 
     def close(self) -> None:
-        """End the thread after what it is at."""
+        """Ends the thread after the current check."""
         self._thread.shutdown(wait=False, cancel_futures=True)

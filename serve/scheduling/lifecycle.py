@@ -1,7 +1,4 @@
-"""Starting → ready → draining: whether a request may come in, and until when those that did may take. Knows no HTTP.
-
-Errors that leave here: `NotReady`, for a request that comes too early or too late, or does not end in time.
-"""
+"""Starting → ready → draining: whether requests are accepted, and how long those in flight may take once draining."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,51 +7,52 @@ from typing import Final
 
 from serve.errors import NotReady
 
-# Of the grace period, how much uploads that are still arriving get; the rest is left to classify them, and never less
-# than is needed to refuse a client that goes on sending.
-_ARRIVING_SHARE: Final = 0.5
-_REFUSING_SECONDS: Final = 3.0
-# Of the grace period, how much is kept for sending the last answers.
-_ANSWERING_SECONDS: Final = 1.5
+# Share of the grace period for uploads that are still arriving. The rest is kept for classifying them, and is never
+# shorter than it takes to refuse a client that goes on sending.
+_UPLOAD_SHARE: Final = 0.5
+_REFUSAL_SECONDS: Final = 3.0
+# Part of the grace period that is kept for sending the last responses.
+_RESPONSE_SECONDS: Final = 1.5
 
 
 class InFlightRequest:
-    """One accepted request, from its headers to its answer."""
+    """One accepted request, from its head to its response. timeout: cancels the request when it expires."""
 
     def __init__(self, grace_seconds: float) -> None:
-        self.scope = asyncio.timeout(None)
+        self.timeout = asyncio.timeout(None)
         self._grace = grace_seconds
-        self._arriving = True
-        self._drained_at: float | None = None
+        self._uploading = True
+        self._draining_since: float | None = None
 
     def body_received(self) -> None:
-        """The request's body is read to its end; what follows is the server's own time."""
-        self._arriving = False
-        if self._drained_at is not None:
-            self.end_in_time(self._drained_at)
+        """Call it once the body has been read completely; the rest of the time is the server's own."""
+        self._uploading = False
+        if self._draining_since is not None:
+            self.limit_draining(self._draining_since)
 
-    def end_in_time(self, now: float) -> None:
-        """Bound what is left of it: draining began `now`, on the event loop's clock."""
-        self._drained_at = now
-        if self._arriving:
-            seconds = min(self._grace * _ARRIVING_SHARE, self._grace - _REFUSING_SECONDS)
+    def limit_draining(self, since: float) -> None:
+        """Limits the time that is left. since: when draining began, on the event loop's clock."""
+        self._draining_since = since
+        if self._uploading:
+            seconds = min(self._grace * _UPLOAD_SHARE, self._grace - _REFUSAL_SECONDS)
         else:
-            seconds = self._grace - _ANSWERING_SECONDS
-        self.scope.reschedule(now + max(0.0, seconds))
+            seconds = self._grace - _RESPONSE_SECONDS
+        self.timeout.reschedule(since + max(0.0, seconds))
 
 
 class Lifecycle:
-    """One server's state; all but `ready` and `begin_drain` belong to its event loop.
+    """The state of one server. Only `ready` and `begin_drain` may be used outside its event loop.
 
-    grace_seconds: how long requests in flight may go on once draining has begun.
+    Args:
+        grace_seconds: how long requests in flight may go on once draining has begun.
     """
 
     def __init__(self, grace_seconds: float) -> None:
         self._grace = grace_seconds
         self._started = False
         self._draining = False
-        self._visits: set[InFlightRequest] = set()
-        self._empty = asyncio.Event()
+        self._in_flight: set[InFlightRequest] = set()
+        self._idle = asyncio.Event()
 
     @property
     def ready(self) -> bool:
@@ -63,37 +61,37 @@ class Lifecycle:
 
     @property
     def draining(self) -> bool:
-        """Whether the end has begun."""
+        """Whether the server is shutting down."""
         return self._draining
 
     def start(self) -> None:
-        """The model is loaded and warm: accept requests."""
+        """Accepts requests from now on; call it once the model is loaded and warm."""
         self._started = True
 
     def begin_drain(self) -> bool:
-        """Accept no more requests, from this moment on; whether that is news. Safe to call from a signal handler."""
-        news = not self._draining
+        """Stops accepting requests; returns whether this was the first call. Safe to call from a signal handler."""
+        first = not self._draining
         self._draining = True
-        return news
+        return first
 
     async def drain(self) -> None:
-        """Wait until the requests in flight are answered; those that take too long end with `NotReady`."""
+        """Waits until the requests in flight are answered; those that take too long end with `NotReady`."""
         self.begin_drain()
         now = asyncio.get_running_loop().time()
-        for visit in self._visits:
-            visit.end_in_time(now)
-        self._empty.clear()
-        if self._visits:
-            await self._empty.wait()
+        for request in self._in_flight:
+            request.limit_draining(now)
+        self._idle.clear()
+        if self._in_flight:
+            await self._idle.wait()
 
-    def end_now(self) -> None:
-        """Let go of all requests in flight, which end with `NotReady`."""
+    def cancel_all(self) -> None:
+        """Ends all requests in flight with `NotReady`."""
         now = asyncio.get_running_loop().time()
-        for visit in self._visits:
-            visit.scope.reschedule(now)
+        for request in self._in_flight:
+            request.timeout.reschedule(now)
 
     def require_ready(self) -> None:
-        """Raise `NotReady` unless requests are accepted."""
+        """Raises `NotReady` unless requests are accepted."""
         if self._draining:
             raise NotReady("The server is not ready: it is shutting down.")
         if not self._started:
@@ -101,17 +99,21 @@ class Lifecycle:
 
     @asynccontextmanager
     async def track(self) -> AsyncIterator[InFlightRequest]:
-        """The length of one request, which draining waits for."""
+        """A request in flight for the length of a `with` block; draining waits for it.
+
+        Raises:
+            NotReady: the server is not accepting requests, or could not wait for this one any longer.
+        """
         self.require_ready()
-        visit = InFlightRequest(self._grace)
+        request = InFlightRequest(self._grace)
         try:
-            async with visit.scope:
-                self._visits.add(visit)
+            async with request.timeout:
+                self._in_flight.add(request)
                 try:
-                    yield visit
+                    yield request
                 finally:
-                    self._visits.discard(visit)
-                    if not self._visits:
-                        self._empty.set()
+                    self._in_flight.discard(request)
+                    if not self._in_flight:
+                        self._idle.set()
         except TimeoutError:
             raise NotReady("The server is shutting down and could not wait for this request any longer.") from None

@@ -1,22 +1,22 @@
-"""Costly work on the event loop, some milliseconds a turn of it, so that no crowd of requests keeps a probe waiting."""
+"""Spreads computation on the event loop over its iterations, so that many requests at once don't delay a probe."""
 
 import asyncio
 from collections import deque
 from typing import Final
 
-# What a turn of the event loop may take before the next piece of work has to wait for another turn.
+# Once an iteration of the event loop has taken this long, further work waits for a later iteration.
 _SECONDS: Final = 0.005
 
 
 class Pacer:
-    """Turns of one event loop, given to those who compute on it in the order in which they ask."""
+    """Admits computation on one event loop, in order of arrival, for a few milliseconds per iteration."""
 
     def __init__(self) -> None:
-        self._began: float | None = None  # when the first one in this turn asked
+        self._began: float | None = None  # when the first caller in this iteration was admitted
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    async def turn(self) -> None:
-        """Return where the caller may compute: at once, unless others have taken this turn of the event loop."""
+    async def wait_for_turn(self) -> None:
+        """Returns when the caller may compute: at once, unless others have used up this iteration."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._began is None:
@@ -31,7 +31,7 @@ class Pacer:
         self._began = None
         while self._waiting:
             turn = self._waiting.popleft()
-            if not turn.done():  # its request may have ended
+            if not turn.done():  # its request may have been cancelled
                 turn.set_result(None)
                 self._began = loop.time()
                 loop.call_soon(self._next, loop)

@@ -1,16 +1,12 @@
-"""Tasks of one or more items → their results, on as many threads as there are CPUs; knows no HTTP.
+"""Runs tasks of one or more items on as many threads as there are CPUs.
 
-Every item takes one thread through two steps: `prepare`, which is one thread's work, and `compute`, which can spread
-over all CPUs. It does so (it is `wide`) where the thread finds itself alone; while others work or wait, each has one
-CPU and they run side by side. So one caller gets the shortest answer, many get the highest rate, and there are never
-more busy threads than CPUs.
+A thread takes an item through two steps: `prepare`, which uses one CPU, and `compute`, which can use all of them. It
+gets all CPUs if no other item is running or waiting; otherwise items run side by side on one CPU each. So a single
+caller gets the lowest latency, many callers get the highest throughput, and there are never more busy threads than
+CPUs.
 
-Admission is bounded by items waiting. A queue that has overflowed is kept short until it has been empty: a burst may
-use all of it, but who is accepted while more comes than can be done waits a quarter of the time. Tasks take turns item
-by item, so that a long one delays a short one by little; a task whose waiter has gone, or whose deadline has passed, is
-skipped.
-
-Errors that leave here: `QueueFull`, `DeadlinePassed` and `NotReady` from `run`, besides what the two steps raise.
+The number of waiting items is limited. Tasks take turns item by item, so a long task delays a short one only a little.
+A task whose caller was cancelled, or whose deadline has passed, is skipped.
 """
 
 import asyncio
@@ -19,59 +15,68 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
-from serve.errors import DeadlinePassed, NotReady, QueueFull
+from serve.errors import DeadlinePassed, NotReady
+from serve.scheduling.queue_limit import QueueLimit
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
-# Weight of the latest item in the running mean of what an item costs.
-_SMOOTHING: Final = 0.1
-# By what the queue is shortened once it has overflowed.
-_OVERFLOWED: Final = 4
-
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
-    """What became of one item: its result or its error, and the seconds it waited for a thread."""
+    """The result or the error of one item, and the seconds it waited for a thread."""
 
     queued_seconds: float
     result: Result | None = None
     error: BaseException | None = None
 
     def unwrap(self) -> Result:
-        """The result; raises the error where there is one."""
+        """Returns the result, or raises the error."""
         if self.error is not None:
             raise self.error
         return cast(Result, self.result)
 
 
-@dataclass(eq=False)
 class _Task:
-    """One call of `run`: its items still waiting, by position, and the outcomes so far."""
+    """One call of `run`: its waiting items, each with its position, and the outcomes so far."""
 
-    waiting: deque[tuple[int, Any]]
-    deadline: float
-    loop: asyncio.AbstractEventLoop
-    done: asyncio.Future[list[Outcome[Any]]]
-    submitted: float
-    outcomes: list[Outcome[Any] | None]
-    missing: int = field(init=False)
+    def __init__(self, items: Sequence[Any], deadline: float) -> None:
+        self.waiting = deque(enumerate(items))
+        self.deadline = deadline
+        self.submitted = time.monotonic()
+        self.outcomes: list[Outcome[Any] | None] = [None] * len(items)
+        self.missing = len(items)
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[list[Outcome[Any]]] = self._loop.create_future()
 
-    def __post_init__(self) -> None:
-        self.missing = len(self.outcomes)
+    def settle(self, error: NotReady | None = None) -> None:
+        """Wakes the caller of `run` with the outcomes or an error; called on any thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody waits any more
+            self._loop.call_soon_threadsafe(self._settle, error)
+
+    def _settle(self, error: NotReady | None) -> None:
+        if self.done.done():  # its caller was cancelled
+            return
+        if error is None:
+            self.done.set_result(cast(list[Outcome[Any]], self.outcomes))
+        else:
+            self.done.set_exception(error)
 
 
 class Scheduler(Generic[Item, Prepared, Result]):
-    """`streams` threads that take items in turn. Made and closed anywhere; `run` belongs to an event loop.
+    """Threads that take items in turn. Created and closed on any thread; `run` is called on an event loop.
 
-    prepare: item → what `compute` takes. compute: that and whether it may use all CPUs → result. Both are called on
-    the scheduler's threads; an exception from either is that item's outcome and nobody else's.
-    streams: items worked on side by side, at least 1. max_queue: items that may wait for a thread.
-    item_seconds: what an item takes one thread, to begin the estimate of the drain rate with.
+    Args:
+        prepare: item → input of `compute`. Like `compute`, called on the scheduler's threads; an exception of either
+            is the outcome of that item alone.
+        compute: what `prepare` returned, and whether all CPUs may be used → result.
+        streams: number of threads, at least 1.
+        max_queue: number of items that may wait for a thread.
+        item_seconds: initial estimate of the time that an item takes one thread.
     """
 
     def __init__(
@@ -85,15 +90,13 @@ class Scheduler(Generic[Item, Prepared, Result]):
     ) -> None:
         self._prepare = prepare
         self._compute = compute
-        self._max_queue = max_queue
-        self._limit = max_queue
-        self._item_seconds = item_seconds
+        self._limit = QueueLimit(max_queue, streams, item_seconds)
         self._tasks: deque[_Task] = deque()
         self._waiting = 0
         self._busy = 0
-        self._wide = False
+        self._one_has_all_cpus = False
         self._closed = False
-        self.done = 0  # items that a thread has been through, for whom it helps to know whether anything happened
+        self.done = 0  # items completed so far, whatever their outcome
         self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in range(streams)
@@ -102,17 +105,20 @@ class Scheduler(Generic[Item, Prepared, Result]):
             thread.start()
 
     async def run(self, items: Sequence[Item], deadline: float) -> list[Outcome[Result]]:
-        """The outcome of each item, in their order; cancelling the caller drops what has not begun.
+        """The outcomes of the items, in their order. Cancelling the caller discards the items that have not begun.
 
-        items: at least one. deadline: on the clock of `time.monotonic`. Raises `QueueFull` at once where there is no
-        room for all, and `DeadlinePassed` as soon as it has.
+        Args:
+            items: at least one.
+            deadline: on the clock of `time.monotonic`.
+
+        Raises:
+            QueueFull: there is no room for all items; raised at once.
+            DeadlinePassed: as soon as the deadline has passed.
+            NotReady: the scheduler was closed first.
         """
-        loop = asyncio.get_running_loop()
-        task = _Task(
-            deque(enumerate(items)), deadline, loop, loop.create_future(), time.monotonic(), [None] * len(items)
-        )
+        task = _Task(items, deadline)
         with self._changed:
-            self._require_room(len(items))
+            self.require_room(len(items))
             self._tasks.append(task)
             self._waiting += len(items)
             self._changed.notify(len(items))
@@ -122,120 +128,100 @@ class Scheduler(Generic[Item, Prepared, Result]):
         except TimeoutError:
             raise DeadlinePassed.before_answer() from None
         finally:
-            self._drop(task)
+            with self._changed:
+                if task.waiting:
+                    self._tasks.remove(task)
+                    self._discard_waiting(task)
 
     @property
     def depth(self) -> int:
-        """Items that wait for a thread."""
+        """The number of items that wait for a thread."""
         return self._waiting
 
     def require_room(self, count: int = 1) -> None:
-        """Raise the `QueueFull` that `run` would raise now for so many items."""
-        with self._changed:
-            self._require_room(count)
+        """Raises the `QueueFull` or `NotReady` that `run` would raise now for `count` items."""
+        with self._changed:  # reentrant
+            if self._closed:
+                raise NotReady("The server is shutting down.")
+            self._limit.require_room(count, self._waiting, self._busy)
 
     def close(self, seconds: float) -> None:
-        """End the threads; each finishes the item it is at, and tasks that still wait end with `NotReady`.
+        """Ends the threads, each after its current item. Tasks that still wait end with `NotReady`.
 
-        seconds: how long that may take; a thread that takes longer is left behind.
+        Args:
+            seconds: time limit; a thread that takes longer is left running.
         """
         until = time.monotonic() + seconds
         with self._changed:
             self._closed = True
             for task in self._tasks:
-                with contextlib.suppress(RuntimeError):  # as in `_finish`
-                    task.loop.call_soon_threadsafe(_give_up, task)
+                task.settle(NotReady("The server is shutting down and has not begun this request."))
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _require_room(self, count: int) -> None:
-        if self._closed:
-            raise NotReady("The server is shutting down.")
-        idle = len(self._threads) - self._busy
-        if not self._waiting:
-            self._limit = self._max_queue
-        limit = self._limit
-        too_many = self._waiting + count - idle - self._max_queue
-        if self._waiting + 1 - idle > limit:  # not even one: it is the queue that is too long, not the task
-            self._limit = max(1, self._max_queue // _OVERFLOWED)
-            too_many = max(too_many, self._waiting + 1 - self._limit)
-        elif too_many <= 0:
-            return
-        seconds = (too_many + idle) * self._item_seconds / len(self._threads)
-        raise QueueFull(
-            f"There is no room for {count} picture{'s' * (count > 1)}: {self._waiting} are waiting and the limit is "
-            f"{limit}; try again in a moment.",
-            retry_after=seconds,
-        )
-
-    def _drop(self, task: _Task) -> None:
-        """Forget what of a task has not begun: nobody waits for it any more."""
-        with self._changed:
-            if task.waiting:
-                self._waiting -= len(task.waiting)
-                task.waiting.clear()
-                self._tasks.remove(task)
+    def _discard_waiting(self, task: _Task) -> None:
+        self._waiting -= len(task.waiting)
+        task.waiting.clear()
 
     def _work(self) -> None:
-        while self._work_on_next():
+        while self._work_on_next():  # a function of its own, so that a waiting thread holds no reference to an image
             pass
 
     def _work_on_next(self) -> bool:
-        """Take one item through both steps; False once the scheduler is closed."""
+        """Takes one item through both steps; returns False once the scheduler is closed."""
         taken = self._take()
         if taken is None:
             return False
         task, position, item = taken
         started = time.monotonic()
         queued = started - task.submitted
-        wide = False
+        all_cpus = False
         try:
             prepared = self._prepare(item)
-            wide = self._widen()
-            outcome = Outcome(queued, self._compute(prepared, wide))
-        except BaseException as error:  # whatever it is, it is this item's outcome and nobody else's
+            all_cpus = self._claim_all_cpus()
+            outcome = Outcome(queued, self._compute(prepared, all_cpus))
+        except BaseException as error:  # any error is the outcome of this item alone
             outcome = Outcome(queued, error=error)
-        # In this order: whoever has the outcome finds the CPU free and the item counted.
-        self._release(None if wide or outcome.error else time.monotonic() - started)
+        # In this order, so that once a caller has its outcome the CPU is free and the item is counted.
+        self._release(None if all_cpus or outcome.error else time.monotonic() - started)
         self._finish(task, position, outcome)
         return True
 
     def _take(self) -> tuple[_Task, int, Any] | None:
-        """The next item, as soon as a CPU is free for it; None once the scheduler is closed."""
+        """Waits for an item and a free CPU; None once the scheduler is closed."""
         with self._changed:
             while True:
-                while not self._closed and (self._wide or not self._tasks):
+                while not self._closed and (self._one_has_all_cpus or not self._tasks):
                     self._changed.wait()
                 if self._closed:
                     return None
                 task = self._tasks.popleft()
                 if task.deadline <= time.monotonic():
-                    self._waiting -= len(task.waiting)
-                    task.waiting.clear()
+                    self._discard_waiting(task)
                     continue
                 position, item = task.waiting.popleft()
                 self._waiting -= 1
                 self._busy += 1
                 if task.waiting:
-                    self._tasks.append(task)  # behind the others: they take turns
+                    self._tasks.append(task)  # behind the others, because tasks take turns
                 return task, position, item
 
-    def _widen(self) -> bool:
-        """Whether the calling thread is alone, and so may have all CPUs until it is released."""
+    def _claim_all_cpus(self) -> bool:
+        """Whether no other item is running or waiting, so the calling thread has all CPUs until `_release`."""
         with self._changed:
-            self._wide = self._busy == 1 and not self._tasks
-            return self._wide
+            self._one_has_all_cpus = self._busy == 1 and not self._tasks
+            return self._one_has_all_cpus
 
     def _release(self, seconds: float | None) -> None:
-        """Free the calling thread's CPU. seconds: what its item took on one CPU, where it tells."""
+        """Frees the calling thread's CPU. seconds: the time its item took on one CPU, if known."""
         with self._changed:
             self._busy -= 1
             self.done += 1
             if seconds is not None:
-                self._item_seconds += (seconds - self._item_seconds) * _SMOOTHING
-            if self._wide:
-                self._wide = False
+                self._limit.record(seconds)
+            if self._one_has_all_cpus:
+                self._one_has_all_cpus = False
                 self._changed.notify_all()
 
     def _finish(self, task: _Task, position: int, outcome: Outcome[Result]) -> None:
@@ -244,15 +230,4 @@ class Scheduler(Generic[Item, Prepared, Result]):
             task.missing -= 1
             if task.missing:
                 return
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the waiter gone with it
-            task.loop.call_soon_threadsafe(_resolve, task)
-
-
-def _give_up(task: _Task) -> None:
-    if not task.done.done():
-        task.done.set_exception(NotReady("The server is shutting down and has not begun this request."))
-
-
-def _resolve(task: _Task) -> None:
-    if not task.done.done():  # the waiter may have left
-        task.done.set_result(cast(list[Outcome[Any]], task.outcomes))
+        task.settle()

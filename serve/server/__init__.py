@@ -1,1 +1,1 @@
-"""Sockets, HTTP/1.1 and processes."""
+"""Sockets, HTTP/1.1, signals and worker processes."""

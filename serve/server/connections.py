@@ -1,79 +1,80 @@
-"""Who may stay connected: a bound on connections, and who has to go where it is reached.
+"""Limits the number of connections, and the memory of responses that clients don't read.
 
-A connection waits (for its client to send something) or works (on a request whose body is complete). Where there are as
-many as may be, the one that has waited longest makes room for a new one, so that idle and dripping connections keep
-nobody out; those that work are never closed. Knows no HTTP. No error leaves this module.
+A connection is busy from the time its request is complete until the response has been sent, and otherwise idle. When
+the limit is reached, a new connection replaces the one idle longest, so that idle and slow connections don't lock out
+new clients. Busy connections are never closed for this reason.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import Final, Generic, Protocol, TypeVar
 
-# Connections accepted in one turn of the event loop.
-ACCEPTED_AT_ONCE: Final = 128
-# Those open beyond the bound, until the first that makes room is closed, a few turns later.
-ACCEPTED_TOO_MANY: Final = 4 * ACCEPTED_AT_ONCE
-# Bytes of answers that clients have not read, of all connections together, besides what the system keeps of each.
+# Connections accepted in one iteration of the event loop.
+ACCEPTS_PER_ITERATION: Final = 128
+# Connections that may be open beyond the limit until evicted ones are closed, a few iterations later.
+MAX_EXCESS_CONNECTIONS: Final = 4 * ACCEPTS_PER_ITERATION
+# Bytes of unread responses of all connections together, besides what the kernel buffers for each.
 MAX_UNREAD_BYTES: Final = 64 * 2**20
 
 
 class Evictable(Hashable, Protocol):
-    """A connection as this module sees it."""
+    """A connection that can be closed in favour of another."""
 
     def evict(self) -> None:
-        """Close at once."""
+        """Closes the connection at once."""
 
 
 C = TypeVar("C", bound=Evictable)
 
 
 class ConnectionLimiter(Generic[C]):
-    """All connections of one event loop. limit: how many there may be."""
+    """All connections of one event loop. limit: how many may be open."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._waiting: dict[C, None] = {}  # the one that has waited longest first
-        self._working: set[C] = set()
-        self._unread: dict[C, int] = {}  # the one that has not read for longest first
+        self._idle: dict[C, None] = {}  # idle longest first
+        self._busy: set[C] = set()
+        self._unread: dict[C, int] = {}  # unread longest first
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._working)
+        return len(self._idle) + len(self._busy)
 
-    def opened(self, connection: C) -> bool:
-        """Take in a new connection, which waits; False where all others work and it may only be told to go."""
-        while len(self) >= self._limit and self._waiting:
-            longest = next(iter(self._waiting))
-            self.closed(longest)
-            longest.evict()
-        room = len(self) < self._limit
-        self._waiting[connection] = None
-        return room
+    def add(self, connection: C) -> bool:
+        """Adds a new connection, which is idle; returns False if all others are busy, so that it has to be refused."""
+        while len(self) >= self._limit and self._idle:
+            self._evict_first(self._idle)
+        has_room = len(self) < self._limit
+        self._idle[connection] = None
+        return has_room
 
     def mark_busy(self, connection: C) -> None:
-        """Its request is complete: what follows is the server's own time."""
-        if connection in self._waiting:
-            del self._waiting[connection]
-            self._working.add(connection)
+        """Call it when the connection's request is complete."""
+        if connection in self._idle:
+            del self._idle[connection]
+            self._busy.add(connection)
 
     def mark_idle(self, connection: C) -> None:
-        """It is answered; from now on it waits for its client again."""
-        if connection in self._working:
-            self._working.discard(connection)
-            self._waiting[connection] = None
+        """Call it when the connection's request is answered."""
+        if connection in self._busy:
+            self._busy.discard(connection)
+            self._idle[connection] = None
 
-    def leaves_unread(self, connection: C, count: int) -> None:
-        """Note how many bytes wait for its client to read; the one that has not read for longest makes room."""
+    def set_unread(self, connection: C, count: int) -> None:
+        """Records how many bytes the client has not read; above the limit, evicts the connection unread longest."""
         self._unread[connection] = count
         while sum(self._unread.values()) > MAX_UNREAD_BYTES:
-            longest = next(iter(self._unread))
-            self.closed(longest)
-            longest.evict()
+            self._evict_first(self._unread)
 
-    def reads(self, connection: C) -> None:
-        """Its client has read what waited."""
+    def clear_unread(self, connection: C) -> None:
+        """Call it when the client has read everything."""
         self._unread.pop(connection, None)
 
-    def closed(self, connection: C) -> None:
-        """It is no more."""
+    def remove(self, connection: C) -> None:
+        """Removes a closed connection."""
         self._unread.pop(connection, None)
-        self._waiting.pop(connection, None)
-        self._working.discard(connection)
+        self._idle.pop(connection, None)
+        self._busy.discard(connection)
+
+    def _evict_first(self, connections: Iterable[C]) -> None:
+        first = next(iter(connections))
+        self.remove(first)
+        first.evict()

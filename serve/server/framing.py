@@ -1,7 +1,6 @@
-"""A request's head → what of it makes its end or its server uncertain, where something does. Knows no connection.
+"""Checks a request's head for what leaves its end or its host ambiguous, which llhttp accepts and RFC 9112 doesn't.
 
-What llhttp lets through and RFC 9112 does not: two servers in a row may take such a request for different ones, which
-is how requests are smuggled.
+Two servers in a row may read such a request differently, which is how requests are smuggled.
 """
 
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ _VERSIONS: Final = ("1.1", "1.0")
 
 
 class Fault(NamedTuple):
-    """What a request is refused with."""
+    """The status, title and detail of the problem that a request is refused with."""
 
     status: int
     title: str
@@ -21,40 +20,40 @@ class Fault(NamedTuple):
 
 
 def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
-    """By RFC 9112, 2.3, 3.2 and 6.1.
+    """Finds what violates RFC 9112, sections 2.3, 3.2 and 6.1; None if nothing does.
 
     Args:
-        version: of HTTP, such as 1.1.
-        url: the request's target, in whichever form.
-        headers: with their names in lower case.
+        version: HTTP version, such as 1.1.
+        url: request target, in any form.
+        headers: with names in lower case.
     """
     if version not in _VERSIONS:
-        return _bad(f"HTTP/{version} is not spoken here; HTTP/1.1 and HTTP/1.0 are.")
+        return _bad_request(f"HTTP/{version} is not supported; use HTTP/1.1 or HTTP/1.0.")
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1:
-        return _bad(f"The request has {len(hosts)} Host headers; the limit is 1.")
+        return _bad_request(f"The request has {len(hosts)} Host headers; the limit is 1.")
     if not hosts and version != "1.0":
-        return _bad(f"The request has no Host header, which HTTP/{version} wants.")
+        return _bad_request(f"The request has no Host header, which HTTP/{version} requires.")
     if hosts and hosts[0] and host_name(hosts[0].decode("latin-1")) is None:
-        return _bad("The Host header is malformed; it has a name or an address, and perhaps a port.")
+        return _bad_request("The Host header is malformed; it must be a name or an address, optionally with a port.")
     if hosts and _authority(url).lower() not in (b"", hosts[0].lower()):
-        return _bad("The request's target names another host than its Host header.")
+        return _bad_request("The request's target names a different host from its Host header.")
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if not codings:
         return None
     if version == "1.0":
-        return _bad(f"The request has a Transfer-Encoding, which HTTP/{version} does not know.")
+        return _bad_request(f"The request has a Transfer-Encoding, which HTTP/{version} does not have.")
     if [coding.strip().lower() for coding in codings] != [b"chunked"]:
-        return _bad("The only Transfer-Encoding that is understood is chunked, once.")
+        return _bad_request("The only supported Transfer-Encoding is chunked, once.")
     return None
 
 
 def _authority(url: bytes) -> bytes:
-    """The host and port of a target in absolute form; nothing for any other form."""
+    """The host and port of a target in absolute form; empty for any other form."""
     _, separator, rest = url.partition(b"://")
     is_absolute = separator and not url.startswith(b"/")
     return rest.partition(b"/")[0].partition(b"?")[0] if is_absolute else b""
 
 
-def _bad(detail: str) -> Fault:
+def _bad_request(detail: str) -> Fault:
     return Fault(400, "Bad Request", detail)

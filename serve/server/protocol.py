@@ -1,7 +1,7 @@
-"""One connection: HTTP/1.1 on llhttp through uvicorn's protocol, with bounds on all that a client may ask of it.
+"""One connection: uvicorn's HTTP/1.1 protocol (on llhttp) with limits on what a client may send and leave unread.
 
-Bounded are the head, in bytes and in time; requests sent before the one ahead of them is answered; and the time that a
-client may leave an answer unread. What is no HTTP gets a problem of the contract. No error leaves this module.
+Limited are the head, in bytes and in time; pipelined requests; and the time that a client may take to read a response.
+Malformed requests are answered with problem+json.
 """
 
 import asyncio
@@ -14,26 +14,26 @@ from typing import Any, Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serve.observability.correlation import request_id_of
 from serve.observability.metrics import Metrics
-from serve.observability.request_ids import request_id_of
-from serve.problems import problem, refusal
+from serve.problems import problem, problem_body
 from serve.server.connections import ConnectionLimiter
 from serve.server.framing import Fault, check_framing
 from serve.server.transport import CoalescingTransport
 
 log = logging.getLogger("serve.access")
 
-# How long what a refused client still sends is read, because closing on it would cost the client its answer.
+# How long to go on reading from a refused client; closing at once would reset the connection and lose the response.
 _LINGER_SECONDS: Final = 2.0
-# Bytes a request line and its headers may have together; llhttp itself sets no limit.
+# Bytes of a request line and its headers together; llhttp itself sets no limit.
 _MAX_HEAD_BYTES: Final = 64 * 1024
-# Its target, path and query: decoding takes time, and what a query may have is far less.
+# Bytes of the target (path and query): decoding takes time, and useful queries are far shorter.
 _MAX_TARGET_BYTES: Final = 16 * 1024
-# Header fields, because each takes far more memory than its bytes; ordinary requests have ten or twenty.
+# Number of headers, because each takes far more memory than its bytes; ordinary requests have ten or twenty.
 _MAX_HEADERS: Final = 128
-# Requests that may wait behind one that is being answered; browsers send none, and the few that do send a handful.
+# Pipelined requests that may wait behind the one being answered; browsers send none, other clients a handful.
 _MAX_PIPELINED: Final = 8
-# What an answer has to be read at, on average and after a start.
+# The average rate at which a response has to be read, after its first seconds.
 _BYTES_A_SECOND: Final = 64 * 1024
 
 
@@ -46,23 +46,26 @@ _TARGET_LIMIT: Final = Fault(
     414, "URI Too Long", f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes."
 )
 _HEADERS_LIMIT: Final = _too_large(f"The request has more headers than the limit of {_MAX_HEADERS}.")
-# How often a client that closed its side is looked at, and the state of a TCP connection that it has reset (tcp(7)).
-_LOOK_SECONDS: Final = 0.1
+# How often a half-closed connection is checked, and the TCP state of one that the client has reset (tcp(7)).
+_CHECK_SECONDS: Final = 0.1
 _TCP_CLOSE: Final = 7
-# Of SO_LINGER: on, and no seconds.
-_FORGET: Final = struct.pack("ii", 1, 0)
-_NO_HTTP: Final = Fault(400, "Bad Request", "The request is not HTTP/1.1 as RFC 9112 has it.")
+# SO_LINGER on with 0 seconds: closing resets the connection and discards unsent data.
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+_NOT_HTTP: Final = Fault(400, "Bad Request", "The request is not valid HTTP/1.1 (RFC 9112).")
 
 
-class _NoMore(Exception):
-    """Raised in a parser callback, which ends the parsing."""
+class _StopParsing(Exception):
+    """Raised in a callback of the parser to end parsing."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, with bounds, and the contract's own words for what is no HTTP.
+    """uvicorn's HTTP protocol with limits on size, headers and time; malformed requests get problem+json.
 
-    all_connections: of this server, which this one makes known whom it waits for. head_seconds: for a head to come.
-    body_seconds: for an answer to be read, and one more each 64 KiB. metrics: where refusals are counted, if anywhere.
+    Attributes:
+        all_connections: the server's connections, told here which are busy and which idle.
+        head_seconds: time for a head to arrive.
+        body_seconds: time for a response to be read; each 64 KiB adds one more second.
+        metrics: where refused connections are counted, if set.
     """
 
     all_connections: "ConnectionLimiter[HttpProtocol]" = ConnectionLimiter(sys.maxsize)
@@ -72,37 +75,37 @@ class HttpProtocol(HttpToolsProtocol):
     _head_timer: asyncio.TimerHandle | None = None
     _unread_timer: asyncio.TimerHandle | None = None
     _before_head = True
-    _begun = False  # a head, and not ended it
-    _running: RequestResponseCycle | None = None  # whose answer is being made
-    _head_bytes = 0  # of the request line and headers so far, and of trailers
-    _kept_bytes = 0  # received since the parser last handed something on
+    _begun = False  # whether a head has begun and not ended
+    _running: RequestResponseCycle | None = None  # the request being answered
+    _head_bytes = 0  # of request line, headers and trailers so far
+    _kept_bytes = 0  # received since the parser last called back
     _in_body = False
     _headers = 0
-    _fault = _NO_HTTP  # what ends the parsing, where the parser does
+    _fault = _NOT_HTTP  # what to answer when parsing ends
     _refused = False
-    _received = b""  # in which the head that is being parsed came
+    _received = b""  # the data that the current head arrived in
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(CoalescingTransport(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
-        if self.all_connections.opened(self):
+        if self.all_connections.add(self):
             self._wait_for_head()
         else:
-            detail = "The server has as many connections as it may have, and all are at work; try again in a moment."
+            detail = "The server has reached its limit of connections, and all of them are busy; try again in a moment."
             self._refuse(503, "Service Unavailable", detail, "Retry-After: 1\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.all_connections.closed(self)
+        self.all_connections.remove(self)
         self._stop_waiting_for_head()
         self._stop_waiting_for_reader()
         super().connection_lost(exc)
-        # Which uvicorn does only where the client has closed and not reset it: its timer would keep all this alive.
+        # uvicorn does this only after a close, not after a reset; its timer would keep this object alive.
         self._unset_keepalive_if_required()
         self.pipeline.clear()
 
     def evict(self) -> None:
-        """Close at once, and have the system forget what was not read: another connection needs the room."""
+        """Closes the connection at once and discards unsent data, because another connection needs the room."""
         connection = self.transport.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FORGET)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -110,57 +113,57 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._unset_keepalive_if_required()
         self._feed(data)
-        if self._before_head and self._head_timer is None:  # bytes between requests end uvicorn's own waiting
+        if self._before_head and self._head_timer is None:  # bytes between requests stop uvicorn's own timer
             self._wait_for_head()
         if self._kept_bytes > _MAX_HEAD_BYTES:
             self._fault = _BYTES_LIMIT
             self.send_400_response("")
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Answer the complete requests of a client that closed its side: it may still read (shutdown(2), SHUT_WR).
+        """Answers the complete requests of a client that closed its side; it may still read (shutdown(2), SHUT_WR).
 
-        One that has gone altogether looks the same until something is sent to it, which its system then resets: so
-        send what every HTTP/1.1 client ignores, and look.
+        A client that has gone looks the same until something is sent to it and its system answers with a reset. So
+        this sends an interim response, which every HTTP/1.1 client ignores, and checks for the reset.
         """
         if self._end_after_answers():
-            self.loop.call_later(_LOOK_SECONDS, self._see_whether_it_is_gone)
+            self.loop.call_later(_CHECK_SECONDS, self._probe_half_closed)
         else:
             self.transport.close()
-        return True  # asyncio's own closing would forget what this transport holds back
+        return True  # or asyncio would close, and lose what this transport has not written yet
 
-    def _see_whether_it_is_gone(self) -> None:
+    def _probe_half_closed(self) -> None:
         if self.transport.is_closing():
             return
         if self._running and not self._running.response_started and self._running.scope["http_version"] == "1.1":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._look_for_reset()
+        self._check_for_reset()
 
-    def _look_for_reset(self) -> None:
+    def _check_for_reset(self) -> None:
         if self.transport.is_closing():
             return
         if self.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
             self.transport.abort()
         else:
-            self.loop.call_later(_LOOK_SECONDS, self._look_for_reset)
+            self.loop.call_later(_CHECK_SECONDS, self._check_for_reset)
 
     def pause_writing(self) -> None:
-        """Its client does not read: it may be made to go, and does so by itself in time."""
+        """The client doesn't read: the connection may be evicted from now on, and is after a time limit."""
         super().pause_writing()
         self.all_connections.mark_idle(self)
         unread = self.transport.get_write_buffer_size()
-        self.all_connections.leaves_unread(self, unread)
+        self.all_connections.set_unread(self, unread)
         self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_A_SECOND, self.evict)
 
     def resume_writing(self) -> None:
         self._stop_waiting_for_reader()
-        self.all_connections.reads(self)
+        self.all_connections.clear_unread(self)
         if self.cycle is not None and not (self.cycle.response_complete or self.cycle.more_body):
             self.all_connections.mark_busy(self)
         super().resume_writing()
 
     def on_message_begin(self) -> None:
         if len(self.pipeline) >= _MAX_PIPELINED:
-            raise _NoMore
+            raise _StopParsing
         self._head_bytes = self._kept_bytes = self._headers = 0
         self._begun = True
         self._in_body = False
@@ -169,7 +172,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         if self._head_bytes + len(url) > _MAX_TARGET_BYTES:
             self._fault = _TARGET_LIMIT
-            raise _NoMore
+            raise _StopParsing
         self._count(len(url))
         super().on_url(url)
 
@@ -178,21 +181,21 @@ class HttpProtocol(HttpToolsProtocol):
         self._headers += 1
         if self._headers > _MAX_HEADERS:
             self._fault = _HEADERS_LIMIT
-            raise _NoMore
-        if not self._in_body:  # or it is a trailer, which nobody here wants
+            raise _StopParsing
+        if not self._in_body:  # or it is a trailer, which is not used
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
         line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version.encode())
         if not self._received.startswith(line) and b"\n" + line not in self._received:
-            raise _NoMore  # RTSP or ICE, which llhttp takes too
-        if self._is_to_be_declined():
+            raise _StopParsing  # RTSP or ICE, which llhttp accepts too
+        if self._wants_upgrade():
             return
         if fault := check_framing(version, self.url, self.headers):
             self._fault = fault
-            raise _NoMore
-        if version == "1.0":  # which has no interim answers (RFC 9110, 10.1.1)
+            raise _StopParsing
+        if version == "1.0":  # which has no interim responses (RFC 9110, 10.1.1)
             self.expect_100_continue = False
         self._stop_waiting_for_head()
         self._before_head = self._begun = False
@@ -204,11 +207,11 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._is_to_be_declined():
+        if self._wants_upgrade():
             return
         self._kept_bytes = 0
         self.all_connections.mark_busy(self)
-        if not self.parser.should_keep_alive():  # also by a trailer; the parser reads no further
+        if not self.parser.should_keep_alive():  # may be set by a trailer; the parser reads no further
             self.cycle.keep_alive = False
         super().on_message_complete()
 
@@ -216,7 +219,7 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.pipeline or self.pipeline[-1][0].more_body:
             self.all_connections.mark_idle(self)
         self._before_head = not self.pipeline
-        if self._before_head and self._begun and self._head_timer is None:  # it began behind the one just answered
+        if self._before_head and self._begun and self._head_timer is None:  # it began while this request was answered
             self._wait_for_head()
         super().on_response_complete()
 
@@ -225,7 +228,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
-        """Never: nothing but HTTP is spoken here, so no need to read what a `Connection` header lists."""
+        """Never, because only HTTP is supported; so the `Connection` header need not be parsed."""
         return False
 
     def send_400_response(self, msg: str) -> None:
@@ -243,18 +246,21 @@ class HttpProtocol(HttpToolsProtocol):
         if not self._begun:
             self._received = b""
 
-    def _is_to_be_declined(self) -> bool:
-        """Whether the request being parsed wants another protocol, and is parsed anew without that wish."""
+    def _wants_upgrade(self) -> bool:
+        """Whether the current request asks for another protocol; it is then parsed again without its Upgrade."""
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
     def _decline_upgrade(self, rest: bytes) -> None:
-        """Go on with HTTP/1.1, as RFC 9110 (7.8) lets a server do.
+        """Continues with HTTP/1.1, as RFC 9110 (7.8) allows.
 
-        llhttp takes whatever follows such a head for the other protocol's, and httptools then for another request,
-        though it is this one's body; so the head is parsed again without its Upgrade. rest: what follows it.
+        llhttp takes what follows such a head for data of the other protocol, and httptools takes it for the next
+        request, but it is the body of this one. So the head is parsed again without its Upgrade.
+
+        Args:
+            rest: the data after the head.
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
-        if method == b"CONNECT":  # answered by the routes like any method they do not have; nothing can follow
+        if method == b"CONNECT":  # the routes answer it like any unknown method; nothing can follow
             self._refused = True
             self.cycle.keep_alive = False
             return
@@ -277,7 +283,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._unread_timer = None
 
     def _miss_head(self) -> None:
-        """Close a connection whose client has begun no request, and refuse one that does not get on with it."""
+        """Closes a connection without a request, or refuses a request whose head is not complete in time."""
         self._head_timer = None
         if self._begun:
             detail = f"The request's head was not complete within the limit of {self.head_seconds:g} s."
@@ -290,14 +296,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_bytes += length
         if self._head_bytes > _MAX_HEAD_BYTES:
             self._fault = _BYTES_LIMIT
-            raise _NoMore
+            raise _StopParsing
 
     def _end_after_answers(self) -> bool:
-        """Have the connection end once its complete requests are answered; whether there are any."""
+        """Closes the connection once its complete requests are answered; returns whether there are any."""
         if self.cycle is None or self.cycle.response_complete:
             return False
         last: RequestResponseCycle | None = self.cycle
-        if self.cycle.more_body:  # it will never be whole; those before it are answered
+        if self.cycle.more_body:  # it will never be complete; only those before it are answered
             if self.pipeline and self.pipeline[0][0] is self.cycle:
                 self.pipeline.popleft()
             elif self._running is self.cycle:
@@ -308,7 +314,7 @@ class HttpProtocol(HttpToolsProtocol):
         return True
 
     def _refuse(self, status: int, title: str, detail: str, headers: str = "") -> None:
-        """Answer what never becomes a request, and close once the client has had the time to read that."""
+        """Answers what never becomes a request, and closes once the client has had time to read the response."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
@@ -318,8 +324,8 @@ class HttpProtocol(HttpToolsProtocol):
             if self.cycle.response_started:
                 self.transport.close()
                 return
-            # It is this request's own body that is wrong: whoever waits for the rest of it waits no more, and counts
-            # and logs it with this status.
+            # The error is in this request's body: the application stops waiting for the rest, and counts and logs the
+            # request with this status.
             self.cycle.waiting_for_100_continue = False
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -334,7 +340,7 @@ class HttpProtocol(HttpToolsProtocol):
             log.info("%d %s", status, detail, extra={"fields": fields})
             if self.metrics is not None:
                 self.metrics.count_refused_connection(status)
-        body, media_type = refusal(path, problem(status, title, detail))
+        body, media_type = problem_body(path, problem(status, title, detail))
         head = (
             f"HTTP/1.1 {status} {title}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
             f"X-Request-ID: {request_id}\r\nConnection: close\r\n{headers}\r\n"

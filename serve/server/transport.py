@@ -1,14 +1,19 @@
-"""How an answer leaves: in one piece where it can, and not for ever. No error leaves this module."""
+"""Sends a response in one system call where possible, and closes connections whose client doesn't read."""
 
 import asyncio
 from typing import Any
 
 
 class CoalescingTransport:
-    """A transport that sends an answer's head together with what follows it, and whose end has an end.
+    """A transport that sends a response's head together with its body, and closes within a time limit.
 
-    uvicorn writes them apart, which costs a system call, and wakes the client for half an answer. And asyncio waits for
-    ever for the client to read what is left when a transport is closed; here it has so many seconds.
+    uvicorn writes head and body separately, which costs a system call and wakes the client for half a response. And
+    asyncio waits without limit for the client to read what is left when a transport is closed.
+
+    Args:
+        transport: asyncio's.
+        loop: its event loop.
+        seconds: how long a client may take to read what is left after `close`.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
@@ -26,7 +31,7 @@ class CoalescingTransport:
             self._send()
         else:
             self._head = data
-            self._loop.call_soon(self._send)  # should nothing follow
+            self._loop.call_soon(self._send)  # in case no body follows
 
     def write_eof(self) -> None:
         self._send()

@@ -28,7 +28,7 @@ def test_a_good_and_a_bad_file_are_dropped_and_read(visit: Visit, photos: dict[s
     assert re.search(r"\d+ ms at the server \(\w+ \d+\) · \w+, (int8|fp32)", good.inner_text())
     expect(half.locator(".problem")).to_contain_text("truncated or corrupt", timeout=WAIT)
     expect(text.locator(".problem")).to_contain_text("not a picture in an accepted format", timeout=WAIT)
-    expect(visit.page.get_by_role("status")).to_have_text("1 of 3 pictures named, 2 not.", timeout=WAIT)
+    expect(visit.page.get_by_role("status")).to_have_text("1 of 3 pictures classified, 2 failed.", timeout=WAIT)
     picture = good.locator("img")
     assert picture.evaluate("each => each.complete && each.naturalWidth") > 0
 
@@ -49,7 +49,7 @@ def test_pictures_are_pasted_and_chosen(visit: Visit, photos: dict[str, bytes], 
 
 def test_many_pictures_are_all_named(visit: Visit, photos: dict[str, bytes]) -> None:
     visit.drop(*[(f"{number}.jpg", photos["rocket.jpg"]) for number in range(40)])
-    expect(visit.page.get_by_role("status")).to_have_text("40 of 40 pictures named.", timeout=3 * WAIT)
+    expect(visit.page.get_by_role("status")).to_have_text("40 of 40 pictures classified.", timeout=3 * WAIT)
 
 
 def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
@@ -58,7 +58,7 @@ def test_files_that_need_not_be_sent_are_told_at_once(visit: Visit) -> None:
     visit.page.evaluate("add([new File([new Uint8Array(21 * 1024 * 1024)], 'huge.jpg')])")
     visit.page.evaluate("add([new File([new Uint8Array(20 * 1024 * 1024)], 'full.jpg')])")
     for name, size in (("huge.jpg", "21.0"), ("full.jpg", "20.0")):
-        words = f"The file has {size} MiB; the limit is 20 MiB with the form around it."
+        words = f"The file has {size} MiB; the limit is 20 MiB, including the form around it."
         expect(visit.card(name).locator(".problem")).to_have_text(words)
     # Browsers give a folder as a file that has a size, and that cannot be read.
     visit.page.evaluate(
@@ -85,7 +85,7 @@ def test_who_is_told_nothing_of_the_servers_time_takes_his_own(
     page.route("**/upload*", answer)
     visit = Visit(page, server.url)
     visit.drop(("cat.jpg", photos["cat.jpg"]))
-    expect(visit.card("cat.jpg")).to_contain_text(re.compile(r"\d+ ms there and back · \w+, (int8|fp32)"), timeout=WAIT)
+    expect(visit.card("cat.jpg")).to_contain_text(re.compile(r"\d+ ms round trip · \w+, (int8|fp32)"), timeout=WAIT)
     page.close()
 
 
@@ -114,7 +114,7 @@ def test_what_was_removed_is_not_counted(visit: Visit, photos: dict[str, bytes])
     expect(status).to_have_text("")
     expect(page.locator("li.card")).to_have_count(0)
     visit.drop(("cat.jpg", photos["cat.jpg"]), ("notes.txt", b"hello"), ("rocket.jpg", photos["rocket.jpg"]))
-    expect(status).to_have_text("2 of 3 pictures named, 1 not.", timeout=WAIT)
+    expect(status).to_have_text("2 of 3 pictures classified, 1 failed.", timeout=WAIT)
     expect(page.locator("li.card")).to_have_count(3)
     visit.drop(("again.jpg", photos["cat.jpg"]))
     expect(status).to_contain_text("again.jpg: ", timeout=WAIT)
@@ -130,7 +130,7 @@ def test_what_is_answered_after_all_was_removed_is_ignored(visit: Visit) -> None
     expect(page.get_by_text("Looking …")).to_have_count(2)
     assert page.evaluate("asked") == 4
     page.evaluate("release()")
-    expect(status).to_have_text("3 of 3 pictures named.", timeout=WAIT)
+    expect(status).to_have_text("3 of 3 pictures classified.", timeout=WAIT)
     expect(page.locator("li.card h2")).to_have_text(["d.jpg", "e.jpg", "f.jpg"])
     assert page.evaluate("[asked, active, done, total]") == [5, 0, 3, 3]
 
@@ -153,7 +153,7 @@ def test_thousands_of_pictures_do_not_freeze_the_page(visit: Visit, photos: dict
     expect(page.locator("#more")).to_have_text("1978 more waiting")
     expect(page.locator("li.card")).to_have_count(22)
     page.evaluate("release()")
-    expect(page.get_by_role("status")).to_have_text("2000 of 2000 pictures named.", timeout=3 * WAIT)
+    expect(page.get_by_role("status")).to_have_text("2000 of 2000 pictures classified.", timeout=3 * WAIT)
     expect(page.locator("ol.labels")).to_have_count(2000)
     expect(page.locator("#more")).to_be_hidden()
     order = page.evaluate("[...document.querySelectorAll('li.card h2')].map((each) => parseInt(each.textContent))")
@@ -172,16 +172,16 @@ def test_a_screen_reader_hears_of_many_pictures_now_and_then(visit: Visit) -> No
         }"""
     )
     visit.drop(*[(f"{number}.jpg", b"x") for number in range(40)])  # eight seconds
-    expect(page.get_by_role("status")).to_have_text("40 of 40 pictures named.", timeout=2 * WAIT)
+    expect(page.get_by_role("status")).to_have_text("40 of 40 pictures classified.", timeout=2 * WAIT)
     news = page.evaluate("news")
     assert 2 <= len(news) <= 6
-    assert news[-1] == "40 of 40 pictures named."
-    assert all(re.fullmatch(r"\d+ of 40 pictures named so far\.", each) for each in news[:-1])
+    assert news[-1] == "40 of 40 pictures classified."
+    assert all(re.fullmatch(r"\d+ of 40 pictures classified so far\.", each) for each in news[:-1])
 
 
 def test_a_drop_without_files_says_what_to_do(visit: Visit) -> None:
     visit.drop()
-    words = "That is no file; save the picture first, or copy and paste it."
+    words = "That is not a file; save the picture first, or copy and paste it."
     expect(visit.page.get_by_role("status")).to_have_text(words)
     visit.paste()
     expect(visit.page.locator("li.card")).to_have_count(0)
@@ -240,7 +240,7 @@ def test_a_key_is_asked_for_where_there_are_keys(browser: Browser, photos: dict[
         assert page.evaluate("focused") == 1
         field.press_sequentially("open-sesame")  # over the wrong one, which is selected
         field.press("Enter")
-        expect(status).to_have_text("30 of 30 pictures named.", timeout=3 * WAIT)
+        expect(status).to_have_text("30 of 30 pictures classified.", timeout=3 * WAIT)
         expect(page.locator(".problem")).to_have_count(0)
     page.close()
 
@@ -250,7 +250,7 @@ def test_it_works_with_the_keyboard_alone(visit: Visit) -> None:
     for _ in range(4):
         visit.page.keyboard.press("Tab")
         reached.append(visit.page.evaluate("document.activeElement.ariaLabel || document.activeElement.textContent"))
-    assert reached[:3] == ["Choose pictures", "For programs", "Model card"]
+    assert reached[:3] == ["Choose pictures", "API documentation", "Model card"]
     visit.page.get_by_label("Choose pictures").focus()
     outline = visit.page.eval_on_selector(".button", "each => getComputedStyle(each).outlineStyle")
     assert outline == "solid"
@@ -311,7 +311,7 @@ def test_it_can_be_read_in_any_light_and_at_any_width(
     page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
     visit = Visit(page, server.url)
     visit.drop(*photos.items(), ("a" * 90 + ".jpg", photos["cat.jpg"]), ("half.jpg", TRUNCATED))
-    expect(page.get_by_role("status")).to_have_text("4 of 5 pictures named, 1 not.", timeout=WAIT)
+    expect(page.get_by_role("status")).to_have_text("4 of 5 pictures classified, 1 failed.", timeout=WAIT)
     ratio, text = page.evaluate(CONTRAST)
     assert ratio >= 4.5, text
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -361,6 +361,6 @@ def test_the_contract_for_people_can_be_read_in_any_light_and_at_any_width(
 def test_the_picture_in_the_readme(visit: Visit, photos: dict[str, bytes], screenshots: Path) -> None:
     visit.page.set_viewport_size({"width": 1000, "height": 700})
     visit.drop(*photos.items(), ("notes.txt", b"hello"))
-    expect(visit.page.get_by_role("status")).to_have_text("3 of 4 pictures named, 1 not.", timeout=WAIT)
+    expect(visit.page.get_by_role("status")).to_have_text("3 of 4 pictures classified, 1 failed.", timeout=WAIT)
     visit.page.screenshot(path=screenshots / "page.png")
     assert (screenshots / "page.png").stat().st_size > 20_000

@@ -1,4 +1,4 @@
-"""jsonschema validates every kind of answer against the server's OpenAPI document."""
+"""Tests that response bodies match their schemas in the OpenAPI document, by jsonschema."""
 
 import base64
 import json
@@ -20,12 +20,7 @@ def document(server: ServerProcess) -> dict[str, Any]:
 
 
 def validate(document: dict[str, Any], path: str, method: str, answer: requests.Response) -> None:
-    """Validate an answer's JSON.
-
-    Raises:
-        jsonschema.ValidationError: It does not match its schema.
-        KeyError: The document has no schema for it.
-    """
+    """Raise unless the document has a schema for this response and its JSON matches."""
     media_type = answer.headers["Content-Type"].split(";")[0]
     content = document["paths"][path][method]["responses"][str(answer.status_code)]["content"]
     schema = {**content[media_type]["schema"], "components": document["components"]}

@@ -27,14 +27,18 @@ class Part:
 
 
 PARTS: Final = (
-    Part("scheduler", {"serve/scheduling/scheduler.py": ()}, ("tests/serve/test_scheduler.py",)),
+    Part(
+        "scheduler",
+        {"serve/scheduling/scheduler.py": (), "serve/scheduling/queue_limit.py": ()},
+        ("tests/serve/test_scheduler.py",),
+    ),
     Part(
         "upload",
         {"serve/api/upload.py": (), "serve/api/form.py": (), "serve/scheduling/upload_budget.py": ()},
         (
             "tests/serve/test_upload.py",
             "tests/serve/test_form.py",
-            "tests/serve/test_arrival.py",
+            "tests/serve/test_upload_budget.py",
             "tests/serve/test_limits.py",
         ),
         without=("milliseconds",),
@@ -42,7 +46,7 @@ PARTS: Final = (
     Part(
         "deadlines",
         {
-            "serve/api/handlers.py": ("until", "while_connected", "_disconnected"),
+            "serve/api/deadlines.py": (),
             "serve/scheduling/lifecycle.py": (),
             "serve/api/parameters.py": ("parse_timeout",),
         },

@@ -55,7 +55,7 @@ def free_port() -> int:
 
 def shown_block() -> str:
     """The nginx configuration in SECURITY.md."""
-    found = re.search(r"## Behind nginx\n.*?```\n(.*?)```", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
+    found = re.search(r"## Behind nginx\n.*?```nginx\n(.*?)```", (ROOT / "SECURITY.md").read_text(), re.DOTALL)
     assert found
     return found[1]
 

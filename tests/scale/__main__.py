@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from deploy.ray.server import application
 from serve.config.settings import Config
 from serve.model.classifier import load_classifier
-from serve.model.files import EMBEDDED
+from serve.model.files import EMBEDDED_MODEL
 from tests.scale.load import Account, Answers, Load
 from tests.server_process import ROOT, running_server
 
@@ -38,7 +38,7 @@ def main() -> int:
     """Run the phases; the process's exit status."""
     photos = {path.name: path.read_bytes() for path in sorted((ROOT / "tests/data/photos").glob("*.jpg"))}
     answers, first = expected(photos)
-    if first == EMBEDDED:
+    if first == EMBEDDED_MODEL:
         print("make scale-test updates one model to another: export DenseNet-121 first (make export)", file=sys.stderr)
         return 2
     one_process = throughput_of_one_process(photos, answers)
@@ -64,7 +64,7 @@ def main() -> int:
             phase("a replica is killed", kill_a_replica)
             phase("a node is killed", lambda: cluster.remove_node(second_node, allow_graceful=False))
             phase("a node is added", lambda: (cluster.add_node(num_cpus=1), wait_for_replicas(NODES)))
-            phase("rolling update", lambda: deploy(EMBEDDED))
+            phase("rolling update", lambda: deploy(EMBEDDED_MODEL))
             phase("after the update", lambda: None)
     finally:
         serve.shutdown()
@@ -76,7 +76,7 @@ def main() -> int:
 def expected(photos: dict[str, bytes]) -> tuple[Answers, str]:
     """The right answers of the first model and of the one that it is updated to; the first one's name."""
     answers: dict[str, dict[str, tuple[str, float]]] = {}
-    for model in (EMBEDDED, FIRST):
+    for model in (EMBEDDED_MODEL, FIRST):
         classifier = load_classifier(Config(model=model))
         name = classifier.model.name
         answers[name] = {}
@@ -147,7 +147,7 @@ def report(phases: dict[str, Account], one_process: float, first: str) -> int:
     ]
     updating = {name: phases[name].retried for name in ("rolling update", "after the update")}
     faults.extend(f"{name}: {retried} attempts failed" for name, retried in updating.items() if retried)
-    if set(phases["after the update"].models) != {EMBEDDED} or set(phases["two replicas"].models) != {first}:
+    if set(phases["after the update"].models) != {EMBEDDED_MODEL} or set(phases["two replicas"].models) != {first}:
         faults.append("the model that answered is not the one that was deployed")
     print("\n".join(faults) or "requests: none wrong, none lost")
     return 1 if faults else 0

@@ -8,7 +8,7 @@ from starlette.testclient import TestClient
 
 from serve.api.app import create_app
 from serve.config.settings import Config
-from serve.model.classifier import Classifier, classifier_of, load_classifier
+from serve.model.classifier import Classifier, load_classifier, make_classifier
 from tests.references import DATA
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -35,7 +35,7 @@ def client_for(config: Config, classifier: Classifier) -> Iterator[ClientFor]:
 
     def start(**settings: Any) -> TestClient:
         changed = replace(config, **settings)
-        using = classifier_of(changed, classifier.model, classifier.preprocessing)
+        using = make_classifier(changed, classifier.model, classifier.preprocessing)
         client = TestClient(create_app(changed, using), raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)

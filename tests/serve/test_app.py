@@ -1,4 +1,4 @@
-"""The HTTP contract, on the application in this process: answers, problems, and who is let in."""
+"""Tests the HTTP contract on the application in this process: results, problems and admission."""
 
 import asyncio
 import io
@@ -193,7 +193,7 @@ def test_a_form_without_the_part_says_what_it_has_instead(client: TestClient, ca
 
 def test_a_name_sent_in_place_of_the_file_is_told_from_a_bad_picture(client: TestClient) -> None:
     answer = client.post("/upload", files={"file": (None, b"dog.jpg")})
-    assert_problem(answer, 400, "the text 'dog.jpg' and no file", "-F 'file=@dog.jpg'")
+    assert_problem(answer, 400, "the text 'dog.jpg', not a file", "-F 'file=@dog.jpg'")
 
 
 def test_other_fields_beside_the_file_are_ignored_but_not_without_end(client: TestClient, cat: bytes) -> None:
@@ -299,11 +299,11 @@ def test_a_refused_preflight_gets_a_problem(client_for: ClientFor) -> None:
     client = client_for(cors_origins=("https://elsewhere.example",))
     asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "FETCH"}
     answer = client.options("/upload", headers=asked)
-    assert_problem(answer, 400, "What the preflight asks for is not allowed: method.")
+    assert_problem(answer, 400, "The CORS preflight is refused; not allowed: method.")
     assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
     assert "Access-Control-Request-Method" in answer.headers["vary"]
     assert client.options("/v2", headers=asked).json() == {
-        "error": "What the preflight asks for is not allowed: method."
+        "error": "The CORS preflight is refused; not allowed: method."
     }
 
 
@@ -327,7 +327,7 @@ def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
 def test_neither_header_check_nor_inference_holds_up_the_event_loop(
     step: str, client_for: ClientFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While one request is at it, another is answered; it could not be if the first sat on the event loop."""
+    """Another request is answered meanwhile, which would be impossible if the step ran on the event loop."""
     picture = (PICTURES / "rgba.png").read_bytes()
     computing, may_finish = threading.Event(), threading.Event()
     original = getattr(Classifier, step)
@@ -421,7 +421,7 @@ def test_a_timeout_that_is_not_allowed_is_named(client: TestClient, cat: bytes, 
 
 
 class Gate:
-    """Holds up every inference from the moment it is made; counts them."""
+    """Blocks every inference and counts them."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.open = threading.Event(), threading.Event()
@@ -471,7 +471,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
         waiting = pool.submit(client.post, "/upload", files=files)
         assert queued.wait(10)
         refused = post_file(client, cat)
-        assert_problem(refused, 429, "no room for 1 picture: 2 are waiting and the limit is 2")
+        assert_problem(refused, 429, "no room for 1 image: 2 are waiting and the limit is 2")
         assert 1 <= int(refused.headers["retry-after"]) <= 30
         assert client.get("/livez").status_code == 200
         gate.open.set()
@@ -507,7 +507,7 @@ def test_pictures_that_wait_for_their_header_check_are_bounded_too(
 def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its header rules it out before it is queued."""
+    """The image fails its header check before it is queued."""
     gate = Gate(monkeypatch)
     client = client_for(threads=1)
     with ThreadPoolExecutor(1) as pool:

@@ -27,7 +27,7 @@ def autotune(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_it_prints_settings_that_the_server_takes_and_saves_them_where_asked(tiny_model: Path, tmp_path: Path) -> None:
     done = autotune("--model", str(tiny_model), "--write", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "pictures/s" in done.stdout
+    assert "images/s" in done.stdout
     config = load_config(["--config", str(tmp_path / "serve.toml")], {})
     here = len(os.sched_getaffinity(0))
     assert f"streams = {config.streams or here}  #" in done.stdout
@@ -63,8 +63,8 @@ def test_every_power_of_two_and_all_cpus_are_tried_in_turn(tiny_model: Path) -> 
         ("ms", {1: 20.0, 2: 11.0}, 2),
         ("ms", {1: 20.0, 2: 11.0, 4: 14.0}, 2),
         ("ms", {1: 20.0, 2: 11.0, 4: 11.2}, 4),  # within noise of the default
-        ("pictures/s", {1: 50.0, 2: 99.0, 4: 80.0}, 2),
-        ("pictures/s", {1: 50.0, 2: 99.0, 4: 98.0}, 4),
+        ("images/s", {1: 50.0, 2: 99.0, 4: 80.0}, 2),
+        ("images/s", {1: 50.0, 2: 99.0, 4: 98.0}, 4),
     ],
 )
 def test_a_setting_leaves_its_default_only_for_a_gain(unit: str, figures: dict[int, float], chosen: int) -> None:
@@ -74,8 +74,8 @@ def test_a_setting_leaves_its_default_only_for_a_gain(unit: str, figures: dict[i
 
 
 def test_the_report_says_what_a_choice_gains() -> None:
-    lines = report([Choice("streams", "pictures/s", {1: 50.0, 2: 100.0, 4: 80.0}, 4, 2)])
-    assert lines[-1] == "streams = 2  # 1.25 times the default's pace"
+    lines = report([Choice("streams", "images/s", {1: 50.0, 2: 100.0, 4: 80.0}, 4, 2)])
+    assert lines[-1] == "streams = 2  # 1.25 times as fast as the default"
 
 
 def test_saving_changes_its_own_lines_and_no_others(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which file is served, by name and variant; and the model that comes with the project."""
+"""The model file found by name and variant, and the embedded model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from serve.config.settings import MODELS, Config
 from serve.errors import ModelError
 from serve.model.classifier import load_classifier
-from serve.model.files import EMBEDDED, find_model
+from serve.model.files import EMBEDDED_MODEL, find_model
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_without_int8_fp32_is_served_and_without_densenet_the_embedded_model(fol
     (folder / "densenet121.int8.onnx").unlink()
     assert find_model("auto", "auto", folder).name == "densenet121.onnx"
     (folder / "densenet121.onnx").unlink()
-    assert find_model("auto", "auto", folder).name == f"{EMBEDDED}.onnx"
+    assert find_model("auto", "auto", folder).name == f"{EMBEDDED_MODEL}.onnx"
 
 
 def test_a_path_is_itself() -> None:
@@ -50,19 +50,19 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_the_embedded_model_knows_a_cat_and_says_what_it_is(cat: bytes) -> None:
-    classifier = load_classifier(Config(model=EMBEDDED))
+    classifier = load_classifier(Config(model=EMBEDDED_MODEL))
     assert "cat" in classifier.classify(cat, 1).scored[0].label.name
     card = classifier.card
-    assert (card["name"], card["variant"]) == (EMBEDDED, "int8")
+    assert (card["name"], card["variant"]) == (EMBEDDED_MODEL, "int8")
     assert card["weights"]["licence"] == "Apache-2.0"
     assert card["mean"] == pytest.approx([127 / 255] * 3)
     assert card["accuracy"]["agreement"] >= 0.97
     assert card["accuracy"]["set"]
     assert card["measured"]["cpu"]["features"]
     assert {row["variant"] for row in card["measured"]["table"]} == {"fp32", "int8"}
-    assert (MODELS / f"{EMBEDDED}.onnx").stat().st_size <= 6_000_000
+    assert (MODELS / f"{EMBEDDED_MODEL}.onnx").stat().st_size <= 6_000_000
 
 
 def test_a_variant_that_the_file_is_not_is_refused() -> None:
     with pytest.raises(ModelError, match="it is int8, not fp32"):
-        load_classifier(replace(Config(model=EMBEDDED), model_variant="fp32"))
+        load_classifier(replace(Config(model=EMBEDDED_MODEL), model_variant="fp32"))

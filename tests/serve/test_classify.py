@@ -1,4 +1,4 @@
-"""`python -m serve classify`: files, folders, patterns and lists; formats; bad files; stopping and going on."""
+"""`python -m serve classify`: files, folders, patterns and lists; formats; bad files; stopping and resuming."""
 
 import csv
 import io
@@ -19,8 +19,8 @@ from PIL import Image
 
 from serve.config.settings import ROOT
 from serve.errors import ConfigError
-from serve.files.evaluation import Evaluation, wnid_of
-from serve.files.paths import files_of, names_in
+from serve.files.evaluation import Evaluation, wordnet_id
+from serve.files.paths import expand_paths, parse_file_list
 from serve.files.runner import classify_files
 from serve.model.classifier import Classifier
 from tests.references import PICTURES
@@ -52,7 +52,7 @@ def records(text: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Pictures in folders, and what else lies about in folders."""
+    """Folders with images and other files."""
     folder = tmp_path / "tree"
     for path in ("b.jpg", "a/2.jpg", "a/10.png", ".hidden.jpg", "c/.git/x.jpg", "c/notes.txt"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -66,14 +66,14 @@ def tree(tmp_path: Path) -> Path:
 
 
 def test_folders_are_walked_in_the_order_of_names(tree: Path) -> None:
-    walked = [os.path.relpath(path, tree) for path in files_of([str(tree)], ())]
+    walked = [os.path.relpath(path, tree) for path in expand_paths([str(tree)], ())]
     assert walked == ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
 
 
 def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
     (tree / "a[1].jpg").write_bytes(b"x")
     paths = [f"{tree}/a/*.jpg", "-", "none.jpg", f"{tree}/none*", f"{tree}/a[1].jpg"]
-    found = list(files_of(paths, names_in([b"x y.j", b"pg\n\nz.jpg\r\n"])))
+    found = list(expand_paths(paths, parse_file_list([b"x y.j", b"pg\n\nz.jpg\r\n"])))
     assert found == [
         f"{tree}/a/2.jpg",
         f"{tree}/a/link.jpg",
@@ -87,7 +87,7 @@ def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
 
 def test_an_entry_that_cannot_be_looked_at_is_its_own_record(tree: Path) -> None:
     (tree / "itself.jpg").symlink_to("itself.jpg")
-    walked = [os.path.relpath(path, tree) for path in files_of([str(tree)], ())]
+    walked = [os.path.relpath(path, tree) for path in expand_paths([str(tree)], ())]
     assert walked == ["b.jpg", "itself.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
     status, printed, _ = classify(tree / "itself.jpg", tree / "b.jpg")
     assert status == 1
@@ -112,16 +112,16 @@ def test_an_entry_that_cannot_be_looked_at_is_its_own_record(tree: Path) -> None
 def test_a_pattern_names_each_file_once_and_follows_no_link_to_a_folder(
     tree: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, expected: list[str]
 ) -> None:
-    assert list(files_of([f"{tree}/{pattern}"], ())) == [f"{tree}/{path}" for path in expected]
+    assert list(expand_paths([f"{tree}/{pattern}"], ())) == [f"{tree}/{path}" for path in expected]
     monkeypatch.chdir(tree)
-    assert list(files_of([pattern], ())) == expected
+    assert list(expand_paths([pattern], ())) == expected
 
 
 def test_a_pattern_is_matched_while_it_is_walked(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scanned = []
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
-    assert next(files_of([f"{tree}/**/*.jpg"], ())) == f"{tree}/b.jpg"
+    assert next(expand_paths([f"{tree}/**/*.jpg"], ())) == f"{tree}/b.jpg"
     assert scanned == [f"{tree}/"]
 
 
@@ -139,9 +139,9 @@ def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
         os.fchdir(back)
         os.close(back)
     (tmp_path / "a.jpg").touch()
-    assert list(files_of([str(tmp_path)], ())) == [str(tmp_path / "a.jpg"), str(folder / "x.jpg")]
+    assert list(expand_paths([str(tmp_path)], ())) == [str(tmp_path / "a.jpg"), str(folder / "x.jpg")]
     (folder / "x.jpg").unlink()
-    os.removedirs(folder)  # which pytest cannot, by calls
+    os.removedirs(folder)  # pytest's own removal would recurse too deeply
 
 
 def test_answers_are_those_of_the_server() -> None:
@@ -183,7 +183,7 @@ def test_a_bad_file_is_a_record_with_its_problem_and_not_the_end(tree: Path, tmp
     assert [record.get("status", 200) for record in found] == [200, 422, 415, 413, 413, 404, 415, 404, 200]
     assert found[3]["detail"] == "The picture has 3000 × 3000 pixels; the limit is 1000000 pixels."
     assert found[4]["detail"] == "The file has 30000000 bytes; the limit is 20971520 bytes."
-    assert found[6]["detail"] == "This is no file but a device, a pipe or a socket."
+    assert found[6]["detail"] == "This is not a file but a device, a pipe or a socket."
     assert {**found[0], "file": ""} == {**found[8], "file": ""}
     assert "9 files in" in summary
     assert "2 classified, 7 with problems (2 with 404, 2 with 413, 2 with 415, 1 with 422)" in summary
@@ -237,7 +237,7 @@ def test_an_interrupted_run_goes_on_where_its_output_ends(tmp_path: Path, form: 
         assert (status, printed) == (0, ""), summary
         assert output.read_bytes() == content, cut
     assert "0 files in" in summary
-    assert "40 were there already" in summary
+    assert "40 done before" in summary
 
 
 def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) -> None:
@@ -248,9 +248,9 @@ def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) 
     for arguments, words in (
         ([coffee, cat, "--output", output, "--resume"], "but file 1 of these is"),
         (["--output", output, "--resume", "none*"], "but file 1 of these is"),
-        ([cat, "--output", output], "is not empty; --resume goes on with it"),
-        ([cat, "--output", output, "--resume", "--table"], "--resume goes on with the file that --output names"),
-        ([cat, "--resume"], "--resume goes on with the file that --output names"),
+        ([cat, "--output", output], "is not empty; continue it with --resume"),
+        ([cat, "--output", output, "--resume", "--table"], "--resume needs an --output file"),
+        ([cat, "--resume"], "--resume needs an --output file"),
         ([cat, "--output", tmp_path / "none" / "x"], "no such file or directory"),
         ([cat, "--top-k", "0"], "--top-k=0: not a whole number from 1 to 1000"),
     ):
@@ -264,13 +264,13 @@ def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("form", "content", "words"),
     [
-        ("--jsonl", b"my thesis in one line", "does not begin as jsonl does"),
-        ("--jsonl", b"no json\n", "does not begin as jsonl does"),
-        ("--jsonl", b'{"file": "x"}\n', "record 1 is not one of jsonl"),
-        ("--jsonl", b'{"file": "x", "status": 404}\nmy thesis\n', "record 2 is not one of jsonl"),
-        ("--csv", b"my thesis\n", "does not begin as csv does"),
-        ("--csv", b'a "thesis\nin lines', "does not begin as csv does"),
-        ("--csv", b'{"file": "x"', "does not begin as csv does"),
+        ("--jsonl", b"my thesis in one line", "does not begin like jsonl"),
+        ("--jsonl", b"no json\n", "does not begin like jsonl"),
+        ("--jsonl", b'{"file": "x"}\n', "record 1 is not jsonl"),
+        ("--jsonl", b'{"file": "x", "status": 404}\nmy thesis\n', "record 2 is not jsonl"),
+        ("--csv", b"my thesis\n", "does not begin like csv"),
+        ("--csv", b'a "thesis\nin lines', "does not begin like csv"),
+        ("--csv", b'{"file": "x"', "does not begin like csv"),
     ],
 )
 def test_a_file_that_is_somebody_elses_is_neither_cut_nor_gone_on_with(
@@ -302,7 +302,7 @@ def test_resuming_with_another_model_is_refused(tmp_path: Path) -> None:
     before = output.read_text().replace('"model": "tiny"', '"model": "huge"')
     output.write_text(before)
     status, _, error = classify(PHOTOS / "cat.jpg", "--output", output, "--resume")
-    assert (status, "record 1 is of the model huge, not of tiny" in error) == (2, True), error
+    assert (status, "record 1 is from the model huge, not tiny" in error) == (2, True), error
     assert output.read_text() == before
 
 
@@ -313,7 +313,7 @@ def test_problems_of_the_earlier_run_count_for_the_exit_status(tmp_path: Path, f
     assert classify(*paths, form, "--output", output)[0] == 1
     status, _, summary = classify(*paths, PHOTOS / "coffee.jpg", form, "--output", output, "--resume")
     assert status == 1
-    assert "1 classified, 0 with problems; 2 were there already, 1 of them with problems" in summary
+    assert "1 classified, 0 with problems; 2 done before, 1 of them with problems" in summary
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -331,7 +331,7 @@ def test_a_signal_before_the_first_record_is_no_success(tmp_path: Path, number: 
         assert process.stderr.read() == ""
 
 
-# As an extension does that takes any error for its own.
+# Like an extension that replaces any error with its own.
 SLOW_IMPORT = """
 import time
 print("importing", flush=True)
@@ -358,7 +358,7 @@ def test_ctrl_c_ends_it_between_two_records_and_says_so(tmp_path: Path) -> None:
         process.send_signal(number)
         _, error = process.communicate(timeout=60)
         assert process.returncode == 128 + number, error
-        assert "stopped; --resume goes on with" in error
+        assert "stopped; continue" in error
         assert "Traceback" not in error
         text = output.read_text()
         assert text.endswith("\n")
@@ -430,7 +430,7 @@ def test_a_record_is_printed_when_it_is_ready_and_not_when_the_list_goes_on() ->
             process.stdin.flush()
             assert select.select([process.stdout], [], [], 60)[0]
             assert json.loads(process.stdout.readline())["file"] == str(path)
-        process.send_signal(signal.SIGTERM)  # while it waits for the list to go on
+        process.send_signal(signal.SIGTERM)  # while it waits for more of the list
         assert process.wait(60) == 128 + signal.SIGTERM
 
 
@@ -442,26 +442,26 @@ def test_a_list_may_hold_names_that_are_no_text_and_be_of_print0(tmp_path: Path)
             "-", stdin="".join(path + end for path in paths), environment={"LC_ALL": "C.UTF-8"}
         )
         assert [record["file"] for record in records(printed)] == paths, error
-    assert list(names_in([b"a\nb\n", b"c\0d"])) == ["a", "b", "c", "d"]
+    assert list(parse_file_list([b"a\nb\n", b"c\0d"])) == ["a", "b", "c", "d"]
 
 
 def test_a_list_that_is_none_is_refused_soon_and_bounded() -> None:
     chunks = iter([b"a" * 1000] * 1000)
     with pytest.raises(ConfigError, match="standard input: a name of more than 65536 bytes"):
-        list(names_in(chunks))
+        list(parse_file_list(chunks))
     assert sum(1 for _ in chunks) > 900
     status, _, error = classify("-", stdin="none.jpg\n" + "\udcff" * 200_000)
     assert (status, len(error.splitlines())) == (2, 1), error
-    assert error.startswith("serve: standard input: a name of more than 65536 bytes; - wants a list of files")
+    assert error.startswith("serve: standard input: a name of more than 65536 bytes; - reads a list of files")
 
 
 def test_a_long_list_takes_time_in_step_with_its_length() -> None:
-    """Each worst of its kind: one name a chunk, names as long as may be, bytes one by one."""
+    """The worst cases: one name per chunk, names of the greatest length, single bytes."""
     started = time.monotonic()
-    assert sum(1 for _ in names_in([b"a" * 60_000 + b"\n"] * 300)) == 300
-    assert sum(1 for _ in names_in([b"a\n" * 30_000] * 30)) == 900_000
-    assert sum(1 for _ in names_in([b"a"] * 60_000)) == 1
-    assert sum(1 for _ in names_in([b"\n", *[b"a"] * 30_000, b"\0" * 30_000])) == 1
+    assert sum(1 for _ in parse_file_list([b"a" * 60_000 + b"\n"] * 300)) == 300
+    assert sum(1 for _ in parse_file_list([b"a\n" * 30_000] * 30)) == 900_000
+    assert sum(1 for _ in parse_file_list([b"a"] * 60_000)) == 1
+    assert sum(1 for _ in parse_file_list([b"\n", *[b"a"] * 30_000, b"\0" * 30_000])) == 1
     assert time.monotonic() - started < 20
 
 
@@ -473,9 +473,9 @@ def test_a_name_that_is_too_long_for_the_system_is_its_own_record() -> None:
 
 def test_a_byte_order_mark_before_a_list_is_no_part_of_its_first_name() -> None:
     for chunks in ([b"\xef\xbb\xbfa\nb\n"], [b"\xef", b"\xbb\xbf", b"a\nb"], [b"\xef\xbb\xbfa\0b\0"]):
-        assert list(names_in(chunks)) == ["a", "b"]
-    assert list(names_in([b"\xef\xbb\xbf"])) == []
-    assert list(names_in([])) == []
+        assert list(parse_file_list(chunks)) == ["a", "b"]
+    assert list(parse_file_list([b"\xef\xbb\xbf"])) == []
+    assert list(parse_file_list([])) == []
 
 
 def test_an_output_inside_the_folder_is_no_record_of_itself(tree: Path) -> None:
@@ -507,7 +507,7 @@ def test_the_form_is_that_of_the_outputs_name(tmp_path: Path) -> None:
         assert classify(odd, "--output", output)[0] == 0
         assert output.read_text().startswith(begins)
         status, _, summary = classify(odd, "--output", output, "--resume")
-        assert (status, "1 were there already" in summary) == (0, True), summary
+        assert (status, "1 done before" in summary) == (0, True), summary
 
 
 def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -> None:
@@ -554,12 +554,12 @@ def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None
     evaluation.add(record("x/e.jpg", first))
     report = evaluation.report()
     assert report[0] == "top-1 25.00%, top-5 50.00% of 4 files in 2 classes"
-    assert report[1:3] == ["1 of them have problems and count as wrong", "1 more say no class and are left out"]
+    assert report[1:3] == ["1 of them have problems and count as wrong", "1 more give no class and are left out"]
     assert [line.split()[0] for line in report[4:]] == [second, first]
     assert "never predicted" in report[4]
     assert "0 of 2 right" in report[4]
-    assert wnid_of("n0000000123/x.jpg") is None
-    assert wnid_of(f"{second}/{first}/any/x.jpg") == first
+    assert wordnet_id("n0000000123/x.jpg") is None
+    assert wordnet_id(f"{second}/{first}/any/x.jpg") == first
 
 
 def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(
@@ -574,9 +574,9 @@ def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(
     assert "top-1 0.00%, top-5 0.00% of 1 files in 1 classes" in error
     assert "n02124075 Egyptian_cat " in error
     monkeypatch.chdir(folder)
-    assert wnid_of("cat.jpg") == "n02124075"
+    assert wordnet_id("cat.jpg") == "n02124075"
     status, _, error = classify(folder, "--evaluate", "--output", tmp_path / "output", "--resume")
-    assert (status, error) == (2, "serve: --evaluate counts what it sees itself; evaluate without --resume\n")
+    assert (status, error) == (2, "serve: --evaluate counts only what this run classifies; leave out --resume\n")
 
 
 def test_an_unknown_command_is_told_those_there_are() -> None:
@@ -585,6 +585,6 @@ def test_an_unknown_command_is_told_those_there_are() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "serve: there is no command 'clasify'; there are classify, autotune, config, health, and none starts the "
-        "server\n"
+        "serve: unknown command 'clasify'; the commands are classify, autotune, config, health; without one the server "
+        "starts\n"
     )

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.config.settings import ROOT, Config, load_config
-from serve.config.strays import strays
+from serve.config.settings import ROOT, Config, load_config, unknown_variables
 from serve.errors import ConfigError
 from tests.server_process import running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -62,7 +61,7 @@ def test_settings_are_read_in_their_own_types() -> None:
         ([], {"SERVE_MAX_FILES": "١"}, "not a whole number"),
         (["--exif-orientation", "yes"], {}, "--exif-orientation='yes': not one of on, off"),
         (["--log-format", "xml"], {}, "--log-format='xml': not one of auto, text, json"),
-        (["--cors-origins", "*"], {}, "'\\*' is no origin such as https://example.org"),
+        (["--cors-origins", "*"], {}, "'\\*' is not an origin such as https://example.org"),
         (["--model", ""], {}, "--model='': empty"),
     ],
 )
@@ -96,7 +95,7 @@ def test_the_default_file_is_read_where_it_is_there(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot = 1", "there is no setting prot"),
+        ("prot = 1", "unknown setting prot"),
         ("port = high", "is not TOML"),
         ("port = 70000", "settings.toml: port='70000': not a whole number from 0 to 65535"),
         ("max_queue = 8", "max_files=32 is more than max_queue=8"),
@@ -158,16 +157,16 @@ def test_a_misspelt_variable_is_named_in_one_line() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "serve", "config"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stderr == "serve: there is no setting SERVE_PORTT, which the environment has; is it SERVE_PORT?\n"
+    assert done.stderr == "serve: unknown setting SERVE_PORTT in the environment; did you mean SERVE_PORT?\n"
     with running_server(
         sys.executable, "--model", str(TINY_MODEL), "--log-format", "json", environment={"SERVE_QUX": "3"}
     ) as server:
         warnings = [line["message"] for line in server.log if line["level"] == "warning"]
-    assert warnings == ["there is no setting SERVE_QUX, which the environment has"]
+    assert warnings == ["unknown setting SERVE_QUX in the environment"]
 
 
 def test_what_kubernetes_tells_pods_of_services_is_no_misspelt_setting() -> None:
-    """Of Services called "serve" and "serve-model"; https://kubernetes.io/docs/concepts/services-networking/service."""
+    """For Services named "serve" and "serve-model": https://kubernetes.io/docs/concepts/services-networking/service."""
     links = {}
     for service in ("SERVE", "SERVE_MODEL"):
         links |= {
@@ -180,8 +179,10 @@ def test_what_kubernetes_tells_pods_of_services_is_no_misspelt_setting() -> None
             f"{service}_PORT_80_TCP_PORT": "80",
             f"{service}_PORT_80_TCP_ADDR": "10.0.0.11",
         }
-    assert strays({**links, "SERVE_CONFIG": "x", "SERVE_MAX_FILES": "3", "PATH": "x", "RAY_SERVE_X": "1"}) == []
-    assert len(strays({"SERVE_MAX_FILE": "3", "SERVE_HOSTPORT": "x"})) == 2
+    assert (
+        unknown_variables({**links, "SERVE_CONFIG": "x", "SERVE_MAX_FILES": "3", "PATH": "x", "RAY_SERVE_X": "1"}) == []
+    )
+    assert len(unknown_variables({"SERVE_MAX_FILE": "3", "SERVE_HOSTPORT": "x"})) == 2
 
 
 @pytest.mark.parametrize("text", ["cuda,cpu", "CUDAExecutionProvider CPUExecutionProvider", "CUDA, cpu"])
@@ -191,5 +192,6 @@ def test_execution_providers_have_short_names(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " , ", "cu da,cp-u"])
 def test_what_is_no_execution_provider_is_named(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"SERVE_PROVIDERS=.*(empty|is no execution provider such as cuda or cpu)"):
+    words = "(empty|is not an execution provider such as cuda or cpu)"
+    with pytest.raises(ConfigError, match=f"SERVE_PROVIDERS=.*{words}"):
         load_config([], {"SERVE_PROVIDERS": text})

@@ -1,4 +1,4 @@
-"""The CPUs that are really there: affinity, cgroup quotas of both versions, and the setting."""
+"""The CPUs that may be used: affinity, cgroup quotas of both versions, and the setting."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ OTHERS = "22 1 8:1 / / rw - ext4 /dev/root rw\n40 31 0:37 / /sys/fs/cgroup/syste
 
 
 def machine(root: Path, mounts: str, groups: str, files: dict[str, str]) -> Path:
-    """A folder that looks like a system's root to who asks for cgroups."""
+    """A folder with the files of /proc and the cgroups of a system."""
     for name, text in {"proc/self/mountinfo": OTHERS + mounts, "proc/self/cgroup": groups, **files}.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ def test_the_tightest_group_on_the_way_up_counts(tmp_path: Path) -> None:
 
 
 def test_a_container_that_sees_only_its_own_group_finds_its_quota(tmp_path: Path) -> None:
-    """Without a cgroup namespace the path is the host's, and what is mounted is that very group."""
+    """Without a cgroup namespace the path is the host's, and only that group is mounted."""
     root = machine(tmp_path, V1.format(shown="/docker/abc"), "4:cpu,cpuacct:/docker/abc\n", v1("50000"))
     assert cgroup_quota(root) == 0.5
     elsewhere = machine(tmp_path / "b", V1.format(shown="/docker/abc"), "4:cpu,cpuacct:/other\n", v1("70000"))

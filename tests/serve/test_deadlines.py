@@ -1,4 +1,4 @@
-"""A request's deadline counts from the end of its upload, and covers all that follows."""
+"""Tests that a deadline runs from the end of the upload to the response, and that work ends with its client."""
 
 import asyncio
 import socket
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from starlette.requests import ClientDisconnect
 
-from serve.api.handlers import while_connected
+from serve.api.deadlines import while_connected
 from serve.api.v2 import handlers
 from serve.model.classifier import Classifier
 from tests.references import PICTURES
@@ -77,7 +77,7 @@ Message = dict[str, Any]
 
 
 def messages(*types: str) -> tuple[Any, asyncio.Event]:
-    """An ASGI `receive` that gives these, and whose next one waits until the event is set; then the client has left."""
+    """Return an ASGI `receive` that gives these messages, and an event that makes the client disconnect after them."""
     left, waiting = asyncio.Event(), list(types)
 
     async def receive() -> Message:
@@ -97,7 +97,7 @@ def test_work_is_done_while_its_client_is_there_and_nobody_watches_after_it() ->
         await asyncio.sleep(0)
         assert asyncio.all_tasks() == before
         left.set()
-        await asyncio.sleep(0.01)  # a client that leaves now ends nothing
+        await asyncio.sleep(0.01)  # a disconnect now cancels nothing
 
     asyncio.run(scenario())
 

@@ -1,4 +1,4 @@
-"""Large JPEGs decoded at a reduced scale: close to the full one, much faster, and nothing else is touched."""
+"""Large JPEGs are decoded at a reduced scale: close to the full one and much faster; no other images are."""
 
 import io
 import os
@@ -115,7 +115,7 @@ def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:
 def test_a_large_jpeg_is_decoded_to_no_more_pixels_than_it_takes(
     size: tuple[int, int], decoded: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What that saves is measured by benchmarks/decoding.py."""
+    """benchmarks/decoding.py measures what this saves."""
     sizes: list[tuple[int, int]] = []
     convert = Image.Image.convert
 
@@ -154,7 +154,7 @@ def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:
 
 
 def test_the_slowest_header_that_is_checked_on_the_spot_takes_milliseconds() -> None:
-    """One EXIF segment as full of entries as it can be, and as many others as may be."""
+    """One EXIF segment with the most entries, and the most other segments."""
     entries = 5400
     tiff = b"II*\0\x08\0\0\0" + entries.to_bytes(2, "little")
     tiff += (

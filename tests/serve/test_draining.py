@@ -1,4 +1,4 @@
-"""Over real connections: nothing accepted is lost on SIGTERM, and nothing is computed for who has gone."""
+"""Over real connections: no accepted request is lost on SIGTERM, and none is computed for a disconnected client."""
 
 import asyncio
 import io
@@ -35,7 +35,7 @@ FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--decode", "exact"
 
 @pytest.fixture(scope="module")
 def slow_picture() -> bytes:
-    """Takes some tens of milliseconds to decode."""
+    """An image that takes tens of milliseconds to decode."""
     buffer = io.BytesIO()
     Image.effect_noise((2400, 1800), 60).convert("RGB").save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
@@ -60,16 +60,16 @@ def head(length: int, *lines: str) -> bytes:
 
 
 def send(server: ServerProcess, data: bytes) -> socket.socket:
-    """A request that the server has accepted, and that is complete as soon as it has read it."""
+    """Sends a request after the server has accepted it; returns its connection."""
     raw = socket.create_connection(address(server.url), timeout=30)
     raw.sendall(head(len(data), "Expect: 100-continue", "Connection: close"))
-    assert raw.recv(1000).startswith(b"HTTP/1.1 100 ")  # which it says once it is ready to read the body
+    assert raw.recv(1000).startswith(b"HTTP/1.1 100 ")  # sent once it is ready to read the body
     raw.sendall(data)
     return raw
 
 
 def receive(raw: socket.socket) -> bytes:
-    """The answer to what `send` sent."""
+    """The response to a request sent with `send`."""
     with raw, raw.makefile("rb") as answer:
         return answer.read()
 
@@ -137,11 +137,11 @@ runpy.run_module("serve", run_name="__main__")
 
 @pytest.mark.parametrize("step", ["open", "prepare"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_decoder_that_runs_away_does_not_outlast_the_grace_period(cat: bytes, step: str, workers: str) -> None:
-    """Its stand-in sleeps in C, as a decoder may compute there, and nothing can interrupt it."""
+def test_a_decoder_that_does_not_return_does_not_outlast_the_grace_period(cat: bytes, step: str, workers: str) -> None:
+    """The fake sleeps in C, where nothing can interrupt it, as a decoder computes there."""
     flags = (*FLAGS, "--grace-seconds", "3", "--workers", workers, "--request-timeout-ms", "60000")
     with running_server(sys.executable, *flags, code=RUNAWAY.format(step=step)) as server:
-        files = [("file", ("cat.jpg", cat))] * 2  # one alone has its header checked on the event loop
+        files = [("file", ("cat.jpg", cat))] * 2  # a single file has its header checked on the event loop
         with ThreadPoolExecutor() as pool:
             answer = pool.submit(httpx2.post, f"{server.url}/upload", files=files, timeout=30)
             time.sleep(1)
@@ -151,7 +151,7 @@ def test_a_decoder_that_runs_away_does_not_outlast_the_grace_period(cat: bytes, 
         assert time.monotonic() - started <= 3
 
 
-def test_a_second_ctrl_c_waits_for_nobody_and_leaves_no_trace() -> None:
+def test_a_second_ctrl_c_cancels_the_requests_in_flight() -> None:
     with (
         running_server(sys.executable, *FLAGS) as server,
         socket.create_connection(address(server.url), timeout=10) as stalled,
@@ -168,13 +168,13 @@ def test_a_second_ctrl_c_waits_for_nobody_and_leaves_no_trace() -> None:
 
 
 def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler of its own for a signal."""
+    """Whether a process has a handler for a signal."""
     found = re.search(r"SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text())
     return bool(found and int(found[1], 16) >> (number - 1) & 1)
 
 
 def ended_while_it_started() -> bool:
-    """End a server as soon as it hears SIGTERM, with 0 and no traceback; whether no library was loaded by then."""
+    """Ends a server as soon as it handles SIGTERM; returns whether it had not loaded any library by then."""
     process = subprocess.Popen(
         [sys.executable, "-m", "serve", "--port", "0", *FLAGS], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
@@ -190,12 +190,12 @@ def ended_while_it_started() -> bool:
     return not loaded
 
 
-def test_a_signal_in_the_first_second_of_a_start_is_a_normal_end() -> None:
-    """It is heard before the imports, which take most of a start; a busy machine may look too late to see that."""
+def test_a_signal_during_the_imports_ends_it_normally() -> None:
+    """The handler is set before the imports; several tries, because a busy machine may look too late."""
     assert any(ended_while_it_started() for _ in range(5))
 
 
-def test_an_idle_connection_does_not_hold_up_the_end() -> None:
+def test_an_idle_connection_does_not_delay_the_end() -> None:
     with running_server(sys.executable, *FLAGS) as server, httpx2.Client() as client:
         assert client.get(server.url).status_code == 200  # and the connection stays open
         started = time.monotonic()
@@ -253,7 +253,7 @@ CHUNKED = (
         "endless path",
     ],
 )
-def test_what_is_no_http_is_a_problem_and_heads_have_a_limit(
+def test_malformed_requests_and_oversized_heads_get_a_problem(
     tiny_server: ServerProcess, sent: bytes, status: bytes
 ) -> None:
     with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
@@ -279,9 +279,7 @@ ID = b"X-Request-ID: the-clients-own\r\n"
     ],
     ids=["chunk", "framing", "many", "large", "character"],
 )
-def test_what_is_refused_before_it_is_a_request_keeps_its_id(
-    tiny_server: ServerProcess, sent: bytes, status: bytes
-) -> None:
+def test_a_refused_connection_keeps_its_request_id(tiny_server: ServerProcess, sent: bytes, status: bytes) -> None:
     for request, kept in ((sent, True), (sent.replace(b"the-clients-own", b"a b"), False)):
         with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
             raw.sendall(request)
@@ -291,7 +289,7 @@ def test_what_is_refused_before_it_is_a_request_keeps_its_id(
         assert b"X-Request-ID: a b" not in answer
 
 
-def test_a_refusal_does_not_take_the_id_of_the_request_before(tiny_server: ServerProcess) -> None:
+def test_a_refusal_does_not_reuse_the_id_of_the_previous_request(tiny_server: ServerProcess) -> None:
     with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
         raw.sendall(GET + ID + b"\r\n")
         assert b"the-clients-own" in raw.recv(4096)
@@ -313,16 +311,16 @@ def test_a_second_head_on_a_connection_has_the_same_limit(tiny_server: ServerPro
 def test_trailers_are_dropped_and_have_the_same_limit(tiny_server: ServerProcess, line: bytes) -> None:
     with socket.create_connection(address(tiny_server.url), timeout=10) as raw:
         raw.sendall(CHUNKED + b"0\r\nAccept: trailing\r\n\r\n")
-        assert raw.recv(4096).startswith(b"HTTP/1.1 415 ")  # for the body, which is no picture
+        assert raw.recv(4096).startswith(b"HTTP/1.1 415 ")  # because the body is not an image
         raw.sendall(CHUNKED + b"0\r\n")
-        raw.sendall(line * (600_000 // len(line)))  # what nobody wants is not read for ever
+        raw.sendall(line * (600_000 // len(line)))  # unused data is limited, too
         assert raw.recv(4096).startswith(b"HTTP/1.1 431 ")
 
 
-def test_a_hundred_clients_that_leave_cost_next_to_nothing(
+def test_requests_of_disconnected_clients_are_not_computed(
     config: Config, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One inference is held up until all have left; it is discarded, and none of theirs is ever begun."""
+    """The first inference blocks until all clients have disconnected; it is discarded, and no other one begins."""
     inferences = []
     may_go_on = threading.Event()
     original = Classifier.compute
@@ -357,7 +355,7 @@ def test_a_hundred_clients_that_leave_cost_next_to_nothing(
     monkeypatch.setattr(Scheduler, "run", noting)
     with serving(Config(model=config.model, max_queue=1000, threads=1)) as at:
         asyncio.run(all_leave(at))
-        time.sleep(0.5)  # for the server to notice the last of them
+        time.sleep(0.5)  # for the server to notice the last disconnect
         may_go_on.set()
         answer = httpx2.post(f"http://{at[0]}:{at[1]}/upload", files={"file": ("cat.jpg", cat)})
         assert answer.status_code == 200
@@ -366,7 +364,7 @@ def test_a_hundred_clients_that_leave_cost_next_to_nothing(
 
 @contextmanager
 def serving(config: Config) -> Iterator[tuple[str, int]]:
-    """The application on a real port of this process, behind the HTTP protocol that is shipped."""
+    """Serves the application on a port of this process, with the real HTTP protocol."""
     listener = socket.create_server(("127.0.0.1", 0))
     settings = uvicorn.Config(create_app(config, load_classifier(config)), http=HttpProtocol, log_config=None)
     server = uvicorn.Server(settings)
@@ -381,13 +379,13 @@ def serving(config: Config) -> Iterator[tuple[str, int]]:
         thread.join()
 
 
-def test_memory_that_a_burst_took_is_given_back() -> None:
-    with running_server(sys.executable, *FLAGS) as server:  # of its own, because others leave memory behind
+def test_memory_of_a_burst_is_returned() -> None:
+    with running_server(sys.executable, *FLAGS) as server:  # a fresh server, because other tests leave memory behind
         give_back(server)
 
 
 def give_back(tiny_server: ServerProcess) -> None:
-    """Thirty uploads of 4 MB at a time; malloc by itself would keep what they took."""
+    """Sends thirty uploads of 4 MB at a time and waits until their memory is returned to the system."""
     rss = Path(f"/proc/{tiny_server.process.pid}/statm")
 
     def megabytes() -> float:

@@ -1,4 +1,4 @@
-"""How the real process ends: by any signal, at any moment, with closed streams, and where its start fails."""
+"""How the real process ends: by any signal at any moment, with closed streams, and after a failed start."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
 
 FLAGS = ("--model", str(TINY_MODEL), "--log-format", "json", "--grace-seconds", "5")
-# What starts a server after something in it was changed, for which there is room.
+# Starts a server after the code in the placeholder has changed something in it.
 START = """
 import runpy, sys, threading, time
 {}
@@ -36,7 +36,7 @@ def answers(port: int) -> bool:
 
 @contextmanager
 def started(command: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """What a shell makes of a command in which "$@" starts a server; and its port."""
+    """A process in which a shell runs `command`, where "$@" starts a server; and the server's port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     arguments = [sys.executable, "-m", "serve", "--port", str(port), *FLAGS, *flags]
@@ -51,9 +51,7 @@ def started(command: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_closed_streams_neither_stop_nor_crash_it_and_no_socket_takes_their_place(
-    closed: str, workers: str, cat: bytes
-) -> None:
+def test_closed_streams_are_replaced_by_dev_null(closed: str, workers: str, cat: bytes) -> None:
     with started(f'exec "$@" {closed}', "--workers", workers) as (process, port):
         wait_for(lambda: answers(port))
         answer = httpx2.post(f"http://127.0.0.1:{port}/upload", files={"file": ("cat.jpg", cat)})
@@ -68,7 +66,7 @@ def test_closed_streams_neither_stop_nor_crash_it_and_no_socket_takes_their_plac
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_each_signal_that_means_the_end_is_a_normal_one_and_leaves_nothing_behind(number: int, workers: str) -> None:
+def test_each_stop_signal_ends_it_normally_and_leaves_nothing_behind(number: int, workers: str) -> None:
     with running_server(sys.executable, *FLAGS, "--workers", workers) as server:
         made = folders_of(server)
         assert len(made) == (workers == "2")
@@ -78,13 +76,13 @@ def test_each_signal_that_means_the_end_is_a_normal_one_and_leaves_nothing_behin
 
 
 def folders_of(server: ServerProcess) -> set[Path]:
-    """Those in which it has a file open."""
+    """The folders of shared metrics in which the server has a file open."""
     files = [link.readlink() for link in Path(f"/proc/{server.process.pid}/fd").iterdir()]
     return {file.parent for file in files if file.parent.name.startswith("serve-metrics-")}
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_under_nohup_it_goes_on_after_sighup(workers: str) -> None:
+def test_under_nohup_it_ignores_sighup(workers: str) -> None:
     with started('trap "" HUP; exec "$@"', "--workers", workers) as (process, port):
         wait_for(lambda: answers(port))
         process.send_signal(signal.SIGHUP)
@@ -95,7 +93,7 @@ def test_under_nohup_it_goes_on_after_sighup(workers: str) -> None:
 
 
 def handles_sigterm(process: subprocess.Popen[str]) -> bool:
-    """Whether it has come that far; before, not even Python is up."""
+    """Whether the process has installed its signal handler; before that, Python is still starting."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     caught = next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("SigCgt"))
     return bool(caught & 1 << signal.SIGTERM - 1)
@@ -103,12 +101,12 @@ def handles_sigterm(process: subprocess.Popen[str]) -> bool:
 
 @pytest.mark.parametrize("moment", [0.0, 0.1, 0.3, 0.5, 0.8, 1.5])
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_signals_again_and_again_from_any_moment_on_are_a_normal_end(moment: float, workers: str) -> None:
+def test_repeated_signals_from_any_moment_on_end_it_normally(moment: float, workers: str) -> None:
     with started('exec "$@"', "--workers", workers) as (process, _):
         wait_for(lambda: handles_sigterm(process))
         time.sleep(moment)
         give_up = time.monotonic() + 20
-        while process.poll() is None:  # as it starts, as it drains and as it leaves
+        while process.poll() is None:  # during its start, draining and exit
             assert time.monotonic() < give_up
             process.send_signal(signal.SIGTERM)
             time.sleep(0.002)
@@ -119,12 +117,12 @@ def test_signals_again_and_again_from_any_moment_on_are_a_normal_end(moment: flo
 
 HANGS_AT_THE_END = """
 import serve.server.signals, serve.scheduling.scheduler
-serve.server.signals.HANGING_SECONDS = 0.5
+serve.server.signals.EXIT_MARGIN_SECONDS = 0.5
 serve.scheduling.scheduler.Scheduler.close = lambda *_: time.sleep(600)
 """
 
 
-def test_what_hangs_at_the_end_is_ended_by_the_system() -> None:
+def test_a_server_that_hangs_at_its_end_is_killed_by_the_kernel() -> None:
     flags = (*FLAGS[:-1], "1")
     with running_server(sys.executable, *flags, code=START.format(HANGS_AT_THE_END)) as server:
         began = time.monotonic()
@@ -132,7 +130,7 @@ def test_what_hangs_at_the_end_is_ended_by_the_system() -> None:
         assert time.monotonic() - began < 10
 
 
-def test_a_worker_that_hangs_at_the_end_does_not_outlive_the_first_process() -> None:
+def test_a_worker_that_hangs_at_its_end_does_not_outlive_the_supervisor() -> None:
     flags = (*FLAGS[:-1], "1", "--workers", "2")
     with running_server(sys.executable, *flags, code=START.format(HANGS_AT_THE_END)) as server:
         wait_for(lambda: sum("is ready" in line for line in server.lines) == 2)
@@ -167,7 +165,7 @@ FAILURES = {
     "no number at the end of the warm-up": (
         "import numpy\nfrom serve.model import session\n"
         "session._run = lambda session, batch: numpy.full((1, 1000), numpy.nan)",
-        "its warm-up gave no 1000 finite logits",
+        "its warm-up did not give 1000 finite logits",
     ),
     "a message of two lines": (
         "def refuse(*_): raise ValueError('one\\ntwo \\x1b[31m')\nimport resource\nresource.getrlimit = refuse",
@@ -178,7 +176,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_whatever_fails_at_the_start_is_status_2_and_a_line(failure: str, workers: str, tmp_path: Path) -> None:
+def test_any_failure_at_the_start_gives_status_2_and_one_line(failure: str, workers: str, tmp_path: Path) -> None:
     code, words = FAILURES[failure]
     done = failing(code, workers, tmp_path)
     assert done.returncode == 2
@@ -188,7 +186,7 @@ def test_whatever_fails_at_the_start_is_status_2_and_a_line(failure: str, worker
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_first_worker_that_is_killed_as_it_starts_is_status_2_and_a_line(tmp_path: Path) -> None:
+def test_a_first_worker_killed_during_its_start_gives_status_2_and_one_line(tmp_path: Path) -> None:
     code = (
         "import os, serve.model.classifier\nserve.model.classifier.load_classifier = lambda _: os.kill(os.getpid(), 9)"
     )
@@ -198,7 +196,7 @@ def test_a_first_worker_that_is_killed_as_it_starts_is_status_2_and_a_line(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_numpy_makes_no_threads_because_without_any_left_it_would_send_a_signal() -> None:
+def test_numpy_starts_no_threads() -> None:
     code = (
         "import os\n"
         "class Watching:\n"
@@ -211,8 +209,9 @@ def test_numpy_makes_no_threads_because_without_any_left_it_would_send_a_signal(
 
 
 def failing(code: str, workers: str, shared_memory: Path) -> subprocess.CompletedProcess[str]:
-    """A start after this was changed, which leaves its folders where it is told."""
-    code = f"from serve.observability import counting\ncounting._SHARED_MEMORY = {str(shared_memory)!r}\n{code}"
+    """A server started after `code` has run, with `shared_memory` in place of /dev/shm."""
+    folder = f"shared_metrics._SHARED_MEMORY = {str(shared_memory)!r}"
+    code = f"from serve.observability import shared_metrics\n{folder}\n{code}"
     return subprocess.run(
         [sys.executable, "-c", START.format(code), "--port", "0", *FLAGS, "--log-level", "error", "--workers", workers],
         cwd=ROOT,
@@ -223,7 +222,7 @@ def failing(code: str, workers: str, shared_memory: Path) -> subprocess.Complete
     )
 
 
-def test_what_nobody_foresaw_is_told_by_the_log() -> None:
+def test_warnings_and_uncaught_errors_are_logged() -> None:
     code = (
         "import asyncio, gc, serve.api.handlers, warnings\n"
         "async def task(): raise ValueError('never \\x1b[31m retrieved')\n"
@@ -234,7 +233,7 @@ def test_what_nobody_foresaw_is_told_by_the_log() -> None:
         "    await asyncio.sleep(0.2)\n"
         "    gc.collect()\n"
         "    return serve.api.handlers.Response()\n"
-        "serve.api.handlers.Server.livez = answer"
+        "serve.api.handlers.Handlers.livez = answer"
     )
     with running_server(sys.executable, *FLAGS, code=START.format(code)) as server:
         httpx2.get(f"{server.url}/livez", timeout=20)

@@ -1,4 +1,4 @@
-"""Standard error that never blocks: lines come in order, or are dropped, counted and told of."""
+"""A standard error stream that never blocks: lines are in order, or dropped, counted and reported."""
 
 import fcntl
 import logging
@@ -17,12 +17,12 @@ import pytest
 from serve.config.settings import ROOT
 from serve.observability.error_stream import ErrorStream
 
-MOST = 1000 + 4096  # lines of a byte and more: those that wait, and those that the pipe has taken
+MOST = 1000 + 4096  # at most this many lines fit into the queue and the pipe of 4 KiB
 
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Its two ends; it takes 4 KiB."""
+    """Both ends of a pipe of 4 KiB."""
     ours, theirs = os.pipe()
     fcntl.fcntl(theirs, fcntl.F_SETPIPE_SZ, 4096)
     yield ours, theirs
@@ -32,7 +32,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 @pytest.fixture
 def full(pipe: tuple[int, int]) -> tuple[ErrorStream, int]:
-    """A stream nobody reads, which has begun to drop, and the end from which it could be read."""
+    """A stream that is full and has dropped lines, and the read end of its pipe."""
     stream = ErrorStream(pipe[1])
     for number in range(MOST + 1):
         stream.write(f"{number}\n")
@@ -41,7 +41,7 @@ def full(pipe: tuple[int, int]) -> tuple[ErrorStream, int]:
 
 
 class Reader:
-    """Reads to the end, or for as long as it is asked to."""
+    """Reads everything on a thread of its own."""
 
     def __init__(self, descriptor: int) -> None:
         self.text = ""
@@ -60,7 +60,7 @@ class Reader:
             self.text += data.decode()
 
 
-def test_lines_arrive_in_order_and_the_end_waits_for_them(pipe: tuple[int, int]) -> None:
+def test_lines_arrive_in_order_and_drain_waits_for_them(pipe: tuple[int, int]) -> None:
     stream, reader = ErrorStream(pipe[1]), Reader(pipe[0])
     lines = [f"line {number} é \udc80\n" for number in range(900)]
     for line in lines:
@@ -71,16 +71,16 @@ def test_lines_arrive_in_order_and_the_end_waits_for_them(pipe: tuple[int, int])
     assert stream.dropped == 0
 
 
-def test_what_nobody_reads_holds_up_neither_the_writer_nor_the_end(full: tuple[ErrorStream, int]) -> None:
+def test_an_unread_pipe_blocks_neither_writers_nor_drain(full: tuple[ErrorStream, int]) -> None:
     stream, _ = full
     began = time.monotonic()
     for _ in range(1000):
         stream.write("more\n")
     stream.drain(0.1)
-    assert time.monotonic() - began < 5  # and not for ever
+    assert time.monotonic() - began < 5  # not blocked
 
 
-def test_what_was_dropped_is_told_of_when_there_is_room_again(full: tuple[ErrorStream, int]) -> None:
+def test_dropped_lines_are_reported_once_there_is_room_again(full: tuple[ErrorStream, int]) -> None:
     stream, descriptor = full
     handler = logging.StreamHandler(stream)
     logger = logging.getLogger("serve")
@@ -94,7 +94,7 @@ def test_what_was_dropped_is_told_of_when_there_is_room_again(full: tuple[ErrorS
     assert dropped == stream.dropped == MOST + 1 - len(re.findall(r"^\d+$", reader.text, re.MULTILINE))
 
 
-def test_a_reader_that_has_gone_is_no_error_and_what_it_missed_is_counted_once() -> None:
+def test_lines_without_a_reader_are_counted_as_dropped_once() -> None:
     ours, theirs = os.pipe()
     os.close(ours)
     stream = ErrorStream(theirs)
@@ -105,7 +105,7 @@ def test_a_reader_that_has_gone_is_no_error_and_what_it_missed_is_counted_once()
     os.close(theirs)
 
 
-def test_a_descriptor_that_others_have_made_non_blocking_loses_nothing(pipe: tuple[int, int]) -> None:
+def test_a_non_blocking_descriptor_loses_nothing(pipe: tuple[int, int]) -> None:
     os.set_blocking(pipe[1], False)
     stream = ErrorStream(pipe[1])
     for number in range(900):
@@ -116,9 +116,7 @@ def test_a_descriptor_that_others_have_made_non_blocking_loses_nothing(pipe: tup
     assert reader.text.count("\n") == 900
 
 
-def test_where_the_system_has_no_thread_left_the_end_writes_by_itself(
-    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_thread_drain_writes_the_lines(pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -129,7 +127,7 @@ def test_where_the_system_has_no_thread_left_the_end_writes_by_itself(
     assert os.read(pipe[0], 100) == b"what stopped it\n"
     for _ in range(1000):
         stream.write("0123456789\n")
-    stream.drain(0.1)  # nor does it wait for a reader
+    stream.drain(0.1)  # does not wait for a reader
     assert stream.dropped == 0
 
 
@@ -146,8 +144,8 @@ def test_signals_are_left_to_the_main_thread(pipe: tuple[int, int]) -> None:
 
 FORKED = """
 import os, sys
-from serve.observability.error_stream import never_block
-stream = never_block()
+from serve.observability.error_stream import install_error_stream
+stream = install_error_stream()
 print("before", file=sys.stderr)
 pid = os.fork()
 print("child" if pid == 0 else "parent", file=sys.stderr)
@@ -159,7 +157,7 @@ raise ValueError("the end")
 """
 
 
-def test_a_forked_process_writes_its_own_lines_and_an_error_at_the_end_comes_out() -> None:
+def test_a_forked_process_writes_only_its_own_lines() -> None:
     done = subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, capture_output=True, text=True, check=False)
     lines = done.stderr.splitlines()
     assert sorted(lines[:3]) == ["before", "child", "parent"]

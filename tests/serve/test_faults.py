@@ -71,7 +71,7 @@ def test_a_disk_that_is_full_loses_the_log_and_nothing_else(cat: bytes) -> None:
         process.wait()
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "serve").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "serve").rglob("*.py")), ids=lambda path: path.stem)
 def test_nothing_but_the_log_reads_a_clock_that_can_jump(path: Path) -> None:
     """Deadlines and timings go by clocks that only go forward; the log says the time of day."""
     tree = ast.parse(path.read_text())

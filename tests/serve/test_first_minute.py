@@ -191,10 +191,10 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
     ("arguments", "words"),
     [
         (["--prot", "5001"], "unrecognized arguments: --prot 5001"),
-        (["5001"], "there is no command '5001'; there are classify, autotune, config, health, and none starts"),
+        (["5001"], "unknown command '5001'; the commands are classify, autotune, config, health; without one"),
         (["--model", "densenet"], "no model densenet in models/; make one with 'make export', or name a file with"),
-        (["--model", "tests"], "model tests is a folder; name an .onnx file, as 'make export WEIGHTS=PATH' makes one"),
-        (["--model", "Makefile"], "model Makefile is no .onnx file; name an .onnx file, as"),
+        (["--model", "tests"], "model tests is a folder; name an .onnx file ('make export WEIGHTS=PATH' makes one"),
+        (["--model", "Makefile"], "model Makefile is not an .onnx file; name an .onnx file"),
         (["--model", TINY_MODEL, "--class-index", "tests"], "class index tests: Is a directory; name another with"),
         (["--model", TINY_MODEL, "--api-keys-file", "tests"], "API keys file tests: Is a directory"),
         (["--config", "tests"], "settings file tests: is a directory"),
@@ -214,14 +214,14 @@ def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[obje
     ("sent", "status", "words"),
     [
         ({"content": b"file=@cat.jpg", "headers": {"Content-Type": "application/x-www-form-urlencoded"}}, 415,
-         "The Content-Type 'application/x-www-form-urlencoded' is neither a form nor a picture. Send "
+         "The Content-Type 'application/x-www-form-urlencoded' is neither a multipart form nor an image. Send "
          "multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg')"),
         ({"content": b""}, 415, "The request has no Content-Type. Send multipart/form-data with a part named 'file'"),
         ({"files": {"image": ("cat.jpg", b"\xff\xd8\xff")}}, 400,
          "The form has no part named 'file'; the parts sent are named 'image'. With curl: -F 'file=@cat.jpg'."),
         ({"files": {"file": (None, b"cat.jpg")}}, 400,
-         "The part 'file' holds the text 'cat.jpg' and no file; with curl, write -F 'file=@cat.jpg'."),
-        ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder so, too."),
+         "The part 'file' is the text 'cat.jpg', not a file; with curl, write -F 'file=@cat.jpg'."),
+        ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder as an empty file, too."),
         ({"files": {"file": ("README.md", b"# densenet-server")}}, 415,
          "The file is not a picture in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),
         ({"files": {"file": ("half.jpg", (ROOT / "tests/data/photos/cat.jpg").read_bytes()[:9000])}}, 422, "truncated"),

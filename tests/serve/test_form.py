@@ -1,4 +1,4 @@
-"""Multipart bodies, whole and in crumbs: what is a part, what is refused, and that none takes longer than another."""
+"""Tests multipart bodies, whole and in small chunks: parts, refusals and the time that parsing takes."""
 
 import contextlib
 import gc
@@ -122,7 +122,7 @@ def test_what_is_not_a_file_is_not_kept() -> None:
 
 
 def seconds(body: bytes, boundary: str) -> float:
-    """CPU time that reading takes; the best of three, because others may have the machine."""
+    """Return the CPU time of reading, the best of three because the machine may be shared."""
     taken = []
     for _ in range(3):
         began = time.process_time()
@@ -194,7 +194,7 @@ def test_the_worst_of_content_types_takes_less_than_five_milliseconds(worst: str
 
 
 def test_nothing_but_its_owner_keeps_a_form_and_its_files() -> None:
-    """A circle of references would hold megabytes until Python looks for circles."""
+    """A reference cycle would hold megabytes until the garbage collector runs."""
     form = Form("multipart/form-data; boundary=b", 1)
     form.feed(b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ndata\r\n--b--\r\n')
     assert [file.data for file in form.end()] == [b"data"]
@@ -232,7 +232,7 @@ def without_filename(data: bytes) -> bytes:
 
 
 def test_a_name_in_place_of_a_file_is_told_up_to_255_characters() -> None:
-    with pytest.raises(MissingFile, match=r"holds the text 'a{255}' and no file"):
+    with pytest.raises(MissingFile, match=r"is the text 'a{255}', not a file"):
         read(without_filename(b"a" * 255))
     assert read(without_filename(b"a" * 256)) == [("", b"a" * 256)]
     assert read(without_filename(b"")) == [("", b"")]
@@ -290,7 +290,7 @@ def test_names_are_utf_8_or_latin_1(name: bytes, text: str) -> None:
 
 
 def test_a_name_of_one_letter_is_told_too() -> None:
-    with pytest.raises(MissingFile, match="holds the text 'a' and no file"):
+    with pytest.raises(MissingFile, match="is the text 'a', not a file"):
         read(without_filename(b"a"))
 
 

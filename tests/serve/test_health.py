@@ -32,7 +32,7 @@ def ask(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[int]:
-    """A port on which one connection gets these bytes, or nothing at all where there are none."""
+    """A port on which one connection gets these bytes, or no answer if there are none."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         held: list[socket.socket] = []
 
@@ -62,7 +62,7 @@ def test_a_ready_server_is_0_whatever_address_it_listens_on(tiny_model: Path) ->
 
 
 def test_nobody_there_is_1() -> None:
-    with socket.socket() as bound:  # bound and not listening: nobody else can take it meanwhile
+    with socket.socket() as bound:  # bound but not listening, so that no one else takes the port
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         status, line, _ = ask("--port", str(port))

@@ -1,4 +1,4 @@
-"""Pictures that mean harm: refused by name and limit, in little time and memory, and those that only look like it."""
+"""Malicious images are refused with the limit they exceed, in little time and memory; harmless look-alikes are not."""
 
 import os
 import re
@@ -81,7 +81,7 @@ def test_the_server_refuses_it_as_soon_and_goes_on(server: ServerProcess, name: 
         Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
         before, spent = megabytes(server.process.pid, "VmHWM"), tree.cpu_seconds()
         answer = client.post("/upload", files={"file": data})
-        assert tree.cpu_seconds() - spent <= MOST_SECONDS + 0.5  # of which taking 20 MiB in has its part
+        assert tree.cpu_seconds() - spent <= MOST_SECONDS + 0.5  # including the time to read 20 MiB
         assert megabytes(server.process.pid, "VmHWM") - before <= MOST_MEGABYTES
         assert (answer.status_code, answer.json()["status"]) == (status, status)
         assert client.get("/livez", timeout=1).status_code == 200
@@ -106,19 +106,19 @@ def test_limits_are_named_with_what_broke_them() -> None:
 def test_scans_are_counted_up_to_the_end_of_the_picture() -> None:
     begin, scan, end = b"\xff\xd8", b"\xff\xda\0\2" + b"pixels\xff\0\xff\xd0", b"\xff\xd9"
     require_modest_scans(begin + scan * 40, 50_000_000)
-    require_modest_scans(begin + scan * 40 + end + scan * 1000, 50_000_000)  # a film behind the picture, say
+    require_modest_scans(begin + scan * 40 + end + scan * 1000, 50_000_000)  # such as a video after the image
     require_modest_scans(begin + scan * 40 + b"\xff" + end + scan * 1000, 50_000_000)
     require_modest_scans(begin + segment(0xE1, scan * 1000) + scan * 40 + end, 50_000_000)
     with pytest.raises(TooComplex, match="more scans than the limit for its size, 40 scans"):
         require_modest_scans(begin + scan * 41, 50_000_000)
-    with pytest.raises(TooComplex, match="more scans than"):  # an end that is within a comment is none
+    with pytest.raises(TooComplex, match="more scans than"):  # an end marker within a comment does not count
         require_modest_scans(begin + scan + segment(0xFE, end) + scan * 40, 50_000_000)
     with pytest.raises(TooComplex, match="more segments than the limit, 10000 segments"):
         require_modest_scans(begin + segment(0xFE, b"") * 20_000 + scan * 1000, 50_000_000)
 
 
 def test_only_jpegs_that_are_decoded_as_they_are_read_count_for_less() -> None:
-    """One scan for each component, and a decoder keeps them all until it has read the last."""
+    """With a scan per component, a decoder keeps all of them until it has read the last."""
     plain = encoded(Image.new("RGB", (1024, 1024)), format="JPEG")
     header = plain.index(b"\xff\xda")
     assert plain[header + 4] == 3  # components in its only scan

@@ -1,4 +1,4 @@
-"""HTTP as it goes over the wire: versions, Expect, Host, trailers, HEAD, and clients that close one side."""
+"""HTTP on the wire: versions, Expect, Host, trailers, HEAD and half-closed connections."""
 
 import http.client
 import json
@@ -42,7 +42,7 @@ def with_length(picture: bytes, version: bytes = b"1.1") -> bytes:
 
 
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
-def test_a_client_that_closes_its_side_after_a_whole_upload_is_answered(
+def test_a_half_closed_client_gets_the_response_to_a_complete_upload(
     server: ServerProcess, cat: bytes, version: bytes
 ) -> None:
     with connect(server) as raw:
@@ -50,10 +50,10 @@ def test_a_client_that_closes_its_side_after_a_whole_upload_is_answered(
         raw.shutdown(socket.SHUT_WR)
         status, body, _ = read(raw)
         assert (status, json.loads(body)["model"]) == (200, "tiny")
-        assert raw.recv(1) == b""  # and then the server closes, too
+        assert raw.recv(1) == b""  # the server closes, too
 
 
-def test_one_that_closes_its_side_behind_several_requests_gets_all_answers(server: ServerProcess, cat: bytes) -> None:
+def test_a_half_closed_client_gets_the_responses_to_pipelined_requests(server: ServerProcess, cat: bytes) -> None:
     incomplete = POST + b"Content-Length: 1000\r\n\r\nabc"
     for last in (b"", b"GET /liv", incomplete):
         with connect(server) as raw, raw.makefile("rb") as received:
@@ -65,7 +65,7 @@ def test_one_that_closes_its_side_behind_several_requests_gets_all_answers(serve
 
 
 @pytest.mark.parametrize("target", [b"/livez", b"/metrics", b"/nothing"])
-def test_one_that_closes_its_side_after_a_head_request_gets_its_answer(server: ServerProcess, target: bytes) -> None:
+def test_a_half_closed_client_gets_the_response_to_a_head_request(server: ServerProcess, target: bytes) -> None:
     for _ in range(5):
         with connect(server) as raw, raw.makefile("rb") as received:
             raw.sendall(GET.replace(b"GET /livez", b"HEAD " + target) + b"\r\n")
@@ -73,7 +73,7 @@ def test_one_that_closes_its_side_after_a_head_request_gets_its_answer(server: S
             assert received.read().startswith(b"HTTP/1.1 404" if target == b"/nothing" else b"HTTP/1.1 200")
 
 
-def test_requests_ahead_of_a_fault_are_answered_to_one_that_closes_its_side(server: ServerProcess, cat: bytes) -> None:
+def test_a_half_closed_client_gets_the_responses_before_a_malformed_request(server: ServerProcess, cat: bytes) -> None:
     for sent, answers in ((with_length(cat) + b"\0garbage", 1), ((GET + b"\r\n") * 12, 9)):
         with connect(server) as raw, raw.makefile("rb") as received:
             raw.sendall(sent)
@@ -81,8 +81,8 @@ def test_requests_ahead_of_a_fault_are_answered_to_one_that_closes_its_side(serv
             assert received.read().count(b"HTTP/1.1 200 OK\r\n") == answers
 
 
-def test_one_that_closes_its_side_and_reads_nothing_is_closed() -> None:
-    """What is left is too little for the transport to mind by itself."""
+def test_a_half_closed_client_that_reads_nothing_is_disconnected() -> None:
+    """The unsent data is too little for the transport to pause writing."""
     flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--body-timeout-ms", "500")
     with running_server(sys.executable, *flags) as hasty, ExitStack() as stack:
         before = descriptors(hasty)
@@ -107,7 +107,7 @@ def descriptors(server: ServerProcess) -> int:
     return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
 
 
-def test_one_that_closes_its_side_in_the_middle_of_an_upload_is_closed(server: ServerProcess) -> None:
+def test_a_half_closed_client_with_an_incomplete_upload_is_disconnected(server: ServerProcess) -> None:
     with connect(server) as raw:
         raw.sendall(POST + b"Content-Length: 1000\r\n\r\nabc")
         raw.shutdown(socket.SHUT_WR)
@@ -139,7 +139,7 @@ def test_other_protocols_and_versions_are_refused(server: ServerProcess, line: b
 
 
 @pytest.mark.parametrize("pieces", [1, 7])
-def test_http_1_0_is_answered_however_its_head_comes(server: ServerProcess, pieces: int) -> None:
+def test_http_1_0_is_answered_even_if_its_head_arrives_in_pieces(server: ServerProcess, pieces: int) -> None:
     sent = b"\r\nGET /livez HTTP/1.0\r\nA: b\r\n\r\n"
     with connect(server) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -149,7 +149,7 @@ def test_http_1_0_is_answered_however_its_head_comes(server: ServerProcess, piec
 
 
 @pytest.mark.parametrize(("version", "told"), [(b"1.1", True), (b"1.0", False)])
-def test_only_http_1_1_is_told_to_go_on(server: ServerProcess, cat: bytes, version: bytes, told: bool) -> None:
+def test_only_http_1_1_gets_100_continue(server: ServerProcess, cat: bytes, version: bytes, told: bool) -> None:
     head, picture = with_length(cat, version).split(b"\r\n\r\n", 1)
     with connect(server) as raw, raw.makefile("rb") as received:
         raw.sendall(head + b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
@@ -195,18 +195,20 @@ def test_a_malformed_host_is_refused(server: ServerProcess, host: bytes) -> None
         (b"http://elsewhere?/localhost", 400),
     ],
 )
-def test_a_target_names_the_same_host_as_its_host_header(server: ServerProcess, target: bytes, status: int) -> None:
+def test_a_target_has_to_name_the_same_host_as_the_host_header(
+    server: ServerProcess, target: bytes, status: int
+) -> None:
     with connect(server) as raw:
         raw.sendall(GET.replace(b"/livez", target, 1) + b"\r\n")
         assert read(raw)[0] == status
 
 
-def test_a_trailer_that_closes_the_connection_is_heeded(server: ServerProcess) -> None:
-    """The parser reads no further behind it, so the client has to be told that its next request is lost."""
+def test_a_trailer_with_connection_close_closes_the_connection(server: ServerProcess) -> None:
+    """The parser stops after it, so the client has to know that its next request is lost."""
     with connect(server) as raw, raw.makefile("rb") as received:
         raw.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nConnection: close\r\n\r\n")
         raw.settimeout(5)
-        assert received.read().startswith(b"HTTP/1.1 415 ")  # to the end: the server closes
+        assert received.read().startswith(b"HTTP/1.1 415 ")  # reads until the server closes
 
 
 @pytest.mark.parametrize(

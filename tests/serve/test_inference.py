@@ -1,4 +1,4 @@
-"""The Open Inference Protocol on the application in this process: right tensors, and all the wrong ones."""
+"""Tests the Open Inference Protocol on the application in this process, with valid and malformed tensors."""
 
 import base64
 import contextlib
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from serve.api.v2.messages import InferenceRequest, Signature, parse_request, write_answer
+from serve.api.v2.messages import InferenceRequest, Signature, parse_request, write_response
 from serve.errors import BadTensor, UploadTooLarge
 from serve.imaging.decode import decode, open_image
 from serve.imaging.preprocess import to_input
@@ -77,10 +77,10 @@ def logits_of(answer: httpx2.Response) -> Any:
 
 
 def test_classes_of_equal_logits_come_in_the_order_of_the_index() -> None:
-    """A thousand of few levels: on a few, sorting methods that are not stable seem so."""
+    """A thousand logits with few distinct values, because unstable sorts look stable on short lists."""
     logits = np.random.default_rng(0).integers(0, 4, (1, 1000)).astype(np.float32)
     signature = Signature("tiny", 2, tuple(Label(f"n{number}", str(number)) for number in range(1000)), 1)
-    answer, _ = write_answer(InferenceRequest(None, [], [b""], 1000, False), logits, signature)
+    answer, _ = write_response(InferenceRequest(None, [], [b""], 1000, False), logits, signature)
     ranked = [int(entry.split(":")[1]) for entry in json.loads(answer)["outputs"][0]["data"]]
     assert ranked == sorted(range(1000), key=lambda number: (-logits[0, number], number))
 
@@ -208,26 +208,26 @@ BAD: list[tuple[str, Any, str]] = [
     ("true for one", {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [True]}]}, "The shape of 'image'"),
     ("a float for one", {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1.0]}]}, "The shape of 'image'"),
     ("negative images", images(-5, data=[]), "The shape of 'image' is [-5]"),
-    ("no data", floats(1, 3, 224, 224), "do not have its shape"),
-    ("too little data", floats(1, 3, 224, 224, data=[0.0] * 7), "do not have its shape"),
-    ("ragged data", floats(1, 3, 224, 224, data=[[[[0.0] * 224] * 224, [[0.0] * 223] * 224] * 1]), "do not have its"),
-    ("text for numbers", floats(1, 3, 224, 224, data=["1"] * GOOD), "are not all numbers"),
-    ("true for numbers", floats(1, 3, 224, 224, data=[True] * GOOD), "are not all numbers"),
-    ("nothing for numbers", floats(1, 3, 224, 224, data=[None] * GOOD), "are not all numbers"),
-    ("too large a number", floats(1, 3, 224, 224, data=[1e39] * GOOD), "not all finite FP32"),
-    ("far too large a number", floats(1, 3, 224, 224, data=[10**400] + [0] * (GOOD - 1)), "not all finite FP32"),
-    ("not a number", floats(1, 3, 224, 224, data=[math.nan] * GOOD), "not all finite FP32"),
-    ("images no list", images(1, data="x"), "no list of base64 strings"),
-    ("images of numbers", images(1, data=[1]), "no list of base64 strings"),
-    ("no base64", images(1, data=["(picture)"]), "are not base64"),
-    ("base64 beyond ASCII", images(1, data=["é"]), "are not base64"),
+    ("no data", floats(1, 3, 224, 224), "is neither of shape"),
+    ("too little data", floats(1, 3, 224, 224, data=[0.0] * 7), "is neither of shape"),
+    ("ragged data", floats(1, 3, 224, 224, data=[[[[0.0] * 224] * 224, [[0.0] * 223] * 224] * 1]), "is neither of"),
+    ("text for numbers", floats(1, 3, 224, 224, data=["1"] * GOOD), "contains something other than numbers"),
+    ("true for numbers", floats(1, 3, 224, 224, data=[True] * GOOD), "contains something other than numbers"),
+    ("nothing for numbers", floats(1, 3, 224, 224, data=[None] * GOOD), "contains something other than numbers"),
+    ("too large a number", floats(1, 3, 224, 224, data=[1e39] * GOOD), "not finite FP32"),
+    ("far too large a number", floats(1, 3, 224, 224, data=[10**400] + [0] * (GOOD - 1)), "not finite FP32"),
+    ("not a number", floats(1, 3, 224, 224, data=[math.nan] * GOOD), "not finite FP32"),
+    ("images no list", images(1, data="x"), "not a list of base64 strings"),
+    ("images of numbers", images(1, data=[1]), "not a list of base64 strings"),
+    ("no base64", images(1, data=["(picture)"]), "is not base64"),
+    ("base64 beyond ASCII", images(1, data=["é"]), "is not base64"),
     ("fewer images than said", images(2, data=["AAAA"]), "The shape of 'image' is [2], but it has 1 elements"),
     ("size without bytes", images(1, parameters={"binary_data_size": 7}), "binary_data_size of 'image' is 7, but 0"),
     ("size no number", images(1, parameters={"binary_data_size": "0"}), "binary_data_size of 'image' is \"0\""),
     ("negative size", images(1, parameters={"binary_data_size": -1}), "binary_data_size of 'image' is -1"),
     ("both", images(1, parameters={"binary_data_size": 0}, data=[]), "both data and binary_data_size"),
-    ("parameters no object", images(1, parameters=[1], data=[]), "parameters of 'image' are no JSON object"),
-    ("odd id", images(1, data=["AAAA"]) | {"id": 7}, "id is no string"),
+    ("parameters no object", images(1, parameters=[1], data=[]), "parameters of 'image' are not a JSON object"),
+    ("odd id", images(1, data=["AAAA"]) | {"id": 7}, "id is not a string"),
     ("long id", images(1, data=["AAAA"]) | {"id": "x" * 1025}, "at most 1024 characters"),
     ("unknown output", images(1, data=["AAAA"]) | {"outputs": [{"name": "probabilities"}]}, "There is no output"),
     ("two outputs", images(1, data=["AAAA"]) | {"outputs": [{"name": "logits"}] * 2}, "'outputs' is not a list of one"),
@@ -279,9 +279,9 @@ def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> 
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
-        (b"\0\0", "longer than the bytes that are left"),
-        (b"\xff\xff\xff\xff", "longer than the bytes that are left"),
-        (b"\x05\0\0\0abc", "longer than the bytes that are left"),
+        (b"\0\0", "longer than the bytes that follow it"),
+        (b"\xff\xff\xff\xff", "longer than the bytes that follow it"),
+        (b"\x05\0\0\0abc", "longer than the bytes that follow it"),
         (b"\x01\0\0\0a" * 2, "The shape of 'image' is [1], but it has more elements"),
     ],
 )
@@ -292,17 +292,17 @@ def test_truncated_binary_pictures_are_refused(client: TestClient, raw: bytes, w
 def test_binary_floats_have_the_bytes_that_their_shape_takes(client: TestClient) -> None:
     for size in (4, 4 * GOOD - 1, 4 * GOOD + 4):
         body = floats(1, 3, 224, 224, parameters={"binary_data_size": size})
-        assert_error(infer(client, body, bytes(size)), 400, f"takes {4 * GOOD} bytes, and it has {size}")
+        assert_error(infer(client, body, bytes(size)), 400, f"takes {4 * GOOD} bytes, but its data has {size}")
     body = floats(1, 3, 224, 224, parameters={"binary_data_size": 4 * GOOD})
     assert_error(infer(client, body, bytes(4 * GOOD - 4)), 400, f"but {4 * GOOD - 4} bytes follow the JSON")
-    assert_error(infer(client, body, b"\xff" * 4 * GOOD), 400, "not all finite FP32")
+    assert_error(infer(client, body, b"\xff" * 4 * GOOD), 400, "not finite FP32")
     assert_error(infer(client, images(1, data=["AAAA"]), b"more"), 400, "4 bytes follow the JSON")
 
 
 def test_values_that_the_model_makes_nothing_of_are_refused(client: TestClient) -> None:
     raw = np.full(GOOD, 3e38, "<f4").tobytes()
     answer = infer(client, floats(1, 3, 224, 224, parameters={"binary_data_size": len(raw)}), raw)
-    assert_error(answer, 400, "no finite logits")
+    assert_error(answer, 400, "logits for these values are not finite")
 
 
 @pytest.mark.parametrize("outputs", [{}, 0, "", False, "logits"])
@@ -321,7 +321,7 @@ def test_no_more_elements_are_made_than_the_shape_says() -> None:
 
 
 def test_the_worst_json_takes_a_fraction_of_a_second() -> None:
-    """While it is read nothing else runs, so its size and its lists are bounded."""
+    """Nothing else runs while JSON is read, so its size and its lists are limited."""
     signature = Signature("tiny", 224, (), 32)
     numbers = b'{"a":[' + b"1," * 600_000 + b"1]}"
     lists = b"[" + b"[0]," * 3_500 + b"1," * 590_000 + b"0]"
@@ -348,7 +348,7 @@ def list_of(number: bytes) -> bytes:
     ids=["digits", "floats", "hard floats", "quoted in the error"],
 )
 def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
-    """A thread that asks for Python's lock again and again never waits for most of the time that reading takes."""
+    """A thread that keeps asking for Python's lock never waits for most of the time that reading takes."""
     shares = []
     for _ in range(3):
         reader = threading.Thread(target=read_badly, args=(body,))
@@ -372,7 +372,7 @@ def read_badly(body: bytes) -> None:
     ("body", "words"),
     [
         (b'{"' + b"\xed\xa0\x80" * 2_700_000 + b'":1}', "not JSON"),
-        (b"{" + b",".join(b'"%x":0' % number for number in range(600_000)) + b"}", "600000 names"),
+        (b"{" + b",".join(b'"%x":0' % number for number in range(600_000)) + b"}", "600000 keys"),
     ],
     ids=["surrogates", "names"],
 )
@@ -394,7 +394,7 @@ def test_json_may_begin_with_a_byte_order_mark(client: TestClient, cat: bytes) -
 def test_no_request_wants_a_thread_that_is_not_there(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Started once, the application answers where the system has no thread left to give."""
+    """Once started, the application answers even if the system refuses new threads."""
     client = client_for()
 
     def fail(_: threading.Thread) -> None:

@@ -1,4 +1,4 @@
-"""API keys: what is let through, what is not, and a file that changes."""
+"""Tests which API keys are accepted, and what happens when their file changes."""
 
 import os
 import threading
@@ -67,7 +67,7 @@ def test_anything_else_is_401_and_told_what_is_wanted(
 
 
 def test_two_thousand_wrong_keys_are_all_refused(file: Path) -> None:
-    """Some of them share the first bytes of their digest with a key that is right."""
+    """Some of these keys share the first bytes of their digest with a valid key."""
     keys = KeyFile(file)
     for number in range(2000):
         with pytest.raises(Unauthorized):
@@ -118,7 +118,7 @@ def test_a_changed_file_counts_from_the_next_request_on(
     assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401
     assert upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200
     said = [record.getMessage() for record in caplog.records if record.name == "serve"]
-    assert said == [f"API keys: 1 read anew from {file.name}"]
+    assert said == [f"API keys: 1 reloaded from {file.name}"]
 
 
 def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
     keys.require(b"second-key")
     keys.require(b"second-key")
     assert [record.getMessage().split(": ")[1].split(";")[0] for record in caplog.records] == [
-        "no key in it",
+        "it contains no key",
         "not UTF-8",
         "No such file or directory",
     ]
@@ -196,7 +196,7 @@ def test_what_takes_the_files_place_while_serving_is_neither_waited_for_nor_read
     asking.join(30)
     assert answers == [200, 401, 200]
     told = [record.getMessage() for record in caplog.records if record.name == "serve"]
-    assert told == [f"API keys file {file}: {why}; the keys stay as they were"]
+    assert told == [f"API keys file {file}: {why}; the previous keys stay in use"]
     file.unlink()
     file.write_text("third-key\n")
     assert upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200
@@ -219,7 +219,7 @@ def test_a_file_without_keys_is_looked_at_once_and_told_of_again_when_it_is_gone
         file.with_name("away").rename(file)
         keys.require(b"first-key")
     told = [record.getMessage().split(": ")[1].split(";")[0] for record in caplog.records]
-    assert told == ["no key in it", *["No such file or directory", "no key in it"] * 2]
+    assert told == ["it contains no key", *["No such file or directory", "it contains no key"] * 2]
 
 
 @pytest.mark.parametrize("line", ["key " + " " * 500_000 + "x", "key" + " #" * 250_000, "#" * 500_000, "\t" * 500_000])
@@ -231,7 +231,7 @@ def test_comments_are_found_in_time_that_grows_with_the_file(file: Path, line: s
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [(None, "No such file"), (b"# none\n", "no key in it"), (b"\xff", "not UTF-8")]
+    ("content", "words"), [(None, "No such file"), (b"# none\n", "it contains no key"), (b"\xff", "not UTF-8")]
 )
 def test_a_server_does_not_start_without_the_keys_it_was_told_of(
     tmp_path: Path, content: bytes | None, words: str

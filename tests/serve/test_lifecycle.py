@@ -1,4 +1,4 @@
-"""Who is let in when, and how long those inside may take once the server is told to stop."""
+"""When requests are accepted, and how long those in flight may take once the server drains."""
 
 import asyncio
 import time
@@ -23,7 +23,7 @@ async def visit(lifecycle: Lifecycle, seconds: float, body_received: bool = True
     return "answered"
 
 
-def test_nobody_is_let_in_before_the_start_nor_while_draining() -> None:
+def test_no_request_is_accepted_before_the_start_nor_while_draining() -> None:
     async def scenario() -> None:
         early = Lifecycle(1)
         assert not early.ready
@@ -39,7 +39,7 @@ def test_nobody_is_let_in_before_the_start_nor_while_draining() -> None:
     asyncio.run(scenario())
 
 
-def test_draining_begins_with_the_wish_to() -> None:
+def test_draining_stops_accepting_requests_at_once() -> None:
     async def scenario() -> None:
         lifecycle = started()
         assert lifecycle.draining is False
@@ -52,7 +52,7 @@ def test_draining_begins_with_the_wish_to() -> None:
     asyncio.run(scenario())
 
 
-def test_draining_waits_for_those_inside_also_when_there_were_others_before() -> None:
+def test_draining_waits_for_the_requests_in_flight() -> None:
     async def scenario() -> None:
         lifecycle = started()
         await visit(lifecycle, 0)
@@ -65,13 +65,13 @@ def test_draining_waits_for_those_inside_also_when_there_were_others_before() ->
     asyncio.run(scenario())
 
 
-def test_an_empty_server_drains_at_once() -> None:
+def test_a_server_without_requests_drains_at_once() -> None:
     started_at = time.monotonic()
     asyncio.run(started().drain())
     assert time.monotonic() - started_at < 0.5
 
 
-def test_a_stalled_upload_is_let_go_of_in_time_for_the_others() -> None:
+def test_a_stalled_upload_is_cancelled_in_time_for_the_others() -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=4)
         stalled = asyncio.ensure_future(visit(lifecycle, 60, body_received=False))
@@ -87,7 +87,7 @@ def test_a_stalled_upload_is_let_go_of_in_time_for_the_others() -> None:
     asyncio.run(scenario())
 
 
-def test_an_upload_that_arrives_while_draining_gets_the_time_to_be_answered() -> None:
+def test_an_upload_completed_while_draining_is_answered() -> None:
     async def late(lifecycle: Lifecycle) -> str:
         async with lifecycle.track() as one:
             await asyncio.sleep(0.2)
@@ -109,23 +109,23 @@ def test_an_upload_that_arrives_while_draining_gets_the_time_to_be_answered() ->
     ("grace", "body_received", "left"),
     [(20, False, 10), (20, True, 18.5), (6, False, 3), (4, False, 1), (4, True, 2.5), (3, False, 0), (1, True, 0)],
 )
-def test_a_short_grace_keeps_a_reserve_for_refusals_and_last_answers(
+def test_a_short_grace_period_keeps_time_for_refusals_and_last_responses(
     grace: float, body_received: bool, left: float
 ) -> None:
     async def scenario() -> None:
         one = InFlightRequest(grace)
         if body_received:
             one.body_received()
-        async with one.scope:
-            one.end_in_time(1000.0)
-            assert one.scope.when() == 1000.0 + left
-            one.scope.reschedule(None)
+        async with one.timeout:
+            one.limit_draining(1000.0)
+            assert one.timeout.when() == 1000.0 + left
+            one.timeout.reschedule(None)
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("body_received", [True, False])
-def test_nothing_outlasts_the_grace_period(body_received: bool) -> None:
+def test_no_request_outlasts_the_grace_period(body_received: bool) -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=1.6)
         endless = asyncio.ensure_future(visit(lifecycle, 60, body_received))
@@ -139,14 +139,14 @@ def test_nothing_outlasts_the_grace_period(body_received: bool) -> None:
     asyncio.run(scenario())
 
 
-def test_a_second_wish_to_end_waits_for_nobody() -> None:
+def test_cancelling_all_requests_ends_draining() -> None:
     async def scenario() -> None:
         lifecycle = started()
         endless = asyncio.ensure_future(visit(lifecycle, 60))
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(lifecycle.drain())
         await asyncio.sleep(0)
-        lifecycle.end_now()
+        lifecycle.cancel_all()
         await asyncio.wait_for(draining, 5)
         with pytest.raises(NotReady):
             await endless

@@ -1,4 +1,4 @@
-"""Limits are kept at equality: what is just as large as it may be is taken, and one more is refused."""
+"""Tests each limit at its edge: exactly the limit is accepted, and one more is refused."""
 
 import json
 import socket
@@ -101,7 +101,7 @@ def row_count(count: int) -> bytes:
 
 def test_a_tensor_may_have_as_many_rows_as_a_request_may_have_files() -> None:
     assert len(parse_request(None, row_count(4), SIGNATURE).rows) == 4
-    with pytest.raises(TooManyFiles, match="the limit is 4 rows a request"):
+    with pytest.raises(TooManyFiles, match="the limit is 4 rows per request"):
         parse_request(None, row_count(5), SIGNATURE)
 
 
@@ -118,7 +118,7 @@ def test_the_classification_extension_names_all_classes_at_most() -> None:
 
 
 def padded(length: int) -> bytes:
-    """A sound request with blanks before its last bracket."""
+    """Return a valid request padded with blanks before its closing brace."""
     message = row_count(1)
     return message[:-1] + b" " * (length - len(message)) + b"}"
 
@@ -132,12 +132,12 @@ def test_json_may_have_just_as_many_bytes(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def with_parameters(text: str) -> bytes:
-    """A sound request that also has this JSON, which nobody reads."""
+    """Return a valid request with this JSON as an additional value that is ignored."""
     return row_count(1)[:-1] + b', "parameters": {"unread": ' + text.encode() + b"}}"
 
 
 def lists_of(count: int) -> str:
-    """JSON with so many lists, more than a hundred deep nowhere."""
+    """Return JSON with so many lists, nested about a hundred deep."""
     depths = [100] * ((count - 1) // 100) + [(count - 1) % 100]
     return "[" + ",".join("[" * depth + "]" * depth for depth in depths if depth) + "]"
 
@@ -168,7 +168,7 @@ def test_a_requests_id_may_have_1024_characters() -> None:
 @pytest.mark.parametrize("text", ["AAA=!", "A A=", "AAAA\n", "AA-_", "AAA", "é"])
 def test_base64_with_anything_else_in_it_is_refused(text: str) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}
-    with pytest.raises(BadTensor, match="are not base64"):
+    with pytest.raises(BadTensor, match="is not base64"):
         parse_request(None, json.dumps({"inputs": [tensor]}).encode(), SIGNATURE)
 
 
@@ -187,7 +187,7 @@ def status(server: ServerProcess, sent: bytes) -> int:
 
 
 def head_of(length: int) -> bytes:
-    """A request whose target and headers, as they are counted, have so many bytes."""
+    """Return a request whose target and headers count as so many bytes."""
     target, host = b"/livez", b"Host: localhost\r\n"
     line = b"A: " + b"b" * (length - len(target) - len(host) - len(b"A: \r\n")) + b"\r\n"
     return b"GET " + target + b" HTTP/1.1\r\n" + host + line + b"\r\n"

@@ -1,4 +1,4 @@
-"""Log lines are one line each, whatever is in them."""
+"""Each log record is one line of limited length."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def test_json_lines_carry_the_fields_and_cannot_be_forged() -> None:
     assert (parsed["message"], parsed["request_id"], parsed["ms"]) == ("GET /\n{}", "a\nb", 1.5)
 
 
-def test_text_lines_show_what_a_person_wants_and_cannot_be_forged() -> None:
+def test_text_lines_are_short_and_cannot_be_forged() -> None:
     line = TextFormatter().format(record("GET /a\nb\x1b[31m", request_id="abc", bytes_in=10, bytes_out=20, ms=1.5))
     assert "\n" not in line
     assert "\x1b" not in line
@@ -38,7 +38,7 @@ def test_text_lines_show_what_a_person_wants_and_cannot_be_forged() -> None:
 
 
 @pytest.mark.parametrize("path", ["/" + "a" * 60_000, "/" + "\x1b[31m" * 12_000, "/" + "\U0001f408" * 60_000])
-def test_a_request_line_of_sixty_thousand_characters_makes_no_long_line(path: str) -> None:
+def test_a_long_request_line_is_cut_in_the_log(path: str) -> None:
     made = record(f"GET {path} 404", request_id="abc", path=path, bytes_in=1, bytes_out=2, ms=1.5)
     for line in (JsonFormatter().format(made), TextFormatter().format(made)):
         assert len(line) < 4500
@@ -65,7 +65,7 @@ def test_a_traceback_carries_no_escapes_and_is_bounded(formatter: logging.Format
     def fail(depth: int) -> None:
         if not depth:
             raise ValueError("\x1b[31m\udc80\r" + "x" * 60_000)
-        (lambda: fail(depth - 1))()  # by turns, or Python would see the repetition
+        (lambda: fail(depth - 1))()  # alternating frames, or Python would fold the repetition
 
     made = record("unforeseen error")
     try:
@@ -83,7 +83,7 @@ def test_a_traceback_carries_no_escapes_and_is_bounded(formatter: logging.Format
 
 @contextmanager
 def logging_to(stream: io.StringIO, log_format: str, level: str) -> Iterator[None]:
-    """Logging set up with `stream` for standard error; afterwards the root logger is as before."""
+    """Sets up logging to `stream` as standard error; restores the root logger afterwards."""
     root = logging.getLogger()
     before = root.handlers[:], root.level
     with pytest.MonkeyPatch.context() as patched:
@@ -113,8 +113,8 @@ def test_a_request_is_a_line_unless_the_level_hides_it(client: TestClient, level
     assert stream.getvalue().count("GET /nothing 404") == lines
 
 
-def test_a_clients_picture_writes_no_errors() -> None:
-    """Pillow logs some of what it refuses as errors, which operators have alerts for."""
+def test_a_damaged_image_logs_no_errors() -> None:
+    """Pillow logs some damaged images as errors, which would trigger operators' alerts."""
     picture = io.BytesIO()
     Image.new("RGB", (4, 4)).save(picture, "TIFF", tiffinfo={TiffImagePlugin.SAMPLESPERPIXEL: 3})
     count = b"\x15\x01\x03\x00\x01\x00\x00\x00"  # the entry SamplesPerPixel: one SHORT

@@ -57,7 +57,7 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_request_duration_seconds_count", route="/upload") == 7
     assert value(found, "serve_request_duration_seconds_bucket", route="/upload", le="+Inf") == 7
     assert 0 < value(found, "serve_request_duration_seconds_sum", route="/upload") < 60
-    assert value(found, "serve_stage_duration_seconds_count", stage="read") == 5  # the 415 is known after it only
+    assert value(found, "serve_stage_duration_seconds_count", stage="read") == 5  # the body of the 415 was read, too
     for stage in ("decode", "preprocess", "queue", "infer"):
         assert value(found, "serve_stage_duration_seconds_count", stage=stage) == 4
     assert value(found, "serve_rejected_total", reason="unsupported_format") == 1
@@ -69,8 +69,8 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_build_info", version=__version__, model="tiny", variant="fp32") == 1
 
 
-def test_defects_are_counted_from_none(client: TestClient) -> None:
-    """A series that begins with its first defect would never have risen."""
+def test_status_500_is_counted_from_zero(client: TestClient) -> None:
+    """A series that starts with its first error would never show an increase."""
     found = samples(client)
     for route in ("/upload", "/v2/models/{name}/infer", "none"):
         assert value(found, "serve_requests_total", route=route, code="500") == 0
@@ -86,7 +86,7 @@ def test_buckets_reach_from_five_milliseconds_to_ten_seconds(client: TestClient)
     assert (min(bounds), sorted(bounds)[-2]) == (0.005, 10.0)
 
 
-def test_what_a_guard_refuses_is_counted_by_its_route_and_reason(
+def test_requests_refused_by_a_guard_are_counted_by_route_and_reason(
     client_for: ClientFor, cat: bytes, tmp_path: Any
 ) -> None:
     keys = tmp_path / "keys"
@@ -103,37 +103,37 @@ def test_what_a_guard_refuses_is_counted_by_its_route_and_reason(
     assert value(found, "serve_rejected_total", reason="foreign_origin") == 1
 
 
-def test_the_queue_is_read_when_it_is_asked_for() -> None:
+def test_the_queue_depth_is_read_for_each_scrape() -> None:
     metrics = Metrics({"model": "tiny"})
     depth = 3
-    metrics.watch_queue(lambda: depth)
-    assert b"serve_queue_depth 3.0" in metrics.text()
+    metrics.track_queue_depth(lambda: depth)
+    assert b"serve_queue_depth 3.0" in metrics.render()
     depth = 5
-    assert b"serve_queue_depth 5.0" in metrics.text()
+    assert b"serve_queue_depth 5.0" in metrics.render()
 
 
-def test_the_queue_is_noted_as_each_request_ends() -> None:
-    """Some leave the queue without having been prepared: their deadline has passed, or their client has gone."""
+def test_the_queue_depth_is_updated_at_the_end_of_each_request() -> None:
+    """Some items leave the queue without being prepared, because their deadline passed or their client disconnected."""
     metrics = Metrics({"model": "tiny"})
     depth = 3
-    metrics.watch_queue(lambda: depth)
-    metrics.note_queue()
+    metrics.track_queue_depth(lambda: depth)
+    metrics.update_queue_depth()
     depth = 1
-    metrics.began()
-    metrics.ended("/upload", 504, 0.1)
+    metrics.request_started()
+    metrics.request_finished("/upload", 504, 0.1)
     assert metrics._registry.get_sample_value("serve_queue_depth") == 1
 
 
-def test_the_queue_is_noted_whenever_it_changes(
+def test_the_queue_depth_is_updated_whenever_it_changes(
     config: Config, classifier: Classifier, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not only when this process is asked: with several, another one tells what this one noted last."""
+    """Not only on a scrape of this process: with several workers, another one shows what this one recorded last."""
     metrics = Metrics({"model": "tiny"})
     original = Classifier.prepare
     seen = []
 
     def prepare(self: Classifier, job: Any) -> Any:
-        time.sleep(0.1)  # the event loop has the time to note what was queued
+        time.sleep(0.1)  # gives the event loop time to record the depth
         seen.append(metrics._registry.get_sample_value("serve_queue_depth"))
         return original(self, job)
 
@@ -147,9 +147,9 @@ def test_the_queue_is_noted_whenever_it_changes(
 @pytest.mark.parametrize("error", RULES)
 def test_every_error_has_a_reason(error: type[errors.RequestError]) -> None:
     metrics = Metrics({"model": "tiny"})
-    before = metrics.text()
-    metrics.rejected(error("why"))
-    assert before != metrics.text()
+    before = metrics.render()
+    metrics.request_rejected(error("why"))
+    assert before != metrics.render()
 
 
 def test_every_reason_is_explained_to_operators_with_its_status(client: TestClient) -> None:
@@ -158,7 +158,16 @@ def test_every_reason_is_explained_to_operators_with_its_status(client: TestClie
     reasons = [dict(labels)["reason"] for name, labels in samples(client) if name == "serve_rejected_total"]
     assert sorted(reason for reason, _ in told) == sorted(reasons)
     statuses = {error.__name__.lower(): rule.status for error, rule in RULES.items()}
+    statuses["unauthorised"] = statuses.pop("unauthorized")
     assert all(int(status) == statuses[reason.replace("_", "")] for reason, status in told)
+
+
+def test_every_metric_is_explained_to_operators(client: TestClient) -> None:
+    text = (ROOT / "docs" / "operating.md").read_text()
+    told = re.findall(r"^\| `(serve_\w+)` \|", text, re.MULTILINE)
+    client.get("/livez")  # a route's duration is a series only once it was asked
+    served = {re.sub("_(bucket|sum|count)$", "", name) for name, _ in samples(client) if name.startswith("serve_")}
+    assert sorted(told) == sorted(served)
 
 
 def test_the_process_is_measured_too(client: TestClient) -> None:

@@ -1,4 +1,4 @@
-"""A model file is served only if it says what it is and is what it says."""
+"""A model file is served only if it describes itself and the description is true."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from serve.model.session import load_model
 
 
 def changed(tiny_model: Path, folder: Path, old: bytes, new: bytes) -> Path:
-    """The tiny model with some of its bytes replaced by as many others."""
+    """Writes the tiny model with some bytes replaced by as many others."""
     content = tiny_model.read_bytes()
     assert content.count(old) == 1
     assert len(old) == len(new)
@@ -70,7 +70,7 @@ def test_a_model_that_gives_no_numbers_is_refused_by_its_warm_up(tiny_model: Pat
     weights = content.index(b"\x4a\xe0\x5d") + 3  # raw_data, 12,000 bytes
     path = tmp_path / "nan.onnx"
     path.write_bytes(content[:weights] + np.full(3000, np.nan, "<f4").tobytes() + content[weights + 12_000 :])
-    with pytest.raises(ModelError, match="no 1000 finite logits"):
+    with pytest.raises(ModelError, match="did not give 1000 finite logits"):
         load_model(path, 1)
 
 
@@ -94,7 +94,7 @@ def test_a_provider_that_this_onnxruntime_lacks_is_named_with_those_it_has(tiny_
 def test_a_provider_that_does_not_start_is_no_silent_fallback(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where onnxruntime-gpu is installed and CUDA is not: onnxruntime itself goes on with the CPU."""
+    """With onnxruntime-gpu but without CUDA, onnxruntime itself falls back to the CPU."""
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: offered)
     original = ort.InferenceSession

@@ -1,6 +1,7 @@
-"""`/openapi.json` is what the server does: each status it documents is driven, and no other is documented."""
+"""Tests that `/openapi.json` and `/docs` describe what the server does: every route, status and media type."""
 
 import asyncio
+import base64
 import http.client
 import io
 import json
@@ -17,13 +18,17 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.api.handlers import Server
-from serve.api.openapi.document import document
-from serve.api.v2.handlers import InferenceServer
+from serve.api.handlers import Handlers
+from serve.api.openapi.docs_page import page
+from serve.api.openapi.document import TEMPLATE, document, values
+from serve.api.parameters import TIMEOUT_HEADER, TIMING_HEADER
+from serve.api.v2.handlers import InferenceHandlers
+from serve.api.v2.messages import LENGTH_HEADER
 from serve.config.settings import Config
 from serve.model.classifier import Classifier
+from serve.problems import RULES
 from serve.scheduling.scheduler import Scheduler
-from serve.scheduling.upload_budget import Arrival
+from serve.scheduling.upload_budget import Upload
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
 from tests.server_process import running_server
@@ -31,24 +36,24 @@ from tests.tiny_model import PATH as TINY_MODEL
 
 KEY = {"X-API-Key": "key"}
 HANDLERS = {
-    "/": (Server, "root"),
-    "/upload": (Server, "upload"),
-    "/model": (Server, "model"),
-    "/livez": (Server, "livez"),
-    "/readyz": (Server, "readyz"),
-    "/healthz": (Server, "readyz"),
-    "/metrics": (Server, "show_metrics"),
-    "/openapi.json": (Server, "openapi"),
-    "/docs": (Server, "docs"),
-    "/v2": (InferenceServer, "metadata"),
-    "/v2/health/live": (InferenceServer, "live"),
-    "/v2/health/ready": (InferenceServer, "ready"),
-    "/v2/models/{name}": (InferenceServer, "model_metadata"),
-    "/v2/models/{name}/ready": (InferenceServer, "model_ready"),
-    "/v2/models/{name}/infer": (InferenceServer, "infer"),
-    "/v2/models/{name}/versions/{version}": (InferenceServer, "model_metadata"),
-    "/v2/models/{name}/versions/{version}/ready": (InferenceServer, "model_ready"),
-    "/v2/models/{name}/versions/{version}/infer": (InferenceServer, "infer"),
+    "/": (Handlers, "root"),
+    "/upload": (Handlers, "upload"),
+    "/model": (Handlers, "model"),
+    "/livez": (Handlers, "livez"),
+    "/readyz": (Handlers, "readyz"),
+    "/healthz": (Handlers, "readyz"),
+    "/metrics": (Handlers, "show_metrics"),
+    "/openapi.json": (Handlers, "openapi"),
+    "/docs": (Handlers, "docs"),
+    "/v2": (InferenceHandlers, "metadata"),
+    "/v2/health/live": (InferenceHandlers, "live"),
+    "/v2/health/ready": (InferenceHandlers, "ready"),
+    "/v2/models/{name}": (InferenceHandlers, "model_metadata"),
+    "/v2/models/{name}/ready": (InferenceHandlers, "model_ready"),
+    "/v2/models/{name}/infer": (InferenceHandlers, "infer"),
+    "/v2/models/{name}/versions/{version}": (InferenceHandlers, "model_metadata"),
+    "/v2/models/{name}/versions/{version}/ready": (InferenceHandlers, "model_ready"),
+    "/v2/models/{name}/versions/{version}/infer": (InferenceHandlers, "infer"),
 }
 
 
@@ -66,7 +71,7 @@ def picture(side: int, kind: str = "PNG") -> bytes:
 
 
 class Driver:
-    """Asks for one status of one operation."""
+    """Sends requests that get a given status from a given operation."""
 
     def __init__(self, client_for: ClientFor, monkeypatch: pytest.MonkeyPatch, keys: Path) -> None:
         self.client_for = client_for
@@ -94,7 +99,7 @@ class Driver:
             self.monkeypatch.setattr(owner, name, broken)
         if status == 408:
             settings["body_timeout_ms"] = 1
-            self.monkeypatch.setattr(Arrival, "limit_rate", late(Arrival.limit_rate))
+            self.monkeypatch.setattr(Upload, "limit_rate", late(Upload.limit_rate))
         if status == 504:
             self.monkeypatch.setattr(Classifier, "prepare", slow(Classifier.prepare))
         client = self.client_for(**settings)
@@ -176,7 +181,7 @@ def test_every_route_is_documented_and_no_other(client: TestClient) -> None:
 
 
 def test_every_documented_status_is_what_the_server_answers(driver: Driver, keys: Path) -> None:
-    """But for those to connections, which have a test of their own."""
+    """Except for the responses of connections, which the next test covers."""
     asked = 0
     for path, method, status, response in list(documented(driver.client_for(api_keys_file=keys))):
         if "$ref" in response:
@@ -215,7 +220,7 @@ def test_what_answers_connections_answers_them_wherever_they_go(
     with running_server(sys.executable, "--model", str(TINY_MODEL), "--log-format", "json", *flags) as server:
         port = int(server.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as busy:
-            if status == 503:  # the one that there may be is at work, as long as a decoder may take
+            if status == 503:  # the only connection allowed is busy for as long as decoding may take
                 slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
                 head = "POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/bmp\r\n"
                 head += f"Content-Length: {len(slow)}"
@@ -236,8 +241,84 @@ def test_what_answers_connections_answers_them_wherever_they_go(
                 assert all(answer.headers[name] for name in always)
 
 
+def test_the_status_of_every_error_is_documented(client_for: ClientFor, keys: Path) -> None:
+    found = list(documented(client_for(api_keys_file=keys)))
+    uploads = {status for path, _, status, _ in found if path == "/upload"}
+    inference = {status for path, _, status, _ in found if path.endswith("/infer")}
+    statuses = {rule.status for rule in RULES.values()}
+    assert statuses <= inference
+    assert statuses - uploads == {404}  # only inference names a model
+
+
+def test_every_other_media_type_of_a_success_is_sent(client: TestClient) -> None:
+    """The first media type of each operation is what the tests above get."""
+    infer = ["/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"]
+    binary = "application/octet-stream"
+    others = {
+        (path, media_type)
+        for path, _, status, response in documented(client)
+        if status == 200
+        for media_type in list(response["content"])[1:]
+    }
+    assert others == {("/", "text/html"), *((path, binary) for path in infer)}
+    assert client.get("/", headers={"Accept": "text/html"}).headers["Content-Type"].startswith("text/html")
+    image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(picture(300)).decode()]}
+    for path in infer:
+        answer = client.post(of_model(path), json={"inputs": [image], "parameters": {"binary_data_output": True}})
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, binary)
+        assert LENGTH_HEADER in answer.headers
+
+
+def test_documented_request_headers_are_those_the_server_reads(client: TestClient) -> None:
+    parameters = client.get("/openapi.json").json()["components"]["parameters"].values()
+    headers = {each["name"] for each in parameters if each["in"] == "header"}
+    assert headers == {TIMEOUT_HEADER, TIMING_HEADER, LENGTH_HEADER, "X-Request-ID", "traceparent"}
+
+
+def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    version = {"$ref": "#/components/parameters/version"}
+    versioned = [path for path in paths if "/versions/{version}" in path]
+    assert len(versioned) == 3
+    for path in versioned:
+        for method, operation in paths[path].items():
+            other = paths[path.replace("/versions/{version}", "")][method]
+            parameters = [each for each in operation["parameters"] if each != version]
+            assert {**operation, "parameters": parameters, "operationId": other["operationId"]} == other
+
+
+def test_every_placeholder_is_filled_and_every_value_is_used() -> None:
+    arguments = (Config(api_keys_file=Path("keys")), "own", 224, 7)
+    placeholders = re.findall(r"\{\{(\w+)\}\}", TEMPLATE.read_text(encoding="utf-8"))
+    assert set(placeholders) == values(*arguments).keys()
+    assert "{{" not in json.dumps(document(*arguments))
+    assert "{{" not in page(document(*arguments))
+
+
+def test_a_placeholder_becomes_a_typed_value_or_a_part_of_a_text() -> None:
+    name = '"own" \\ {{side}} é'  # nothing in a value is special
+    described = document(Config(max_files=3), name, 224, 7)
+    form = described["paths"]["/upload"]["post"]["requestBody"]["content"]["multipart/form-data"]
+    assert form["schema"]["properties"]["file"]["maxItems"] == 3
+    assert "3 files" in described["paths"]["/upload"]["post"]["description"]
+    assert described["components"]["parameters"]["name"]["example"] == name
+    assert f"images with {name}." in described["info"]["description"]
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
+    template = TEMPLATE.read_text(encoding="utf-8")
+    shared = {f"#/x-responses/{name}" for name in json.loads(template)["x-responses"]}
+    assert set(re.findall(r"#/x-responses/\w+", template)) == shared
+    described = document(Config(api_keys_file=Path("keys")), "own", 224, 7)
+    assert "x-responses" not in json.dumps(described)
+    references = {each["$ref"] for each in nodes(described) if "$ref" in each}
+    components = described["components"]
+    kinds = components.keys() - {"securitySchemes"}  # used by name
+    assert references == {f"#/components/{kind}/{name}" for kind in kinds for name in components[kind]}
+
+
 def test_generators_of_clients_find_names_and_whole_schemas(client: TestClient) -> None:
-    """openapi-python-client leaves out operations with parameters or arrays that it cannot make types of."""
+    """openapi-python-client leaves out operations if it cannot map the types of their parameters or arrays."""
     document = client.get("/openapi.json").json()
     operations = [item[method] for item in document["paths"].values() for method in item]
     names = [operation["operationId"] for operation in operations]
@@ -270,7 +351,7 @@ def test_the_limits_of_json_are_told(client: TestClient) -> None:
 
 
 def nodes(node: Any) -> Iterator[dict[str, Any]]:
-    """All objects in a JSON document."""
+    """Yields all objects in a JSON document."""
     if isinstance(node, dict):
         yield node
     for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else []:
@@ -323,7 +404,7 @@ def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/docs").text
     assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
-    assert guarded.count('Wants <a href="#key">a key</a>.') == 8
+    assert guarded.count('Requires <a href="#key">an API key</a>.') == 8
     assert '<a href="#header-WWW-Authenticate">' in guarded
 
 

@@ -1,4 +1,4 @@
-"""Which hosts are served, and which pages are the server's own."""
+"""Tests which hosts are served, and which pages count as the server's own."""
 
 import sys
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from starlette.testclient import TestClient
 
-from serve.config.hosts import AllowedHosts, host_name, is_own_page
+from serve.config.hosts import AllowedHosts, host_name, is_same_origin
 from tests.serve.conftest import ClientFor
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -115,7 +115,7 @@ def test_a_star_stands_for_any() -> None:
 def test_a_page_is_the_servers_own_by_scheme_host_and_port(
     origin: str, site: str, scheme: str, host: str, own: bool
 ) -> None:
-    assert is_own_page(origin, site, scheme, host) == own
+    assert is_same_origin(origin, site, scheme, host) == own
 
 
 @pytest.mark.parametrize(

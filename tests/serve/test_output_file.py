@@ -1,4 +1,4 @@
-"""The output of `classify`: one run's at a time, by whatever name; going on with a file that somebody meddled with."""
+"""The output of `classify`: locked for one run under any name; resuming files that were tampered with."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ import pytest
 from serve.config.settings import ROOT
 from serve.errors import OutputError
 from serve.files.output_file import output_file
-from serve.files.records import finished, writer
+from serve.files.records import read_existing, record_format
 from tests.serve.conftest import PHOTOS
 from tests.serve.test_classify import COMMAND, classify, records
 
@@ -26,7 +26,7 @@ PATIENCE = 60
 
 @contextmanager
 def run(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", IO[str]]]:
-    """A run whose list is not at its end, and that list."""
+    """A run that still reads its list, and that list."""
     command = [*COMMAND, "-", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -57,7 +57,7 @@ def test_an_output_that_another_run_writes_to_is_refused_by_any_name_and_stays_w
             status, printed, error = classify(COFFEE, "--output", name, *arguments)
             assert (status, printed) == (2, ""), error
             assert error == (
-                f"serve: output file {name}: another run writes to it, process {first.pid}; wait for its end, or "
+                f"serve: output file {name}: another run is writing to it, process {first.pid}; wait for its end, or "
                 "name another --output\n"
             )
         assert output.read_bytes() == before
@@ -72,13 +72,15 @@ def test_of_two_runs_that_begin_at_once_one_gets_the_output(tmp_path: Path, argu
     output = tmp_path / "output"
     with run("--output", output, *arguments) as first, run("--output", output, *arguments) as second:
         give_up = time.monotonic() + PATIENCE
-        while all(process.poll() is None for process, _ in (first, second)):  # until one gives up, as none's list ends
+        while all(
+            process.poll() is None for process, _ in (first, second)
+        ):  # until one gives up; the lists have no end
             assert time.monotonic() < give_up, "both go on"
             time.sleep(0.02)
         (refused, _), (going, listed) = (first, second) if first[0].poll() is not None else (second, first)
         assert refused.returncode == 2
         assert refused.stderr
-        assert f"another run writes to it, process {going.pid};" in refused.stderr.read()
+        assert f"another run is writing to it, process {going.pid};" in refused.stderr.read()
         listed.close()
         assert going.wait(PATIENCE) == 0
     assert len(output.read_text().splitlines()) == (2 if "--csv" in arguments else 1)
@@ -91,13 +93,13 @@ def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(PATIENCE)
     status, _, summary = classify(CAT, COFFEE, "--output", output, "--resume")
-    assert (status, "1 were there already" in summary) == (0, True), summary
+    assert (status, "1 done before" in summary) == (0, True), summary
 
 
 def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in another container: its lock counts, and it is not in this one's /proc/locks."""
+    """As in another container, whose lock holds but is not in this one's /proc/locks."""
     path = tmp_path / "output"
     read_text = Path.read_text
     monkeypatch.setattr(
@@ -105,7 +107,7 @@ def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
     )
     with (
         output_file(path, resume=False),
-        pytest.raises(OutputError, match="another run writes to it; wait for its end"),
+        pytest.raises(OutputError, match="another run is writing to it; wait for its end"),
         output_file(path, resume=False),
     ):
         pass
@@ -125,7 +127,7 @@ def test_a_file_system_without_locks_is_written_to_and_that_is_said(
     assert path.read_text() == "x"
     told = capsys.readouterr().err
     assert told.startswith(f"serve: output file {tmp_path}/out\\x1bput cannot be locked (")
-    assert told.endswith("); see that no other run writes to it\n")
+    assert told.endswith("); make sure that no other run writes to it\n")
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
@@ -143,7 +145,7 @@ def test_a_pipe_is_written_to_as_ever(tmp_path: Path) -> None:
         assert [record["file"] for record in records(pipe.read_text())] == [str(CAT)]
         assert process.wait(PATIENCE) == 0
     status, _, error = classify(CAT, "--output", pipe, "--resume")
-    assert (status, error) == (2, f"serve: output file {pipe}: not a file that can be gone on with\n")
+    assert (status, error) == (2, f"serve: output file {pipe}: not a regular file, so it cannot be continued\n")
 
 
 GOOD = '{"file": "x", "model": "tiny", "top_k": [1, 2, 3, 4, 5]}\n'
@@ -172,7 +174,7 @@ def test_lines_of_json_that_somebody_meddled_with_are_refused_soon_and_left_as_t
 
 
 def header() -> str:
-    return writer("csv", 5)[0]
+    return record_format("csv", 5)[0]
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def refuse(path: Path, good: str, bad: str, form: str) -> None:
     path.write_bytes(content)
     started = time.monotonic()
     with path.open("rb") as file, pytest.raises(OutputError, match="record 2 ") as found:
-        finished(file, path, form, writer(form, 5)[0], 5, "tiny")
+        read_existing(file, path, form, 5, "tiny")
     assert time.monotonic() - started < 10
     assert str(found.value).endswith("name another --output")
     assert path.read_bytes() == content
@@ -211,7 +213,7 @@ def test_a_thousand_lines_within_quotes_are_one_record_read_in_a_moment(tmp_path
     path.write_text(header() + row * 10)
     started = time.monotonic()
     with path.open("rb") as file:
-        found = finished(file, path, "csv", header(), 5, "tiny")
+        found = read_existing(file, path, "csv", 5, "tiny")
     assert (found.count, found.end) == (10, path.stat().st_size)
     assert time.monotonic() - started < 5
 
@@ -221,7 +223,7 @@ def test_what_was_tampered_with_ends_the_command_with_2_and_one_line(tmp_path: P
     output.write_text(TAMPERED["depth"])
     status, printed, error = classify(CAT, "--output", output, "--resume")
     assert (status, printed) == (2, "")
-    assert error == f"serve: output file {output}: record 1 is not one of jsonl; name another --output\n"
+    assert error == f"serve: output file {output}: record 1 is not jsonl; name another --output\n"
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])

@@ -1,4 +1,4 @@
-"""Costly pieces of work take turns of the event loop, and crowds of requests keep no probe waiting."""
+"""Slow work is spread over iterations of the event loop, so that many requests do not delay a probe."""
 
 import asyncio
 import socket
@@ -16,7 +16,7 @@ from tests.tiny_model import PATH as TINY_MODEL
 
 
 def turns_of(pieces: int, seconds: float) -> list[tuple[int, int]]:
-    """Each piece of work that takes so many seconds, and the turn of the event loop that it was done in."""
+    """Does pieces of work of `seconds` each; returns each piece and the iteration of the event loop it was done in."""
     seen: list[tuple[int, int]] = []
 
     async def scenario() -> None:
@@ -29,8 +29,8 @@ def turns_of(pieces: int, seconds: float) -> list[tuple[int, int]]:
                 await asyncio.sleep(0)
 
         async def compute(name: int) -> None:
-            await pacer.turn()
-            time.sleep(seconds)  # noqa: ASYNC251  as computing does
+            await pacer.wait_for_turn()
+            time.sleep(seconds)  # noqa: ASYNC251  stands in for computation
             seen.append((name, turn))
 
         await asyncio.gather(count(), *(compute(name) for name in range(pieces)))
@@ -39,32 +39,32 @@ def turns_of(pieces: int, seconds: float) -> list[tuple[int, int]]:
     return seen
 
 
-def test_costly_pieces_are_done_in_different_turns_in_the_order_of_asking() -> None:
+def test_slow_work_is_spread_over_iterations_in_order_of_arrival() -> None:
     done = turns_of(5, 0.006)
     assert [name for name, _ in done] == list(range(5))
     assert len({turn for _, turn in done}) == 5
 
 
-def test_cheap_pieces_wait_for_nobody() -> None:
+def test_quick_work_does_not_wait() -> None:
     assert len({turn for _, turn in turns_of(5, 0.0)}) == 1
 
 
-def test_whoever_gives_up_holds_up_nobody() -> None:
+def test_a_cancelled_waiter_does_not_block_the_others() -> None:
     async def scenario() -> None:
         pacer = Pacer()
-        await pacer.turn()
-        time.sleep(0.006)  # noqa: ASYNC251  so that the others have to wait
-        tasks = [asyncio.ensure_future(pacer.turn()) for _ in range(3)]
+        await pacer.wait_for_turn()
+        time.sleep(0.006)  # noqa: ASYNC251  uses up the iteration
+        tasks = [asyncio.ensure_future(pacer.wait_for_turn()) for _ in range(3)]
         await asyncio.sleep(0)
         tasks[1].cancel()
         await asyncio.wait_for(asyncio.gather(tasks[0], tasks[2]), 5)
-        await asyncio.wait_for(pacer.turn(), 5)
+        await asyncio.wait_for(pacer.wait_for_turn(), 5)
 
     asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("target", ["/metrics", "/docs", "/openapi.json", "/upload?" + "a&" * 511])
-def test_crowds_of_cheap_requests_keep_no_probe_waiting(target: str) -> None:
+def test_many_cheap_requests_do_not_delay_a_probe(target: str) -> None:
     flags = ("--model", str(TINY_MODEL), "--log-format", "json")
     method, length = ("POST", "Content-Length: 0\r\n") if target.startswith("/upload") else ("GET", "")
     request = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\n{length}\r\n".encode()

@@ -1,4 +1,4 @@
-"""Who gets the page and who the plain words, and under which headers; tests/browser has what it does."""
+"""Tests who gets the page or plain text, and with which headers; tests/browser tests the page itself."""
 
 import base64
 import hashlib
@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 from serve.api.openapi.docs_page import page
 from serve.api.openapi.document import document
-from serve.api.start_page import addressed, prefers_html, start_page
+from serve.api.start_page import prefers_html, start_page, with_address
 from serve.config.settings import Config
 from tests.serve.conftest import ClientFor
 
@@ -114,5 +114,5 @@ def test_a_host_that_is_none_is_not_repeated(client: TestClient, host: str) -> N
     page = client.get("/", headers={"Accept": BROWSER, "Host": host.encode()})
     assert (page.status_code, "http://127.0.0.1:5000/upload" in page.text) == (200, True)
     plain = "http://127.0.0.1:5000"
-    assert addressed(plain, "http", host) == addressed(plain, "file", "localhost") == plain
-    assert addressed(plain, "https", "localhost") == "https://localhost"
+    assert with_address(plain, "http", host) == with_address(plain, "file", "localhost") == plain
+    assert with_address(plain, "https", "localhost") == "https://localhost"

@@ -1,4 +1,4 @@
-"""What a request may ask for besides its files."""
+"""Tests query parameters and headers of a request."""
 
 import pytest
 

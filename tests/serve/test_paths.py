@@ -1,4 +1,4 @@
-"""However a path is written, the route that it leads to is the one that is guarded and counted."""
+"""Tests that a path is guarded and counted as its route is, however the path is written."""
 
 import re
 import socket
@@ -48,7 +48,7 @@ ENDS = (
 
 
 def spellings(path: str) -> Iterator[str]:
-    """Other ways to write a path, none of which is the same path to this server."""
+    """Return variants of a path that the server takes for other paths."""
     yield from (path + end for end in ENDS)
     yield f"/{path}"
     yield f"/.{path}"
@@ -62,7 +62,7 @@ def spellings(path: str) -> Iterator[str]:
 
 
 def encoded(path: str) -> str:
-    """The same path, with its letters percent-encoded."""
+    """Return the path with its letters percent-encoded."""
     return "".join(f"%{ord(each):02X}" if each.isalpha() else each for each in path)
 
 
@@ -83,7 +83,7 @@ def test_every_route_is_among_them(client: TestClient) -> None:
 
 
 class Asking:
-    """Sends requests over one connection at a time, and reads their status."""
+    """Sends requests over one connection at a time and reads their status."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.authority = urlsplit(server.url).netloc

@@ -31,7 +31,7 @@ def test_the_top_comes_in_falling_order_and_equals_keep_the_indexs() -> None:
 
 
 def test_equals_keep_the_indexs_order_among_a_thousand() -> None:
-    """Sorting methods that are not stable often seem so on a few."""
+    """Unstable sorts often look stable on short lists."""
     logits = np.random.default_rng(0).integers(0, 4, 1000).astype(np.float32)
     labels = tuple(Label(f"n{position}", str(position)) for position in range(1000))
     wanted = sorted(range(1000), key=lambda position: (-logits[position], position))

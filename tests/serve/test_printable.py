@@ -1,4 +1,4 @@
-"""Text from outside can neither steer a terminal nor fill a log."""
+"""Untrusted text can neither steer a terminal nor fill a log."""
 
 import sys
 
@@ -21,11 +21,11 @@ def test_printable_text_stays_as_it_is(text: str) -> None:
         ("\0", "\\x00"),
         ("\x1b", "\\x1b"),
         ("\x7f", "\\x7f"),
-        ("\x9b", "\\x9b"),  # the one character that is ESC and [ in one
+        ("\x9b", "\\x9b"),  # a single character that means ESC [
         ("\u2028", "\\u2028"),
-        ("\u202e", "\\u202e"),  # from here on from right to left
+        ("\u202e", "\\u202e"),  # right-to-left override
         ("\ud800", "\\ud800"),
-        ("\udc9b", "\\udc9b"),  # a byte of a file's name that is no UTF-8
+        ("\udc9b", "\\udc9b"),  # a byte of a file name that is not UTF-8
     ],
 )
 def test_what_is_not_printable_is_escaped(character: str, escaped: str) -> None:

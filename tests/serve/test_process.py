@@ -1,4 +1,4 @@
-"""The real process: how it starts, what stops it from starting, how it ends, and that it talks to nobody."""
+"""The real process: how it starts, fails to start and ends, and that it makes no outbound connections."""
 
 import http.client
 import json
@@ -47,7 +47,7 @@ def address(server: ServerProcess) -> tuple[str, int]:
 
 
 def start_and_fail(*flags: str, environment: dict[str, str] | None = None) -> tuple[int, str, float]:
-    """Exit status, standard error and seconds of a server that cannot start."""
+    """Exit status, standard error and duration of a failed start."""
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "serve", *flags],
@@ -77,14 +77,14 @@ def test_the_start_up_line_says_which_limit_decided_on_the_cpus(tiny_model: Path
     assert "with 1 CPU (all that this process may run on; streams 1, intra-op threads 1)" in line
 
 
-def test_curls_own_words_work(server: ServerProcess, cat: bytes) -> None:
+def test_the_documented_curl_commands_work(server: ServerProcess, cat: bytes) -> None:
     assert httpx2.get(server.url).text == "Server is Running\n"
     prediction = httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}).json()
     assert prediction["model"] == "tiny"
     assert len(prediction["top_k"]) == 5
 
 
-def test_it_starts_where_torch_cannot_be_imported(tiny_model: Path, cat: bytes) -> None:
+def test_it_starts_without_torch(tiny_model: Path, cat: bytes) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", NO_TORCH, "--port", "0", "--model", str(tiny_model), "--log-format", "json"],
         cwd=ROOT,
@@ -122,7 +122,7 @@ def test_a_signal_ends_it_with_status_0(number: int, tiny_model: Path) -> None:
         (["--model", "TINY", "--host", "a..b"], "cannot listen on a..b port 0: no valid host name"),
     ],
 )
-def test_what_stops_a_start_is_one_line_and_status_2(
+def test_a_failed_start_gives_one_line_and_status_2(
     flags: list[str], words: str, tiny_model: Path, tmp_path: Path
 ) -> None:
     index = tmp_path / "index.json"
@@ -134,10 +134,10 @@ def test_what_stops_a_start_is_one_line_and_status_2(
     assert (status, text.count("\n")) == (2, 1)
     assert words in text
     assert text.startswith("serve: ")
-    assert seconds < 15  # at once, on a machine that may be busy
+    assert seconds < 15  # at once, even on a busy machine
 
 
-def test_settings_come_from_the_environment_too() -> None:
+def test_settings_are_read_from_the_environment() -> None:
     status, text, _ = start_and_fail(environment={"SERVE_MAX_FILES": "none"})
     assert status == 2
     assert "SERVE_MAX_FILES='none'" in text
@@ -154,7 +154,7 @@ def test_each_request_is_one_line_of_json(server: ServerProcess) -> None:
     assert {"time", "level", "bytes_in", "bytes_out", "ms", "client"} <= set(found[0])
 
 
-def test_a_chunked_body_is_stopped_at_the_limit_and_the_answer_arrives(tiny_model: Path) -> None:
+def test_a_chunked_body_is_refused_at_the_limit_and_the_response_arrives(tiny_model: Path) -> None:
     with running_server(
         sys.executable, "--model", str(tiny_model), "--max-request-bytes", "100000", "--log-format", "json"
     ) as process:
@@ -163,7 +163,7 @@ def test_a_chunked_body_is_stopped_at_the_limit_and_the_answer_arrives(tiny_mode
         connection.putheader("Content-Type", "image/jpeg")
         connection.putheader("Transfer-Encoding", "chunked")
         connection.endheaders()
-        for _ in range(300):  # 3 MB, of which the server wants 0.1
+        for _ in range(300):  # 3 MB; the limit is 0.1
             connection.send(b"2710\r\n" + b"\0" * 10_000 + b"\r\n")
         answer = connection.getresponse()
         assert answer.status == 413
@@ -171,19 +171,19 @@ def test_a_chunked_body_is_stopped_at_the_limit_and_the_answer_arrives(tiny_mode
         assert b"100000 bytes" in answer.read()
 
 
-def test_a_claimed_length_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
+def test_a_declared_length_over_the_limit_is_refused_unread(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=10) as raw:
         raw.sendall(
             b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 99999999999\r\n"
             b"Expect: 100-continue\r\n\r\n"
         )
-        answer = raw.makefile("rb").read()  # to the end: the server closes
+        answer = raw.makefile("rb").read()  # reads until the server closes
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"100 Continue" not in answer
     assert b"20971520 bytes" in answer
 
 
-def test_a_length_of_more_digits_than_a_number_takes_is_refused(server: ServerProcess) -> None:
+def test_a_length_with_too_many_digits_is_refused(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=10) as raw:
         raw.sendall(
             b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: %s5\r\n\r\nhello"
@@ -194,7 +194,7 @@ def test_a_length_of_more_digits_than_a_number_takes_is_refused(server: ServerPr
     assert b"5001 digits; the limit is 20 digits" in answer
 
 
-def test_a_client_that_goes_away_leaves_no_trace_but_its_log_line(server: ServerProcess) -> None:
+def test_a_client_that_disconnects_leaves_only_its_log_line(server: ServerProcess) -> None:
     with socket.create_connection(address(server), timeout=10) as raw:
         raw.sendall(
             b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\nContent-Length: 1000\r\n"
@@ -215,8 +215,8 @@ def test_a_connection_serves_many_requests(server: ServerProcess, cat: bytes) ->
     assert all(answer.headers.get("connection") != "close" for answer in answers)
 
 
-def test_the_process_opens_no_socket_but_the_one_it_listens_on(server: ServerProcess, cat: bytes) -> None:
-    """onnxruntime's wheel would send usage statistics; every TCP or UDP socket of the process is read off /proc."""
+def test_the_process_opens_no_socket_except_its_listener(server: ServerProcess, cat: bytes) -> None:
+    """onnxruntime's wheel would send usage statistics; this checks every TCP and UDP socket of the process in /proc."""
     httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)})
     _, port = address(server)
     pid = server.process.pid
@@ -233,8 +233,8 @@ def test_the_process_opens_no_socket_but_the_one_it_listens_on(server: ServerPro
                 local_ports.add(int(fields[1].rsplit(":", 1)[1], 16))
                 remotes.add(fields[2].split(":")[0])
     assert local_ports == {port}
-    assert remotes <= {"00000000", "0100007F"}  # nobody, or 127.0.0.1
-    assert "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()  # it was looked for in the right process
+    assert remotes <= {"00000000", "0100007F"}  # none, or 127.0.0.1
+    assert "onnxruntime" in Path(f"/proc/{pid}/maps").read_text()  # this is the right process
 
 
 def test_usage_statistics_are_off_before_onnxruntime_is_imported() -> None:

@@ -1,4 +1,4 @@
-"""Files that an operator names: read within bounds, and never waited for."""
+"""Files named by an operator are read within limits and without blocking."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def test_what_is_no_small_file_is_refused_in_words_and_never_waited_for(
     def read() -> None:
         try:
             READERS[reader](path)
-        except BaseException as error:  # whatever it is, it is looked at below
+        except BaseException as error:  # checked below
             found.append(error)
 
     reading = threading.Thread(target=read, daemon=True)
@@ -74,7 +74,7 @@ def test_what_is_no_small_file_is_refused_in_words_and_never_waited_for(
 
 
 def test_a_pipe_that_somebody_writes_to_is_no_regular_file_either() -> None:
-    """As in a shell's `<(…)`: what has not been written yet would be missed, and there is nothing to read again."""
+    """As in a shell's `<(…)`: data not written yet would be missed, and the pipe cannot be read again."""
     reading, writing = os.pipe()
     try:
         os.write(writing, b"key\n")

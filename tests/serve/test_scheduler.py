@@ -1,4 +1,4 @@
-"""The scheduler, around a fake whose every step the test controls."""
+"""The scheduler, with fake steps that the tests control."""
 
 import asyncio
 import threading
@@ -11,11 +11,11 @@ import pytest
 from serve.errors import DeadlinePassed, NotReady, QueueFull
 from serve.scheduling.scheduler import Outcome, Scheduler
 
-LONG = 30.0  # seconds that only a broken scheduler takes
+LONG = 30.0  # seconds that only a defective scheduler takes
 
 
 class Work:
-    """Steps that record what they were asked to do; those of items in `gates` wait for them to open."""
+    """Fake steps that record their calls; `compute` of an item in `gates` waits until its gate is open."""
 
     def __init__(self) -> None:
         self.prepared: list[Any] = []
@@ -27,7 +27,7 @@ class Work:
         self._lock = threading.Lock()
 
     def gate(self, *items: Any) -> None:
-        """Make `compute` of these wait."""
+        """Makes `compute` of these items wait."""
         for item in items:
             self.gates[item] = threading.Event()
             self.begun[item] = threading.Event()
@@ -124,7 +124,7 @@ def test_items_side_by_side_get_one_cpu_each(make: Make, work: Work) -> None:
     assert not any(wide for _, wide in work.computed[:4])
 
 
-def test_while_one_has_all_cpus_the_next_waits_and_then_gets_its_turn(make: Make, work: Work) -> None:
+def test_while_one_has_all_cpus_the_next_waits(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("wide")
         first = asyncio.ensure_future(scheduler.run(["wide"], soon()))
@@ -146,7 +146,7 @@ def test_once_one_has_had_all_cpus_as_many_begin_as_there_are_streams(make: Make
         first = asyncio.ensure_future(scheduler.run(["wide"], soon()))
         await work.until_begun("wide")
         others = asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon()))
-        await asyncio.sleep(0.05)  # all three threads have asked for one, and wait
+        await asyncio.sleep(0.05)  # all three threads have asked for an item and wait
         work.open("wide")
         await work.until_begun("a", "b", "c")
         work.open("a", "b", "c")
@@ -155,7 +155,7 @@ def test_once_one_has_had_all_cpus_as_many_begin_as_there_are_streams(make: Make
     asyncio.run(scenario(make(streams=3)))
 
 
-def test_how_long_to_wait_counts_idle_streams_and_shares_the_work_among_all(make: Make, work: Work) -> None:
+def test_the_retry_time_accounts_for_idle_and_parallel_streams(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         with pytest.raises(QueueFull) as refusal:
             scheduler.require_room(9)
@@ -187,15 +187,15 @@ def test_only_idle_streams_begin_at_once(make: Make, work: Work) -> None:
     asyncio.run(scenario(make(streams=4, max_queue=4)))
 
 
-def test_after_an_overflow_the_wait_is_that_of_the_short_queue(make: Make, work: Work) -> None:
+def test_after_an_overflow_the_retry_time_is_that_of_the_short_queue(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("a")
         running = asyncio.ensure_future(scheduler.run(["a", *range(12)], soon()))
         await work.until_begun("a")
         assert scheduler.depth == 12
-        with pytest.raises(QueueFull, match=r"no room for 1 picture: 12 are waiting and the limit is 12") as refusal:
+        with pytest.raises(QueueFull, match=r"no room for 1 image: 12 are waiting and the limit is 12") as refusal:
             scheduler.require_room()
-        assert refusal.value.retry_after == 20.0  # from now on 3 may wait, so 10 have to go first, at 2 s each
+        assert refusal.value.retry_after == 20.0  # from now on 3 may wait, so 10 have to finish first, at 2 s each
         with pytest.raises(QueueFull, match="the limit is 3"):
             scheduler.require_room()
         work.open("a")
@@ -234,14 +234,14 @@ def test_the_estimate_follows_items_that_had_one_cpu_and_a_result(make: Make) ->
         await scheduler.run(["alone, on all CPUs"], soon())
         await scheduler.run(["unreadable"], soon())
         assert estimate(scheduler) == 1000
-        await scheduler.run(["a", "b", "unreadable"], soon())  # the last one is not alone when the others begin
-        assert estimate(scheduler) == pytest.approx(810, abs=5)  # two items of no time, with a weight of a tenth each
+        await scheduler.run(["a", "b", "unreadable"], soon())  # while others wait, no item has all CPUs
+        assert estimate(scheduler) == pytest.approx(810, abs=5)  # two items of no time, each with a weight of a tenth
         assert scheduler.done == 5
 
     asyncio.run(scenario(make(streams=2, max_queue=4, item_seconds=1000.0)))
 
 
-def test_how_long_each_waited_for_a_thread_is_told(make: Make, work: Work) -> None:
+def test_each_outcome_has_the_time_its_item_was_queued(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("a")
         running = asyncio.ensure_future(scheduler.run(["a", "b"], soon()))
@@ -255,8 +255,8 @@ def test_how_long_each_waited_for_a_thread_is_told(make: Make, work: Work) -> No
     asyncio.run(scenario(make(streams=1)))
 
 
-def test_one_whose_deadline_passed_unnoticed_is_skipped_by_the_threads(make: Make, work: Work) -> None:
-    """Its event loop is busy, and so has not yet dropped it."""
+def test_threads_skip_a_task_whose_deadline_passed_unnoticed(make: Make, work: Work) -> None:
+    """The event loop is busy and has not discarded it yet."""
 
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("first")
@@ -264,7 +264,7 @@ def test_one_whose_deadline_passed_unnoticed_is_skipped_by_the_threads(make: Mak
         await work.until_begun("first")
         late = asyncio.ensure_future(scheduler.run(["late", "later"], time.monotonic() + 0.05))
         await asyncio.sleep(0)
-        time.sleep(0.1)  # noqa: ASYNC251  that is what keeps it busy
+        time.sleep(0.1)  # noqa: ASYNC251  keeps the event loop busy
         work.open("first")
         give_up = time.monotonic() + LONG
         while scheduler.depth and time.monotonic() < give_up:
@@ -279,14 +279,14 @@ def test_one_whose_deadline_passed_unnoticed_is_skipped_by_the_threads(make: Mak
     assert work.prepared == ["first", "next"]
 
 
-def test_its_threads_have_names_and_never_keep_the_process(make: Make) -> None:
+def test_its_threads_are_named_daemons(make: Make) -> None:
     make(streams=2)
     streams = [thread for thread in threading.enumerate() if thread.name.startswith("stream-")]
     assert {"stream-0", "stream-1"} <= {thread.name for thread in streams}
     assert all(thread.daemon for thread in streams)
 
 
-def test_the_queue_takes_just_as_many_as_it_may(make: Make, work: Work) -> None:
+def test_the_queue_takes_exactly_as_many_as_its_limit(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         scheduler.require_room(5)
         with pytest.raises(QueueFull):
@@ -302,7 +302,7 @@ def test_the_queue_takes_just_as_many_as_it_may(make: Make, work: Work) -> None:
     asyncio.run(scenario(make(streams=1, max_queue=4)))
 
 
-def test_whoever_waits_at_the_close_is_told_so(make: Make, work: Work) -> None:
+def test_tasks_that_wait_at_the_close_end_with_not_ready(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("at it")
         begun = asyncio.ensure_future(scheduler.run(["at it"], soon()))
@@ -323,7 +323,7 @@ def test_whoever_waits_at_the_close_is_told_so(make: Make, work: Work) -> None:
     assert work.prepared == ["at it"]
 
 
-def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Make, work: Work) -> None:
+def test_a_full_queue_refuses_at_once_with_a_retry_time(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("first")
         running = [asyncio.ensure_future(scheduler.run(["first"], soon()))]
@@ -332,7 +332,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Mak
         running.append(asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon())))
         await asyncio.sleep(0)
         scheduler.require_room(1)
-        with pytest.raises(QueueFull, match=r"no room for 4 pictures: 3 are waiting and the limit is 4") as refusal:
+        with pytest.raises(QueueFull, match=r"no room for 4 images: 3 are waiting and the limit is 4") as refusal:
             await scheduler.run(["d", "e", "f", "g"], soon())
         assert refusal.value.retry_after == 6.0  # three too many, at two seconds each
         running.append(asyncio.ensure_future(scheduler.run(["d"], soon())))
@@ -348,7 +348,7 @@ def test_a_full_queue_refuses_at_once_and_says_when_there_will_be_room(make: Mak
     assert "e" not in work.prepared
 
 
-def test_a_queue_that_has_overflowed_is_kept_short_until_it_has_been_empty(make: Make, work: Work) -> None:
+def test_an_overflowed_queue_is_kept_short_until_it_drains(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         async def submit(item: str) -> asyncio.Future[Any]:
             running = asyncio.ensure_future(scheduler.run([item], soon()))
@@ -361,7 +361,7 @@ def test_a_queue_that_has_overflowed_is_kept_short_until_it_has_been_empty(make:
         running += [await submit(item) for item in "bcde"]
         with pytest.raises(QueueFull, match="4 are waiting and the limit is 4"):
             await scheduler.run(["f"], soon())
-        for done, begun in ("ab", "bc", "cd"):  # three fewer wait, which is room again only where there was no overflow
+        for done, begun in ("ab", "bc", "cd"):  # three fewer wait, which would be room without the overflow
             work.open(done)
             await work.until_begun(begun)
         with pytest.raises(QueueFull, match="1 are waiting and the limit is 1"):
@@ -376,7 +376,7 @@ def test_a_queue_that_has_overflowed_is_kept_short_until_it_has_been_empty(make:
     asyncio.run(scenario(make(streams=1, max_queue=4)))
 
 
-def test_a_batch_is_let_in_where_the_queue_is_short_again(make: Make, work: Work) -> None:
+def test_a_batch_is_accepted_once_the_queue_is_short_again(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate(*range(9))
         running = [asyncio.ensure_future(scheduler.run([number], soon())) for number in range(9)]
@@ -397,7 +397,7 @@ def test_a_batch_is_let_in_where_the_queue_is_short_again(make: Make, work: Work
     asyncio.run(scenario(make(streams=1, max_queue=8)))
 
 
-def test_a_batch_too_large_for_the_room_there_is_costs_the_others_none(make: Make, work: Work) -> None:
+def test_a_refused_batch_does_not_shorten_the_queue_for_others(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("a")
         running = asyncio.ensure_future(scheduler.run(["a", "b", "c"], soon()))
@@ -411,8 +411,8 @@ def test_a_batch_too_large_for_the_room_there_is_costs_the_others_none(make: Mak
     asyncio.run(scenario(make(streams=1, max_queue=4)))
 
 
-def test_the_drain_rate_is_measured(make: Make) -> None:
-    """Begun with a wild guess, the estimate comes down to what items take."""
+def test_the_time_per_item_is_measured(make: Make) -> None:
+    """The estimate starts far too high and falls to the time that items take."""
     scheduler = make(streams=2, max_queue=200, item_seconds=1000.0)
 
     async def scenario() -> float:
@@ -425,7 +425,7 @@ def test_the_drain_rate_is_measured(make: Make) -> None:
     assert asyncio.run(scenario()) < 1
 
 
-def test_a_deadline_that_passes_in_the_queue_costs_nothing(make: Make, work: Work) -> None:
+def test_an_item_whose_deadline_passes_in_the_queue_is_not_computed(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("first")
         first = asyncio.ensure_future(scheduler.run(["first"], soon()))
@@ -434,7 +434,7 @@ def test_a_deadline_that_passes_in_the_queue_costs_nothing(make: Make, work: Wor
         with pytest.raises(DeadlinePassed, match="deadline"):
             await scheduler.run(["late", "later"], time.monotonic() + 0.05)
         assert 0.04 < time.monotonic() - started < 1
-        scheduler.require_room(100)  # its places are free again
+        scheduler.require_room(100)  # its items no longer count
         work.open("first")
         await first
         assert results(await scheduler.run(["next"], soon())) == ["next!"]
@@ -443,13 +443,13 @@ def test_a_deadline_that_passes_in_the_queue_costs_nothing(make: Make, work: Wor
     assert work.prepared == ["first", "next"]
 
 
-def test_a_deadline_that_passed_already_is_never_begun(make: Make, work: Work) -> None:
+def test_a_task_whose_deadline_has_passed_is_never_begun(make: Make, work: Work) -> None:
     with pytest.raises(DeadlinePassed):
         asyncio.run(make().run(["late"], time.monotonic() - 1))
     assert work.prepared == []
 
 
-def test_a_deadline_that_passes_while_computing_is_kept_too(make: Make, work: Work) -> None:
+def test_a_deadline_that_passes_during_computation_ends_the_wait(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("slow")
         with pytest.raises(DeadlinePassed):
@@ -461,7 +461,7 @@ def test_a_deadline_that_passes_while_computing_is_kept_too(make: Make, work: Wo
     assert work.prepared == ["slow", "next"]
 
 
-def test_who_leaves_is_skipped_and_what_was_being_computed_is_discarded(make: Make, work: Work) -> None:
+def test_a_cancelled_task_is_skipped_and_its_running_item_discarded(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("at it")
         leaving = [asyncio.ensure_future(scheduler.run(["at it", "abandoned"], soon()))]
@@ -480,7 +480,7 @@ def test_who_leaves_is_skipped_and_what_was_being_computed_is_discarded(make: Ma
     assert work.prepared == ["at it", "stays"]
 
 
-def test_tasks_take_turns_so_a_long_one_delays_a_short_one_by_little(make: Make, work: Work) -> None:
+def test_tasks_take_turns_so_a_long_one_barely_delays_a_short_one(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate(("batch", 0))
         batch = [("batch", number) for number in range(32)]
@@ -495,7 +495,7 @@ def test_tasks_take_turns_so_a_long_one_delays_a_short_one_by_little(make: Make,
     assert work.prepared[:6] == [("batch", 0), ("batch", 1), "a", "b", "c", ("batch", 2)]
 
 
-def test_every_waiter_gets_its_own_result_under_load_and_no_cpu_is_oversubscribed(make: Make, work: Work) -> None:
+def test_under_load_every_caller_gets_its_own_result_and_no_cpu_is_oversubscribed(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         async def ask(client: int) -> None:
             for turn in range(20):
@@ -509,7 +509,7 @@ def test_every_waiter_gets_its_own_result_under_load_and_no_cpu_is_oversubscribe
     assert len(work.computed) == len(set(work.prepared)) == len(work.prepared) == 20 * 60
 
 
-def test_closing_ends_the_threads_after_what_they_are_at(make: Make, work: Work) -> None:
+def test_closing_ends_the_threads_after_their_current_item(make: Make, work: Work) -> None:
     before = threading.active_count()
     scheduler = make(streams=3)
     assert threading.active_count() == before + 3
@@ -518,7 +518,7 @@ def test_closing_ends_the_threads_after_what_they_are_at(make: Make, work: Work)
     assert threading.active_count() == before
 
 
-def test_closing_waits_no_longer_than_it_may_for_a_step_that_does_not_end(make: Make, work: Work) -> None:
+def test_closing_does_not_wait_for_a_step_that_does_not_end(make: Make, work: Work) -> None:
     scheduler = make(streams=2)
     work.gate("endless", "as well")
 
@@ -534,7 +534,7 @@ def test_closing_waits_no_longer_than_it_may_for_a_step_that_does_not_end(make: 
     asyncio.run(scenario())
 
 
-def test_a_waiter_whose_event_loop_is_gone_harms_nobody(make: Make, work: Work) -> None:
+def test_a_closed_event_loop_does_not_affect_other_tasks(make: Make, work: Work) -> None:
     scheduler = make(streams=1)
 
     async def leave() -> None:

@@ -1,4 +1,4 @@
-"""Settings reach what is served: the classifier that a server loads decodes, turns and limits as its settings say."""
+"""Tests that settings reach the classifier: decoding, orientation and limits."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Whatever stands in a flag, a variable or the settings file: settings come of it, or one error in one line."""
+"""Any text in a flag, a variable or the settings file gives settings or an error of one line."""
 
 import os
 import subprocess
@@ -13,14 +13,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serve.config.settings import MODELS, ROOT, Config, load_config
-from serve.config.strays import strays
+from serve.config.settings import MODELS, ROOT, Config, load_config, unknown_variables
 from serve.errors import ConfigError, StartError
 from serve.model.files import find_model
 from serve.printable import one_line
 
 NAMES = [setting.name for setting in fields(Config)]
-# A system gives neither arguments nor variables with NULs, but a TOML file has them.
+# Arguments and variables cannot contain NULs, but a TOML file can.
 WORDS = st.text(max_size=30) | st.sampled_from(
     ["", "\0", "a\0b", "\x1b[2J", "\u202e", "-1", "1e3", "nan", "9" * 5000, "0" * 5000, "٣", "a" * 70_000, "http://\0"]
 )
@@ -47,7 +46,7 @@ VALUES = st.recursive(
 
 
 def outcome(make: Callable[[], Config]) -> Config | None:
-    """Settings, or None where an error says in one line what is wrong; anything else comes out."""
+    """Returns the settings, or None for an error of one line; any other exception fails the test."""
     try:
         return make()
     except ConfigError as error:
@@ -127,7 +126,7 @@ def test_a_server_that_cannot_start_ends_with_2_and_one_line(setting: str, value
 def test_a_variable_of_any_length_is_told_soon() -> None:
     names = {"SERVE_" + part * (120_000 // len(part)) + "-": "x" for part in ("A", "_SERVICE_PORT", "_PORT_1", "PORT_")}
     started = time.monotonic()
-    told = strays(names)
+    told = unknown_variables(names)
     assert time.monotonic() - started < 2
     assert len(told) == len(names)
     assert all(len(line) < 500 for line in told)

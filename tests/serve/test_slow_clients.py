@@ -1,4 +1,4 @@
-"""Clients that idle, drip, stall and crowd, against the real process: they go, and nobody else notices."""
+"""Many idle, slow and stalled clients against the real process: they are disconnected, and others are served."""
 
 import http.client
 import json
@@ -32,7 +32,7 @@ HEAD = b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\
 
 @pytest.fixture(scope="module")
 def patient() -> Iterator[ServerProcess]:
-    """With the default times, which no test here waits for."""
+    """A server with the default time limits, which no test here waits for."""
     with running_server(sys.executable, *FLAGS) as server:
         yield server
 
@@ -57,7 +57,7 @@ def answer(connection: socket.socket) -> tuple[int, dict[str, str], dict[str, ob
 
 
 def logged(server: ServerProcess, request_id: str) -> list[dict[str, Any]]:
-    """The lines of the log about a request, once there is one."""
+    """The log lines of a request; waits for the first one."""
     give_up = time.monotonic() + 10
     while not (lines := [json.loads(line) for line in server.lines if request_id in line]):
         assert time.monotonic() < give_up
@@ -66,7 +66,7 @@ def logged(server: ServerProcess, request_id: str) -> list[dict[str, Any]]:
 
 
 def until_closed(connection: socket.socket) -> float:
-    """Seconds until the server has closed it."""
+    """Seconds until the server closes the connection."""
     started = time.monotonic()
     try:
         while connection.recv(65536):
@@ -81,22 +81,22 @@ def until_closed(connection: socket.socket) -> float:
     [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n", HEAD % 1000, HEAD % 1000 + b"\xff\xd8\xff"],
     ids=["idle", "half a head", "no body", "half a body"],
 )
-def test_crowds_keep_nobody_out(patient: ServerProcess, cat: bytes, sent: bytes) -> None:
+def test_many_idle_or_slow_connections_do_not_lock_out_others(patient: ServerProcess, cat: bytes, sent: bytes) -> None:
     with ExitStack() as stack:
         crowd = [connected(patient, stack) for _ in range(5 * MOST)]
         for connection in crowd:
-            with suppress(OSError):  # it may have made room already
+            with suppress(OSError):  # it may have been evicted already
                 connection.sendall(sent)
         for _ in range(3):
             began = time.monotonic()
             reply = httpx2.post(f"{patient.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
             assert reply.status_code == 200
             assert time.monotonic() - began < 2
-        assert until_closed(crowd[0]) < 1  # who came first went first
+        assert until_closed(crowd[0]) < 1  # the oldest connection was evicted first
 
 
-def test_an_idle_connection_of_a_good_client_lasts(patient: ServerProcess, cat: bytes) -> None:
-    """One socket, because a client library would silently connect again."""
+def test_an_idle_connection_after_a_request_is_kept(patient: ServerProcess, cat: bytes) -> None:
+    """Uses one socket, because a client library would silently reconnect."""
     with ExitStack() as stack:
         connection = connected(patient, stack)
         for _ in range(3):
@@ -105,7 +105,7 @@ def test_an_idle_connection_of_a_good_client_lasts(patient: ServerProcess, cat: 
             time.sleep(0.3)
 
 
-def test_a_head_that_does_not_come_ends_the_connection(hasty: ServerProcess) -> None:
+def test_a_missing_head_closes_the_connection(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         idle, half = connected(hasty, stack), connected(hasty, stack)
         half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
@@ -115,7 +115,7 @@ def test_a_head_that_does_not_come_ends_the_connection(hasty: ServerProcess) -> 
         assert until_closed(idle) < 1
 
 
-def test_a_head_that_drips_ends_it_too(hasty: ServerProcess) -> None:
+def test_a_head_that_arrives_byte_by_byte_is_refused(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         dripping = connected(hasty, stack)
         began = time.monotonic()
@@ -136,8 +136,8 @@ def test_a_head_that_drips_ends_it_too(hasty: ServerProcess) -> None:
         dripper.join(10)
 
 
-def test_a_second_request_has_to_come_as_the_first(hasty: ServerProcess) -> None:
-    """Bytes between requests end the waiting for keep-alive, so something else has to go on waiting."""
+def test_a_second_request_has_the_same_time_limit(hasty: ServerProcess) -> None:
+    """Bytes between requests stop the keep-alive timer, so another timer has to run."""
     with ExitStack() as stack:
         for more in (b"", b"\r\n", b"G"):
             connection = connected(hasty, stack)
@@ -147,7 +147,7 @@ def test_a_second_request_has_to_come_as_the_first(hasty: ServerProcess) -> None
             assert until_closed(connection) < 4
 
 
-def test_a_body_that_drips_gets_408_and_its_limit(hasty: ServerProcess) -> None:
+def test_a_body_that_arrives_too_slowly_gets_408_with_the_limit(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(hasty, stack)
         connection.sendall(HEAD % 1000 + b"\xff\xd8\xff")
@@ -158,8 +158,8 @@ def test_a_body_that_drips_gets_408_and_its_limit(hasty: ServerProcess) -> None:
         assert until_closed(connection) < 4
 
 
-def test_a_client_that_reads_no_answer_is_closed(hasty: ServerProcess) -> None:
-    """It goes on asking, until its answers fill all there is between it and the server."""
+def test_a_client_that_reads_no_response_is_disconnected(hasty: ServerProcess) -> None:
+    """It sends requests until the responses fill all buffers between it and the server."""
     parts = urlsplit(hasty.url)
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -168,12 +168,12 @@ def test_a_client_that_reads_no_answer_is_closed(hasty: ServerProcess) -> None:
         began = time.monotonic()
         with pytest.raises(ConnectionError):
             while time.monotonic() - began < 30:
-                with suppress(TimeoutError):  # the server reads no more of it either
+                with suppress(TimeoutError):  # the server has stopped reading, too
                     deaf.sendall(b"GET /model HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
                 time.sleep(0.005)
 
 
-def test_clients_that_read_nothing_keep_nobody_out(patient: ServerProcess, cat: bytes) -> None:
+def test_clients_that_read_nothing_do_not_lock_out_others(patient: ServerProcess, cat: bytes) -> None:
     parts = urlsplit(patient.url)
     with ExitStack() as stack:
         crowd = [stack.enter_context(socket.socket()) for _ in range(MOST)]
@@ -183,15 +183,15 @@ def test_clients_that_read_nothing_keep_nobody_out(patient: ServerProcess, cat: 
             deaf.setblocking(False)
         for _ in range(400):
             for deaf in crowd:
-                with suppress(BlockingIOError, ConnectionError):  # some are closed by now
+                with suppress(BlockingIOError, ConnectionError):  # some have been closed
                     deaf.send(b"GET /model HTTP/1.1\r\nHost: localhost\r\n\r\n" * 8)
         for _ in range(3):
             reply = httpx2.post(f"{patient.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
             assert reply.status_code == 200
 
 
-def test_the_system_keeps_little_of_an_answer_that_nobody_reads(patient: ServerProcess, cat: bytes) -> None:
-    """A list of 32 predictions of 1000 classes each has 2.4 MB; by itself Linux keeps all of it for each connection."""
+def test_the_kernel_buffers_little_of_an_unread_response(patient: ServerProcess, cat: bytes) -> None:
+    """A list of 32 predictions of 1000 classes each has 2.4 MB; by default Linux would buffer all of it."""
     form = httpx2.Request("POST", f"{patient.url}/upload?top_k=1000", files=[("file", ("a.jpg", cat))] * 32)
     body = form.read()
     head = f"POST /upload?top_k=1000 HTTP/1.1\r\nHost: localhost\r\nContent-Type: {form.headers['content-type']}\r\n"
@@ -206,7 +206,7 @@ def test_the_system_keeps_little_of_an_answer_that_nobody_reads(patient: ServerP
 
 
 def unsent(port: int, peer: int) -> int:
-    """Bytes in the send buffer of the server's end of a connection; -1 if the system has forgotten it."""
+    """Bytes in the send buffer of the server's end of a connection; -1 if the kernel has dropped it."""
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         fields = line.split()
         if fields[1].endswith(f":{port:04X}") and fields[2].endswith(f":{peer:04X}"):
@@ -214,8 +214,8 @@ def unsent(port: int, peer: int) -> int:
     return -1
 
 
-def test_what_is_left_of_a_closed_connection_is_forgotten_in_time(hasty: ServerProcess) -> None:
-    """The system by itself would offer it to a client that does not read for many minutes."""
+def test_unread_data_of_a_closed_connection_is_discarded_in_time(hasty: ServerProcess) -> None:
+    """By default the kernel would keep it for many minutes."""
     port = urlsplit(hasty.url).port
     assert port
     with socket.socket() as deaf:
@@ -232,7 +232,7 @@ def test_what_is_left_of_a_closed_connection_is_forgotten_in_time(hasty: ServerP
 
 
 def test_a_burst_of_connections_leaves_room_for_the_next(patient: ServerProcess) -> None:
-    """A connection that the system has no room for tries again after a second."""
+    """A connection that the kernel drops is retried after a second."""
     parts = urlsplit(patient.url)
     assert parts.port
     with ExitStack() as stack:
@@ -245,8 +245,8 @@ def test_a_burst_of_connections_leaves_room_for_the_next(patient: ServerProcess)
         assert time.monotonic() - began < 0.9
 
 
-def test_few_requests_are_taken_ahead_of_their_turn(patient: ServerProcess) -> None:
-    """The first ones are answered, in order, and then the connection ends."""
+def test_the_number_of_pipelined_requests_is_limited(patient: ServerProcess) -> None:
+    """The first ones are answered, in order, and then the connection is closed."""
     with ExitStack() as stack:
         eager = connected(patient, stack)
         eager.sendall(
@@ -266,7 +266,7 @@ def test_few_requests_are_taken_ahead_of_their_turn(patient: ServerProcess) -> N
         assert polite.recv(65536).endswith(b"ok\n")
 
 
-def test_requests_before_a_broken_one_are_answered(patient: ServerProcess) -> None:
+def test_requests_before_a_malformed_one_are_answered(patient: ServerProcess) -> None:
     broken = HEAD[: HEAD.index(b"Content-Length")] + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
     with ExitStack() as stack:
         for before in (1, 3):
@@ -279,7 +279,7 @@ def test_requests_before_a_broken_one_are_answered(patient: ServerProcess) -> No
             assert received.count(b"ok\n") == before
 
 
-def test_a_head_begun_behind_another_request_has_no_longer(hasty: ServerProcess) -> None:
+def test_a_pipelined_head_has_the_same_time_limit(hasty: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(hasty, stack)
         connection.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /livez HTTP/1.1\r\nHo")
@@ -292,7 +292,7 @@ def test_a_head_begun_behind_another_request_has_no_longer(hasty: ServerProcess)
         assert time.monotonic() - began < 4
 
 
-def test_more_header_fields_than_anybody_needs_are_refused(patient: ServerProcess) -> None:
+def test_too_many_header_fields_are_refused(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         few, many = connected(patient, stack), connected(patient, stack)
         few.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 120 + b"\r\n")
@@ -302,7 +302,7 @@ def test_more_header_fields_than_anybody_needs_are_refused(patient: ServerProces
         assert (status, problem["detail"]) == (431, "The request has more headers than the limit of 128.")
 
 
-def test_connections_that_are_reset_leave_nothing_behind(patient: ServerProcess) -> None:
+def test_reset_connections_leave_nothing_behind(patient: ServerProcess) -> None:
     head = (
         b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
         + b"".join(b"h%d: %s\r\n" % (n, b"x" * 400) for n in range(120))
@@ -320,7 +320,7 @@ def test_connections_that_are_reset_leave_nothing_behind(patient: ServerProcess)
     assert megabytes(patient.process.pid, "VmRSS") - before < 15
 
 
-def test_whoever_was_told_to_go_on_has_the_time_to_read_its_refusal(patient: ServerProcess) -> None:
+def test_a_client_that_got_100_continue_can_read_its_refusal(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
         connection.sendall(
@@ -328,15 +328,15 @@ def test_whoever_was_told_to_go_on_has_the_time_to_read_its_refusal(patient: Ser
             b"Transfer-Encoding: chunked\r\n\r\n"
         )
         assert connection.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        for _ in range(28):  # eight more than are taken
+        for _ in range(28):  # eight more than the limit
             connection.sendall(b"100000\r\n" + bytes(2**20) + b"\r\n")
         connection.sendall(b"0\r\n\r\n")
         assert answer(connection)[0] == 413
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_wish_for_another_protocol_changes_nothing(patient: ServerProcess, cat: bytes, at_once: bool) -> None:
-    """As `curl --http2` sends it: the body is this request's, whatever it looks like."""
+def test_an_upgrade_request_is_answered_as_http_1_1(patient: ServerProcess, cat: bytes, at_once: bool) -> None:
+    """As sent by `curl --http2`: the body belongs to this request, even if it looks like another one."""
     head = (
         b"POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
         b"HTTP2-Settings: AAMAAABk\r\n"
@@ -363,7 +363,7 @@ def test_a_wish_for_another_protocol_changes_nothing(patient: ServerProcess, cat
     assert not any("smuggled" in line for line in patient.lines)
 
 
-def test_a_refusal_keeps_the_connection_where_all_of_the_body_had_come(patient: ServerProcess, cat: bytes) -> None:
+def test_a_refusal_after_the_whole_body_keeps_the_connection(patient: ServerProcess, cat: bytes) -> None:
     with ExitStack() as stack:
         whole, half = connected(patient, stack), connected(patient, stack)
         request = (HEAD % len(cat)).replace(b"/upload", b"/nothing") + cat
@@ -376,7 +376,7 @@ def test_a_refusal_keeps_the_connection_where_all_of_the_body_had_come(patient: 
         assert (status, headers["connection"]) == (404, "close")
 
 
-def test_what_is_read_after_an_answer_is_not_part_of_its_time(patient: ServerProcess) -> None:
+def test_lingering_after_a_response_is_not_part_of_its_duration(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
         connection.sendall(HEAD % 30_000_000 + b"x")
@@ -387,7 +387,7 @@ def test_what_is_read_after_an_answer_is_not_part_of_its_time(patient: ServerPro
     assert line["ms"] < 500
 
 
-def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(patient: ServerProcess) -> None:
+def test_a_malformed_body_after_100_continue_gets_400_only(patient: ServerProcess) -> None:
     with ExitStack() as stack:
         connection = connected(patient, stack)
         connection.sendall(
@@ -402,8 +402,8 @@ def test_who_waits_for_a_go_ahead_and_then_sends_rubbish_gets_400_and_no_more(pa
     assert not any('"level": "error"' in line for line in patient.lines)
 
 
-def test_where_all_are_at_work_a_new_connection_is_told_so(cat: bytes) -> None:
-    """Two connections at most, and two pictures that take their decoder as long as it is allowed."""
+def test_a_new_connection_is_refused_while_all_others_are_busy(cat: bytes) -> None:
+    """The limit is two connections, and two images keep the decoder busy until its time limit."""
     flags = ("--model", str(TINY_MODEL), "--log-format", "json", "--max-connections", "2", "--threads", "1")
     slow = bmp(7000, 7000, 8, 1, b"\1\0" * 4_000_000)
     with running_server(sys.executable, *flags) as server, ExitStack() as stack:
@@ -414,12 +414,12 @@ def test_where_all_are_at_work_a_new_connection_is_told_so(cat: bytes) -> None:
         status, headers, problem = answer(connected(server, stack))
         assert (status, headers["retry-after"]) == (503, "1")
         assert problem["title"] == "Service Unavailable"
-        assert [answer(connection)[0] for connection in busy] == [413, 413]  # they were left in peace
+        assert [answer(connection)[0] for connection in busy] == [413, 413]  # they were not evicted
         reply = httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
         assert reply.status_code == 200
 
 
-def test_uploads_together_hold_no_more_than_they_may(cat: bytes) -> None:
+def test_all_uploads_together_are_limited(cat: bytes) -> None:
     flags = (*FLAGS, "--max-request-bytes", "1000000", "--max-upload-bytes", "2500000")
     with running_server(sys.executable, *flags) as server, ExitStack() as stack:
         arriving = [connected(server, stack) for _ in range(2)]
@@ -441,7 +441,7 @@ def test_uploads_together_hold_no_more_than_they_may(cat: bytes) -> None:
         assert answer(again)[0] == 415
 
 
-def test_it_starts_with_room_for_its_connections_or_says_why_not() -> None:
+def test_it_raises_the_limit_on_open_files_or_reports_why_not() -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 1200))
 

@@ -1,4 +1,4 @@
-"""Whatever a flag, a variable, a file's name, a model or a label holds: no command lets it steer a terminal."""
+"""No flag, variable, file name, model or label can steer a terminal through a command's output."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from tests.tiny_model import PATH as TINY_MODEL
 
 SERVE = [sys.executable, "-m", "serve"]
 WHERE = pytest.mark.parametrize("on_terminal", [False, True], ids=["pipe", "terminal"])
-BYTES = "\udcff\udc9b2J"  # of a name that is no UTF-8, and one of the characters above as Latin-1 has it
+BYTES = "\udcff\udc9b2J"  # from a name that is not UTF-8, and a control character in Latin-1
 
 WRITTEN = "".join(f"\\u{ord(each):04x}" for each in EVIL)
 
@@ -37,7 +37,7 @@ def test_names_of_files(pictures: Path, form: str, on_terminal: bool) -> None:
     status, said = run(command, on_terminal=on_terminal)
     assert status == 1
     assert "2 classified, 2 with problems" in said
-    if form == "--csv" and not on_terminal:  # which is for programs, and --resume reads it back
+    if form == "--csv" and not on_terminal:  # CSV is for programs, and --resume reads it back
         assert EVIL in said
         said = said[said.index("4 files in") :]
     assert steering(said) == []
@@ -105,7 +105,7 @@ def test_variables(name: str) -> None:
     status, said = run(SERVE, settings, on_terminal=True)
     assert (status, steering(said)) == (2, []), said
     status, said = run([*SERVE, "config"], settings, on_terminal=True)
-    assert "there is no setting SERVE_a\\x1b[31m" in said
+    assert "unknown setting SERVE_a\\x1b[31m" in said
     assert steering(said) == []
 
 
@@ -133,7 +133,7 @@ def test_labels_and_what_a_model_says_of_itself(tmp_path: Path) -> None:
         assert (status, steering(said)) == (0, []), said
     run([*command, "--model", model, "--output", output])
     status, said = run([*command, "--model", TINY_MODEL, "--output", output, "--resume"], on_terminal=True)
-    assert "is of the model \\x9b\\x7fy, not of tiny" in said
+    assert "is from the model \\x9b\\x7fy, not tiny" in said
     assert (status, steering(said)) == (2, [])
 
 

@@ -1,4 +1,4 @@
-"""The real process, whose standard error nobody reads: it answers, passes signals on and ends as ever."""
+"""The real process with an unread standard error: it answers, passes signals on and ends as usual."""
 
 import http.client
 import os
@@ -15,7 +15,7 @@ from tests.hostile.unread_log import unread_log, unread_server
 from tests.server_process import wait_for
 
 
-def test_two_thousand_requests_are_answered_sigterm_ends_it_and_what_is_lost_is_counted_and_said() -> None:
+def test_an_unread_log_delays_neither_requests_nor_sigterm_and_its_loss_is_reported() -> None:
     assert unread_log(2000) == []
 
 
@@ -30,7 +30,7 @@ def test_a_worker_that_is_killed_is_replaced() -> None:
         assert server.end()[0] == 0
 
 
-def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port() -> None:
+def test_when_the_supervisor_is_killed_the_workers_end_and_free_the_port() -> None:
     with unread_server("--workers", "2") as server:
         assert server.get(600) == [200] * 600
         workers = server.workers()
@@ -41,26 +41,26 @@ def test_when_the_first_process_is_killed_the_workers_end_and_free_the_port() ->
             pass
 
 
-def test_a_worker_that_does_not_end_is_killed_before_that_is_said() -> None:
+def test_a_worker_that_does_not_end_is_killed_before_it_is_logged() -> None:
     with unread_server("--workers", "2", "--grace-seconds", "1") as server:
         assert server.get(600) == [200] * 600
         os.kill(server.workers()[0], signal.SIGSTOP)
         assert server.end()[0] == 1
 
 
-# What ends a process out of Python's reach writes why by itself.
+# A fatal error in native code writes to standard error directly.
 CRASHING = """
 import ctypes, runpy, sys
 import serve.api.handlers
 async def crash(self, request):
     ctypes.pythonapi.Py_FatalError(b"as a library may")
-serve.api.handlers.Server.docs = crash
+serve.api.handlers.Handlers.docs = crash
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
 """
 
 
-def test_a_crash_is_one_all_the_same() -> None:
+def test_a_crash_ends_it_despite_an_unread_log() -> None:
     with unread_server(code=CRASHING) as server:
         assert server.get(100) == [200] * 100
         with pytest.raises((OSError, http.client.HTTPException)):
@@ -69,7 +69,7 @@ def test_a_crash_is_one_all_the_same() -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_start_that_fails_ends_all_the_same(workers: str) -> None:
+def test_a_failed_start_ends_it_despite_an_unread_log(workers: str) -> None:
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
     with pytest.raises(BlockingIOError):

@@ -1,4 +1,4 @@
-"""A request's body, as it is read in this process: its bounds, and what it may be."""
+"""Tests reading a request's body: its limits and its media types."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,7 +12,7 @@ LIMITS = UploadLimits(max_bytes=100, max_files=2)
 
 
 class Chunks:
-    """A body in pieces, which notes how many were asked for."""
+    """A body in chunks that counts how many were read."""
 
     def __init__(self, *chunks: bytes) -> None:
         self.chunks = chunks
@@ -37,7 +37,7 @@ def test_a_body_in_pieces_is_put_together() -> None:
 def test_all_pieces_together_may_be_just_as_large_as_the_limit(headers: dict[str, str]) -> None:
     assert len(upload(Chunks(b"a" * 40, b"b" * 60), **headers)[0].data) == 100
     body = Chunks(b"a" * 40, b"b" * 60, b"c", b"never asked for")
-    with pytest.raises(UploadTooLarge, match="larger than the limit of 100 bytes a request"):
+    with pytest.raises(UploadTooLarge, match="larger than the limit of 100 bytes per request"):
         upload(body, **headers)
     assert body.read == 3
 

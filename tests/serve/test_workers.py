@@ -1,4 +1,4 @@
-"""Several processes behind one port: spread, counted together, replaced, ended together."""
+"""Several worker processes behind one port: load, metrics, replacement and shutdown."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ import httpx2
 import pytest
 
 from serve.config.settings import ROOT
-from serve.server.workers import share
+from serve.server.supervisor import cpu_share
 from tests.hostile.client import megabytes
 from tests.server_process import ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
@@ -53,11 +53,11 @@ UPLOADS = 'serve_requests_total{code="200",route="/upload"}'
 @pytest.mark.parametrize(
     ("cpus", "count", "shares"), [(2, 2, [1, 1]), (5, 2, [3, 2]), (64, 4, [16] * 4), (1, 3, [1, 1, 1])]
 )
-def test_cpus_are_shared_as_evenly_as_can_be(cpus: int, count: int, shares: list[int]) -> None:
-    assert [share(cpus, count, number) for number in range(count)] == shares
+def test_cpus_are_shared_as_evenly_as_possible(cpus: int, count: int, shares: list[int]) -> None:
+    assert [cpu_share(cpus, count, number) for number in range(count)] == shares
 
 
-def test_connections_are_spread_and_none_is_lost_while_a_worker_stands_still(server: ServerProcess, cat: bytes) -> None:
+def test_connections_are_spread_and_none_is_lost_while_a_worker_is_stopped(server: ServerProcess, cat: bytes) -> None:
     still = children(server)[0]
     os.kill(still, signal.SIGSTOP)
     with ThreadPoolExecutor(30) as pool:
@@ -65,12 +65,12 @@ def test_connections_are_spread_and_none_is_lost_while_a_worker_stands_still(ser
         wait_for(lambda: sum(each.done() for each in waiting) >= 3)
         time.sleep(0.5)
         answered = sum(each.done() for each in waiting)
-        assert 3 <= answered <= 27  # a fair coin, thirty times, is outside of this once in four million
+        assert 3 <= answered <= 27  # thirty tosses of a fair coin are outside of this once in four million
         os.kill(still, signal.SIGCONT)
         assert [each.result() for each in waiting] == [200] * 30
 
 
-def test_metrics_are_of_all_workers_whichever_is_asked(server: ServerProcess, cat: bytes) -> None:
+def test_each_worker_shows_the_metrics_of_all(server: ServerProcess, cat: bytes) -> None:
     for _ in range(24):
         assert upload(server, cat) == 200
     assert {metric(server, UPLOADS) for _ in range(8)} == {24.0}
@@ -82,12 +82,12 @@ def test_metrics_are_of_all_workers_whichever_is_asked(server: ServerProcess, ca
     assert metric(server, "process_start_time_seconds") == pytest.approx(time.time(), abs=60)
 
 
-def test_a_worker_that_is_killed_is_replaced_and_what_it_counted_stays(server: ServerProcess, cat: bytes) -> None:
+def test_a_killed_worker_is_replaced_and_its_counts_stay(server: ServerProcess, cat: bytes) -> None:
     for _ in range(12):
         assert upload(server, cat) == 200
     before, spent = children(server), metric(server, "process_cpu_seconds_total")
     os.kill(before[0], signal.SIGKILL)
-    # Connections wait for the one that takes its place.
+    # Connections wait for its replacement.
     assert [upload(server, cat) for _ in range(12)] == [200] * 12
     after = children(server)
     assert len(after) == 2
@@ -101,7 +101,7 @@ def test_a_worker_that_is_killed_is_replaced_and_what_it_counted_stays(server: S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_and_what_was_accepted_is_answered(
+def test_a_signal_is_passed_on_and_accepted_requests_are_answered(
     server: ServerProcess, cat: bytes, number: int
 ) -> None:
     url = urlsplit(server.url)
@@ -136,14 +136,14 @@ def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
         assert not Path(f"/proc/{stuck}").exists()
 
 
-# Workers may hang for four seconds rather than thirty; one request hangs its event loop.
+# Workers may be silent for four seconds rather than thirty; a request to /docs blocks the event loop.
 IMPATIENT = """
 import runpy, sys, time
-import serve.api.handlers, serve.server.workers
+import serve.api.handlers, serve.server.supervisor
 async def hang(self, request):
     time.sleep(600)
-serve.server.workers.Workers.__init__.__defaults__ = (4,)
-serve.api.handlers.Server.docs = hang
+serve.server.supervisor.Supervisor.__init__.__defaults__ = (4,)
+serve.api.handlers.Handlers.docs = hang
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
 """
@@ -179,8 +179,8 @@ def test_a_worker_that_hangs_is_killed_and_replaced(impatient: ServerProcess, ca
     assert impatient.stop() == 0
 
 
-def test_where_all_were_asleep_nobody_hangs(impatient: ServerProcess) -> None:
-    """As after a laptop's lid was closed: time in which the first process slept as well is none of the workers'."""
+def test_workers_are_not_killed_after_the_machine_was_asleep(impatient: ServerProcess) -> None:
+    """As when a laptop's lid was closed: time in which the supervisor was stopped, too, doesn't count."""
     everybody = [impatient.process.pid, *children(impatient)]
     for pid in everybody:
         os.kill(pid, signal.SIGSTOP)
@@ -192,7 +192,7 @@ def test_where_all_were_asleep_nobody_hangs(impatient: ServerProcess) -> None:
     assert not [line for line in impatient.lines if "hangs" in line]
 
 
-def test_workers_that_work_are_not_taken_for_hanging(impatient: ServerProcess, cat: bytes) -> None:
+def test_busy_workers_are_not_taken_for_hanging(impatient: ServerProcess, cat: bytes) -> None:
     before = children(impatient)
     until = time.monotonic() + 8
     with ThreadPoolExecutor(8) as pool:
@@ -202,12 +202,12 @@ def test_workers_that_work_are_not_taken_for_hanging(impatient: ServerProcess, c
 
 
 def wait_for_ready(server: ServerProcess, count: int) -> None:
-    """So many workers by now, those before counted."""
+    """Waits until `count` workers have become ready since the start."""
     wait_for(lambda: sum("is ready" in line for line in server.lines) == count, 30)
 
 
-def test_what_is_counted_in_neither_grows_nor_is_missed(server: ServerProcess, cat: bytes) -> None:
-    """One worker after the other dies, and then somebody clears everything away."""
+def test_shared_files_neither_grow_nor_are_needed(server: ServerProcess, cat: bytes) -> None:
+    """Workers are killed one after the other, and then the folder is removed."""
     link = next(path for path in Path(f"/proc/{server.process.pid}/fd").iterdir() if path.readlink().name == "lock")
     folder = link.readlink().parent
     files = {path.name for path in folder.iterdir()}
@@ -227,8 +227,8 @@ def test_what_is_counted_in_neither_grows_nor_is_missed(server: ServerProcess, c
     assert server.stop() == 0
 
 
-def test_children_of_others_are_no_workers() -> None:
-    """As of process 1 in a container, to which those that lost their parents are given."""
+def test_orphans_are_not_taken_for_workers() -> None:
+    """As process 1 of a container, the supervisor inherits orphans."""
     command = 'sleep 1 & exec "$0" -m serve --port 0 "$@"'
     with subprocess.Popen(
         ["sh", "-c", command, sys.executable, *FLAGS], cwd=ROOT, stderr=subprocess.PIPE, text=True
@@ -242,7 +242,7 @@ def test_children_of_others_are_no_workers() -> None:
         assert process.wait(20) == 0
 
 
-def test_workers_end_with_the_process_that_started_them(server: ServerProcess) -> None:
+def test_workers_end_with_the_supervisor(server: ServerProcess) -> None:
     wait_for(lambda: sum("is ready" in line for line in server.lines) == 2)
     left = children(server)
     server.process.kill()
@@ -250,7 +250,7 @@ def test_workers_end_with_the_process_that_started_them(server: ServerProcess) -
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in left))
 
 
-def test_what_stops_a_start_is_said_once() -> None:
+def test_a_failed_start_is_reported_once() -> None:
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as taken:
         port = str(taken.getsockname()[1])
         for flags, words in (
@@ -273,7 +273,7 @@ def test_what_stops_a_start_is_said_once() -> None:
 
 @pytest.mark.parametrize("name", ["PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir"])
 @pytest.mark.parametrize("count", ["1", "2"])
-def test_a_folder_that_others_count_in_is_left_alone(tmp_path: Path, cat: bytes, name: str, count: str) -> None:
+def test_another_programs_metrics_folder_is_not_used(tmp_path: Path, cat: bytes, name: str, count: str) -> None:
     flags = [*FLAGS[:-4], "--workers", count]
     for folder in (tmp_path, tmp_path / "nowhere"):
         with running_server(sys.executable, *flags, environment={name: str(folder)}) as server:

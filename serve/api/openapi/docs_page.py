@@ -1,62 +1,42 @@
-"""The OpenAPI document as one page for people, which needs no script and no other host.
-
-No error leaves this module.
-"""
+"""Renders the OpenAPI document as one HTML page, without scripts and without requests to other hosts."""
 
 import html
 import json
+import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final
 
 Json = dict[str, Any]
 
-_STYLE: Final = """
-:root { color-scheme: light dark; --line: #8886; --soft: #f2f2f2; background: Canvas; color: CanvasText; }
-@media (prefers-color-scheme: dark) { :root { --soft: #262626; } }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
-h2 { margin: 2.5rem 0 0; font-size: 1.4rem; }
-code, pre { font: 0.9em/1.4 ui-monospace, monospace; overflow-wrap: anywhere; }
-pre { background: var(--soft); padding: 0.75rem; white-space: pre-wrap; }
-h3 { margin: 1rem 0 0.25rem; font-size: 1rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: 0.3rem 0.75rem 0.3rem 0; border-top: 1px solid var(--line); }
-th { font-weight: 600; }
-th code, td:nth-child(2) code { white-space: nowrap; }
-summary { cursor: pointer; }
-@media (max-width: 45rem) {
-  tr { display: block; padding: 0.3rem 0; border-top: 1px solid var(--line); }
-  th, td { display: block; padding: 0; border: 0; }
-}
-"""
-_EVERYWHERE: Final = "X-Request-ID"  # the header that need not be named each time
+_TEMPLATE: Final = Path(__file__).with_name("docs_page.html")
+_ON_EVERY_RESPONSE: Final = "X-Request-ID"  # a header that is not repeated for each response
 
 
 def page(document: Json) -> str:
-    """The page as HTML."""
+    """Return the page as HTML."""
     information, components = document["info"], document["components"]
-    title = html.escape(f"{information['title']} {information['version']}")
     operations = [
         (method, path, operation) for path, item in document["paths"].items() for method, operation in item.items()
     ]
-    shown = [_operation(method, path, operation, document) for method, path, operation in operations]
     schemas = [
-        f'<h2 id="{html.escape(name)}"><code>{html.escape(name)}</code></h2>{_more("Schema", schema)}'
+        f'<h2 id="{html.escape(name)}"><code>{html.escape(name)}</code></h2>{_details("Schema", schema)}'
         for name, schema in components["schemas"].items()
     ]
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'
-        f"<body><main><h1>{title}</h1><p>{_text(information['description'])}</p>"
-        '<p>The same for machines: <a href="/openapi.json">/openapi.json</a>, OpenAPI 3.1. To try it: '
-        "<code>curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload</code></p>"
-        f"{_keys(components.get('securitySchemes', {}))}{''.join(shown)}"
-        f"{_common([operation for _, _, operation in operations], document)}"
-        f"<h1>Headers</h1>{_headers(components['headers'])}<h1>Objects</h1>{''.join(schemas)}</main></body></html>\n"
-    )
+    parts = {
+        "title": html.escape(f"{information['title']} {information['version']}"),
+        "description": _text(information["description"]),
+        "keys": _keys(components.get("securitySchemes", {})),
+        "operations": "\n".join(_operation(*each, document) for each in operations),
+        "every_request": _every_request([operation for _, _, operation in operations], document),
+        "headers": _headers(components["headers"]),
+        "objects": "\n".join(schemas),
+    }
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _keys(schemes: Json) -> str:
-    """How to send a key, where keys are wanted."""
+    """Describe how to send an API key, if the document asks for one."""
     if not schemes:
         return ""
     ways = [
@@ -64,38 +44,38 @@ def _keys(schemes: Json) -> str:
         for scheme in schemes.values()
     ]
     sent = " or ".join(f"<code>{html.escape(way)}</code>" for way in ways)
-    return f'<h2 id="key">Keys</h2><p>Some of this wants a key, sent as {sent}.</p>'
+    return f'<h2 id="key">Keys</h2><p>Some operations require an API key, sent as {sent}.</p>'
 
 
 def _operation(method: str, path: str, operation: Json, document: Json) -> str:
     summary = operation["summary"]
     about = [summary if summary.endswith("?") else f"{summary}.", operation.get("description", "")]
-    key = ' Wants <a href="#key">a key</a>.' if "security" in operation else ""
+    key = ' Requires <a href="#key">an API key</a>.' if "security" in operation else ""
     parts = [
         f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{_text(' '.join(about).strip())}{key}</p>",
-        _parameters([each for each in operation["parameters"] if not _is_common(each)], document),
+        _parameters([each for each in operation["parameters"] if not _is_shared(each)], document),
     ]
     if "requestBody" in operation:
         bodies = operation["requestBody"]["content"].items()
         rows = [(f"<code>{html.escape(kind)}</code>", "", _schema(body["schema"])) for kind, body in bodies]
         parts += [_table("Body", rows), *_examples(operation["requestBody"])]
     own = {status: response for status, response in operation["responses"].items() if "$ref" not in response}
-    return "".join([*parts, _answers(own), *_examples(own["200"])])
+    return "".join([*parts, _responses(own), *_examples(own["200"])])
 
 
-def _common(operations: list[Json], document: Json) -> str:
-    """What is the same for every operation, once."""
-    parameters = [each for each in operations[0]["parameters"] if _is_common(each)]
-    answers = {
+def _every_request(operations: list[Json], document: Json) -> str:
+    """Render what is the same for every operation: shared parameters, and the responses that connections get."""
+    parameters = [each for each in operations[0]["parameters"] if _is_shared(each)]
+    responses = {
         status: _resolved(response, document)
         for operation in operations
         for status, response in operation["responses"].items()
         if "$ref" in response
     }
-    return f"<h1>Every request</h1>{_parameters(parameters, document)}{_answers(dict(sorted(answers.items())))}"
+    return _parameters(parameters, document) + _responses(dict(sorted(responses.items())))
 
 
-def _is_common(parameter: Json) -> bool:
+def _is_shared(parameter: Json) -> bool:
     return parameter["$ref"].rpartition("/")[2] in ("requestId", "traceparent")
 
 
@@ -104,27 +84,27 @@ def _parameters(references: list[Json], document: Json) -> str:
         (
             f"<code>{html.escape(each['name'])}</code>",
             each["in"] + (", required" if each.get("required") else ""),
-            f"{_text(each['description'])} <code>{html.escape(_brief(each['schema']))}</code>",
+            f"{_text(each['description'])} <code>{html.escape(_in_line(each['schema']))}</code>",
         )
         for each in (_resolved(reference, document) for reference in references)
     ]
     return _table("Parameters", rows) if rows else ""
 
 
-def _answers(responses: Json) -> str:
+def _responses(responses: Json) -> str:
     rows = [
         (
             status,
             "<br>".join(f"<code>{html.escape(kind)}</code>" for kind in response["content"]),
             f"{_text(response['description'])} {_schema(next(iter(response['content'].values()))['schema'])}"
-            f"{_with([name for name in response['headers'] if name != _EVERYWHERE])}",
+            f"{_with_headers([name for name in response['headers'] if name != _ON_EVERY_RESPONSE])}",
         )
         for status, response in responses.items()
     ]
-    return _table("Answers", rows)
+    return _table("Responses", rows)
 
 
-def _with(headers: list[str]) -> str:
+def _with_headers(headers: list[str]) -> str:
     return f", with {', '.join(_link('header-' + name, name) for name in headers)}" if headers else ""
 
 
@@ -132,12 +112,12 @@ def _headers(headers: Json) -> str:
     rows = [
         (
             f'<code id="header-{html.escape(name)}">{html.escape(name)}</code>',
-            "always there" if header.get("required") else "",
-            f"{_text(header['description'])} <code>{html.escape(_brief(header['schema']))}</code>",
+            "always" if header.get("required") else "",
+            f"{_text(header['description'])} <code>{html.escape(_in_line(header['schema']))}</code>",
         )
         for name, header in headers.items()
     ]
-    return _table(f"Of answers that name them, and {_EVERYWHERE} of all", rows)
+    return _table(f"On responses that name them; {_ON_EVERY_RESPONSE} on all", rows)
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> str:
@@ -149,22 +129,22 @@ def _schema(schema: Json) -> str:
     references = [each["$ref"].rsplit("/", 1)[1] for each in schema.get("oneOf", [schema]) if "$ref" in each]
     if references:
         return " or ".join(_link(name, name) for name in references)
-    return f"<code>{html.escape(_brief(schema))}</code>"
+    return f"<code>{html.escape(_in_line(schema))}</code>"
 
 
 def _link(identifier: str, name: str) -> str:
     return f'<a href="#{html.escape(identifier)}">{html.escape(name)}</a>'
 
 
-def _brief(schema: Json) -> str:
+def _in_line(schema: Json) -> str:
     return json.dumps(schema, ensure_ascii=False)
 
 
 def _examples(body: Json) -> Iterable[str]:
-    return (_more("Example", media["example"]) for media in body["content"].values() if "example" in media)
+    return (_details("Example", media["example"]) for media in body["content"].values() if "example" in media)
 
 
-def _more(title: str, value: Json) -> str:
+def _details(title: str, value: Json) -> str:
     text = json.dumps(value, indent=1, ensure_ascii=False)
     return f"<details><summary>{title}</summary><pre>{html.escape(text)}</pre></details>"
 
@@ -176,6 +156,6 @@ def _resolved(node: Json, document: Json) -> Json:
 
 
 def _text(words: str) -> str:
-    """Escaped, with what is between backticks as code."""
+    """Escape text for HTML and set what stands between backticks as code."""
     pieces = html.escape(words).split("`")
     return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))

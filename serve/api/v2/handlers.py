@@ -1,7 +1,4 @@
-"""The routes of the Open Inference Protocol, on the same model, scheduler and limits as `/upload`.
-
-Domain errors leave every handler here; `app.py` makes the protocol's error objects of them.
-"""
+"""The handlers of the Open Inference Protocol, on the same model, scheduler and limits as `/upload`."""
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -12,9 +9,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serve import __version__
-from serve.api.handlers import Server, until, while_connected
+from serve.api.deadlines import until, while_connected
+from serve.api.pipeline import Pipeline
 from serve.api.upload import read_body
-from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_answer
+from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
 from serve.errors import UnknownModel, UnsupportedBody
 from serve.model.classifier import Classified, Job, Prepared
 from serve.scheduling.scheduler import Outcome
@@ -26,20 +24,20 @@ MODEL: Final = "/v2/models/{name}"
 MODEL_VERSION: Final = f"{MODEL}/versions/{{version}}"
 
 
-class InferenceServer:
-    """The handlers, on what a `Server` is made of."""
+class InferenceHandlers:
+    """The handlers of every route under `/v2`; they raise `RequestError`."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
-        model = server.classifier.model
-        self._signature = Signature(model.name, model.input_side, server.classifier.labels, server.config.max_files)
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        model, labels = pipeline.classifier.model, pipeline.classifier.labels
+        self._signature = Signature(model.name, model.input_side, labels, pipeline.limits.max_files)
 
     def health(self) -> dict[str, Handler]:
-        """Path → handler of the protocol's probes."""
+        """Return the protocol's probes, which need no API key, by path."""
         return {"/v2/health/live": self.live, "/v2/health/ready": self.ready}
 
     def routes(self) -> Iterator[tuple[str, Handler, list[str]]]:
-        """Path, handler and methods of all others."""
+        """Yield the path, handler and methods of every other route."""
         yield "/v2", self.metadata, ["GET"]
         for model in (MODEL, MODEL_VERSION):
             yield model, self.model_metadata, ["GET"]
@@ -54,7 +52,7 @@ class InferenceServer:
         return JSONResponse({"live": True})
 
     async def ready(self, request: Request) -> Response:
-        self._server.lifecycle.require_ready()
+        self._pipeline.lifecycle.require_ready()
         return JSONResponse({"ready": True})
 
     async def model_metadata(self, request: Request) -> Response:
@@ -63,40 +61,41 @@ class InferenceServer:
 
     async def model_ready(self, request: Request) -> Response:
         self._require_model(request)
-        self._server.lifecycle.require_ready()
+        self._pipeline.lifecycle.require_ready()
         return JSONResponse({"name": self._signature.model, "ready": True})
 
     async def infer(self, request: Request) -> Response:
         self._require_model(request)
-        async with self._server.admitted() as (visit, arrival):
+        pipeline = self._pipeline
+        async with pipeline.admitted() as (in_flight, upload):
             started = time.monotonic()
-            seconds = self._server.timeout_of(request)
+            seconds = pipeline.timeout_of(request)
             if request.headers.get("content-encoding", "identity").lower() != "identity":
                 raise UnsupportedBody("The body is compressed, which is not supported; send it as it is.")
-            chunks = arrival.limit_rate(request.stream())
-            body = await read_body(request.headers, chunks, self._server.limits.max_bytes)
-            visit.body_received()
+            chunks = upload.limit_rate(request.stream())
+            body = await read_body(request.headers, chunks, pipeline.limits.max_bytes)
+            in_flight.body_received()
             read = time.monotonic()
             work = self._infer(request.headers.get(LENGTH_HEADER), body, read + seconds)
-            asked, outcomes = await while_connected(request.receive, work)
-            headers = self._server.note(request, read - started, outcomes)
+            inference, outcomes = await while_connected(request.receive, work)
+            headers = pipeline.record_stages(request, read - started, outcomes)
         logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
-        # Off the event loop, because a thousand numbers a picture take a millisecond to write.
-        answer, head_length = await self._server.inspector.run(write_answer, asked, logits, self._signature)
-        if head_length is None:
-            return Response(answer, headers=headers, media_type="application/json")
-        headers[LENGTH_HEADER] = str(head_length)
-        return Response(answer, headers=headers, media_type="application/octet-stream")
+        # Not on the event loop, because writing the thousand numbers of an image takes a millisecond.
+        payload, json_length = await pipeline.header_checks.run(write_response, inference, logits, self._signature)
+        if json_length is None:
+            return Response(payload, headers=headers, media_type="application/json")
+        headers[LENGTH_HEADER] = str(json_length)
+        return Response(payload, headers=headers, media_type="application/octet-stream")
 
     async def _infer(
         self, length_header: str | None, body: bytes, deadline: float
     ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
         async with until(deadline):
-            asked = await self._server.inspector.check(parse_request, length_header, body, self._signature)
-            # All of them have to be sound: there is one answer.
-            jobs: list[Job | Prepared] = [await self._server.open(each, 1, alone=False) for each in asked.images]
-        jobs += [Prepared(row, 1, {}) for row in asked.rows]
-        return asked, await self._server.compute(jobs, deadline)
+            inference = await self._pipeline.header_checks.check(parse_request, length_header, body, self._signature)
+            # One bad image fails the request, because the protocol has one answer for all of them.
+            jobs: list[Job | Prepared] = [await self._pipeline.open(each, 1, alone=False) for each in inference.images]
+        jobs += [Prepared(row, 1, {}) for row in inference.rows]
+        return inference, await self._pipeline.compute(jobs, deadline)
 
     def _require_model(self, request: Request) -> None:
         name: Any = request.path_params["name"]

@@ -1,11 +1,9 @@
-"""The Open Inference Protocol's messages: bytes → checked tensors, and results → bytes. Knows no HTTP but two headers.
+"""Reads inference requests and writes inference responses of the Open Inference Protocol.
 
-https://github.com/kserve/open-inference-protocol, with Triton's binary tensor and classification extensions. One tensor
-comes in: `input` FP32 `[N, 3, S, S]`, normalised, or `image` BYTES `[N]`, encoded pictures (base64 where they come as
-JSON). One goes out: `logits` FP32 `[N, classes]`, or where asked for the most probable classes as BYTES `[N, k]`, each
+https://github.com/kserve/open-inference-protocol, with Triton's binary tensor and classification extensions. A request
+has one tensor: `input` FP32 `[N, 3, S, S]`, normalised, or `image` BYTES `[N]`, encoded images (base64 in JSON). A
+response has one tensor: `logits` FP32 `[N, classes]` or, on request, the most probable classes as BYTES `[N, k]`, each
 `logit:index:label`.
-
-Errors that leave here: `BadTensor`, `TooManyFiles`, `UploadTooLarge`.
 """
 
 import json
@@ -19,12 +17,12 @@ from serve.api.v2.tensors import (
     IMAGE,
     INPUT,
     LENGTH,
-    floats,
-    images,
-    parameters_of,
+    quote,
+    read_floats,
+    read_images,
+    read_parameters,
+    read_shape,
     require_datatype,
-    shape_of,
-    shown,
 )
 from serve.errors import BadTensor, UploadTooLarge
 from serve.model.postprocess import Label
@@ -32,18 +30,18 @@ from serve.model.postprocess import Label
 OUTPUT: Final = "logits"
 VERSION: Final = "1"  # of the model; there is one
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
-# Reading JSON holds the lock of Python, and so the event loop, by the values that are in it: so many tensors of them,
-# and so many lists, objects and names beside theirs. A picture's 150,528 values take 3 MB as Python writes them.
+# Reading JSON holds Python's lock, and so stops the event loop, for a time that grows with the number of values. The
+# limits leave room for this many tensors and a thousand other parts. The 150,528 values of one image take 3 MB.
 MAX_JSON_BYTES: Final = 8 * 2**20
 MAX_JSON_ROWS: Final = 4
 _MORE_PARTS: Final = 1000
 _MAX_ID_CHARACTERS: Final = 1024
-_SIGNIFICANT_DIGITS: Final = 9  # which FP32 survives
+_SIGNIFICANT_DIGITS: Final = 9  # enough to restore the same FP32
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives: its name, S, the labels of its classes, and how many rows a request may have."""
+    """A model's name, input side S and labels, and the most rows that a request may have."""
 
     model: str
     side: int
@@ -51,7 +49,7 @@ class Signature:
     max_rows: int
 
     def metadata(self) -> dict[str, Any]:
-        """The protocol's model metadata; -1 is any number."""
+        """Return the protocol's model metadata, in which -1 stands for any number."""
         side = self.side
         return {
             "name": self.model,
@@ -67,9 +65,14 @@ class Signature:
 
 @dataclass(frozen=True)
 class InferenceRequest:
-    """A checked request: either `rows`, each FP32 `[1, 3, S, S]`, or `pictures`, encoded.
+    """A checked request.
 
-    classes: the k of the classification extension, 0 for logits. binary: whether the answer's tensor is.
+    Attributes:
+        id: the client's name for the request.
+        rows: FP32 `[1, 3, S, S]` each; empty if the request has images.
+        images: encoded files; empty if the request has rows.
+        classes: k of the classification extension; 0 asks for logits.
+        binary: whether the response's tensor is binary.
     """
 
     id: str | None
@@ -80,39 +83,56 @@ class InferenceRequest:
 
 
 def parse_request(length_header: str | None, body: bytes, signature: Signature) -> InferenceRequest:
-    """Read a request's body. length_header: the value of `LENGTH_HEADER`, which says where its JSON ends."""
+    """Read a request's body.
+
+    Args:
+        length_header: the value of `LENGTH_HEADER`, the length of the JSON at the start of the body.
+        body: the whole body.
+        signature: what the model takes.
+
+    Raises:
+        BadTensor: the request is malformed, or the model takes no such tensor.
+        TooManyFiles: it has more rows than the limit.
+        UploadTooLarge: its JSON is larger than the limit.
+    """
     message, tail = _split(length_header, body, signature)
-    tensor = _only(message, "inputs")
+    tensor = _only_tensor(message, "inputs")
     name = tensor.get("name")
     rows: list[npt.NDArray[np.float32]] = []
     encoded: list[bytes] = []
     if name == INPUT:
         require_datatype(tensor, INPUT, "FP32")
         side = signature.side
-        shape = shape_of(tensor, INPUT, (3, side, side), signature.max_rows)
-        rows = list(floats(tensor, shape, tail)[:, None])
+        shape = read_shape(tensor, INPUT, (3, side, side), signature.max_rows)
+        rows = list(read_floats(tensor, shape, tail)[:, None])
     elif name == IMAGE:
         require_datatype(tensor, IMAGE, "BYTES")
-        (count,) = shape_of(tensor, IMAGE, (), signature.max_rows)
-        encoded = images(tensor, count, tail)
+        (count,) = read_shape(tensor, IMAGE, (), signature.max_rows)
+        encoded = read_images(tensor, count, tail)
     else:
-        raise BadTensor(f"There is no input {shown(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
-    classes, binary = _wanted(message, len(signature.labels))
+        raise BadTensor(f"There is no input {quote(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
+    classes, binary = _requested_output(message, len(signature.labels))
     identifier = message.get("id")
     if not (identifier is None or (isinstance(identifier, str) and len(identifier) <= _MAX_ID_CHARACTERS)):
-        raise BadTensor(f"The request's id is no string of at most {_MAX_ID_CHARACTERS} characters.")
+        raise BadTensor(f"The request's id is not a string of at most {_MAX_ID_CHARACTERS} characters.")
     return InferenceRequest(identifier, rows, encoded, classes, binary)
 
 
-def write_answer(
+def write_response(
     request: InferenceRequest, logits: npt.NDArray[np.float32], signature: Signature
 ) -> tuple[bytes, int | None]:
-    """The answer's body, and the length of its JSON where a binary tensor follows it.
+    """Return a response's body, and the length of its JSON if a binary tensor follows it.
 
-    logits: FP32 `[N, classes]`. Raises `BadTensor` where they are not finite, which no picture makes them.
+    Args:
+        request: what the client asked for.
+        logits: FP32 `[N, classes]`.
+        signature: the model's.
+
+    Raises:
+        BadTensor: the logits are not finite, as only extreme values of `input` make them.
     """
     if not np.isfinite(logits).all():
-        raise BadTensor("The model gives no finite logits for these values.")
+        raise BadTensor("The model's logits for these values are not finite.")
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
     values: list[Any]
     if request.classes:
@@ -127,19 +147,19 @@ def write_answer(
         output["parameters"] = {"binary_data_size": len(raw)}
     else:
         output["data"] = values
-    answer = {"model_name": signature.model, "model_version": VERSION, "outputs": [output]}
+    response = {"model_name": signature.model, "model_version": VERSION, "outputs": [output]}
     if request.id is not None:
-        answer["id"] = request.id
-    head = json.dumps(answer, allow_nan=False).encode()
+        response["id"] = request.id
+    head = json.dumps(response, allow_nan=False).encode()
     return (head + raw, len(head)) if request.binary else (head, None)
 
 
 def _split(length_header: str | None, body: bytes, signature: Signature) -> tuple[dict[str, Any], memoryview]:
-    """The JSON object at the start of a body, and the bytes behind it."""
+    """Return the JSON object at the start of a body, and the bytes after it."""
     length = len(body)
     if length_header is not None:
         if not (length_header.isascii() and length_header.isdigit() and len(length_header) <= 15):
-            raise BadTensor(f"{LENGTH_HEADER}: {shown(length_header)} is not a number of bytes.")
+            raise BadTensor(f"{LENGTH_HEADER}: {quote(length_header)} is not a number of bytes.")
         length = int(length_header)
         if length > len(body):
             raise BadTensor(f"{LENGTH_HEADER} is {length}, but the body has {len(body)} bytes.")
@@ -158,22 +178,22 @@ def _split(length_header: str | None, body: bytes, signature: Signature) -> tupl
         raise UploadTooLarge(
             f"The request has more than {most} values in JSON, the limit; binary tensors are not counted."
         )
-    names = body.count(b":", 0, length)
-    if names > _MORE_PARTS:
-        raise BadTensor(f"The request has {names} names of values; the limit is {_MORE_PARTS}.")
+    keys = body.count(b":", 0, length)
+    if keys > _MORE_PARTS:
+        raise BadTensor(f"The request has {keys} keys; the limit is {_MORE_PARTS}.")
     try:
-        # Decoded here, because json takes surrogates for text, each with an exception of its own.
+        # Decoded here, because json.loads would let surrogates through, at the cost of an exception each.
         text = str(memoryview(body)[:length], "utf-8-sig")
         message = json.loads(text, parse_float=_float, parse_int=_int)
-    except (ValueError, RecursionError) as error:  # of which the first includes text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # ValueError also covers text that is not UTF-8
         raise BadTensor("The request is not JSON.") from error
     if not isinstance(message, dict):
         raise BadTensor("The request is not a JSON object.")
     return message, memoryview(body)[length:]
 
 
-# Numbers can take microseconds each, some of a few bytes too. As functions in Python they let other threads have their
-# turn between one number and the next; `float` and `int` themselves would hold the lock for all of them together.
+# A number of a few bytes can take microseconds. Python functions let other threads run between two numbers; `float` and
+# `int` themselves would hold the lock until all of them were read.
 def _float(text: str) -> float:
     return float(text)
 
@@ -182,7 +202,7 @@ def _int(text: str) -> int:
     return int(text)
 
 
-def _only(message: dict[str, Any], key: str) -> dict[str, Any]:
+def _only_tensor(message: dict[str, Any], key: str) -> dict[str, Any]:
     tensors = message.get(key)
     if not isinstance(tensors, list) or len(tensors) != 1 or not isinstance(tensors[0], dict):
         raise BadTensor(f"'{key}' is not a list of one tensor.")
@@ -190,29 +210,29 @@ def _only(message: dict[str, Any], key: str) -> dict[str, Any]:
     return tensor
 
 
-def _wanted(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
-    """How many classes the answer names, 0 for logits, and whether its tensor is binary."""
-    binary = _flag(parameters_of(message, "the request"), "binary_data_output")
+def _requested_output(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
+    """Return how many classes to name, 0 for logits, and whether the response's tensor is binary."""
+    binary = _flag(read_parameters(message, "the request"), "binary_data_output")
     if message.get("outputs") in (None, []):
         return 0, binary
-    output = _only(message, "outputs")
+    output = _only_tensor(message, "outputs")
     if output.get("name") != OUTPUT:
-        raise BadTensor(f"There is no output {shown(output.get('name'))}; the model gives '{OUTPUT}'.")
-    parameters = parameters_of(output, OUTPUT)
+        raise BadTensor(f"There is no output {quote(output.get('name'))}; the model returns '{OUTPUT}'.")
+    parameters = read_parameters(output, OUTPUT)
     classes = parameters.get("classification", 0)
     if type(classes) is not int or not 0 <= classes <= class_count:
-        raise BadTensor(f"classification={shown(classes)} is not a whole number from 1 to {class_count}.")
+        raise BadTensor(f"classification={quote(classes)} is not a whole number from 1 to {class_count}.")
     return classes, _flag(parameters, "binary_data", binary)
 
 
 def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:
     value = parameters.get(key, default)
     if not isinstance(value, bool):
-        raise BadTensor(f"{key}={shown(value)} is neither true nor false.")
+        raise BadTensor(f"{key}={quote(value)} is neither true nor false.")
     return value
 
 
 def _ranked(logits: npt.NDArray[np.float32], k: int, labels: tuple[Label, ...]) -> list[str]:
-    """As Triton writes them: the value, the class's position and its label; equal ones in the order of the classes."""
+    """Return the top k as Triton writes them, `logit:index:label`; equal logits stay in the order of the classes."""
     order = np.argsort(-logits, kind="stable")[:k]
     return [f"{logits[index]:.{_SIGNIFICANT_DIGITS}g}:{index}:{labels[index].name}" for index in order]

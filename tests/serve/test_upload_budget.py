@@ -1,4 +1,4 @@
-"""Uploads on their way in: pace, and the bytes that all of them hold."""
+"""Limits on the rate of an upload and on the bytes of all uploads together."""
 
 import asyncio
 import time
@@ -17,23 +17,23 @@ async def chunks(*parts: bytes, pause: float = 0.0) -> AsyncIterator[bytes]:
 
 
 async def read(arrivals: UploadBudget, source: AsyncIterator[bytes]) -> tuple[bytes, int]:
-    """What came, and what was held meanwhile."""
-    with arrivals.one() as arrival:
+    """The bytes received, and how many counted against the budget at the end."""
+    with arrivals.track() as arrival:
         received = b"".join([chunk async for chunk in arrival.limit_rate(source)])
         return received, arrivals.held
 
 
-def test_chunks_pass_through_and_count_until_the_end() -> None:
+def test_chunks_pass_through_and_are_counted_until_the_end() -> None:
     arrivals = UploadBudget(10, 1.0)
     assert asyncio.run(read(arrivals, chunks(b"abc", b"defg"))) == (b"abcdefg", 7)
     assert arrivals.held == 0
 
 
-def test_more_than_all_may_hold_is_refused_and_what_it_held_is_free_again() -> None:
+def test_an_upload_beyond_the_budget_is_refused_and_its_bytes_are_freed() -> None:
     arrivals = UploadBudget(10, 1.0)
 
     async def scenario() -> None:
-        with arrivals.one() as other:
+        with arrivals.track() as other:
             async for _ in other.limit_rate(chunks(b"123456")):
                 pass
             with pytest.raises(UploadsFull, match="the limit for all together is 10 bytes"):
@@ -45,7 +45,7 @@ def test_more_than_all_may_hold_is_refused_and_what_it_held_is_free_again() -> N
     assert arrivals.held == 0
 
 
-def test_one_that_is_silent_makes_way_and_one_that_comes_does_not() -> None:
+def test_an_idle_upload_is_evicted_and_an_active_one_is_not() -> None:
     arrivals = UploadBudget(10, 30.0)
 
     async def silent() -> None:
@@ -71,18 +71,18 @@ def test_one_that_is_silent_makes_way_and_one_that_comes_does_not() -> None:
 
     asyncio.run(scenario())
     assert arrivals.held == 0
-    assert not arrivals.arriving
+    assert not arrivals.receiving
 
 
-def test_one_that_was_refused_makes_way_for_nobody_a_second_time() -> None:
-    """Its reader is left in the middle, and lives on for as long as somebody looks at the error."""
+def test_a_refused_upload_is_not_evicted_again() -> None:
+    """Its suspended generator lives on as long as the error is referenced."""
     arrivals = UploadBudget(10, 30.0)
 
     async def scenario() -> None:
-        with pytest.raises(ZeroDivisionError) as kept, arrivals.one() as arrival:
+        with pytest.raises(ZeroDivisionError) as kept, arrivals.track() as arrival:
             async for _ in arrival.limit_rate(chunks(b"12345678", b"9")):
                 raise ZeroDivisionError
-        assert (arrivals.held, arrivals.arriving) == (0, set())
+        assert (arrivals.held, arrivals.receiving) == (0, set())
         await asyncio.sleep(1.1)
         assert await read(arrivals, chunks(b"1234567890")) == (b"1234567890", 10)
         assert arrivals.held == 0
@@ -91,7 +91,7 @@ def test_one_that_was_refused_makes_way_for_nobody_a_second_time() -> None:
     asyncio.run(scenario())
 
 
-def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
+def test_an_upload_may_time_out_in_the_moment_it_is_evicted() -> None:
     arrivals = UploadBudget(10, 0.1)
 
     async def scenario() -> None:
@@ -105,7 +105,7 @@ def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
 
         stalled = asyncio.ensure_future(silent())
         await asyncio.sleep(0.05)
-        (arrival,) = arrivals.arriving
+        (arrival,) = arrivals.receiving
         when = arrival._waiting.when()
         assert when
         done: list[None] = []
@@ -117,7 +117,7 @@ def test_one_whose_time_is_up_in_the_same_moment_hurts_nobody() -> None:
     asyncio.run(scenario())
 
 
-def test_one_that_came_fast_may_not_then_be_silent_for_longer() -> None:
+def test_a_fast_upload_may_not_pause_for_longer() -> None:
     arrivals = UploadBudget(10**8, 0.1)
 
     async def source() -> AsyncIterator[bytes]:
@@ -130,24 +130,24 @@ def test_one_that_came_fast_may_not_then_be_silent_for_longer() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_one_that_drips_is_refused_however_often_it_drips() -> None:
+def test_an_upload_that_arrives_byte_by_byte_is_refused() -> None:
     arrivals = UploadBudget(1000, 0.1)
     with pytest.raises(UploadTooSlow, match=r"too slowly: \d+ bytes in 0 s; the limit is 0.1 s"):
         asyncio.run(read(arrivals, chunks(*[b"x"] * 100, pause=0.01)))
     assert arrivals.held == 0
 
 
-def test_one_that_is_large_has_its_time() -> None:
+def test_a_large_upload_gets_more_time() -> None:
     arrivals = UploadBudget(10**6, 0.1)
     received, _ = asyncio.run(read(arrivals, chunks(*[bytes(4096)] * 6, pause=0.04)))  # 100 KB a second
     assert len(received) == 6 * 4096
 
 
 @pytest.mark.parametrize("more", [True, False])
-def test_one_that_was_made_to_go_ends_though_its_last_bytes_came_meanwhile(more: bool) -> None:
+def test_an_evicted_upload_ends_even_if_its_last_bytes_have_arrived(more: bool) -> None:
     async def scenario() -> None:
         arrivals = UploadBudget(100, 30.0)
-        with arrivals.one() as arrival:
+        with arrivals.track() as arrival:
 
             async def chunks() -> AsyncIterator[bytes]:
                 yield b"a"
@@ -159,12 +159,12 @@ def test_one_that_was_made_to_go_ends_though_its_last_bytes_came_meanwhile(more:
                 async for _ in arrival.limit_rate(chunks()):
                     pass
         assert arrivals.held == 0
-        assert not arrivals.arriving
+        assert not arrivals.receiving
 
     asyncio.run(scenario())
 
 
-def test_each_piece_of_a_body_is_read_in_a_turn_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_chunk_waits_for_the_pacer(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         arrivals, turns = UploadBudget(100, 30.0), 0
 
@@ -172,13 +172,13 @@ def test_each_piece_of_a_body_is_read_in_a_turn_of_its_own(monkeypatch: pytest.M
             nonlocal turns
             turns += 1
 
-        monkeypatch.setattr(arrivals.pacer, "turn", turn)
+        monkeypatch.setattr(arrivals.pacer, "wait_for_turn", turn)
 
         async def chunks() -> AsyncIterator[bytes]:
             yield b"a"
             yield b"b"
 
-        with arrivals.one() as arrival:
+        with arrivals.track() as arrival:
             assert [(chunk, turns) async for chunk in arrival.limit_rate(chunks())] == [(b"a", 1), (b"b", 2)]
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""The files in which several processes count: reserved, held, swept, and done without where there is no room."""
+"""The files of shared metrics: allocation, locking, removal of abandoned ones, and what happens without room."""
 
 import errno
 import os
@@ -11,30 +11,30 @@ from pathlib import Path
 import pytest
 
 from serve.config.settings import ROOT
-from serve.observability import counting
-from serve.observability.counting import can_count_together, count_alone, counting_together, forget
+from serve.observability import shared_metrics as shared
+from serve.observability.shared_metrics import clear_gauges, has_shared_files, shared_metrics, use_unshared_metrics
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @pytest.fixture(autouse=True)
 def parents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """What stands in for /dev/shm, and for the folder of temporary files."""
+    """Stand-ins for /dev/shm and the folder for temporary files."""
     memory, temporary = tmp_path / "shm", tmp_path / "tmp"
     memory.mkdir()
     temporary.mkdir()
-    monkeypatch.setattr(counting, "_SHARED_MEMORY", str(memory))
+    monkeypatch.setattr(shared, "_SHARED_MEMORY", str(memory))
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
     yield memory, temporary
-    count_alone()
+    use_unshared_metrics()
 
 
 def counted_in() -> Path | None:
     return Path(os.environ[VARIABLE]) if VARIABLE in os.environ else None
 
 
-def test_what_is_written_to_is_there_beforehand_without_holes_and_gone_afterwards(parents: tuple[Path, Path]) -> None:
-    with counting_together(3):
+def test_files_are_fully_allocated_beforehand_and_removed_afterwards(parents: tuple[Path, Path]) -> None:
+    with shared_metrics(3):
         folder = counted_in()
         assert folder
         assert folder.parent == parents[0]
@@ -42,12 +42,12 @@ def test_what_is_written_to_is_there_beforehand_without_holes_and_gone_afterward
         assert len(files) == 12
         for file in files:
             assert file.stat().st_blocks * 512 >= file.stat().st_size == 256 * 1024
-        assert can_count_together(2)
+        assert has_shared_files(2)
     assert counted_in() is None
     assert not list(parents[0].iterdir())
 
 
-def test_folders_that_nobody_holds_any_more_are_swept_and_others_are_not(parents: tuple[Path, Path]) -> None:
+def test_abandoned_folders_are_removed_and_others_are_not(parents: tuple[Path, Path]) -> None:
     dead, older, other = (parents[0] / name for name in ("serve-metrics-dead", "serve-metrics-older", "other"))
     for folder in (dead, older, other):
         folder.mkdir()
@@ -57,20 +57,20 @@ def test_folders_that_nobody_holds_any_more_are_swept_and_others_are_not(parents
     os.mkfifo(parents[1] / "serve-metrics-pipe")
     trap = parents[1] / "serve-metrics-trap"
     trap.mkdir()
-    os.mkfifo(trap / "lock")  # to be opened without waiting for somebody who writes
-    with counting_together(2):
+    os.mkfifo(trap / "lock")  # has to be opened without waiting for a writer
+    with shared_metrics(2):
         held = counted_in()
-        with counting_together(2):
+        with shared_metrics(2):
             assert held
             assert (held / "counter_1.db").exists()
     assert {path.name for path in parents[0].iterdir()} == {"serve-metrics-older", "other"}
 
 
-def test_a_folder_is_held_as_long_as_any_of_its_processes_lives(parents: tuple[Path, Path]) -> None:
+def test_a_folder_stays_locked_while_any_of_its_processes_lives(parents: tuple[Path, Path]) -> None:
     code = (
-        "import os, sys, time\nfrom serve import counting\n"
-        "counting._SHARED_MEMORY = sys.argv[1]\n"
-        "with counting.counting_together(1):\n"
+        "import os, sys, time\nfrom serve.observability import shared_metrics\n"
+        "shared_metrics._SHARED_MEMORY = sys.argv[1]\n"
+        "with shared_metrics.shared_metrics(1):\n"
         "    if os.fork():\n        os._exit(0)\n"
         "    print('forked', flush=True)\n"
         "    sys.stdin.read()\n"
@@ -80,14 +80,14 @@ def test_a_folder_is_held_as_long_as_any_of_its_processes_lives(parents: tuple[P
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout
         assert process.stdout.readline() == b"forked\n"
-        assert process.wait(20) == 0  # the first, and the other holds its folder
+        assert process.wait(20) == 0  # the first process; the other keeps the folder locked
         (left,) = parents[0].iterdir()
-        with counting_together(1):
+        with shared_metrics(1):
             assert left.exists()
         assert process.stdin
         process.stdin.close()
-        assert process.stdout.read() == b""  # the other has ended, too
-    with counting_together(1):
+        assert process.stdout.read() == b""  # the other process has ended, too
+    with shared_metrics(1):
         assert not left.exists()
 
 
@@ -98,7 +98,7 @@ def no_room(number: int) -> object:
     return refuse
 
 
-def test_where_memory_has_no_room_the_folder_for_temporary_files_is_taken(
+def test_without_room_in_shared_memory_the_temporary_folder_is_used(
     parents: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocate = os.posix_fallocate
@@ -109,60 +109,60 @@ def test_where_memory_has_no_room_the_folder_for_temporary_files_is_taken(
         allocate(descriptor, *of)
 
     monkeypatch.setattr(os, "posix_fallocate", allocate_in_temporary)
-    with counting_together(2):
+    with shared_metrics(2):
         folder = counted_in()
         assert folder
         assert folder.parent == parents[1]
         assert not list(parents[0].iterdir())
 
 
-def test_where_no_room_is_anywhere_each_counts_for_itself_and_it_is_said(
+def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
     parents: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most[1]))  # the system's own refusal
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most[1]))  # the kernel refuses larger files
     try:
-        with counting_together(2):
+        with shared_metrics(2):
             assert counted_in() is None
-            assert not can_count_together(0)
+            assert not has_shared_files(0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
     assert not [path for parent in parents for path in parent.iterdir()]
-    assert "no room for files of 2048 KB to count in" in caplog.text
+    assert "no room for 2048 KB of shared files" in caplog.text
     assert "file too large" in caplog.text
 
 
-def test_where_no_folder_is_anywhere_each_counts_for_itself_and_it_is_said(
+def test_without_any_folder_metrics_are_not_shared_and_a_warning_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(counting, "_SHARED_MEMORY", "/nonexistent")
+    monkeypatch.setattr(shared, "_SHARED_MEMORY", "/nonexistent")
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nonexistent"])
-    with counting_together(2):
+    with shared_metrics(2):
         assert counted_in() is None
     assert "each worker counts for itself" in caplog.text
 
 
-def test_a_worker_whose_files_were_cleared_away_counts_for_itself(caplog: pytest.LogCaptureFixture) -> None:
-    with counting_together(2):
+def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: pytest.LogCaptureFixture) -> None:
+    with shared_metrics(2):
         folder = counted_in()
         assert folder
         (folder / "counter_1.db").unlink()
-        assert can_count_together(0)
-        assert not can_count_together(1)
-        os.environ[VARIABLE] = str(folder)  # as it stays in the first process
+        assert has_shared_files(0)
+        assert not has_shared_files(1)
+        os.environ[VARIABLE] = str(folder)  # as in the supervisor
     assert "worker 2 counts for itself" in caplog.text
 
 
 ALL_SERIES = """
 import os, sys
 from pathlib import Path
-from serve.observability.counting import can_count_together, counting_together, forget, process_ids
+from serve.observability.shared_metrics import clear_gauges, shared_metrics, shared_process_ids
 from serve.config.settings import Config
 from tests.tiny_model import PATH
-with counting_together(1):
-    from serve.observability.metrics import STAGES, Metrics, count_as
-    count_as(0, process_ids(1))
+with shared_metrics(1):
+    from serve.observability.metrics import STAGES, join_shared_metrics
+    join_shared_metrics(0, shared_process_ids(1))
     from serve.api.app import create_app, metrics_of
     from serve.model.classifier import load_classifier
     from serve.problems import RULES
@@ -172,24 +172,24 @@ with counting_together(1):
     routes = [route.path for route in create_app(config, classifier, metrics=metrics).routes] + ["none"]
     for route in routes:
         for code in (200, 204, 206, 301, 304, *range(400, 432), 499, *range(500, 506)):
-            metrics.began()
-            metrics.ended(route, code, 0.1)
+            metrics.request_started()
+            metrics.request_finished(route, code, 0.1)
     for stage in STAGES:
-        metrics.spent(stage, 0.1)
-    metrics.began()
+        metrics.observe_stage(stage, 0.1)
+    metrics.request_started()
     folder = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     used = {file.name: int.from_bytes(file.read_bytes()[:4], sys.byteorder) for file in folder.glob("*.db")}
     sizes = {file.stat().st_size for file in folder.glob("*.db")}
-    assert "serve_requests_in_progress 1.0" in metrics.text().decode()
-    forget(0)
-    assert "serve_requests_in_progress" not in metrics.text().decode()
-    assert f'code="200",route="{routes[0]}"' in metrics.text().decode()
+    assert "serve_requests_in_progress 1.0" in metrics.render().decode()
+    clear_gauges(0)
+    assert "serve_requests_in_progress" not in metrics.render().decode()
+    assert f'code="200",route="{routes[0]}"' in metrics.render().decode()
 print(len(routes), sorted(used), max(used.values()), *sizes)
 """
 
 
-def test_every_series_there_can_be_fits_into_what_is_reserved() -> None:
-    """So that no file ever grows, which could end the process."""
+def test_all_possible_series_fit_into_the_allocated_files() -> None:
+    """Otherwise a file would grow, which could kill the process."""
     done = subprocess.run([sys.executable, "-c", ALL_SERIES], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     routes, *names, used, size = done.stdout.replace(",", "").split()
@@ -198,6 +198,6 @@ def test_every_series_there_can_be_fits_into_what_is_reserved() -> None:
     assert 50_000 < int(used) < int(size) == 256 * 1024
 
 
-def test_nothing_is_forgotten_where_nobody_counts_together() -> None:
-    forget(0)
+def test_clearing_gauges_without_shared_metrics_does_nothing() -> None:
+    clear_gauges(0)
     assert counted_in() is None

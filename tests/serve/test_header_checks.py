@@ -1,4 +1,4 @@
-"""The thread for header checks: bounded, and forgetful of who has left."""
+"""The thread for header checks: limited, and without references to cancelled images."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ def test_results_and_errors_come_back() -> None:
     asyncio.run(scenario())
 
 
-def test_whoever_leaves_leaves_nothing_behind() -> None:
+def test_a_cancelled_check_keeps_no_reference_to_its_image() -> None:
     async def scenario() -> None:
         inspector, gate = Inspector(4), threading.Event()
         busy = asyncio.ensure_future(inspector.check(gate.wait, 10))
@@ -50,7 +50,7 @@ def test_whoever_leaves_leaves_nothing_behind() -> None:
     asyncio.run(scenario())
 
 
-def test_no_more_wait_than_may() -> None:
+def test_the_number_of_waiting_checks_is_limited() -> None:
     async def scenario() -> None:
         inspector, gate = Inspector(2), threading.Event()
         waiting = [asyncio.ensure_future(inspector.check(gate.wait, 10)) for _ in range(2)]
@@ -66,7 +66,7 @@ def test_no_more_wait_than_may() -> None:
     asyncio.run(scenario())
 
 
-def test_its_thread_is_there_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_thread_is_started_in_advance(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -1,9 +1,9 @@
-"""What an answer says of where its time went."""
+"""Tests the times of each stage in a response."""
 
 import numpy as np
 import pytest
 
-from serve.api.responses import server_timing, stages_of
+from serve.api.responses import server_timing, stage_seconds
 from serve.errors import UndecodableImage
 from serve.model.classifier import Classified
 from serve.scheduling.scheduler import Outcome
@@ -19,11 +19,23 @@ def test_stages_of_several_images_add_up_and_the_longest_wait_counts() -> None:
         done(0.5, decode=8.0, preprocess=16.0, infer=32.0),
         Outcome[Classified](0.125, error=UndecodableImage("broken")),
     ]
-    assert stages_of(64.0, outcomes) == {"read": 64.0, "decode": 9.0, "preprocess": 18.0, "queue": 0.5, "infer": 36.0}
+    assert stage_seconds(64.0, outcomes) == {
+        "read": 64.0,
+        "decode": 9.0,
+        "preprocess": 18.0,
+        "queue": 0.5,
+        "infer": 36.0,
+    }
 
 
 def test_a_tensor_has_no_decoding() -> None:
-    assert stages_of(1.0, [done(0.0, infer=2.0)]) == {"read": 1, "decode": 0, "preprocess": 0, "queue": 0, "infer": 2}
+    assert stage_seconds(1.0, [done(0.0, infer=2.0)]) == {
+        "read": 1,
+        "decode": 0,
+        "preprocess": 0,
+        "queue": 0,
+        "infer": 2,
+    }
 
 
 def test_server_timing_is_in_milliseconds() -> None:
@@ -33,4 +45,4 @@ def test_server_timing_is_in_milliseconds() -> None:
 @pytest.mark.parametrize("queued", [(3.0, 1.0), (1.0, 3.0)])
 def test_an_image_that_was_refused_waited_too(queued: tuple[float, float]) -> None:
     first, second = (Outcome[Classified](seconds, error=UndecodableImage("broken")) for seconds in queued)
-    assert stages_of(0.0, [first, second])["queue"] == 3.0
+    assert stage_seconds(0.0, [first, second])["queue"] == 3.0

@@ -1,23 +1,23 @@
-"""Memory for decoding: bounded, in turns, and no small picture behind the large ones."""
+"""The limit on pixels decoded at once: in order, and small images do not wait for large ones."""
 
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from serve.scheduling.memory import PixelBudget
+from serve.scheduling.pixel_budget import PixelBudget
 
 LONG = 30.0
 
 
 def started(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=arguments, daemon=True)  # or a failed test would not end
+    thread = threading.Thread(target=target, args=arguments, daemon=True)  # or a failed test would hang
     thread.start()
     time.sleep(0.005)  # so that they ask in this order
     return thread
 
 
-def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> None:
+def test_units_are_given_in_order_and_never_more_than_there_are() -> None:
     room = PixelBudget(10, reserve=0)
     held, most, order = 0, 0, []
     lock = threading.Lock()
@@ -37,12 +37,12 @@ def test_room_is_given_in_the_order_of_asking_and_never_more_than_there_is() -> 
     threads += [started(use, f"later {number}", 4) for number in range(4)]
     for thread in threads:
         thread.join(5)
-    assert order[:2] == ["small", "huge"]  # not overtaken by the small ones that would fit
+    assert order[:2] == ["small", "huge"]  # not overtaken by small ones that would fit
     assert len(order) == 6
     assert most == 10
 
 
-def test_small_requests_do_not_wait_for_large_ones_and_leave_no_less_to_them() -> None:
+def test_small_requests_neither_wait_for_large_ones_nor_delay_them() -> None:
     room = PixelBudget(10, reserve=4)
     entered = []
 
@@ -65,7 +65,7 @@ def test_small_requests_do_not_wait_for_large_ones_and_leave_no_less_to_them() -
     assert sorted(entered) == ["beyond the reserve", "large"]
 
 
-def test_small_requests_may_use_all_there_is_while_no_large_one_waits() -> None:
+def test_small_requests_may_use_all_units_while_no_large_one_waits() -> None:
     room = PixelBudget(10, reserve=4)
     with ExitStack() as held:
         for _ in range(7):

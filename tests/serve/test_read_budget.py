@@ -1,22 +1,22 @@
-"""Reading by turns: what takes long is read a little in each turn of the loop, in order, and nothing is lost."""
+"""The time budget for reading: slow reads are spread over iterations of the event loop, in order, and none is lost."""
 
 import asyncio
 from typing import Any, cast
 
 import pytest
 
-from serve.server import turns
-from serve.server.turns import TakingTurns, Turns
+from serve.server import read_budget
+from serve.server.read_budget import BudgetedProtocol, ReadBudget
 
 
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(turns.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(read_budget.time, "perf_counter", lambda: self.now)
 
 
 class Connection:
-    """Takes a millisecond for each byte that it reads."""
+    """A fake that takes a millisecond to read a byte."""
 
     def __init__(self, clock: Clock, log: list[bytes]) -> None:
         self.clock, self.log = clock, log
@@ -47,10 +47,10 @@ def three(clock: Clock, log: list[bytes]) -> list[Any]:
     return [Connection(clock, log) for _ in range(3)]
 
 
-def test_what_is_quick_is_read_at_once(clock: Clock) -> None:
+def test_quick_reads_are_done_at_once(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
-        reading = Turns()
+        reading = ReadBudget()
         for connection, data in zip(three(clock, log), (b"aaa", b"bbb", b"ccc"), strict=True):
             reading.read(connection, data)
         assert log == [b"aaa", b"bbb", b"ccc"]
@@ -58,10 +58,10 @@ def test_what_is_quick_is_read_at_once(clock: Clock) -> None:
     asyncio.run(scenario())
 
 
-def test_what_takes_long_waits_for_its_turn_and_keeps_its_order(clock: Clock) -> None:
+def test_slow_reads_wait_for_later_iterations_in_order(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
-        reading = Turns()
+        reading = ReadBudget()
         first, second, third = three(clock, log)
         reading.read(first, b"1" * 12)
         reading.read(second, b"2" * 12)
@@ -70,7 +70,7 @@ def test_what_takes_long_waits_for_its_turn_and_keeps_its_order(clock: Clock) ->
         assert len(log) == 1
         await asyncio.sleep(0)
         assert len(log) == 2
-        reading.read(first, b"4" * 4)  # more of the first has come meanwhile
+        reading.read(first, b"4" * 4)  # the first connection has received more
         assert [connection.reading for connection in (first, second, third)] == [False, True, False]
         await asyncio.sleep(0)
         assert [data[:1] for data in log] == [b"1", b"2", b"3", b"4"]
@@ -80,10 +80,10 @@ def test_what_takes_long_waits_for_its_turn_and_keeps_its_order(clock: Clock) ->
     asyncio.run(scenario())
 
 
-def test_whoever_has_gone_or_been_stopped_by_others_stays_so(clock: Clock) -> None:
+def test_closed_connections_are_skipped_and_paused_ones_stay_paused(clock: Clock) -> None:
     async def scenario() -> None:
         log: list[bytes] = []
-        reading = Turns()
+        reading = ReadBudget()
         first, gone, stopped = three(clock, log)
         reading.read(first, b"1" * 12)
         reading.read(gone, b"2")
@@ -97,16 +97,16 @@ def test_whoever_has_gone_or_been_stopped_by_others_stays_so(clock: Clock) -> No
     asyncio.run(scenario())
 
 
-def test_heads_wait_for_nobody_and_bodies_do(clock: Clock) -> None:
+def test_only_bodies_and_large_heads_use_the_budget(clock: Clock) -> None:
     class Protocol:
-        data_received = TakingTurns.data_received
+        data_received = BudgetedProtocol.data_received
 
         def __init__(self) -> None:
-            self.turns, self.cycle = self, cast(Any, None)
+            self.read_budget, self.cycle = self, cast(Any, None)
             self.log: list[str] = []
 
         def read(self, *arguments: Any) -> None:
-            self.log.append("now" if len(arguments) == 1 else "by turns")
+            self.log.append("now" if len(arguments) == 1 else "within the budget")
 
     class Cycle:
         more_body = True
@@ -118,4 +118,4 @@ def test_heads_wait_for_nobody_and_bodies_do(clock: Clock) -> None:
     protocol.data_received(b"x")
     protocol.cycle.more_body = False
     protocol.data_received(b"GET /livez HTTP/1.1\r\n\r\n")
-    assert protocol.log == ["now", "by turns", "by turns", "now"]
+    assert protocol.log == ["now", "within the budget", "within the budget", "now"]

@@ -1,4 +1,4 @@
-"""W3C Trace Context: what is taken from a `traceparent`, and what is not."""
+"""W3C Trace Context: which `traceparent` headers are accepted."""
 
 import logging
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from serve.observability.tracing import trace_of
+from serve.observability.correlation import parse_traceparent
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 
@@ -14,8 +14,8 @@ TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 @pytest.mark.parametrize(
     "header", [f"00-{TRACE}-{PARENT}-01", f"00-{TRACE}-{PARENT}-00", f"cc-{TRACE}-{PARENT}-01-what"]
 )
-def test_a_trace_is_read(header: str) -> None:
-    assert trace_of(header) == {"trace_id": TRACE, "parent_id": PARENT}
+def test_a_valid_traceparent_is_parsed(header: str) -> None:
+    assert parse_traceparent(header) == {"trace_id": TRACE, "parent_id": PARENT}
 
 
 @pytest.mark.parametrize(
@@ -33,8 +33,8 @@ def test_a_trace_is_read(header: str) -> None:
         f"00-{TRACE}-{PARENT}-01\n",
     ],
 )
-def test_what_is_no_trace_is_ignored(header: str) -> None:
-    assert trace_of(header) == {}
+def test_an_invalid_traceparent_is_ignored(header: str) -> None:
+    assert parse_traceparent(header) == {}
 
 
 def test_trace_and_stages_are_in_the_log(client: TestClient, cat: bytes, caplog: pytest.LogCaptureFixture) -> None:
