@@ -90,7 +90,7 @@ def serve_with_stub_model(model: str) -> int:
     prepared = real.prepare(real.open(PHOTO.read_bytes(), 5))
     answer = real.compute(prepared)
     classifier.Classifier.prepare = lambda self, job: prepared  # type: ignore[method-assign]
-    classifier.Classifier.compute = lambda self, prepared, wide=False: answer  # type: ignore[method-assign]
+    classifier.Classifier.compute = lambda self, prepared, all_threads=False: answer  # type: ignore[method-assign]
     sys.argv = ["serve", "--port", "0", "--model", model, "--log-format", "json"]
     return __main__.main()
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import decoding, queueing, sessions, worker_processes
+from benchmarks import decoding, event_loop, queueing, sessions, worker_processes
 from benchmarks.harness.figures import spread
+from benchmarks.harness.load import Load, run_load
 from tests.benchmarks.results import server
 from tests.server_process import ROOT
 
@@ -75,6 +77,19 @@ def test_the_target_of_decoding_is_that_of_the_smaller_file(ratio: float, verdic
     lines = list(decoding.cpu_lines({**figures, "in a file of about 1 MB": {"fast of exact": spread([ratio])}}))
     assert lines[-1] == f"in 1 MB fast takes at most 0.2 of exact: {verdict}"
     assert f"fast of exact  {ratio:.2f}" in lines[-2]
+
+
+def test_the_stub_server_answers_without_the_models_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.event_loop", "--stub", "--model", TINY]
+    with (tmp_path / "log").open("w+") as log, subprocess.Popen(command, cwd=ROOT, stderr=log) as server:
+        try:
+            url = event_loop._url_of(server, log)
+            load = Load(f"{url}/upload", event_loop.PHOTO.read_bytes(), seconds=0.1)
+            result = run_load(load)
+        finally:
+            server.terminate()
+    assert result["images"] > 0
+    assert (result["errors"], result["wrong"]) == (0, 0)
 
 
 def test_what_a_second_session_takes_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
