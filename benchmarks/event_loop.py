@@ -1,10 +1,10 @@
-"""How many requests a second one process can carry, if pictures cost nothing: HTTP, form, queue, answer, log line.
+"""Measure how many requests a second one process can handle besides decoding and inference.
 
     python benchmarks/event_loop.py
 
-Decoding and inference are replaced by an answer that lies ready, for this measurement only. The server has one CPU, the
-clients the others. What one process carries, divided by what one CPU classifies, is the number of CPUs at which a
-second process (`--workers`) begins to pay.
+A stub model replaces decoding and inference; what remains is HTTP, form parsing, the queue, the answer and the log
+line. The server runs on one CPU, the clients on the others. This rate divided by the rate that one CPU classifies at is
+the number of CPUs from which a second process (`--workers`) pays.
 """
 
 import argparse
@@ -15,18 +15,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+from importlib import import_module
 from typing import IO, Final
 
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+if not __package__:  # started by its path
+    import_module("harness.launch").start("runtime")
 
 from benchmarks.harness.load import Load, run_load
-from benchmarks.harness.machine import ROOT, RUNTIME, quiet_environment
-from benchmarks.harness.processes import Tree
-from benchmarks.reporting.records import Printed, add_output
+from benchmarks.harness.machine import ROOT, RUNTIME, child_environment
+from benchmarks.harness.processes import ProcessTree
+from benchmarks.reporting.records import PrintedResult, add_output
 from serve.printable import ArgumentParser
 
 _START_SECONDS: Final = 20.0
@@ -34,7 +32,7 @@ PHOTO: Final = ROOT / "tests" / "data" / "photos" / "rocket.jpg"
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python benchmarks/event_loop.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each round")
@@ -44,29 +42,29 @@ def main() -> int:
     add_output(parser)
     options = parser.parse_args()
     if options.stub:
-        return serve_what_lies_ready(options.model)
+        return serve_with_stub_model(options.model)
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < 2:
-        print("event_loop: this takes two CPUs, one for the server and one for its clients", file=sys.stderr)
+        print("event_loop: needs two CPUs, one for the server and one for its clients", file=sys.stderr)
         return 2
-    printed = Printed("event_loop", parser, options)
-    command = [str(RUNTIME), __file__, "--stub", "--model", options.model]
+    printed = PrintedResult("event_loop", parser, options)
+    command = [str(RUNTIME), "-m", "benchmarks.event_loop", "--stub", "--model", options.model]
     with tempfile.TemporaryFile("w+") as log:
         os.sched_setaffinity(0, cpus[:1])  # the server inherits it
-        with subprocess.Popen(command, cwd=ROOT, env=quiet_environment(), stderr=log) as server:
+        with subprocess.Popen(command, cwd=ROOT, env=child_environment(), stderr=log) as server:
             os.sched_setaffinity(0, cpus[1:])
             try:
                 url = _url_of(server, log)
                 for form in ("multipart:file", "raw:image/jpeg"):
-                    printed.say(_measure(f"{url}/upload", form, Tree(server.pid), options))
+                    printed.say(_measure(f"{url}/upload", form, ProcessTree(server.pid), options))
             finally:
                 server.terminate()
     printed.write()
     return 0
 
 
-def _measure(url: str, form: str, server: Tree, options: argparse.Namespace) -> str:
-    """A line about one way to send a picture."""
+def _measure(url: str, form: str, server: ProcessTree, options: argparse.Namespace) -> str:
+    """Measure one way to send an image; return a line about it."""
     rates, costs, shares = [], [], []
     for _ in range(options.rounds):
         before = server.cpu_seconds()
@@ -82,8 +80,8 @@ def _measure(url: str, form: str, server: Tree, options: argparse.Namespace) -> 
     )
 
 
-def serve_what_lies_ready(model: str) -> int:
-    """`python -m serve` with an answer in place of the classifier's work; the process's exit status."""
+def serve_with_stub_model(model: str) -> int:
+    """Run `python -m serve` with a fixed answer in place of the classifier's work; return the exit status."""
     from serve import __main__
     from serve.config.settings import Config
     from serve.model import classifier
@@ -92,13 +90,13 @@ def serve_what_lies_ready(model: str) -> int:
     prepared = real.prepare(real.open(PHOTO.read_bytes(), 5))
     answer = real.compute(prepared)
     classifier.Classifier.prepare = lambda self, job: prepared  # type: ignore[method-assign]
-    classifier.Classifier.compute = lambda self, prepared, wide=False: answer  # type: ignore[method-assign]
+    classifier.Classifier.compute = lambda self, prepared, all_threads=False: answer  # type: ignore[method-assign]
     sys.argv = ["serve", "--port", "0", "--model", model, "--log-format", "json"]
     return __main__.main()
 
 
 def _url_of(server: subprocess.Popen[bytes], log: IO[str]) -> str:
-    """Its address, from the line that says that it is ready."""
+    """The server's address, from the log line that it is ready."""
     deadline = time.monotonic() + _START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         log.seek(0)

@@ -1,9 +1,9 @@
-"""`python -m serve classify` beside the bare engine, in turns, and its memory over a tree of very many files.
+"""Compare `python -m serve classify` with the bare engine, and measure its memory over a tree of very many files.
 
     python benchmarks/folder.py --photos DIR
 
-The bare engine is as many threads as the command has, classifying the same pictures from memory and keeping nothing.
-The tree is made of links to the photographs. Prints pictures a second, their ratio, and resident memory along the way.
+The bare engine has as many threads as the command, classifies the same images from memory, and discards the results.
+The tree consists of links to the photographs. Prints images a second, the ratio, and resident memory during the run.
 """
 
 import argparse
@@ -17,18 +17,16 @@ import sys
 import tempfile
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:  # started by its path
+    import_module("harness.launch").start("runtime")
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-from benchmarks.harness.machine import ROOT
-from benchmarks.harness.machine import RUNTIME as PYTHON
-from benchmarks.harness.processes import Tree
-from benchmarks.reporting.records import Printed, add_output
+from benchmarks.harness.machine import ROOT, RUNTIME
+from benchmarks.harness.processes import ProcessTree
+from benchmarks.reporting.records import PrintedResult, add_output
 from serve.printable import ArgumentParser
 
 FOLDER_SIZE = 1000
@@ -36,14 +34,14 @@ SUMMARY = re.compile(r"(\d+) files? in ([\d.]+) s, ([\d.]+) a second: (\d+) clas
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python benchmarks/folder.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="photographs to link to")
-    parser.add_argument("--files", type=int, default=100_000, help="links, for memory (default: %(default)s)")
-    parser.add_argument("--timed", type=int, default=1500, help="links, for each timed run (default: %(default)s)")
+    parser.add_argument("--files", type=int, default=100_000, help="links for the memory run (default: %(default)s)")
+    parser.add_argument("--timed", type=int, default=1500, help="links for each timed run (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--model", default="auto", help="for the timed runs, as the server's own flag")
-    parser.add_argument("--small-model", default="tests/data/tiny.onnx", help="for the run over all files")
+    parser.add_argument("--model", default="auto", help="for the timed runs, as for python -m serve")
+    parser.add_argument("--small-model", default="tests/data/tiny.onnx", help="for the memory run")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     add_output(parser)
     options = parser.parse_args()
@@ -51,18 +49,18 @@ def main() -> int:
     if options.bare:
         print(json.dumps(bare(photos, options.model, options.timed)))
         return 0
-    printed = Printed("folder", parser, options)
+    printed = PrintedResult("folder", parser, options)
     with tempfile.TemporaryDirectory() as name:
         timed, tree = Path(name, "timed"), Path(name, "tree")
-        plant(timed, photos, options.timed)
+        link_photos(timed, photos, options.timed)
         rates: dict[str, list[float]] = {"classify": [], "bare": []}
         for _ in range(options.rounds):
             rates["bare"].append(run_bare(options)["rate"])
             rates["classify"].append(run_classify(timed, options.model)[0])
         ours, theirs = (statistics.median(rates[each]) for each in ("classify", "bare"))
         printed.say(f"classify {ours:.1f} a second, bare engine {theirs:.1f}; ratio {ours / theirs:.3f}")
-        printed.say(f"rounds: classify {shown(rates['classify'])}, bare {shown(rates['bare'])}")
-        plant(tree, photos, options.files)
+        printed.say(f"rounds: classify {format_rates(rates['classify'])}, bare {format_rates(rates['bare'])}")
+        link_photos(tree, photos, options.files)
         rate, memory = run_classify(tree, options.small_model)
         early, late = memory[len(memory) // 10], memory[-1]
         printed.say(
@@ -73,8 +71,8 @@ def main() -> int:
     return 0
 
 
-def plant(folder: Path, photos: list[Path], count: int) -> None:
-    """So many links to the photographs, a thousand in each folder."""
+def link_photos(folder: Path, photos: list[Path], count: int) -> None:
+    """Make so many links to the photographs, a thousand in each folder."""
     for number, photo in zip(range(count), itertools.cycle(photos)):
         place = folder / f"{number // FOLDER_SIZE:04}"
         if number % FOLDER_SIZE == 0:
@@ -83,11 +81,11 @@ def plant(folder: Path, photos: list[Path], count: int) -> None:
 
 
 def run_classify(folder: Path, model: str) -> tuple[float, list[float]]:
-    """Pictures a second as the command says, and its resident megabytes, once in each half second."""
-    command = [str(PYTHON), "-m", "serve", "classify", str(folder), "--model", model, "--output", os.devnull]
+    """Run the command; return the images a second that it prints, and its RSS in MB, sampled every half second."""
+    command = [str(RUNTIME), "-m", "serve", "classify", str(folder), "--model", model, "--output", os.devnull]
     memory: list[float] = []
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        tree = Tree(process.pid)
+        tree = ProcessTree(process.pid)
         while process.poll() is None:
             memory.append(tree.memory_mb()["rss"])
             time.sleep(0.5)
@@ -99,14 +97,16 @@ def run_classify(folder: Path, model: str) -> tuple[float, list[float]]:
 
 
 def run_bare(options: argparse.Namespace) -> dict[str, Any]:
-    command = [str(PYTHON), __file__, "--bare", "--photos", str(options.photos), "--timed", str(options.timed)]
+    """Measure the bare engine in a process of its own."""
+    command = [str(RUNTIME), "-m", "benchmarks.folder", "--bare"]
+    command += ["--photos", str(options.photos.resolve()), "--timed", str(options.timed)]
     done = subprocess.run([*command, "--model", options.model], cwd=ROOT, capture_output=True, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
 def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
-    """Pictures a second of the engine alone."""
+    """Measure the images a second of the engine alone."""
     from serve.config.settings import load_config
     from serve.model.classifier import load_classifier
     from serve.scheduling.malloc import tune_malloc
@@ -135,8 +135,8 @@ def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
     return {"rate": count / (time.perf_counter() - started)}
 
 
-def shown(rates: list[float]) -> str:
-    """Each round's."""
+def format_rates(rates: list[float]) -> str:
+    """The rates of all rounds."""
     return ", ".join(f"{rate:.1f}" for rate in rates)
 
 

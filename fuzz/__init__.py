@@ -1,1 +1,1 @@
-"""Coverage-guided fuzz targets (atheris): bytes in, an answer or one of the project's own errors out."""
+"""Coverage-guided fuzz targets for atheris: bytes in, an answer or one of the project's errors out."""

@@ -1,4 +1,4 @@
-"""`python -m fuzz TARGET [libFuzzer's flags, corpus folders]`: picture, multipart or inference, under atheris."""
+"""`python -m fuzz TARGET [libFuzzer flags and corpus folders]` runs picture, multipart or inference under atheris."""
 
 import sys
 
@@ -8,6 +8,6 @@ with atheris.instrument_imports(include=["serve", "PIL", "python_multipart"]):
     from fuzz.targets import TARGETS
 
 if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
-    sys.exit(f"usage: python -m fuzz {'|'.join(TARGETS)} [libFuzzer's flags and corpus folders]")
+    sys.exit(f"usage: python -m fuzz {'|'.join(TARGETS)} [libFuzzer flags and corpus folders]")
 atheris.Setup([sys.argv[0], *sys.argv[2:]], TARGETS[sys.argv[1]])
 atheris.Fuzz()

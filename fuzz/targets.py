@@ -1,6 +1,6 @@
-"""What is fuzzed, as plain functions of bytes; whatever leaves them but a `RequestError` is a finding.
+"""The fuzz targets: functions of bytes. Any exception that they raise is a finding; they catch `RequestError`.
 
-python -m fuzz picture -max_total_time=1800     run one under atheris; libFuzzer's flags, and corpus folders
+python -m fuzz picture -max_total_time=1800 FOLDER
 """
 
 import asyncio
@@ -18,25 +18,25 @@ from serve.model.postprocess import Label
 from serve.problems import problem_of
 
 _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-# A fifth of a megapixel, so that a second makes many tries.
+# A fifth of a megapixel, so that there are many inputs a second.
 _LIMITS: Final = ImageLimits(200_000, 100, 1.0)
 _SIGNATURE: Final = Signature("tiny", 2, (Label("n1", "one"), Label("n2", "two")), 4)
 _UPLOAD_LIMITS: Final = UploadLimits(1 << 20, 4)
 
 
 def picture(data: bytes) -> None:
-    """The path of one file: format, header, decoding, the model's input. A picture gives FP32 `[1, 3, 28, 28]`."""
+    """Fuzz one file: format, header, decoding, preprocessing to FP32 `[1, 3, 28, 28]`."""
     try:
         batch = to_input(decode(open_image(data, _SPEC, _LIMITS), reduce_for=_SPEC), _SPEC, exact=False)
     except RequestError as error:
         problem_of(error)
         return
     if batch.shape != (1, 3, 28, 28) or not (abs(batch) <= 1.0).all():
-        raise AssertionError(f"a picture became {batch.shape}, up to {abs(batch).max()}")
+        raise AssertionError(f"an image became {batch.shape} with values up to {abs(batch).max()}")
 
 
 def multipart(data: bytes) -> None:
-    """The path of one body: its first line is the Content-Type, its second how large its chunks are."""
+    """Fuzz one body; the first line is its Content-Type, the second the size of its chunks."""
     content_type, _, rest = data.partition(b"\n")
     size, _, body = rest.partition(b"\n")
     step = max(1, int.from_bytes(size[:2], "big"))
@@ -57,7 +57,7 @@ def multipart(data: bytes) -> None:
 
 
 def inference(data: bytes) -> None:
-    """The path of one inference request: its first line is the length of its JSON, empty where there is only that."""
+    """Fuzz one inference request; the first line is the length of its JSON, or empty if there is only JSON."""
     length, _, body = data.partition(b"\n")
     try:
         asked = parse_request(length.decode("latin-1") or None, body, _SIGNATURE)

@@ -1,1 +1,1 @@
-"""What the server replaced."""
+"""The baseline: a server as it is usually written, with Flask and PyTorch."""

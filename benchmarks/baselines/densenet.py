@@ -1,4 +1,4 @@
-"""torchvision's DenseNet-121 in evaluation mode, for the old way and for PyTorch as an engine alike."""
+"""torchvision's DenseNet-121 in evaluation mode, for the baseline and for PyTorch as an engine."""
 
 import re
 from typing import Any, Final
@@ -6,12 +6,12 @@ from typing import Any, Final
 import torch
 from torchvision import models
 
-# torchvision's own file still has the names of an old release, `norm.1`; torchvision renames them as it reads it.
+# torchvision's file has the names of an old release, `norm.1`; torchvision renames them when it reads it.
 _OLD_NAME: Final = re.compile(r"(?<=\.)(norm|relu|conv)\.(?=[12]\.)")
 
 
 def load_densenet(weights: str | None) -> Any:
-    """With the weights of a file, .pth or .safetensors, or else with torchvision's own from torch's cache."""
+    """Load weights from a .pth or .safetensors file; without one, torchvision's from torch's cache."""
     if not weights:
         return models.densenet121(weights="IMAGENET1K_V1").eval()
     if weights.endswith(".safetensors"):

@@ -1,19 +1,15 @@
-"""The old way, as the course project had it: Flask's development server around PyTorch eager.
+"""The baseline: Flask's development server around PyTorch eager, as the course project had it.
 
-    python benchmarks/baselines/flask_pytorch.py --weights densenet121.pth --port 5000
+    .venv/export/bin/python -m benchmarks.baselines.flask_pytorch --weights densenet121.pth --port 5000
 
-Kept as such code is usually written, neither crippled nor tuned: torchvision's model and transforms, `eval()`,
-`no_grad()`, and the threads that PyTorch and Flask choose for themselves. Where the weights lie and the port are given.
+Written as such servers usually are, neither crippled nor tuned: torchvision's model and transforms, `eval()`,
+`no_grad()`, and the default threads of PyTorch and Flask. Only weights and port are options.
 """
 
 import argparse
 import io
 import json
-import sys
 from pathlib import Path
-
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
 
 import torch
 from flask import Flask, Response, jsonify, request
@@ -61,7 +57,7 @@ def upload() -> Response:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python benchmarks/baselines/flask_pytorch.py")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.baselines.flask_pytorch")
     parser.add_argument("--weights", help="state dict, .pth (default: torchvision's own)")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=5000)

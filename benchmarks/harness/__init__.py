@@ -1,1 +1,1 @@
-"""What measures."""
+"""What measures: servers, engines and the load on them, in turns, and the machine they run on."""

@@ -1,25 +1,21 @@
-"""One engine in a process of its own, in the environment it is installed in: JSON lines in, JSON lines out.
+"""Measures one engine in a process of its own, in the environment it is installed in: JSON lines in, JSON lines out.
 
-    {"seconds": 1.0, "untimed": 3, "least": 20}  →  {"ms": [11.2, 11.3, …], "seconds": 1.01}
+    {"seconds": 1.0, "untimed": 3, "min_answers": 20}  →  {"ms": [11.2, 11.3, …], "seconds": 1.01}
 
-One picture at a time, as a server's worker would have it. The first line out says which class it gave the picture.
+Classifies one image at a time, as a server's worker would. The first output line names the image's class.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
+from benchmarks.peer_servers.preprocess import load_labels, name_of, preprocess
 from serve.printable import ArgumentParser
 
-# Usage statistics off before anything is imported; OpenVINO's and nncf's go through a package that can be absent.
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+# OpenVINO and nncf send usage statistics through this package, and work without it.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 Engine = Callable[[Any], Any]
@@ -27,31 +23,28 @@ Engine = Callable[[Any], Any]
 
 def main() -> int:
     """Answer one line after another until standard input ends."""
-    parser = ArgumentParser(prog="python benchmarks/harness/engine_worker.py")
+    parser = ArgumentParser(prog="python -m benchmarks.harness.engine_worker")
     parser.add_argument("--engine", choices=("pytorch", "onnxruntime", "openvino"), required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--photo", type=Path, required=True)
     parser.add_argument("--model", help="weights, .onnx or .xml, as the engine reads them")
     options = parser.parse_args()
-
-    from benchmarks.peer_servers.preprocess import load_labels, name_of, preprocess
-
     image = preprocess(options.photo.read_bytes())
     run = {"pytorch": _pytorch, "onnxruntime": _onnxruntime, "openvino": _openvino}[options.engine](
         options.model, options.threads
     )
-    _say(name_of(run(image), load_labels()))
+    _write_line(name_of(run(image), load_labels()))
     for line in sys.stdin:
-        _say(_measure(run, image, **json.loads(line)))
+        _write_line(_measure(run, image, **json.loads(line)))
     return 0
 
 
-def _measure(run: Engine, image: Any, seconds: float, untimed: int, least: int) -> dict[str, Any]:
+def _measure(run: Engine, image: Any, seconds: float, untimed: int, min_answers: int) -> dict[str, Any]:
     for _ in range(untimed):
         run(image)
     times: list[float] = []
     began = ended = time.perf_counter()
-    while ended - began < seconds or len(times) < least:
+    while ended - began < seconds or len(times) < min_answers:
         started = time.perf_counter()
         run(image)
         ended = time.perf_counter()
@@ -92,7 +85,7 @@ def _openvino(model: str, threads: int) -> Engine:
     return lambda image: request.infer({0: image}, share_inputs=True, share_outputs=True)[0]
 
 
-def _say(content: dict[str, Any]) -> None:
+def _write_line(content: dict[str, Any]) -> None:
     print(json.dumps(content), flush=True)
 
 

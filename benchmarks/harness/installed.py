@@ -1,4 +1,4 @@
-"""What is there to be measured, and for what is not, one line that says how to get it."""
+"""Finds what can be measured here; for what is missing, one line that says how to get it."""
 
 import os
 import subprocess
@@ -11,19 +11,20 @@ from benchmarks.harness.machine import (
     EXPORT,
     ROOT,
     RUNTIME,
+    child_environment,
     describe_torch,
-    quiet_environment,
     torch_build,
     usable_cpus,
     versions,
 )
-from benchmarks.harness.servers import Contender
+from benchmarks.harness.servers import ServerSpec
 from benchmarks.harness.workers import WorkerSpec
 
+# Names of servers in results, tables and charts.
 OURS: Final = "ours"
 OURS_FP32: Final = "ours, fp32"
 OURS_EXACT: Final = "ours, exact"
-OLD_WAY: Final = "old way"
+BASELINE: Final = "baseline"  # Flask's development server with PyTorch
 LOOP: Final = "loop without HTTP"
 
 _MODEL_FP32: Final = ROOT / "models/densenet121.onnx"
@@ -34,20 +35,29 @@ _INSTALL: Final = "python3 requirements/install.py"
 
 @dataclass
 class Installed:
-    """What `look` found. baseline: which torch the old way has. missing: what was not found, each a line for
-    the user.
+    """What can be measured.
+
+    Attributes:
+        versions: Of packages, by environment.
+        baseline: Which build of torch the baseline uses.
+        missing: A line for the user for everything that is missing.
     """
 
     engines: list[Engine] = field(default_factory=list)
-    servers: list[Contender] = field(default_factory=list)
+    servers: list[ServerSpec] = field(default_factory=list)
     loop: WorkerSpec | None = None
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     baseline: dict[str, Any] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
 
-def look(weights: Path | None, photo: Path) -> Installed:
-    """Find environments, models and weights. weights: as given by the user, or None to look in torch's cache."""
+def find_installed(weights: Path | None, photo: Path) -> Installed:
+    """Find environments, models and weights.
+
+    Args:
+        weights: The state dict the user named; None looks in torch's cache.
+        photo: What the loop classifies first.
+    """
     found = Installed()
     if not RUNTIME.is_file():
         found.missing.append(f"the server and onnxruntime: {_INSTALL} .venv/runtime requirements/runtime.txt")
@@ -56,25 +66,24 @@ def look(weights: Path | None, photo: Path) -> Installed:
             RUNTIME, ["onnxruntime", "numpy", "pillow", "starlette", "uvicorn", "python-multipart", "httptools"]
         )
         found.servers.append(our_server())
-        count = usable_cpus()
-        arguments = ("--workers", str(count), "--photo", str(photo))
-        found.loop = WorkerSpec(LOOP, RUNTIME, "loop_worker.py", arguments)
+        arguments = ("-m", "benchmarks.harness.loop_worker", "--workers", str(usable_cpus()), "--photo", str(photo))
+        found.loop = WorkerSpec(LOOP, RUNTIME, arguments)
         for name, model in (("onnxruntime fp32", _MODEL_FP32), ("onnxruntime int8", _MODEL_INT8)):
             if model.is_file():
                 found.engines.append(Engine(name, RUNTIME, "onnxruntime", model))
             else:
-                found.missing.append(f"{name}: models/{model.name} is not there; make export WEIGHTS=densenet121.pth")
-    _look_for_torch(found, weights)
+                found.missing.append(f"{name}: models/{model.name} is missing; make export WEIGHTS=densenet121.pth")
+    _find_torch(found, weights)
     return found
 
 
-def our_server(name: str = OURS, *flags: str, photos: tuple[str, ...] = ()) -> Contender:
-    """Our server as it is by default, but for the flags."""
+def our_server(name: str = OURS, *flags: str, photos: tuple[str, ...] = ()) -> ServerSpec:
+    """Our server with its default settings and these flags."""
     command = [str(RUNTIME), "-m", "serve", "--port", "{port}"]
     help_text = subprocess.run(
         [str(RUNTIME), "-m", "serve", "--help"],
         cwd=ROOT,
-        env=quiet_environment(),
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -82,37 +91,37 @@ def our_server(name: str = OURS, *flags: str, photos: tuple[str, ...] = ()) -> C
     if "--server-timing" in help_text:
         command += ["--server-timing", "on"]
     settings = " ".join(["as it is by default, one process", *flags])
-    return Contender(name, (*command, *flags), card_path="/model", settings=settings, photos=photos)
+    return ServerSpec(name, (*command, *flags), card_path="/model", settings=settings, photos=photos)
 
 
-def _look_for_torch(found: Installed, weights: Path | None) -> None:
+def _find_torch(found: Installed, weights: Path | None) -> None:
     have = versions(EXPORT, ["torch", "torchvision", "flask", "werkzeug", "pillow"])
     if "torchvision" not in have:
         how = f"{_INSTALL} .venv/export requirements/export.txt requirements/benchmark.txt"
-        found.missing.append(f"PyTorch and the old way: {how}")
+        found.missing.append(f"PyTorch and the baseline: {how}")
         return
     found.versions["export"] = have
     if weights is None and not _cached_weights():
         found.missing.append(
-            "PyTorch and the old way: no weights; name a state dict of torchvision's densenet121: --weights or WEIGHTS"
+            "PyTorch and the baseline: no weights; name a state dict of torchvision's densenet121: --weights or WEIGHTS"
         )
         return
     try:
         found.baseline = torch_build(EXPORT)
     except subprocess.CalledProcessError as error:
-        found.missing.append(f"PyTorch and the old way: {error.stderr.strip()[-300:]}")
+        found.missing.append(f"PyTorch and the baseline: {error.stderr.strip()[-300:]}")
         return
     found.engines.insert(0, Engine("PyTorch eager", EXPORT, "pytorch", weights))
     if "flask" not in have:
-        found.missing.append(f"the old way needs Flask: {_INSTALL} .venv/export requirements/benchmark.txt")
+        found.missing.append(f"the baseline needs Flask: {_INSTALL} .venv/export requirements/benchmark.txt")
         return
-    script = Path(__file__).resolve().parents[1] / "baselines/flask_pytorch.py"
-    command = [str(EXPORT), str(script), "--port", "{port}", *(["--weights", str(weights)] if weights else [])]
+    command = [str(EXPORT), "-m", "benchmarks.baselines.flask_pytorch", "--port", "{port}"]
+    command += ["--weights", str(weights)] if weights else []
     settings = f"Flask's development server and PyTorch eager ({describe_torch(found.baseline)}), as they come"
-    found.servers.append(Contender(OLD_WAY, tuple(command), settings=settings))
+    found.servers.append(ServerSpec(BASELINE, tuple(command), settings=settings))
 
 
 def _cached_weights() -> bool:
-    """Whether torchvision's own weights lie in torch's cache, so that nothing is downloaded."""
+    """Whether torchvision's weights are in torch's cache, so that nothing has to be downloaded."""
     cache = os.environ.get("TORCH_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch"
     return (Path(cache) / _CACHED_WEIGHTS).is_file()

@@ -1,13 +1,13 @@
-"""Closed-loop load: N clients, each sending one photograph again as soon as its answer is there → one JSON object.
+"""A closed-loop load generator: N clients, each sends one photograph again as soon as it has its answer.
 
-    python benchmarks/harness/load.py --url http://127.0.0.1:5000/upload --photo cat.jpg --clients 16
+    python -m benchmarks.harness.load --url http://127.0.0.1:5000/upload --photo cat.jpg --clients 16
 
-Each client is a thread with a blocking, kept connection and the request's bytes built beforehand. The clock starts once
-every client has had an answer (a single one: three), so that the queue is as full as it stays. It stops after the time
-asked for, but not before every client has had another answer, because a slow server may give many at once, in long
-intervals, and not before the least number of answers asked for. The rate is that of the answers between the last one
-before the clock's start and the last one counted, so that no answer is cut in two. Then everyone finishes what it sent,
-so that the server is left with nothing to do. Answers are checked: only right ones count.
+Prints one JSON object. Each client is a thread with a blocking keep-alive connection and a request that was built
+beforehand. The clock starts once every client has had an answer (a single client: three), so that the queue is in
+its steady state. It stops after the time asked for, but not before every client has had another answer, because a slow
+server may send many at once at long intervals, and not before the minimum number of answers. The rate counts whole
+answers: those after the last one before the clock's start, up to the last one before its end. Then every client waits
+for its last answer, which leaves the server idle. Only right answers count.
 """
 
 import argparse
@@ -25,21 +25,23 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-from benchmarks.harness.wire import BrokenAnswer, Connection, build_request
+from benchmarks.harness.http_client import BrokenAnswer, Connection, build_request
 from serve.printable import ArgumentParser
 
-_WORK: Final = ("decode", "preprocess", "infer")  # stages of a `Server-Timing` that no HTTP server can do without
-_UNTIMED: Final = 3  # answers that a single client has before the clock starts
+_WORK: Final = ("decode", "preprocess", "infer")  # the stages in `Server-Timing` that are not overhead
+_UNTIMED: Final = 3  # answers of a single client before the clock starts
 PERCENTILES: Final = (50, 90, 99)
-_REST_AFTER_ERROR: Final = 0.05  # seconds, so that a server that is down is not asked thousands of times
+_PAUSE_AFTER_ERROR: Final = 0.05  # seconds; without it a server that is down gets thousands of requests
 
 
 @dataclass
 class Record:
-    """What one client saw. answers: (end, seconds, stages) of each right one, by the clock of `time.perf_counter`."""
+    """What one client received.
+
+    Attributes:
+        answers: (end, seconds, stages) of each right answer; `end` as `time.perf_counter` gives it.
+        failures: (end, reason) of everything else.
+    """
 
     answers: list[tuple[float, float, dict[str, float]]] = field(default_factory=list)
     failures: list[tuple[float, str]] = field(default_factory=list)
@@ -47,11 +49,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Load:
-    """One measurement. send: as for `build_request`. expect: right ImageNet ids, separated by commas; empty takes any.
+    """One measurement.
 
-    seconds: length of the measurement. least: answers that it lasts for at least, unless there are failures. patience:
-    seconds that the clients may take for their first answers, and again for what is missing after those seconds.
-    count: answers after which it ends early. timeout: seconds for one answer.
+    Attributes:
+        send: As for `build_request`.
+        expect: Right ImageNet ids, separated by commas; if empty, any is right.
+        seconds: Length of the measurement.
+        min_answers: Right answers to wait for even after `seconds`, unless there are failures.
+        patience: Seconds to wait for the clients' first answers, and after `seconds` for missing ones.
+        count: Right answers that end the measurement early.
+        timeout: Seconds for one answer.
     """
 
     url: str
@@ -60,14 +67,14 @@ class Load:
     expect: str = ""
     clients: int = 1
     seconds: float = 3.0
-    least: int = 1
+    min_answers: int = 1
     patience: float = 20.0
     count: int = 1_000_000
     timeout: float = 60.0
 
 
 class _Clients:
-    """The threads and what they share: `stop`, and how many right answers there have been."""
+    """The clients' threads and records."""
 
     def __init__(self, load: Load) -> None:
         self.load = load
@@ -80,18 +87,18 @@ class _Clients:
         self.threads = [threading.Thread(target=self._run, args=[record]) for record in self.records]
 
     def had_answers(self, each: int) -> bool:
-        """Whether every client has had so many; one that met a failure is not waited for."""
+        """Whether every client has had so many answers; clients with failures are not waited for."""
         return all(len(record.answers) >= each or record.failures for record in self.records)
 
     def count(self) -> int:
         return sum(len(record.answers) for record in self.records)
 
-    def had_answers_since(self, start: float, least: int) -> bool:
-        """Whether every client has had another answer, and all together so many."""
+    def had_answers_since(self, start: float, min_answers: int) -> bool:
+        """Whether every client has had an answer since `start`, and all of them together `min_answers`."""
         if any(record.failures for record in self.records):
-            least = 0
+            min_answers = 0
         since = sum(answer[0] > start for record in self.records for answer in record.answers)
-        return since >= least and all(
+        return since >= min_answers and all(
             record.failures or (record.answers and record.answers[-1][0] > start) for record in self.records
         )
 
@@ -103,12 +110,12 @@ class _Clients:
                 answer = connection.exchange(self.request)
             except (OSError, BrokenAnswer, ValueError) as error:
                 record.failures.append((time.perf_counter(), f"error: {str(error) or type(error).__name__}"))
-                self.stop.wait(_REST_AFTER_ERROR)
+                self.stop.wait(_PAUSE_AFTER_ERROR)
                 continue
             ended = time.perf_counter()
             if answer.status != 200:
                 record.failures.append((ended, f"status {answer.status}"))
-                self.stop.wait(_REST_AFTER_ERROR)
+                self.stop.wait(_PAUSE_AFTER_ERROR)
             elif not answer.is_right(self.load.expect):
                 record.failures.append((ended, f"wrong answer: {answer.imagenet_id or 'no ImageNet id'}"))
             else:
@@ -117,7 +124,12 @@ class _Clients:
 
 
 def run_load(load: Load) -> dict[str, Any]:
-    """Measure; times in milliseconds. CPU is this process's own, between the clock's start and end."""
+    """Run one measurement.
+
+    Returns:
+        Counts, rate, percentiles and times in milliseconds; `load_cpu_*` is this process's CPU time between the clock's
+        start and end.
+    """
     clients = _Clients(load)
     gc.freeze()
     began = time.perf_counter()
@@ -133,7 +145,7 @@ def run_load(load: Load) -> dict[str, Any]:
         while (left := start + load.seconds - time.perf_counter()) > 0 and clients.count() < load.count:
             time.sleep(min(left, 0.05))
         while (
-            not clients.had_answers_since(start, min(load.least, load.count))
+            not clients.had_answers_since(start, min(load.min_answers, load.count))
             and time.perf_counter() - start < load.seconds + load.patience
         ):
             time.sleep(0.002)
@@ -172,7 +184,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def percentiles(times: Sequence[float]) -> dict[str, float | None]:
-    """Of milliseconds; None where there are too few for it: p99 of less than 100 would be their maximum."""
+    """The percentiles in `PERCENTILES`; None where there are too few times: p99 of fewer than 100 is their maximum."""
     return {
         f"p{percent}_ms": round(percentile(times, percent), 3) if len(times) * (100 - percent) >= 100 else None
         for percent in PERCENTILES
@@ -185,7 +197,7 @@ def _stage_medians(stages: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _beyond(answers: list[tuple[float, float, dict[str, float]]]) -> float | None:
-    """Median of what a request takes beyond decoding, preprocessing and inference, as the client sees it."""
+    """Median overhead: the client's milliseconds less decoding, preprocessing and inference."""
     beyond = [
         seconds * 1000 - sum(stages[name] for name in _WORK)
         for _, seconds, stages in answers
@@ -195,24 +207,28 @@ def _beyond(answers: list[tuple[float, float, dict[str, float]]]) -> float | Non
 
 
 def main() -> int:
-    """Run the command; the process's exit status: 1 where there was no right answer."""
+    """Run the command and return its exit status: 1 if there was no right answer."""
     parser = ArgumentParser(
-        prog="python benchmarks/harness/load.py",
+        prog="python -m benchmarks.harness.load",
         description=(__doc__ or "").split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--url", required=True, help="where to send it, http only")
-    parser.add_argument("--photo", type=Path, required=True, metavar="FILE", help="what to send")
+    parser.add_argument("--photo", type=Path, required=True, metavar="FILE", help="the JPEG to send")
     parser.add_argument("--send", default=Load.send, help="multipart:FIELD, raw:MEDIA/TYPE or v2:INPUT")
     parser.add_argument(
-        "--expect", default=Load.expect, metavar="ID", help="right ImageNet ids, with commas; any if not given"
+        "--expect", default=Load.expect, metavar="ID", help="right ImageNet ids, separated by commas; empty for any"
     )
     parser.add_argument("--clients", type=int, default=Load.clients, metavar="N", help="clients at a time")
     parser.add_argument("--seconds", type=float, default=Load.seconds, help="length of the measurement")
-    parser.add_argument("--least", type=int, default=Load.least, metavar="N", help="right answers, at least")
-    parser.add_argument("--patience", type=float, default=Load.patience, help="seconds for the slowest client, at most")
-    parser.add_argument("--count", type=int, default=Load.count, metavar="N", help="right answers that end it early")
-    parser.add_argument("--timeout", type=float, default=Load.timeout, help="seconds for one answer, at most")
+    parser.add_argument(
+        "--min-answers", type=int, default=Load.min_answers, metavar="N", help="right answers to wait for"
+    )
+    parser.add_argument("--patience", type=float, default=Load.patience, help="seconds to wait for the slowest client")
+    parser.add_argument(
+        "--count", type=int, default=Load.count, metavar="N", help="right answers that end the measurement early"
+    )
+    parser.add_argument("--timeout", type=float, default=Load.timeout, help="seconds for one answer")
     options = vars(parser.parse_args())
     options["photo"] = options["photo"].read_bytes()
     result = run_load(Load(**options))

@@ -1,9 +1,9 @@
-"""The server's own work with no HTTP around it: workers that each decode and classify one picture after another.
+"""Measures the server's own work without HTTP: threads that each decode and classify one image after another.
 
     {"photo": "…/rocket.jpg", "seconds": 3.0}  →  {"ms": [20.1, …], "seconds": 3.01}
 
-What is measured is `serve.model.classifier`, threads of one process sharing one model as in the server. JSON
-lines in and out; the first line out says which class the first picture got.
+The threads share one `serve.model.classifier`, as in the server. JSON lines in and out; the first output line names the
+first image's class.
 """
 
 import json
@@ -13,9 +13,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
 from serve.config.settings import Config
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.postprocess import DEFAULT_TOP_K
@@ -24,9 +21,9 @@ from serve.printable import ArgumentParser
 
 def main() -> int:
     """Answer one line after another until standard input ends."""
-    parser = ArgumentParser(prog="python benchmarks/harness/loop_worker.py")
+    parser = ArgumentParser(prog="python -m benchmarks.harness.loop_worker")
     parser.add_argument("--workers", type=int, required=True)
-    parser.add_argument("--photo", type=Path, required=True, help="the first picture")
+    parser.add_argument("--photo", type=Path, required=True, help="the first image")
     parser.add_argument("--variant", default="auto")
     options = parser.parse_args()
     classifier = load_classifier(Config(model_variant=options.variant))
@@ -40,9 +37,11 @@ def main() -> int:
 
 
 def measure(classifier: Classifier, data: bytes, workers: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds of each picture that was finished within the time; one untimed picture a worker comes first.
+    """Classify for so many seconds, after one untimed image in each worker.
 
-    seconds, as returned: until the last of those was finished, so that no picture is cut in two.
+    Returns:
+        ms: Of each image that was finished in time.
+        seconds: Until the last of those was finished, so that the rate counts whole images only.
     """
     times: list[float] = []
     ends: list[float] = []

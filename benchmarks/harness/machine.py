@@ -1,4 +1,4 @@
-"""Where the figures come from: CPU, kernel, what is installed in each environment, and the settings children get."""
+"""The machine and the environments that figures come from, and the environment variables of child processes."""
 
 import json
 import os
@@ -16,20 +16,20 @@ RESULTS: Final = ROOT / "benchmarks/results"
 RUNTIME: Final = ROOT / ".venv/runtime/bin/python"
 EXPORT: Final = ROOT / ".venv/export/bin/python"
 
-# Usage statistics of everything that is started here, off. LitServe, mosec, MLServer and Flask have none (their sources
-# were read); OpenVINO's and nncf's have no variable, they are turned off where those are imported.
-_QUIET: Final = {
+# Turns usage statistics off. LitServe, mosec, MLServer and Flask have none (according to their sources); OpenVINO and
+# nncf have no variable for it: `engine_worker.py` and `openvino_engine.py` turn theirs off.
+_CHILD_SETTINGS: Final = {
     "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime's Linux wheel
     "BENTOML_DO_NOT_TRACK": "True",
-    "OTEL_SDK_DISABLED": "true",  # OpenTelemetry, which BentoML, LitServe and MLServer bring along
-    "DO_NOT_TRACK": "1",  # the convention, for whatever else looks for it
+    "OTEL_SDK_DISABLED": "true",  # OpenTelemetry, a dependency of BentoML, LitServe and MLServer
+    "DO_NOT_TRACK": "1",  # a convention
 }
-# Of our own settings only those given here may count, and of thread counts only what each engine is told.
-_DROPPED: Final = re.compile(
+# Settings and thread counts come from command lines only.
+_DROPPED_VARIABLES: Final = re.compile(
     r"SERVE_.*|PEER_.*|OMP_.*|MKL_.*|OPENBLAS_.*|PYTHONPATH|PYTHONSTARTUP|WERKZEUG_.*|FLASK_.*"
 )
 
-# Runs in the environment that is measured; pip brings the one parser of requirements that is in all of them.
+# Runs in the environment that is measured, where pip has the only requirements parser present in all of them.
 _MEASURE = """
 import importlib.metadata as metadata, json, re, sys
 from pip._vendor.packaging.requirements import Requirement
@@ -52,19 +52,19 @@ print(json.dumps(found))
 """
 
 
-def quiet_environment() -> dict[str, str]:
-    """The environment for children: usage statistics off, nobody's leftover settings."""
-    kept = {name: value for name, value in os.environ.items() if not _DROPPED.fullmatch(name)}
-    return {**kept, **_QUIET}
+def child_environment() -> dict[str, str]:
+    """The environment variables for child processes: usage statistics off, no inherited settings."""
+    kept = {name: value for name, value in os.environ.items() if not _DROPPED_VARIABLES.fullmatch(name)}
+    return {**kept, **_CHILD_SETTINGS}
 
 
 def usable_cpus() -> int:
-    """CPUs this process may run on."""
+    """The number of CPUs this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU and what decides its speed here."""
+    """The CPU, its features that matter for inference, memory and kernel."""
     cpuinfo = _read(Path("/proc/cpuinfo"))
     model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
@@ -82,14 +82,14 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_cpu(machine: dict[str, Any]) -> str:
-    """One line: `AMD EPYC, 2 CPUs, with VNNI`."""
+    """One line, such as `AMD EPYC, 2 usable CPUs, with VNNI`."""
     count = machine["usable_cpus"]
     vnni = "with" if machine["vnni"] else "without"
     return f"{machine['cpu']}, {count} usable CPU{'s' * (count > 1)}, {vnni} VNNI"
 
 
 def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
-    """Versions of those of `packages` that are installed for `python`, and its own; empty where it is not there."""
+    """Versions of Python and of those `packages` that are installed; empty if `python` does not exist."""
     code = (
         "import importlib.metadata as m, json, platform, sys\n"
         "found = {'python': platform.python_version()}\n"
@@ -106,34 +106,41 @@ def versions(python: Path, packages: Sequence[str]) -> dict[str, str]:
 
 
 def packages_megabytes(python: Path, packages: Sequence[str]) -> float:
-    """Size of the installed files of these packages and of all that they need."""
+    """Size in MB (10⁶ bytes) of the installed files of these packages and of all their dependencies.
+
+    Raises:
+        subprocess.CalledProcessError: One of them is not installed.
+    """
     command = [str(python), "-c", _MEASURE, *packages]
-    done = subprocess.run(command, env=quiet_environment(), capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=True)
     sizes: dict[str, int] = json.loads(done.stdout)
     return sum(sizes.values()) / 1e6
 
 
 def torch_build(python: Path) -> dict[str, Any]:
-    """Which torch an environment has: start, memory and size depend on whether it was built for CUDA."""
+    """Which build of torch an environment has: start, memory and size depend on whether it was built for CUDA.
+
+    Raises:
+        subprocess.CalledProcessError: torch cannot be imported.
+    """
     code = "import torch, json; print(json.dumps({'torch': torch.__version__, 'cuda': torch.version.cuda}))"
     done = subprocess.run(
-        [str(python), "-c", code], env=quiet_environment(), capture_output=True, text=True, check=True
+        [str(python), "-c", code], env=child_environment(), capture_output=True, text=True, check=True
     )
     build: dict[str, Any] = json.loads(done.stdout)
     return {**build, "megabytes": round(packages_megabytes(python, ("torch",)), 1)}
 
 
 def describe_torch(build: dict[str, Any]) -> str:
-    """One phrase: `torch 2.14.1, CUDA 13.0 build`."""
+    """One phrase, such as `torch 2.14.1, CUDA 13.0 build`."""
     kind = f"CUDA {build['cuda']}" if build["cuda"] else "CPU"
     return f"torch {build['torch'].partition('+')[0]}, {kind} build"
 
 
 def tree_state(root: Path = ROOT) -> dict[str, str]:
-    """The commit that is checked out, and whether the files are those of it: `clean`, `dirty`, or `unknown` outside of
-    a clone.
+    """The commit that is checked out, and the state of the tree: `clean`, `dirty`, or `unknown` outside of a clone.
 
-    Documents and results are not looked at: the commands write those themselves.
+    Changes of documents and results do not count, because the commands write those themselves.
     """
     status = ["git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", ":(exclude)*.md"]
     try:
@@ -147,13 +154,13 @@ def tree_state(root: Path = ROOT) -> dict[str, str]:
 
 
 def provenance(kind: str) -> dict[str, Any]:
-    """What every result begins with; to be taken before anything is measured."""
+    """What every result begins with; call it before anything is measured."""
     return {
         "schema": 2,
         "kind": kind,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **tree_state(),
-        # Where things lie on this machine is nobody's business.
+        # Folders of this machine are private.
         "command": " ".join(
             [
                 "python",

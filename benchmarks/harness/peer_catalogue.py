@@ -1,8 +1,8 @@
 """The peers: where each is installed, how its server is started, and with how many workers and threads.
 
-Two configurations each, because no peer has both in one: `a`, one worker with all threads, for the shortest answer to
-one client; `b`, as many workers as CPUs with one thread each, for the most images a second. For large pictures each
-also with `Image.draft`, one line more, by which Pillow decodes a JPEG at a reduced scale, as our server does.
+Each has two configurations, because no peer has both in one: `a`, one worker with all threads, for the lowest latency
+with one client; `b`, one worker with one thread for each CPU, for the highest throughput. For large images each is also
+measured with `Image.draft`, which makes Pillow decode a JPEG at a reduced scale, as our server does.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,25 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.harness.machine import ROOT, usable_cpus
-from benchmarks.harness.servers import Contender
+from benchmarks.harness.servers import ServerSpec
 
 SERVERS: Final = Path(__file__).resolve().parents[1] / "peer_servers"
-DRAFT: Final = ", draft"  # what the names of those end with that decode with Image.draft
-_TIMEOUT_MS: Final = "60000"  # of one request; what waits behind 15 large pictures is slow, not wrong
+DRAFT: Final = ", draft"  # the end of a server's name if it decodes with Image.draft
+_TIMEOUT_MS: Final = "60000"  # of one request, which may have to wait behind 15 large images
 
 
 @dataclass(frozen=True)
 class Peer:
-    """name: of the package, and of the files that belong to it. parts: other packages whose versions matter."""
+    """A peer.
+
+    Attributes:
+        name: Of its package and of its files here.
+        build: Makes its server from the peer, workers, threads and environment variables.
+        parts: Packages whose versions are recorded.
+    """
 
     name: str
-    build: Callable[["Peer", int, int, dict[str, str]], Contender]
+    build: Callable[["Peer", int, int, dict[str, str]], ServerSpec]
     parts: tuple[str, ...]
 
     @property
@@ -34,10 +40,12 @@ class Peer:
     def lock(self) -> Path:
         return ROOT / f"requirements/peers/{self.name}.txt"
 
-    def contenders(self, variant: str, draft: bool = False) -> list[Contender]:
-        """Both configurations with one model file, named such as `mosec b, int8`.
+    def specs(self, variant: str, draft: bool = False) -> list[ServerSpec]:
+        """Both configurations with one model file; their names are such as `mosec b, int8`.
 
-        draft: decode at a reduced scale; they are sent large pictures only, which alone that makes a difference to.
+        Args:
+            variant: `int8` or `fp32`.
+            draft: Decode at a reduced scale. Only large images are sent then: for others it makes no difference.
         """
         model = ROOT / f"models/densenet121{'.int8' if variant == 'int8' else ''}.onnx"
         cpus = usable_cpus()
@@ -50,37 +58,37 @@ class Peer:
                 "PEER_PORT": "{port}",
                 "PEER_DRAFT": str(int(draft)),
             }
-            contender = self.build(self, workers, threads, environment)
+            spec = self.build(self, workers, threads, environment)
             words = f"{workers} worker{'s' * (workers > 1)} with {threads} thread{'s' * (threads > 1)} each"
-            settings = f"{words}; {contender.settings}" if contender.settings else words
+            settings = f"{words}; {spec.settings}" if spec.settings else words
             name = f"{self.name} {letter}, {variant}"
             if draft:
                 name, settings = f"{name}{DRAFT}", f"{settings}; decodes with Image.draft"
-            found.append(replace(contender, name=name, settings=settings, photos=("large",) if draft else ()))
+            found.append(replace(spec, name=name, settings=settings, photos=("large",) if draft else ()))
         return found
 
 
 def environment_of(name: str) -> Path:
-    """The Python of a peer's own virtual environment."""
+    """The Python of a peer's virtual environment."""
     return ROOT / ".venv/peers" / name / "bin/python"
 
 
-def _litserve(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> Contender:
+def _litserve(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> ServerSpec:
     command = (str(peer.python), str(SERVERS / "litserve_server.py"))
-    return Contender("", command, "/predict", "multipart:request", environment, settings="default transport")
+    return ServerSpec("", command, "/predict", "multipart:request", environment, settings="default transport")
 
 
-def _bentoml(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> Contender:
+def _bentoml(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> ServerSpec:
     command = (str(peer.python.with_name("bentoml")), "serve", "bentoml_server:DenseNet", "--host", "127.0.0.1")
     home = {"BENTOML_HOME": str(ROOT / "build/benchmarks/bentoml")}
-    return Contender(
+    return ServerSpec(
         "", (*command, "--port", "{port}"), "/classify", "multipart:image", environment | home, folder=SERVERS
     )
 
 
-def _mlserver(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> Contender:
+def _mlserver(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> ServerSpec:
     command = (str(peer.python.with_name("mlserver")), "start", ".")
-    # With one worker, none in parallel: the model then runs in the server's own process.
+    # 0: the model runs in the server's own process.
     parallel = 0 if workers == 1 else workers
     own = {
         "MLSERVER_HOST": "127.0.0.1",
@@ -94,13 +102,13 @@ def _mlserver(peer: Peer, workers: int, threads: int, environment: dict[str, str
     }
     settings = f"parallel_workers={parallel}, debug off"
     folder = SERVERS / "mlserver"
-    return Contender("", command, "/v2/models/densenet121/infer", "v2:image", environment | own, folder, settings)
+    return ServerSpec("", command, "/v2/models/densenet121/infer", "v2:image", environment | own, folder, settings)
 
 
-def _mosec(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> Contender:
+def _mosec(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> ServerSpec:
     command = (str(peer.python), str(SERVERS / "mosec_server.py"), "--address", "127.0.0.1", "--port", "{port}")
     settings = "one stage, so that no array passes between processes"
-    return Contender(
+    return ServerSpec(
         "", (*command, "--timeout", _TIMEOUT_MS), "/inference", "raw:image/jpeg", environment, settings=settings
     )
 

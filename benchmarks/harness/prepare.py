@@ -1,25 +1,19 @@
-"""One photograph → what the measurements are made with: its right answers, and a 12-megapixel picture.
+"""Finds the right answers for a photograph and makes a 12-megapixel image.
 
-    .venv/runtime/bin/python benchmarks/harness/prepare.py --photo cat.jpg --folder build/benchmarks
+    .venv/runtime/bin/python -m benchmarks.harness.prepare --photo cat.jpg --folder build/benchmarks
 
-Right is the class that fp32 DenseNet-121 gives on onnxruntime, by code that shares nothing with `serve/`, and any other
-to which it gives at least half as much: among near ties, 8 bits or another JPEG decoder may choose differently. Where
-DenseNet-121 is not exported, it is the answer of the embedded model that is served instead. The large picture is for
-timing only: a bundled photograph that leaves no model in doubt, enlarged, with noise from a fixed seed so that it costs
-a JPEG decoder what a photograph of its size would. Prints one JSON object.
+Prints one JSON object. Right is the class that fp32 DenseNet-121 gives on onnxruntime, computed by code that shares
+nothing with `serve/`, and every class at least half as probable: in a near tie, 8 bits or another JPEG decoder may
+choose another. Without an exported DenseNet-121 it is the answer of the embedded model, which is served instead. The
+large image is for timing only: an unambiguous bundled photograph, enlarged, with noise from a fixed seed, so that
+decoding it takes as long as decoding a photograph of that size.
 """
 
 import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, Final
-
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parents[2])
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 import numpy as np
 from PIL import Image
@@ -28,30 +22,30 @@ from serve.printable import ArgumentParser
 
 _LARGE: Final = (4000, 3000)
 _QUALITY: Final = 90
-_NOISE: Final = 6.0  # standard deviation in grey levels, about a compact camera's at middle ISO
+_NOISE: Final = 6.0  # standard deviation in grey levels, about that of a compact camera at a middle ISO
 _ROOT: Final = Path(__file__).resolve().parents[2]
-CERTAIN: Final = _ROOT / "tests/data/photos/coffee.jpg"
+UNAMBIGUOUS: Final = _ROOT / "tests/data/photos/coffee.jpg"
 _MODEL: Final = _ROOT / "models/densenet121.onnx"
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
-    parser = ArgumentParser(prog="python benchmarks/harness/prepare.py", description=(__doc__ or "").split("\n")[0])
+    """Run the command and return its exit status."""
+    parser = ArgumentParser(prog="python -m benchmarks.harness.prepare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photo", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--folder", type=Path, metavar="DIR", help="make the large picture too, in this folder")
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="also make the large image, in this folder")
     options = parser.parse_args()
-    prepared: dict[str, Any] = {"photo": _describe(options.photo), "certain": _describe(CERTAIN)}
+    prepared: dict[str, Any] = {"photo": _describe(options.photo), "unambiguous": _describe(UNAMBIGUOUS)}
     if options.folder:
         options.folder.mkdir(parents=True, exist_ok=True)
         large = options.folder / "12-megapixels.jpg"
-        large.write_bytes(enlarge(CERTAIN.read_bytes()))
+        large.write_bytes(enlarge(UNAMBIGUOUS.read_bytes()))
         prepared["large"] = _describe(large)
     print(json.dumps(prepared))
     return 0
 
 
 def enlarge(photo: bytes, quality: int = _QUALITY) -> bytes:
-    """A JPEG of 12 megapixels from a photograph; the same bytes for the same Pillow."""
+    """Make a JPEG of 12 megapixels from an encoded photograph; the same Pillow makes the same bytes."""
     with Image.open(io.BytesIO(photo)) as opened:
         pixels = np.asarray(opened.convert("RGB").resize(_LARGE, Image.Resampling.BICUBIC), np.float32)
     noise = np.random.default_rng(0).normal(0, _NOISE, (*pixels.shape[:2], 1)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""What Linux says about processes: a session's members with their memory and CPU time, and the machine's CPU time.
+"""Reads memory and CPU time of process trees and of the machine from /proc.
 
-A server may be one process or a tree whose children outlive it, so whoever is in the session it was started with, or
-descends from someone who was, belongs to it. Nothing here fails on a process that has just ended.
+A server may be one process or a tree whose children outlive it. A process belongs to it if it is in the session that
+the server was started in, or descends from such a process. Processes that have just ended are skipped.
 """
 
 import contextlib
@@ -21,20 +21,24 @@ _TICKS: Final = os.sysconf("SC_CLK_TCK")
 class _Stat:
     parent: int
     session: int
-    started: int  # in ticks since boot: with the process id, the name of one process for ever
+    started: int  # in ticks since boot; with the process id, it identifies a process
     cpu_seconds: float
     zombie: bool
 
 
 @dataclass
-class Tree:
-    """All processes of one server. leader: the process that was started in a session of its own."""
+class ProcessTree:
+    """All processes of one server.
+
+    Attributes:
+        leader: The id of the process that was started, in a session of its own.
+    """
 
     leader: int
     _known: dict[int, int] = field(default_factory=dict)  # process id → when it started
 
     def members(self) -> list[int]:
-        """Process ids of those alive now, the leader first."""
+        """The ids of the living processes, the leader first."""
         table = _read_table()
         known = {pid for pid, started in self._known.items() if pid in table and table[pid].started == started}
         found = known | {pid for pid, stat in table.items() if self.leader in (pid, stat.session)}
@@ -44,15 +48,15 @@ class Tree:
         return sorted((pid for pid in found if not table[pid].zombie), key=lambda pid: (pid != self.leader, pid))
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to each member by its id; children first, so that no parent sees them misbehave."""
+        """Send a signal to every process; to children first, before a parent can react to theirs."""
         for pid in reversed(self.members()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     def memory_mb(self) -> dict[str, float]:
-        """Megabytes (10⁶): `rss` and `pss` summed over the members, and how many those are.
+        """`rss` and `pss` in MB (10⁶ bytes), summed over the processes, and the number of `processes`.
 
-        PSS counts a page that several processes share once in all, so it is what a tree really takes.
+        PSS counts a page that several processes share only once, so it is what a tree really takes.
         """
         members = self.members()
         sums = {"rss": 0.0, "pss": 0.0}
@@ -62,21 +66,21 @@ class Tree:
         return {**{name: round(value, 1) for name, value in sums.items()}, "processes": len(members)}
 
     def cpu_seconds(self) -> float:
-        """CPU time of those alive now."""
+        """CPU time of the living processes."""
         table = _read_table()
         return sum(table[pid].cpu_seconds for pid in self.members() if pid in table)
 
 
 class CpuWatch:
-    """Who used the machine's CPUs from now on, beside a tree, this process, and its children that have ended."""
+    """Measures the CPU use of other processes from now on: all but a tree, this process and its ended children."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: ProcessTree) -> None:
         self._tree = tree
         self._began = time.perf_counter()
         self._busy, self._known = _busy_seconds(), self._known_seconds()
 
     def others_share(self) -> float:
-        """CPU time of everybody else, as a share of all that the machine has: above a few percent, figures suffer."""
+        """The other processes' share of all CPUs, 0 to 1; above a few percent, figures suffer."""
         others = _busy_seconds() - self._busy - (self._known_seconds() - self._known)
         return max(0.0, others) / (time.perf_counter() - self._began) / (os.cpu_count() or 1)
 
@@ -86,7 +90,7 @@ class CpuWatch:
 
 
 def _busy_seconds() -> float:
-    """CPU seconds that all CPUs together have spent on anything but idling, stolen time included, since boot."""
+    """CPU seconds since boot that the CPUs were not idle, stolen time included."""
     first = (_PROC / "stat").read_text(encoding="ascii").split("\n", 1)[0]
     user, nice, system, _idle, _wait, irq, softirq, steal = (int(value) for value in first.split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICKS
@@ -97,7 +101,7 @@ def _read_table() -> dict[int, _Stat]:
     for entry in _PROC.iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                # After the command's name in brackets, which may hold anything: state is the first field.
+                # The command's name in brackets may contain anything; the first field after it is the state.
                 fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
                 cpu = (int(fields[11]) + int(fields[12])) / _TICKS
                 table[int(entry.name)] = _Stat(int(fields[1]), int(fields[3]), int(fields[19]), cpu, fields[0] == "Z")
@@ -105,7 +109,7 @@ def _read_table() -> dict[int, _Stat]:
 
 
 def _read_rollup(pid: int) -> dict[str, int]:
-    """Kilobytes of RSS and PSS; nothing where the process has ended."""
+    """RSS and PSS in kB; empty if the process has ended."""
     sizes = {}
     with contextlib.suppress(OSError):
         for line in (_PROC / str(pid) / "smaps_rollup").read_text(encoding="ascii", errors="replace").split("\n"):

@@ -1,4 +1,4 @@
-"""What is being measured and how long it will still take: one changing line on a terminal, else a line now and then."""
+"""Shows what is being measured and the time left: one changing line on a terminal, else a line now and then."""
 
 import sys
 import time
@@ -6,24 +6,28 @@ from typing import Final
 
 from serve.printable import printable, printable_lines
 
-_LINE_EVERY: Final = 20.0  # seconds, where the output is no terminal
+_LINE_EVERY: Final = 20.0  # seconds, if the output is not a terminal
 
 
 class Progress:
-    """Steps are told as they begin. weight: expected seconds; what is left is scaled by how long past steps took."""
+    """Shows the current step and the time left, scaled by how long past steps took.
 
-    def __init__(self, weight: float) -> None:
-        self._left = weight
+    Args:
+        expected_seconds: Of all steps together.
+    """
+
+    def __init__(self, expected_seconds: float) -> None:
+        self._left = expected_seconds
         self._done = 0.0
         self._began = time.monotonic()
         self._current = 0.0
         self._told = -_LINE_EVERY
         self._width = 0
 
-    def step(self, what: str, weight: float) -> None:
-        """The step before is over, and this one begins."""
+    def step(self, what: str, expected_seconds: float) -> None:
+        """End the previous step and begin this one."""
         self._done += self._current
-        self._current = weight
+        self._current = expected_seconds
         now = time.monotonic()
         pace = (now - self._began) / self._done if self._done > 1 else 1.0
         left = max(0.0, self._left - self._done) * pace
@@ -36,12 +40,12 @@ class Progress:
             print(text, file=sys.stderr, flush=True)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._clear()
         print(printable_lines(text), flush=True)
 
     def end(self) -> float:
-        """Seconds since the beginning."""
+        """Remove the progress line; return the seconds since the beginning."""
         self._clear()
         return time.monotonic() - self._began
 

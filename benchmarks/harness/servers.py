@@ -1,7 +1,4 @@
-"""Servers under measurement: command → process tree → first right answer → paused while others run → ended by id.
-
-Errors that leave here: `ServerFailed`, with the end of what the server wrote.
-"""
+"""Starts, pauses and stops the servers that are measured."""
 
 import contextlib
 import http.client
@@ -17,9 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.harness.machine import ROOT, quiet_environment
-from benchmarks.harness.processes import Tree
-from benchmarks.harness.wire import BrokenAnswer, Connection, build_request
+from benchmarks.harness.errors import ServerFailed
+from benchmarks.harness.http_client import BrokenAnswer, Connection, build_request
+from benchmarks.harness.machine import ROOT, child_environment
+from benchmarks.harness.processes import ProcessTree
 
 _POLL_SECONDS: Final = 0.005
 _STOP_SECONDS: Final = 5.0
@@ -27,17 +25,19 @@ _START_SECONDS: Final = 60.0
 _LOG_END: Final = 1500
 
 
-class ServerFailed(Exception):
-    """The server did not start, or gave a wrong first answer."""
-
-
 @dataclass(frozen=True)
-class Contender:
-    """A server and how to ask it. name: as reported. command, environment: a part that is `{port}` becomes the port to
-    listen on; `{port2}` and `{port3}` become others that are free.
+class ServerSpec:
+    """How to start a server and what to send to it.
 
-    send: as for `build_request`. settings: in words, what it was told about workers and threads.
-    card_path: where it tells which model it serves. photos: keys of the photographs that it is sent; none: all.
+    Attributes:
+        name: As reported.
+        command: An argument `{port}` becomes the port to listen on; `{port2}` and `{port3}` become other free ports.
+        send: As for `build_request`.
+        environment: Variables; their values may be `{port}` and so on, too.
+        folder: Where it is started.
+        settings: Its workers and threads, in words.
+        card_path: Where it describes the model it serves; empty if nowhere.
+        photos: Keys of the photographs it is measured with; empty for all.
     """
 
     name: str
@@ -56,26 +56,33 @@ class Contender:
 
 
 class RunningServer:
-    """One started contender. start_seconds: from the start of its process to its first right answer."""
+    """A server that was started and has given its first right answer.
 
-    def __init__(self, contender: Contender, photo: bytes, expect: str) -> None:
-        self.contender = contender
+    Attributes:
+        start_seconds: From the start of its process to that answer.
+
+    Raises:
+        ServerFailed: It did not start, or its first answer was wrong; names the end of its log.
+    """
+
+    def __init__(self, spec: ServerSpec, photo: bytes, expect: str) -> None:
+        self.spec = spec
         ports = {name: str(free_port()) for name in ("{port}", "{port2}", "{port3}")}
         self.port = int(ports["{port}"])
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed by `stop`
-        command = [ports.get(part, part) for part in contender.command]
-        environment = {name: ports.get(value, value) for name, value in contender.environment.items()}
+        command = [ports.get(part, part) for part in spec.command]
+        environment = {name: ports.get(value, value) for name, value in spec.environment.items()}
         started = time.perf_counter()
         self.process = subprocess.Popen(
             command,
-            cwd=contender.folder,
-            env={**quiet_environment(), **environment},
+            cwd=spec.folder,
+            env={**child_environment(), **environment},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
         )
-        self.tree = Tree(self.process.pid)
+        self.tree = ProcessTree(self.process.pid)
         try:
             self._await_first_answer(photo, expect)
         except BaseException:
@@ -85,18 +92,18 @@ class RunningServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}{self.contender.path}"
+        return f"http://127.0.0.1:{self.port}{self.spec.path}"
 
     def pause(self) -> None:
-        """Make it cost no CPU until `resume`."""
+        """Stop all its processes until `resume`."""
         self.tree.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         self.tree.signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End every process of it, politely at first."""
-        self.tree.members()  # learn who there is before parents leave their children
+        """End every process of it: SIGTERM, and after a grace period SIGKILL."""
+        self.tree.members()  # find the children before their parents end
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
         self.resume()
@@ -111,25 +118,25 @@ class RunningServer:
         self._log.close()
 
     def model_card(self) -> dict[str, Any]:
-        """Name, variant and sha256 of the model, where the server tells them."""
-        if not self.contender.card_path:
+        """Name, variant and sha256 of the model, if the server has a page for it."""
+        if not self.spec.card_path:
             return {}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_STOP_SECONDS)
         try:
-            connection.request("GET", self.contender.card_path)
+            connection.request("GET", self.spec.card_path)
             card = json.loads(connection.getresponse().read())
         finally:
             connection.close()
         return {name: card[name] for name in ("name", "variant", "sha256") if name in card}
 
     def log_end(self) -> str:
-        """The end of what it wrote."""
+        """The end of its log."""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - _LOG_END))
         return self._log.read().decode(errors="replace").strip()
 
     def _await_first_answer(self, photo: bytes, expect: str) -> None:
-        request = build_request(f"127.0.0.1:{self.port}", self.contender.path, photo, self.contender.send)
+        request = build_request(f"127.0.0.1:{self.port}", self.spec.path, photo, self.spec.send)
         deadline = time.monotonic() + _START_SECONDS
         problem = "no answer"
         while time.monotonic() < deadline:
@@ -145,18 +152,22 @@ class RunningServer:
                 if answer.is_right(expect):
                     return
                 problem = f"status {answer.status}, {answer.body[:200]!r}, where {expect} is right"
-                if answer.status in (200, 500):  # anything else may be a server that is not ready yet
+                if answer.status in (200, 500):  # other statuses may mean that it is not ready yet
                     break
             finally:
                 connection.close()
             time.sleep(_POLL_SECONDS)
-        raise ServerFailed(f"{self.contender.name}: {problem}; the end of its log:\n{self.log_end()}")
+        raise ServerFailed(f"{self.spec.name}: {problem}; the end of its log:\n{self.log_end()}")
 
 
 @contextlib.contextmanager
-def running(contender: Contender, photo: bytes, expect: str) -> Iterator[RunningServer]:
-    """A server for the length of a `with` block; raises `ServerFailed`."""
-    server = RunningServer(contender, photo, expect)
+def running(spec: ServerSpec, photo: bytes, expect: str) -> Iterator[RunningServer]:
+    """Run a server for the length of a `with` block.
+
+    Raises:
+        ServerFailed: It did not start, or its first answer was wrong.
+    """
+    server = RunningServer(spec, photo, expect)
     try:
         yield server
     finally:
@@ -164,7 +175,7 @@ def running(contender: Contender, photo: bytes, expect: str) -> Iterator[Running
 
 
 def free_port() -> int:
-    """A TCP port of the loopback address that nobody has just now."""
+    """A TCP port of the loopback address that is free now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -1,6 +1,6 @@
-"""Children that compute without HTTP, engines and the bare loop: each a process that answers JSON lines over pipes.
+"""Workers: processes that compute without HTTP (an engine, the loop) and answer JSON lines over pipes.
 
-Between its lines a worker waits and costs nothing. Errors that leave here: `WorkerFailed`, with what it wrote last.
+Between two lines a worker waits and uses no CPU.
 """
 
 import json
@@ -11,38 +11,39 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.harness.errors import WorkerFailed
 from benchmarks.harness.load import percentiles
-from benchmarks.harness.machine import ROOT, quiet_environment
-from benchmarks.harness.processes import CpuWatch, Tree
+from benchmarks.harness.machine import ROOT, child_environment
+from benchmarks.harness.processes import CpuWatch, ProcessTree
 
-_FOLDER: Final = Path(__file__).resolve().parent
 _ERROR_END: Final = 1000
-
-
-class WorkerFailed(Exception):
-    """The worker ended, or gave the wrong class."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """name: as reported. python: of the environment it runs in. script: in this folder."""
+    """How to start a worker.
+
+    Attributes:
+        name: As reported.
+        python: Of the environment it runs in.
+        arguments: Of Python, which is started in the project's root.
+    """
 
     name: str
     python: Path
-    script: str
     arguments: tuple[str, ...]
 
 
 class Worker:
-    """A worker, from the start of its process on; `check` comes before the first measurement."""
+    """A running worker. Call `check` before the first measurement."""
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed by `stop`
         self._process = subprocess.Popen(
-            [str(spec.python), str(_FOLDER / spec.script), *spec.arguments],
+            [str(spec.python), *spec.arguments],
             cwd=ROOT,
-            env=quiet_environment(),
+            env=child_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -50,14 +51,31 @@ class Worker:
         )
 
     def check(self, expect: str) -> None:
-        """Wait until it is ready, which it says with the class of its first picture."""
+        """Wait until the worker is ready, which it reports with the class of its first image.
+
+        Args:
+            expect: Right ImageNet ids, separated by commas.
+
+        Raises:
+            WorkerFailed: The class is wrong, or the worker ended.
+        """
         given = self._read().get("imagenet_id", "")
         if given not in expect.split(","):
             raise WorkerFailed(f"{self.spec.name} gives {given}, where {expect} is right")
 
     def measure(self, **question: Any) -> dict[str, Any]:
-        """Have it work for a while; times, images a second, and what others took of the CPUs meanwhile."""
-        watch = CpuWatch(Tree(self._process.pid))
+        """Have the worker measure once.
+
+        Args:
+            question: As the worker's program documents it.
+
+        Returns:
+            Percentiles and times in milliseconds, images a second, and the other processes' share of the CPUs.
+
+        Raises:
+            WorkerFailed: The worker ended.
+        """
+        watch = CpuWatch(ProcessTree(self._process.pid))
         answer = self._ask(**question)
         times = answer["ms"]
         return {
@@ -68,7 +86,7 @@ class Worker:
         }
 
     def _ask(self, **question: Any) -> dict[str, Any]:
-        """One line there, one line back."""
+        """Write one line and read one."""
         if self._process.stdin is None:
             raise WorkerFailed(f"{self.spec.name} has no standard input")
         try:
@@ -79,7 +97,7 @@ class Worker:
         return self._read()
 
     def stop(self) -> None:
-        """End it by its own process id."""
+        """Kill the process."""
         self._process.kill()
         self._process.communicate()
         self._errors.close()

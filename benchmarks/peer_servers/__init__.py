@@ -1,1 +1,1 @@
-"""Each peer's server as its own documentation shows one, around the same model files and the same preprocessing."""
+"""Each peer's server as its documentation shows it, with the same model files and the same preprocessing."""

@@ -1,6 +1,6 @@
-"""BentoML, as its documentation takes pictures: a service whose API method has a `PIL.Image.Image` as its input.
+"""A BentoML server as its documentation receives images: an API method with a `PIL.Image.Image` as its input.
 
-Settings, from the environment: PEER_MODEL, PEER_THREADS, PEER_WORKERS; host and port are BentoML's flags.
+Environment variables: PEER_MODEL, PEER_THREADS, PEER_WORKERS. Host and port are BentoML's flags.
 """
 
 import os
@@ -15,7 +15,7 @@ from preprocess import Classifier
     traffic={"timeout": 60},
 )
 class DenseNet:
-    """One per worker process, which runs its method in a thread."""
+    """One instance for each worker process, which runs its method in a thread."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()

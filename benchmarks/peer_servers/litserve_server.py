@@ -1,6 +1,6 @@
-"""LitServe, as its documentation serves uploaded pictures: a `LitAPI` whose `decode_request` takes an `UploadFile`.
+"""A LitServe server as its documentation receives images: a `LitAPI` whose `decode_request` takes an `UploadFile`.
 
-Settings, from the environment: PEER_MODEL, PEER_THREADS, PEER_WORKERS, PEER_PORT.
+Environment variables: PEER_MODEL, PEER_THREADS, PEER_WORKERS, PEER_PORT.
 """
 
 import os
@@ -12,7 +12,7 @@ from preprocess import Classifier, preprocess
 
 
 class DenseNetAPI(litserve.LitAPI):
-    """decode_request, predict and encode_response run one after the other in a worker process."""
+    """A worker process runs decode_request, predict and encode_response in this order."""
 
     def setup(self, device: str) -> None:
         self.classifier = Classifier()

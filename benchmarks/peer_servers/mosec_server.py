@@ -1,6 +1,6 @@
-"""mosec, as its documentation chains workers, with one stage: what decodes a picture also classifies it.
+"""A mosec server as its documentation chains workers, with one stage that decodes and classifies.
 
-Settings, from the environment: PEER_MODEL, PEER_THREADS, PEER_WORKERS; port and address are mosec's own flags.
+Environment variables: PEER_MODEL, PEER_THREADS, PEER_WORKERS. Port and address are mosec's flags.
 """
 
 import os
@@ -10,7 +10,7 @@ from preprocess import Classifier
 
 
 class DenseNet(Worker):
-    """The body of a request is the picture itself."""
+    """Receives the encoded image as the body of a request."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""Encoded JPEG → the model's input, and logits → ImageNet id: what every peer's server does around its model.
+"""Preprocessing and postprocessing of every peer's server: encoded JPEG → model input, logits → ImageNet id.
 
-Pillow and numpy, equal to torchvision's `Resize(256), CenterCrop(224), ToTensor, Normalize`, of JPEGs decoded in full.
-With PEER_DRAFT=1 Pillow decodes them to no less than twice the size they are resized to, as our server does. Nothing of
-`serve/` is used here: a peer's user would not have it, and so it is also an independent check of the server's answers.
+Pillow and numpy, equal to torchvision's `Resize(256), CenterCrop(224), ToTensor, Normalize` on fully decoded JPEGs.
+With PEER_DRAFT=1 Pillow decodes to at least twice the size that it resizes to, as our server does. Nothing of `serve/`
+is used here: a peer's user would not have it, and the results check our server's answers independently.
 """
 
 import io
@@ -29,9 +29,16 @@ def load_labels() -> Labels:
     return labels
 
 
-def preprocess(picture: bytes | bytearray | Image.Image, draft: bool | None = None) -> Any:
-    """Encoded picture, or one that a server's own codec has opened → FP32 `[1, 3, 224, 224]`, normalised."""
-    image = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes | bytearray) else picture
+def preprocess(source: bytes | bytearray | Image.Image, draft: bool | None = None) -> Any:
+    """Preprocess an image, encoded or opened by Pillow.
+
+    Args:
+        draft: Decode a JPEG at a reduced scale (default: PEER_DRAFT).
+
+    Returns:
+        FP32 `[1, 3, 224, 224]`, normalised.
+    """
+    image = Image.open(io.BytesIO(source)) if isinstance(source, bytes | bytearray) else source
     if draft or (draft is None and os.environ.get("PEER_DRAFT") == "1"):
         image.draft("RGB", (2 * _RESIZE, 2 * _RESIZE))
     image = image.convert("RGB")
@@ -45,7 +52,7 @@ def preprocess(picture: bytes | bytearray | Image.Image, draft: bool | None = No
 
 
 class Classifier:
-    """The model that a peer serves. Where it lies and how many threads share one inference, the environment says."""
+    """The model that a peer serves: the file PEER_MODEL, with PEER_THREADS threads for one inference."""
 
     def __init__(self) -> None:
         import onnxruntime as ort
@@ -55,13 +62,14 @@ class Classifier:
         options.inter_op_num_threads = 1
         self.labels = load_labels()
         self.session = ort.InferenceSession(os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"])
-        self.classify_input(np.zeros((1, 3, _CROP, _CROP), np.float32))  # warm before the first request
+        self.classify_input(np.zeros((1, 3, _CROP, _CROP), np.float32))  # a warm-up
 
-    def classify(self, picture: bytes | bytearray | Image.Image) -> dict[str, str]:
-        """All of it in one call, for servers with one stage."""
-        return self.classify_input(preprocess(picture))
+    def classify(self, image: bytes | bytearray | Image.Image) -> dict[str, str]:
+        """Preprocess and classify an image, for servers with one stage."""
+        return self.classify_input(preprocess(image))
 
     def classify_input(self, batch: Any) -> dict[str, str]:
+        """Classify a preprocessed image."""
         return name_of(self.session.run(["logits"], {"input": batch})[0], self.labels)
 
 

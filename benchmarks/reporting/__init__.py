@@ -1,1 +1,1 @@
-"""What records, judges and draws."""
+"""What records results, compares them with targets and earlier runs, and writes tables, charts and documents."""

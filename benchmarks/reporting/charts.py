@@ -1,4 +1,4 @@
-"""Figures → SVG bar charts: readable on a light and on a dark page, no script, no font but the reader's own."""
+"""SVG bar charts that are readable on light and dark pages, without scripts and with the reader's own font."""
 
 import textwrap
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ _MARGIN: Final = 20
 _ROW: Final = 30
 _BAR: Final = 18
 _TOP: Final = 66
-_LETTER: Final = 7.2  # pixels that a letter of 13 px takes on average; a little too many for most fonts
-_VALUE_ROOM: Final = 130
-_SMALL_LETTERS: Final = 120  # of the small print, in a line
-# Hues that keep apart for colour-blind readers (Okabe and Ito 2008), in the order the stages of a request come.
+_LETTER: Final = 7.2  # average width of a letter of 13 px, in pixels; a little too much for most fonts
+_VALUE_WIDTH: Final = 130
+_SMALL_LETTERS: Final = 120  # in a line of the small print
+# Hues that colour-blind readers can tell apart (Okabe and Ito 2008), in the order of a request's stages.
 _SERIES: Final = ("#56b4e9", "#999999", "#e69f00", "#cc79a7", "#0072b2", "#d55e00")
 _STYLE: Final = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328 }
   .title { font-size: 17px; font-weight: 600 }
   .small { font-size: 11px; fill: #59636e }
   .page { fill: #ffffff }
-  .bar { fill: #8c959f } .bar.ours { fill: #0969da } .bar.old { fill: #bc4c00 } .bar.limit { fill: #1a7f37 }
+  .bar { fill: #8c959f } .bar.ours { fill: #0969da } .bar.baseline { fill: #bc4c00 } .bar.limit { fill: #1a7f37 }
   .spread, .axis { stroke: #1f2328; stroke-width: 1.2; fill: none } .axis { opacity: .35 }
   @media (prefers-color-scheme: dark) {
     text { fill: #e6edf3 } .small { fill: #9198a1 } .page { fill: #0d1117 }
-    .bar { fill: #6e7681 } .bar.ours { fill: #4493f8 } .bar.old { fill: #db6d28 } .bar.limit { fill: #3fb950 }
+    .bar { fill: #6e7681 } .bar.ours { fill: #4493f8 } .bar.baseline { fill: #db6d28 } .bar.limit { fill: #3fb950 }
     .spread, .axis { stroke: #e6edf3 }
   }
 """
@@ -33,7 +33,12 @@ _STYLE: Final = """
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar. low, high: the spread over the rounds. kind: `ours`, `old`, `limit`, or nothing in particular."""
+    """One bar.
+
+    Attributes:
+        low, high: Minimum and maximum of the rounds.
+        kind: Its colour: `ours`, `baseline`, `limit` or none of these.
+    """
 
     label: str
     value: float
@@ -44,19 +49,21 @@ class Bar:
 
 @dataclass(frozen=True)
 class Stack:
-    """One bar made of parts: values by name, in order."""
+    """A stacked bar. parts: values by name, in order."""
 
     label: str
     parts: dict[str, float] = field(default_factory=dict)
 
 
 def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str, note: str = "", also: str = "") -> str:
-    """Horizontal bars from 0, the value at each, a line from the least to the greatest of the rounds.
+    """Horizontal bars from 0 with their values, and a line from the minimum to the maximum of the rounds.
 
-    note: what the values are, where they are no medians of rounds. also: what else has to be known to read them.
+    Args:
+        note: What the values are, if not medians of rounds.
+        also: What else the reader has to know.
     """
-    left = _label_room([bar.label for bar in bars])
-    scale = (_WIDTH - left - _MARGIN - _VALUE_ROOM) / max(max(bar.high, bar.value) for bar in bars)
+    left = _label_width([bar.label for bar in bars])
+    scale = (_WIDTH - left - _MARGIN - _VALUE_WIDTH) / max(max(bar.high, bar.value) for bar in bars)
     parts = []
     for row, bar in enumerate(bars):
         top = _TOP + row * _ROW
@@ -73,14 +80,14 @@ def bar_chart(title: str, unit: str, bars: Sequence[Bar], small_print: str, note
             spread if high > low else "",
             f'<text x="{end:.1f}" y="{middle + 4.5}">{_number(bar.value)} {escape(unit)}</text>',
         ]
-    note = "; ".join(filter(None, [note or f"{unit}; median of the rounds, line: least to greatest", also]))
+    note = "; ".join(filter(None, [note or f"{unit}; median of the rounds, line: minimum to maximum", also]))
     return _page(title, note, parts, left, len(bars), small_print)
 
 
 def stack_chart(title: str, unit: str, stacks: Sequence[Stack], small_print: str) -> str:
-    """Horizontal bars made of parts, with the total at each and a legend below."""
-    left = _label_room([stack.label for stack in stacks])
-    scale = (_WIDTH - left - _MARGIN - _VALUE_ROOM) / max(sum(stack.parts.values()) for stack in stacks)
+    """Horizontal stacked bars with their totals, and a legend below."""
+    left = _label_width([stack.label for stack in stacks])
+    scale = (_WIDTH - left - _MARGIN - _VALUE_WIDTH) / max(sum(stack.parts.values()) for stack in stacks)
     names = list(dict.fromkeys(name for stack in stacks for name in stack.parts))
     colours = {name: _SERIES[number % len(_SERIES)] for number, name in enumerate(names)}
     parts = []
@@ -130,7 +137,7 @@ def _page(title: str, subtitle: str, parts: list[str], left: int, rows: int, sma
 """
 
 
-def _label_room(labels: Sequence[str]) -> int:
+def _label_width(labels: Sequence[str]) -> int:
     return _MARGIN + 10 + int(max(len(label) for label in labels) * _LETTER)
 
 
@@ -139,5 +146,5 @@ def _label(text: str, left: int, middle: float) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, as people write them."""
+    """At least three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

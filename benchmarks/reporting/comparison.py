@@ -1,7 +1,7 @@
-"""Two results → what moved between them.
+"""Compares two results.
 
-A figure has moved where the spreads over the rounds do not overlap and the medians differ by more than a little;
-anything else may be noise. Times of different CPUs are not compared, ratios are.
+A figure has changed if the ranges of the rounds do not overlap and the medians differ by more than 3 %; anything else
+may be noise. Of different CPUs only ratios are compared, not times.
 """
 
 from collections.abc import Iterator
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.harness.machine import describe_cpu
-from benchmarks.reporting.report import aligned, disturbances, shown
+from benchmarks.reporting.report import disturbances, format_figure, format_table
 
 Result = dict[str, Any]
-_LITTLE: Final = 0.03
+_MIN_CHANGE: Final = 0.03
 _FEW_ROUNDS: Final = 3
 _COMPARED: Final = ("p50_ms", "p99_ms", "images_per_s", "beyond_ms")
 
 
 @dataclass(frozen=True)
 class _Figure:
-    """One figure of one result. less: whether less of it is better."""
+    """One figure of one result. less: whether less is better."""
 
     spread: dict[str, Any]
     less: bool = True
 
 
 def compare(old: Result, new: Result) -> str:
-    """Lines for the terminal."""
+    """Describe what changed, in lines for the terminal."""
     same_cpu = all(old["machine"][name] == new["machine"][name] for name in ("cpu", "usable_cpus"))
     lines = [f"Compared with the run of {old['date']}" + (f", {old['revision']}" if old.get("revision") else "")]
     if not same_cpu:
@@ -35,15 +35,15 @@ def compare(old: Result, new: Result) -> str:
     before, after = (dict([*_ratios(result), *(_figures(result) if same_cpu else ())]) for result in (old, new))
     lines += _warnings(old, new, [*before.values(), *after.values()])
     both = [name for name in after if name in before]
-    moved = [(name, direction) for name in both if (direction := _direction(before[name], after[name]))]
-    if moved:
-        rows = [("moved", "then", "now", "now/then", "")]
-        for name, direction in moved:
+    changed = [(name, direction) for name in both if (direction := _direction(before[name], after[name]))]
+    if changed:
+        rows = [("changed", "then", "now", "now/then", "")]
+        for name, direction in changed:
             then, now = before[name].spread, after[name].spread
             change = f"{now['median'] / then['median']:.3f}" if then["median"] else "–"
-            rows.append((name, shown(then, 3), shown(now, 3), change, direction))
-        lines.append(aligned(rows))
-    lines.append(f"{len(both) - len(moved)} of {len(both)} figures lie within the spread of the rounds.")
+            rows.append((name, format_figure(then, 3), format_figure(now, 3), change, direction))
+        lines.append(format_table(rows))
+    lines.append(f"{len(both) - len(changed)} of {len(both)} figures are within the range of the rounds.")
     for what, some, others in (("only then", before, after), ("only now", after, before)):
         if only := [name for name in some if name not in others]:
             lines.append(f"Measured {what}: {len(only)}, such as {only[0]}")
@@ -51,18 +51,18 @@ def compare(old: Result, new: Result) -> str:
 
 
 def _warnings(old: Result, new: Result, figures: list[_Figure]) -> list[str]:
-    """Why what moved may be noise all the same."""
+    """Reasons why a change may still be noise."""
     warnings = [f"{when}: {text}" for when, result in (("Then", old), ("Now", new)) if (text := disturbances(result))]
     if any(len(figure.spread["rounds"]) < _FEW_ROUNDS for figure in figures):
-        warnings.append(f"Some figures come from fewer than {_FEW_ROUNDS} rounds, whose spread says little.")
+        warnings.append(f"Some figures come from fewer than {_FEW_ROUNDS} rounds, whose range says little.")
     return warnings
 
 
 def _direction(old: _Figure, new: _Figure) -> str:
-    """`better`, `worse`, or nothing where it did not move."""
+    """`better`, `worse`, or empty if the figure has not changed."""
     then, now = old.spread, new.spread
     apart = then["max"] < now["min"] or now["max"] < then["min"]
-    if not apart or abs(now["median"] - then["median"]) <= _LITTLE * abs(then["median"]):
+    if not apart or abs(now["median"] - then["median"]) <= _MIN_CHANGE * abs(then["median"]):
         return ""
     return "better" if (now["median"] < then["median"]) == new.less else "worse"
 

@@ -1,24 +1,24 @@
-"""Which charts a result gets: name of the file → SVG."""
+"""Draws the charts of results."""
 
 from typing import Any
 
-from benchmarks.harness.installed import LOOP, OLD_WAY, OURS, OURS_EXACT, OURS_FP32
+from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32
 from benchmarks.reporting.charts import Bar, Stack, bar_chart, stack_chart
-from benchmarks.reporting.report import origin
+from benchmarks.reporting.report import describe_run
 
 Result = dict[str, Any]
-_KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", OLD_WAY: "old", LOOP: "limit"}
+_KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", BASELINE: "baseline", LOOP: "limit"}
 
 _DECODING = "ours and 'draft' decode at a reduced scale, 'exact' and the others in full"
 
 
 def draw(result: Result) -> dict[str, str]:
-    """The charts of everything that was measured; `latency` or `peers` begins their names."""
+    """Draw a result of `latency.py` or `peers.py`; SVG by file name."""
     kind = result["kind"]
-    small_print = origin(result)
+    small_print = describe_run(result)
     charts = {}
     if bars := _engine_bars(result):
-        charts[f"{kind}-engines.svg"] = bar_chart("DenseNet-121, one picture at a time", "ms", bars, small_print)
+        charts[f"{kind}-engines.svg"] = bar_chart("DenseNet-121, one image at a time", "ms", bars, small_print)
     for photo, prefix, name in (("photo", "", _photo(result, "photo")), ("large", "large ", _photo(result, "large"))):
         note = _DECODING if photo == "large" else ""
         stem = kind if photo == "photo" else f"{kind}-{photo}"
@@ -32,6 +32,17 @@ def draw(result: Result) -> dict[str, str]:
         title = "Where the time of a request goes, one client"
         charts[f"{kind}-stages.svg"] = stack_chart(title, "ms", stacks, small_print)
     return charts
+
+
+def draw_sizes(result: Result) -> str:
+    """Draw a result of `sizes.py`."""
+    bars = [
+        Bar(name, size, size, size, _KINDS.get(name.partition(",")[0], ""))
+        for name, size in sorted(result["megabytes"].items(), key=lambda row: row[1])
+    ]
+    others = f"{result['base_mb']:.0f} MB of {result['base']}, packages, model"
+    small_print = f"Ours: the image. Others: {others}. {describe_run(result)}"
+    return bar_chart("What has to be shipped to serve DenseNet-121", "MB", bars, small_print, note="MB, uncompressed")
 
 
 def _photo(result: Result, name: str) -> str:
@@ -67,7 +78,7 @@ def _bar(label: str, figure: dict[str, Any], kind: str) -> Bar:
 
 
 def _stage_stacks(result: Result) -> list[Stack]:
-    """Stages with one client, where they add up to what the client sees: with more, nearly all of it is the queue."""
+    """The stages with one client; with more, nearly all of the time is spent in the queue."""
     stacks = []
     for name, entry in result.get("servers", {}).items():
         figures = entry["clients"].get("1", {})

@@ -1,6 +1,6 @@
-"""What a command found out → a file in benchmarks/results, and from there the figures in the documents.
+"""Writes a command's result to benchmarks/results, and from there the figures into the documents.
 
-Only what was measured in full, of a commit, goes there; everything else goes to build/benchmarks/results.
+Only results of a commit, measured in full and without errors, go there; others go to build/benchmarks/results.
 """
 
 import argparse
@@ -9,20 +9,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.documents import refresh
 from benchmarks.harness.machine import RESULTS, ROOT, provenance
-from benchmarks.reporting.report import reservations
+from benchmarks.reporting.documents import refresh
+from benchmarks.reporting.report import caveats
 from serve.printable import printable
 
-_ASIDE: Final = ROOT / "build/benchmarks/results"
-# Options that say how much is measured.
+_UNOFFICIAL_RESULTS: Final = ROOT / "build/benchmarks/results"
+# Options that decide how much is measured.
 _AMOUNTS: Final = ("scale", "rounds", "starts", "seconds", "clients", "timed", "files", "peers")
 
 Result = dict[str, Any]
 
 
 def shortened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
-    """Options by which less was measured than the command measures by itself: `["--scale 0.5"]`."""
+    """The options that made a command measure less than by default, such as `["--scale 0.5"]`."""
     found = []
     for name in _AMOUNTS:
         usual: Any = parser.get_default(name)
@@ -33,37 +33,44 @@ def shortened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> l
 
 
 def write(result: Result, folder: Path, charts: Mapping[str, str] = {}) -> str:
-    """Write a result's JSON and charts, and where it is one to go by, the documents' figures. Says what was written."""
-    reasons = reservations(result)
-    said = ""
+    """Write a result's JSON and charts and, if it belongs in benchmarks/results, the documents' figures.
+
+    Returns:
+        A line that names what was written, and why if it is not in benchmarks/results.
+    """
+    reasons = caveats(result)
+    refusal = ""
     if reasons and folder.resolve() == RESULTS:
-        folder, said = _ASIDE, f"Not for benchmarks/results: {'; '.join(reasons)}. "
+        folder, refusal = _UNOFFICIAL_RESULTS, f"Not for benchmarks/results: {'; '.join(reasons)}. "
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{result['kind']}.json"
     file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, svg in charts.items():
         (folder / name).write_text(svg, encoding="utf-8")
     documents = refresh() if folder.resolve() == RESULTS else []
-    return f"{said}Written: {', '.join([file.name, *charts])} in {folder}{''.join(f', {name}' for name in documents)}"
+    written = ", ".join([file.name, *charts])
+    return f"{refusal}Written: {written} in {folder}{''.join(f', {name}' for name in documents)}"
 
 
-class Printed:
-    """The result of a command that prints lines: what it says is printed, and kept for the documents."""
+class PrintedResult:
+    """The result of a command that prints lines, which are also recorded for the documents."""
 
     def __init__(self, kind: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         self.result: Result = {**provenance(kind), "shortened": shortened(parser, options), "printed": []}
         self._folder: Path = options.output
 
     def say(self, line: str = "") -> None:
+        """Print and record a line."""
         line = printable(line)
         print(line, flush=True)
         self.result["printed"].append(line)
 
     def write(self, charts: Mapping[str, str] = {}, **figures: Any) -> None:
+        """Write the result with these figures, and charts by file name."""
         self.result |= figures
         print(printable(write(self.result, self._folder, charts)))
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """The option that says where a result goes."""
+    """Add the option `--output`, the folder for results."""
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="for the JSON and the charts")

@@ -1,4 +1,4 @@
-"""A result → tables for a terminal: engines, servers, where the time goes, targets, and what was left out."""
+"""Tables of a result for the terminal, and the line that says where its figures come from."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,9 +10,9 @@ Result = dict[str, Any]
 _DISTURBED = 0.05
 
 
-def reservations(result: Result) -> list[str]:
-    """Why the figures of a result are not what the project goes by: each has to be said wherever they are shown."""
-    found = list(result.get("reservations", ()))
+def caveats(result: Result) -> list[str]:
+    """Reasons to doubt a result; they stand wherever its figures are shown."""
+    found = list(result.get("caveats", ()))
     if result["tree"] != "clean":
         found.append("files differed from that commit" if result["tree"] == "dirty" else "the commit was not recorded")
     if result.get("shortened"):
@@ -24,26 +24,26 @@ def reservations(result: Result) -> list[str]:
     return found
 
 
-def origin(result: Result) -> str:
-    """One line: machine, day, commit, torch of the old way, and every reservation."""
+def describe_run(result: Result) -> str:
+    """One line: machine, day, commit, the baseline's torch, and all caveats."""
     parts = [describe_cpu(result["machine"])] if result.get("machine") else []
     parts += [result["date"][:10], result["revision"]]
     if result.get("baseline"):
-        parts.append(f"old way: {describe_torch(result['baseline'])}")
+        parts.append(f"baseline: {describe_torch(result['baseline'])}")
     line = "; ".join(part for part in parts if part)
-    doubts = [disturbances(result).partition(":")[0].lower(), *reservations(result)]
+    doubts = [disturbances(result).partition(":")[0].lower(), *caveats(result)]
     return " – but ".join(filter(None, [line, "; ".join(filter(None, doubts))]))
 
 
 def tables(result: Result) -> str:
-    """Everything that there is to say about one run."""
+    """All tables of one run."""
     sections = (_heading, disturbances, _engines, loads, starts, _settings, _stages, _targets)
     parts = [section(result) for section in sections]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def aligned(rows: Iterable[Sequence[str]], right_from: int = 1) -> str:
-    """Columns of equal width, the first row their heads; those from `right_from` on are aligned to the right."""
+def format_table(rows: Iterable[Sequence[str]], right_from: int = 1) -> str:
+    """Align columns; those from `right_from` on to the right. The first row is the heading."""
     cells = [list(row) for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
     lines = (
@@ -56,8 +56,8 @@ def aligned(rows: Iterable[Sequence[str]], right_from: int = 1) -> str:
     return "\n".join(lines)
 
 
-def shown(figure: dict[str, Any] | None, digits: int = 1, with_spread: bool = True) -> str:
-    """`12.3 (11.9–13.0)`, or a dash."""
+def format_figure(figure: dict[str, Any] | None, digits: int = 1, with_spread: bool = True) -> str:
+    """`12.3 (11.9–13.0)`: median, minimum and maximum; a dash if there is no figure."""
     if not figure:
         return "–"
     median, low, high = (format(figure[name], f".{digits}f") for name in ("median", "min", "max"))
@@ -70,12 +70,12 @@ def _heading(result: Result) -> str:
     if model:
         lines.append(f"{model['name']}, {model['variant']}, sha256 {model['sha256'][:12]}…")
     photos = (f"{name}: {entry['bytes'] // 1000} KB" for name, entry in result.get("photos", {}).items())
-    lines.append("; ".join(photos) + "; medians over the rounds (least–greatest)")
+    lines.append("; ".join(photos) + "; medians over the rounds (minimum–maximum)")
     return "\n".join(lines)
 
 
 def disturbances(result: Result) -> str:
-    """A warning where other processes used the CPUs while something was measured."""
+    """A warning if other processes used the CPUs during measurements; else empty."""
     cells = [figures for threads in result.get("engines", {}).values() for figures in threads.values()]
     cells += [figures for entry in result.get("servers", {}).values() for figures in entry["clients"].values()]
     shares = [share for figures in cells for share in figures.get("others_cpu_share", {}).get("rounds", [])]
@@ -94,13 +94,14 @@ def _engines(result: Result) -> str:
     rows = [("engine", "threads", "p50 ms", "p90", "p99", "images/s", "others' CPU")]
     for name, threads in result["engines"].items():
         for count, figures in threads.items():
-            times = (shown(figures.get(f"p{percent}_ms"), 1, percent == 50) for percent in (50, 90, 99))
-            rows.append((name, count, *times, shown(figures["images_per_s"]), _share(figures["others_cpu_share"])))
-    return aligned(rows)
+            times = (format_figure(figures.get(f"p{percent}_ms"), 1, percent == 50) for percent in (50, 90, 99))
+            rate, others = format_figure(figures["images_per_s"]), _share(figures["others_cpu_share"])
+            rows.append((name, count, *times, rate, others))
+    return format_table(rows)
 
 
 def loads(result: Result) -> str:
-    """Every server under every load."""
+    """Every server with every workload."""
     rows = [("server", "clients", "p50 ms", "p90", "p99", "images/s", "wrong", "errors", "load's CPU", "others' CPU")]
     keys = dict.fromkeys(key for entry in result.get("servers", {}).values() for key in entry["clients"])
     for key in keys:
@@ -108,11 +109,11 @@ def loads(result: Result) -> str:
             figures = entry["clients"].get(key)
             if not figures:
                 continue
-            times = (shown(figures.get(f"p{percent}_ms"), 1, percent == 50) for percent in (50, 90, 99))
+            times = (format_figure(figures.get(f"p{percent}_ms"), 1, percent == 50) for percent in (50, 90, 99))
             shares = (_share(figures.get(f"{who}_cpu_share")) for who in ("load", "others"))
             counts = (str(figures[what]) for what in ("wrong", "errors"))
-            rows.append((name, key, *times, shown(figures.get("images_per_s")), *counts, *shares))
-    return aligned(rows) if len(rows) > 1 else ""
+            rows.append((name, key, *times, format_figure(figures.get("images_per_s")), *counts, *shares))
+    return format_table(rows) if len(rows) > 1 else ""
 
 
 def _share(figure: dict[str, Any] | None) -> str:
@@ -125,18 +126,19 @@ def starts(result: Result) -> str:
     for name, entry in result.get("servers", {}).items():
         if "start_s" in entry:
             memory = (megabytes(entry[when]) for when in ("idle_mb", "loaded_mb"))
-            rows.append((name, shown(entry["start_s"], 2), *memory, str(entry["loaded_mb"].get("processes", "–"))))
-    return aligned(rows) + "\nMB: RSS of one process; of several, the sum of PSS" if len(rows) > 1 else ""
+            processes = str(entry["loaded_mb"].get("processes", "–"))
+            rows.append((name, format_figure(entry["start_s"], 2), *memory, processes))
+    return format_table(rows) + "\nMB: RSS of one process; of several, the sum of PSS" if len(rows) > 1 else ""
 
 
 def _settings(result: Result) -> str:
     rows = [("server", "settings")]
     rows += [(name, entry["settings"]) for name, entry in result.get("servers", {}).items() if entry.get("settings")]
-    return aligned(rows, right_from=2) if len(rows) > 1 else ""
+    return format_table(rows, right_from=2) if len(rows) > 1 else ""
 
 
 def megabytes(memory: dict[str, float]) -> str:
-    """What a server takes: RSS of one process, PSS of several, which share pages."""
+    """A server's memory: RSS of one process; PSS of several, which share pages."""
     if not memory:
         return "–"
     return f"{memory['rss' if memory['processes'] == 1 else 'pss']:.0f}"
@@ -151,22 +153,22 @@ def _stages(result: Result) -> str:
         stages = list(dict.fromkeys(stage for figures in steps.values() for stage in figures["stages_ms"]))
         rows = [(f"{name}: medians, ms", *stages, "beyond decode, preprocess, infer")]
         for key, figures in steps.items():
-            values = (shown(figures["stages_ms"].get(stage), 2, with_spread=False) for stage in stages)
-            rows.append((f"{key} clients", *values, shown(figures.get("beyond_ms"), 2)))
-        blocks.append(aligned(rows))
+            values = (format_figure(figures["stages_ms"].get(stage), 2, with_spread=False) for stage in stages)
+            rows.append((f"{key} clients", *values, format_figure(figures.get("beyond_ms"), 2)))
+        blocks.append(format_table(rows))
     return "\n\n".join(blocks)
 
 
-def limit_of(row: dict[str, Any]) -> str:
-    """A target's limit: `≤ 0.5`."""
+def format_limit(row: dict[str, Any]) -> str:
+    """A target's limit, such as `≤ 0.5`."""
     return ("≤ " if row["at_most"] else "≥ ") + format(row["limit"], "g")
 
 
 def _targets(result: Result) -> str:
     rows = [("target", "limit", "measured", "met?")]
     for row in result.get("targets", []):
-        measured = shown(row["measured"], 3) if row["measured"] else "not measured"
+        measured = format_figure(row["measured"], 3) if row["measured"] else "not measured"
         met = {True: "yes", False: "NO", None: "–"}[row["met"]]
         name = row["target"] + (f" ({row['against']})" if "best peer" in row["target"] and row["against"] else "")
-        rows.append((name, limit_of(row), measured, met))
-    return f"Targets on {describe_cpu(result['machine'])}\n{aligned(rows)}" if len(rows) > 1 else ""
+        rows.append((name, format_limit(row), measured, met))
+    return f"Targets on {describe_cpu(result['machine'])}\n{format_table(rows)}" if len(rows) > 1 else ""

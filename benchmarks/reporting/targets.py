@@ -1,16 +1,16 @@
-"""The targets: ratios within one run, so that they hold on a noisy machine, and what was measured for each.
+"""The targets and their verdicts. Most are ratios within one run, which hold on a noisy machine, too.
 
-A ratio is the median, over the rounds, of ours against theirs in the same round. A figure that was measured while there
-were errors or wrong answers is none, and ours count as a target missed.
+A ratio is the median over the rounds of ours against theirs in the same round. Figures measured with errors or wrong
+answers do not count, and ours also miss a target.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.harness.installed import LOOP, OLD_WAY, OURS
+from benchmarks.harness.figures import spread
+from benchmarks.harness.installed import BASELINE, LOOP, OURS
 from benchmarks.harness.peer_catalogue import DRAFT
-from benchmarks.harness.rounds import spread
 
 Result = dict[str, Any]
 Spread = dict[str, Any]
@@ -19,7 +19,13 @@ Measure = Callable[[Result], tuple[Spread, str] | None]
 
 @dataclass(frozen=True)
 class Target:
-    """limits: with VNNI and without. at_most: less is better. measure: figure and against whom, if it is there."""
+    """A target.
+
+    Attributes:
+        limits: With VNNI and without.
+        at_most: Whether less is better.
+        measure: Gives the figure and what it is compared with, or None if it was not measured.
+    """
 
     name: str
     limits: tuple[float, float]
@@ -28,7 +34,7 @@ class Target:
 
 
 def judge(result: Result) -> list[dict[str, Any]]:
-    """Each target with what was measured: `met` is None where it could not be."""
+    """Each target with its figure; `met` is None if it was not measured."""
     vnni = result["machine"]["vnni"]
     rows = []
     for target in TARGETS:
@@ -46,16 +52,19 @@ def judge(result: Result) -> list[dict[str, Any]]:
 
 
 def failures(result: Result) -> int | None:
-    """Errors and wrong answers of our server, however it was started, under all loads; None where there are none."""
+    """Errors and wrong answers of our server in all its configurations; None if it was not measured."""
     ours = [entry for name, entry in result.get("servers", {}).items() if name.partition(",")[0] == OURS]
     loads = [figures for entry in ours for figures in entry["clients"].values()]
     return sum(figures["errors"] + figures["wrong"] for figures in loads) if loads else None
 
 
 def best_peer(result: Result, key: str, figure: str, draft: bool = False) -> str | None:
-    """Who with our int8 file is best at one figure under one load: the least `p50_ms`, the most `images_per_s`.
+    """The peer with our int8 file that is best at a figure of a workload; None if there is none.
 
-    draft: among those that decode at a reduced scale.
+    Args:
+        key: The workload.
+        figure: `p50_ms`, of which least is best, or `images_per_s`.
+        draft: Only consider those that decode at a reduced scale.
     """
     peers = [name for name in result.get("servers", {}) if name.endswith(f", int8{DRAFT if draft else ''}")]
     medians = {name: found["median"] for name in peers if (found := _figure(result, name, key, figure)) is not None}
@@ -65,7 +74,7 @@ def best_peer(result: Result, key: str, figure: str, draft: bool = False) -> str
 
 
 def ratio(result: Result, key: str, figure: str, other: str) -> Spread | None:
-    """Ours against another's, round by round."""
+    """The ratio of ours to another's, round by round; None if either was not measured."""
     mine, theirs = _figure(result, OURS, key, figure), _figure(result, other, key, figure)
     if not mine or not theirs or not all(theirs["rounds"]):
         return None
@@ -116,8 +125,8 @@ def _failures(result: Result) -> tuple[Spread, str] | None:
 _IN_FULL, _DRAFT = "against the best peer, which decodes in full", "against the best peer with Image.draft"
 
 TARGETS: Final = (
-    Target("p50, 1 client, against the old way", (0.12, 0.2), True, _against(OLD_WAY, "1", "p50_ms")),
-    Target("images/s, 16 clients, against the old way", (6, 3.8), False, _against(OLD_WAY, "16", "images_per_s")),
+    Target("p50, 1 client, against the baseline", (0.12, 0.2), True, _against(BASELINE, "1", "p50_ms")),
+    Target("images/s, 16 clients, against the baseline", (6, 3.8), False, _against(BASELINE, "16", "images_per_s")),
     Target("p50, 1 client, against the best peer, int8", (1, 1), True, _against_best_peer("1", "p50_ms")),
     Target(
         "images/s, 16 clients, against the best peer, int8", (1, 1), False, _against_best_peer("16", "images_per_s")

@@ -1,11 +1,11 @@
-"""Very many pictures on a Ray cluster: files in folders or a bucket → rows of Parquet, gone on with where they end.
+"""Classify very many images on a Ray cluster: files in folders or buckets → rows of Parquet.
 
     .venv/ray/bin/python -m deploy.ray.classify photos/ --output labels/
 
-The rows are the records of `python -m serve classify`: preprocessing, model and limits are the same code. The output is
-a folder of Parquet files, on a disk or in a bucket; a run that was interrupted is started again with the same command,
-leaves out what is there and removes the file that it was in the middle of writing. What is on a disk has to be on one
-that every machine of the cluster has in the same place, this project too.
+The rows are the records of `python -m serve classify`; preprocessing, model and limits are the same code. The output is
+a folder of Parquet files, on a disk or in a bucket. The same command resumes an interrupted run: it skips files that
+have a row and removes a Parquet file that is incomplete. Folders on a disk, and this project, must be at the same path
+on every machine of the cluster.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is imported, whoever imports it
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before anything imports onnxruntime
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import pyarrow
@@ -32,10 +32,10 @@ from serve.model.classifier import load_classifier
 from serve.model.postprocess import DEFAULT_TOP_K
 from serve.scheduling.malloc import tune_malloc
 
-# Of a part of the output, and so of what an interruption costs.
+# Rows in one Parquet file: at most so many are lost by an interruption.
 _PART_ROWS: Final = 2000
 _BATCH_ROWS: Final = 32
-# Of a CPU, what is left to writing: workers that held them all would wait for ever for somebody to take their rows.
+# Share of a CPU that is reserved for writing. If workers held all CPUs, they would wait forever for the writer.
 _WRITING_CPUS: Final = 0.1
 _CLASS: Final = pyarrow.struct(
     [("imagenet_id", pyarrow.string()), ("label", pyarrow.string()), ("probability", pyarrow.float64())]
@@ -55,7 +55,12 @@ SCHEMA: Final = pyarrow.schema(
 
 
 class Classify:
-    """One worker, on one CPU. flags: of `python -m serve`. folder: where relative paths begin, on every machine."""
+    """A worker on one CPU.
+
+    Args:
+        flags: As for `python -m serve`.
+        folder: What paths are relative to, on every machine.
+    """
 
     def __init__(self, flags: list[str], top_k: int, folder: str) -> None:
         os.chdir(folder)
@@ -65,7 +70,11 @@ class Classify:
         self._top_k = top_k
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
-        """Rows of `SCHEMA` for a table of `root` and `file`."""
+        """Classify a table of `root` and `file`; return rows of `SCHEMA`.
+
+        Raises:
+            RuntimeError: An object of a bucket could not be read.
+        """
         limit = self._config.max_request_bytes
         records = []
         for root, name in zip(batch["root"].to_pylist(), batch["file"].to_pylist(), strict=True):
@@ -73,44 +82,45 @@ class Classify:
                 self._classifier, name, self._top_k, limit, partial(read_object, root) if root else read_file
             )
             if root and str(record.get("detail", "")).startswith(UNREADABLE_DETAIL):
-                raise RuntimeError(f"{name}: {record['detail']}")  # a moment's trouble must not become a row that stays
+                raise RuntimeError(f"{name}: {record['detail']}")  # maybe only for now: it must not get a row
             records.append(record)
         return pyarrow.Table.from_pylist(records, schema=SCHEMA)
 
 
 def read_object(root: str, path: str, max_bytes: int) -> bytes:
-    """An object of a bucket; raises as `read_file`. root: the address that it was found under, with its options."""
-    with system_of(root).open_input_file(path.partition("://")[2]) as file:
+    """Read an object of a bucket; raises as `read_file`. root: the address it was found under, with its options."""
+    with filesystem_at(root).open_input_file(path.partition("://")[2]) as file:
         return read_limited(file, file.size(), max_bytes)
 
 
 @lru_cache
-def system_of(root: str) -> fs.FileSystem:
-    """Made once, because that takes a connection."""
+def filesystem_at(root: str) -> fs.FileSystem:
+    """The filesystem of an address; cached, because making one opens a connection."""
     return fs.FileSystem.from_uri(root)[0]
 
 
-def located(place: str) -> tuple[fs.FileSystem, str]:
-    """Where a folder or an address is, and its name there."""
-    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(absolute(place))
+def filesystem_of(place: str) -> tuple[fs.FileSystem, str]:
+    """The filesystem of a path or address, and the path on it."""
+    found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(absolute_address(place))
     return found
 
 
-def absolute(place: str) -> str:
-    """An address as it is, a path from the root on."""
+def absolute_address(place: str) -> str:
+    """The address unchanged, or the absolute path."""
     return place if "://" in place else str(Path(place).resolve())
 
 
-def listed(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """The files of folders, patterns and buckets, each with the address it was found under, empty for those of a disk.
+def list_files(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """List the files of folders, patterns and buckets.
 
-    Of a bucket those below a path, by name.
+    Yields:
+        The address a file was found under (empty for files on a disk), and its name. Files of a bucket are sorted.
     """
     for path in paths:
         if "://" not in path:
             yield from (("", name) for name in expand_paths([path], ()))
             continue
-        system, name = located(path)
+        system, name = filesystem_of(path)
         found = [name]
         if system.get_file_info(name).type == fs.FileType.Directory:
             inside = system.get_file_info(fs.FileSelector(name, recursive=True))
@@ -119,9 +129,9 @@ def listed(paths: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield from ((path, f"{scheme}://{each}") for each in found)
 
 
-def finished(output: str) -> set[str]:
-    """The files that earlier runs have written rows of; parts that were never completed are removed."""
-    system, folder = located(output)
+def finished_files(output: str) -> set[str]:
+    """The files that earlier runs have written rows for; removes incomplete Parquet files."""
+    system, folder = filesystem_of(output)
     found: set[str] = set()
     if system.get_file_info(folder).type != fs.FileType.Directory:
         return found
@@ -130,8 +140,8 @@ def finished(output: str) -> set[str]:
             continue
         try:
             table = pyarrow.parquet.read_table(part.path, columns=["file"], filesystem=system, partitioning=None)
-        except pyarrow.ArrowInvalid:  # its end, which says what is in it, is written last
-            print(f"{part.path} was never completed; its files are classified anew", file=sys.stderr)
+        except pyarrow.ArrowInvalid:  # the footer with the schema is written last
+            print(f"{part.path} is incomplete; its files are classified again", file=sys.stderr)
             system.delete_file(part.path)
             continue
         found.update(table["file"].to_pylist())
@@ -139,12 +149,12 @@ def finished(output: str) -> set[str]:
 
 
 def write_rows(files: list[tuple[str, str]], flags: list[str], options: argparse.Namespace) -> None:
-    """Rows of these files into the output, on a cluster that is there or made for it."""
+    """Classify these files and write their rows, on a running cluster or a new one."""
     if not ray.is_initialized():
         environment = {"PYTHONPATH": str(ROOT), "ORT_DISABLE_TELEMETRY": "1"}
         ray.init(address=options.address, runtime_env={"env_vars": environment}, log_to_driver=False)
     workers = options.workers or int(ray.cluster_resources()["CPU"])
-    # A part is the work of one worker, so there are as many as workers where there are few files.
+    # One worker writes a whole part, so few files make small parts, one for each worker.
     size = max(_BATCH_ROWS, min(_PART_ROWS, -(-len(files) // workers)))
     parts = [files[start : start + size] for start in range(0, len(files), size)]
     tables = [pyarrow.table(dict(zip(("root", "file"), zip(*part, strict=True), strict=True))) for part in parts]
@@ -156,36 +166,36 @@ def write_rows(files: list[tuple[str, str]], flags: list[str], options: argparse
         num_cpus=1 - _WRITING_CPUS,
         compute=ray.data.ActorPoolStrategy(size=workers),
     ).write_parquet(
-        absolute(options.output), mode=ray.data.SaveMode.APPEND, ray_remote_args={"num_cpus": _WRITING_CPUS}
+        absolute_address(options.output), mode=ray.data.SaveMode.APPEND, ray_remote_args={"num_cpus": _WRITING_CPUS}
     )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; 0 if every file was classified, 1 if some have problems."""
+    """Run the command; return 0 if all files were classified, 1 if some have problems, 2 if a setting is wrong."""
     parser = argparse.ArgumentParser(prog="python -m deploy.ray.classify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or s3://bucket/folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of Parquet files, or s3://bucket/folder")
     parser.add_argument("--top-k", type=int, default=DEFAULT_TOP_K, metavar="K")
-    parser.add_argument("--workers", type=int, help="CPUs to use (default: all of the cluster)")
-    parser.add_argument("--address", help="of a running cluster (default: the one that is here, else a new one)")
+    parser.add_argument("--workers", type=int, help="workers, one on each CPU (default: all CPUs of the cluster)")
+    parser.add_argument("--address", help="of a running cluster (default: the one on this machine, else a new one)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
     options = parser.parse_args(arguments)
     flags = ["--threads=1", *(f"--{name.replace('_', '-')}" for name in options.set)]
     try:
         load_config(flags, {})
-        done = finished(options.output)
+        done = finished_files(options.output)
     except ConfigError as error:
         print(f"classify: {error}", file=sys.stderr)
         return 2
-    # Names that are no text would not survive Arrow; they come out as what could be made of them.
-    files = [(root, name.encode("utf-8", "replace").decode()) for root, name in listed(options.paths)]
+    # Arrow accepts valid Unicode only; other characters in names are replaced.
+    files = [(root, name.encode("utf-8", "replace").decode()) for root, name in list_files(options.paths)]
     missing = [each for each in files if each[1] not in done]
-    print(f"{len(files)} files, {len(files) - len(missing)} of them done before", file=sys.stderr)
+    print(f"{len(files)} files, {len(files) - len(missing)} of them already done", file=sys.stderr)
     if missing:
         write_rows(missing, flags, options)
     if not files and not done:
         return 0
-    system, folder = located(options.output)
+    system, folder = filesystem_of(options.output)
     table = pyarrow.parquet.read_table(folder, columns=["status"], filesystem=system)
     problems = len(table) - table["status"].null_count
     print(f"{len(table)} rows in {options.output}, {problems} with problems", file=sys.stderr)

@@ -1,12 +1,12 @@
-"""Results as a run would give them, small enough to be told what they say."""
+"""Small made-up results in the form of a run's results."""
 
 from typing import Any
 
-from benchmarks.harness.rounds import spread
+from benchmarks.harness.figures import spread
 
 
 def figures(p50: float, rate: float, p99: float | None = None, count: int = 5) -> Any:
-    """One server under one load; every round gives the same."""
+    """The figures of one workload; all rounds are equal."""
     p99 = p50 * 1.2 if p99 is None else p99
     return {
         **{name: spread([value] * count) for name, value in (("p50_ms", p50), ("p90_ms", p50), ("p99_ms", p99))},

@@ -1,6 +1,6 @@
-"""A server of this machine that gives the answers a test tells it to, as a thread or as a process of its own.
+"""A server that gives the answers a test prescribes, in a thread or in a process of its own.
 
-As a process: `python scripted_server.py PORT`, with a child process beside it, as servers with workers have.
+As a process: `python scripted_server.py PORT`; it starts a child process, as servers with workers do.
 """
 
 import http.server
@@ -60,7 +60,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def answering(script: Script, protocol: str = "HTTP/1.1") -> Iterator[tuple[str, list[bytes]]]:
-    """The URL to post to and the bodies received, for the length of a `with` block."""
+    """Run the server for the length of a `with` block; gives its URL and the list of received bodies."""
     with _Server(0, script, protocol) as server:
         threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/upload", server.requests

@@ -1,4 +1,4 @@
-"""Figures in the documents are those of the results' files, and what is wrong with those is said beside them."""
+"""Figures in the documents are those of the results' files, with the results' caveats beside them."""
 
 import re
 from collections.abc import Callable
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from benchmarks import documents, queueing
-from benchmarks.documents import BLOCKS, DOCUMENTS, block, filled_in, read, refresh
-from benchmarks.harness.installed import LOOP, OLD_WAY, OURS
+from benchmarks import queueing
+from benchmarks.harness.installed import BASELINE, LOOP, OURS
 from benchmarks.harness.machine import RESULTS, ROOT
-from benchmarks.reporting.plots import draw
-from benchmarks.reporting.report import reservations
+from benchmarks.reporting import documents
+from benchmarks.reporting.documents import BLOCKS, DOCUMENTS, FIGURES, block, fill_blocks, read_result, refresh
+from benchmarks.reporting.plots import draw, draw_sizes
+from benchmarks.reporting.report import caveats
 from benchmarks.reporting.targets import judge
-from benchmarks.sizes import draw as draw_sizes
 from tests.benchmarks.results import figures, result, server
 
 MARK = re.compile(r"<!-- figures: (.+?) -->$", re.MULTILINE)
@@ -25,7 +25,7 @@ SOURCES = {
     "peers": ("peers",),
     "large": ("peers",),
 }
-COMMANDS = ("accuracy", "arrangements", "decoding", "event_loop", "folder", "queueing", "worker_processes")
+COMMANDS = ("accuracy", "decoding", "event_loop", "folder", "queueing", "sessions", "worker_processes")
 
 
 def images_per_s(latency: dict[str, Any]) -> float:
@@ -51,7 +51,7 @@ SENTENCES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_block_is_what_the_results_say(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    assert filled_in(text) == text, "python benchmarks/documents.py writes the blocks anew"
+    assert fill_blocks(text) == text, "python benchmarks/documents.py writes the blocks anew"
     marks = MARK.findall(text)
     assert set(marks) <= {*BLOCKS, *COMMANDS}
     assert len(marks) == len(re.findall("^<!-- end -->$", text, re.MULTILINE))
@@ -61,8 +61,9 @@ def test_every_block_is_what_the_results_say(document: Path) -> None:
 def test_every_sentence_with_a_figure_is_what_the_results_say(
     document: str, sentence: Callable[[dict[str, Any]], str]
 ) -> None:
-    words = " ".join((ROOT / document).read_text(encoding="utf-8").split())
-    assert sentence(read("latency")) in words
+    text = re.sub(r"<!-- /?figure\b.*?-->", "", (ROOT / document).read_text(encoding="utf-8"))
+    words = " ".join(text.split())
+    assert sentence(read_result("latency")) in words
 
 
 def test_every_result_is_shown_in_a_document() -> None:
@@ -74,42 +75,96 @@ def test_every_result_is_shown_in_a_document() -> None:
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
 def test_a_result_is_of_a_commit_and_measured_in_full_or_its_blocks_say_what_it_is(kind: str) -> None:
-    """Those of earlier versions (schema 1) are not; the commands write no other any more."""
-    doubts = reservations(read(kind))
-    assert doubts == [] or read(kind)["schema"] == 1
+    """Only results of earlier versions (schema 1) have caveats."""
+    doubts = caveats(read_result(kind))
+    assert doubts == [] or read_result(kind)["schema"] == 1
     for name in [name for name, kinds in SOURCES.items() if kind in kinds] or [kind]:
         assert all(doubt in block(name) for doubt in doubts)
 
 
 @pytest.mark.parametrize("kind", ["latency", "peers"])
 def test_targets_and_charts_are_those_of_the_figures(kind: str) -> None:
-    measured = read(kind)
+    measured = read_result(kind)
     assert judge(measured) == measured["targets"]
     for name, svg in draw(measured).items():
         assert (RESULTS / name).read_text(encoding="utf-8") == svg
 
 
 def test_the_chart_of_sizes_is_that_of_the_figures() -> None:
-    assert (RESULTS / "sizes.svg").read_text(encoding="utf-8") == draw_sizes(read("sizes"))
+    assert (RESULTS / "sizes.svg").read_text(encoding="utf-8") == draw_sizes(read_result("sizes"))
 
 
 def test_the_simulation_goes_by_the_rate_that_was_measured_last() -> None:
-    assert read("queueing")["service_seconds"] == queueing.SERVICE_SECONDS
+    assert read_result("queueing")["service_seconds"] == queueing.SERVICE_SECONDS
 
 
 def test_a_run_of_latency_takes_less_than_five_minutes_as_it_says() -> None:
-    assert read("latency")["seconds"] < 300
+    assert read_result("latency")["seconds"] < 300
+
+
+# What a document says of a size in MB, and the figures that it may be, in results' files.
+SIZES: list[tuple[str, Callable[[], set[float]]]] = [
+    (r"\bimage (?:\w+ ){0,2}?(?:is|weighs|takes) ", lambda: {read_result("sizes")["megabytes"]["ours"]}),
+    (r"`?python:3\.11-slim`? (?:is|weighs|takes) ", lambda: {read_result("sizes")["base_mb"]}),
+    (
+        r"\b(?:baseline|Flask|PyTorch|torch)\b[^.:;|]{0,40}? ",
+        lambda: {size for name, size in read_result("sizes")["megabytes"].items() if name.startswith(BASELINE)},
+    ),
+]
+MEGABYTES = r"(?:<!-- figure: \w+ -->)?(\d[\d,]*) MB"
+
+
+def prose(document: Path) -> str:
+    """A document's text in one line, without its blocks."""
+    text = documents._BLOCK.sub("", document.read_text(encoding="utf-8"))
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_size_in_a_sentence_is_that_of_the_results(document: Path) -> None:
+    for subject, sizes in SIZES:
+        for found in re.finditer(subject + MEGABYTES, prose(document)):
+            assert int(found[1].replace(",", "")) in {round(size) for size in sizes()}, found[0]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "found"),
+    [
+        ("The image is 143 MB with the model", 0),
+        ("The container image here is <!-- figure: image_mb -->142 MB<!-- /figure -->", 0),
+        ("`python:3.11-slim` is 124 MB before", 1),
+        ("Flask with PyTorch takes 6,000 MB", 2),
+    ],
+)
+def test_a_size_in_a_sentence_is_found(sentence: str, found: int) -> None:
+    assert [bool(re.search(subject + MEGABYTES, sentence)) for subject, _ in SIZES].index(True) == found
+
+
+def test_a_figure_in_a_sentence_is_filled_in() -> None:
+    image = f"{read_result('sizes')['megabytes']['ours']:.0f} MB"
+    text = "It is <!-- figure: image_mb -->1 MB<!-- /figure --> large."
+    assert fill_blocks(text) == f"It is <!-- figure: image_mb -->{image}<!-- /figure --> large."
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_a_number_of_a_result(name: str) -> None:
+    assert re.fullmatch(r"\d[\d,]*( MB| ms)?", FIGURES[name]())
+
+
+def test_charts_are_drawn_again_where_they_differ(tmp_path: Path) -> None:
+    assert set(documents.redraw(tmp_path)) == {path.name for path in RESULTS.glob("*.svg")} - {"queueing.svg"}
+    assert documents.redraw(tmp_path) == []
 
 
 @pytest.fixture
 def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     large = {"large 1": figures(40, 25), "large 16": figures(300, 50)}
-    latency = {**result({OURS: server(15, 60), OLD_WAY: server(150, 10)}), "command": "python latency.py"}
+    latency = {**result({OURS: server(15, 60), BASELINE: server(150, 10)}), "command": "python latency.py"}
     peers = result({OURS: server(15, 60, **large), "mosec a, int8": server(10, 40, **large), LOOP: server(1, 100)})
     made = {"latency": latency, "peers": {**peers, "kind": "peers", "command": "python peers.py"}}
     for measured in made.values():
         measured["targets"] = judge(measured)
-    monkeypatch.setattr(documents, "read", lambda kind: made[kind])
+    monkeypatch.setattr(documents, "read_result", lambda kind: made[kind])
     return made
 
 
@@ -117,7 +172,7 @@ def test_a_missed_target_is_told_with_its_figure_beside_one_that_is_met(made_up:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block("targets").splitlines() if "|" in line]
     found = {name: cells for name, *cells in rows}
     assert found["target"] == ["limit", "`latency.py`", "`peers.py`"]
-    assert found["p50, 1 client, against the old way"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "–"]
+    assert found["p50, 1 client, against the baseline"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "–"]
     best = found["p50, 1 client, against the best peer, int8"]
     assert best == ["≤ 1", "–", "**missed**: 1.500 (1.500–1.500), mosec a, int8"]
     assert len(rows) == 2 + len(made_up["peers"]["targets"])
@@ -132,7 +187,7 @@ def test_a_block_says_which_run_it_is_from_and_what_is_wrong_with_it(made_up: di
 
 def test_the_blocks_show_medians_of_who_they_name(made_up: dict[str, Any]) -> None:
     assert re.search(r"^ours +1 +15\.0 \(15\.0–15\.0\)", block("latency"), re.MULTILINE)
-    assert re.search(r"^old way +16 .* 10\.0 \(10\.0–10\.0\)$", block("latency"), re.MULTILINE)
+    assert re.search(r"^baseline +16 .* 10\.0 \(10\.0–10\.0\)$", block("latency"), re.MULTILINE)
     assert re.search(r"^mosec a, int8 +40\.0 \(40\.0–40\.0\) +50\.0 \(50\.0–50\.0\)$", block("large"), re.MULTILINE)
     assert re.search(r"^mosec a, int8 +10\.0 \(10\.0–10\.0\) +40\.0 \(40\.0–40\.0\)$", block("peers"), re.MULTILINE)
 

@@ -20,7 +20,7 @@ def test_a_short_run_prints_rates_and_memory(
     monkeypatch.setattr(
         sys, "argv", ["folder.py", *arguments, "--timed", "60", "--files", "1100", "--output", str(tmp_path)]
     )
-    monkeypatch.setattr(folder, "PYTHON", sys.executable)
+    monkeypatch.setattr(folder, "RUNTIME", sys.executable)
     assert folder.main() == 0
     printed = capsys.readouterr().out
     assert re.search(r"classify [\d.]+ a second, bare engine [\d.]+; ratio \d\.\d{3}", printed)
@@ -47,7 +47,7 @@ def test_the_ratio_is_that_of_classify_to_the_bare_engine(
 
 
 def test_a_run_that_fails_is_no_figure(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "PYTHON", sys.executable)
+    monkeypatch.setattr(folder, "RUNTIME", sys.executable)
     with pytest.raises(SystemExit, match="classify left with 1"):
         folder.run_classify(ROOT / "tests" / "data" / "README.md", "tests/data/tiny.onnx")
 

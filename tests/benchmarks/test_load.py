@@ -1,4 +1,4 @@
-"""The load generator against a server that does as it is told."""
+"""The load generator against a scripted server."""
 
 import base64
 import json
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.http_client import BrokenAnswer, Connection, build_request
 from benchmarks.harness.load import Load, percentile, percentiles, run_load
-from benchmarks.harness.wire import BrokenAnswer, Connection, build_request
 from tests.benchmarks.scripted_server import RIGHT, WRONG, always, answering
 
 PHOTO = b"\xff\xd8\xff not much of a photograph"
@@ -68,7 +68,7 @@ def test_refusals_are_errors_and_do_not_stop_the_others() -> None:
 
 def test_a_server_that_is_not_there_is_an_error_within_bounded_time() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         began = time.monotonic()
         result = run_load(short(f"http://127.0.0.1:{taken.getsockname()[1]}/upload"))
     assert time.monotonic() - began < 20
@@ -115,7 +115,7 @@ def test_answers_before_the_clock_starts_are_not_counted() -> None:
 
 
 def test_a_rate_is_that_of_whole_answers() -> None:
-    """One in 0.4 s: two in a window of one second would be a rate of 2, three one of 3."""
+    """One answer takes 0.4 s: counting in a window of one second would give a rate of 2 or 3."""
 
     def slow(number: int) -> tuple[int, dict[str, str], bytes]:
         time.sleep(0.4)
@@ -129,14 +129,14 @@ def test_a_rate_is_that_of_whole_answers() -> None:
 
 def test_it_lasts_until_there_are_as_many_answers_as_are_asked_for() -> None:
     with answering(always(RIGHT)) as (url, _):
-        result = run_load(short(url, seconds=0.01, least=40, patience=60.0))
+        result = run_load(short(url, seconds=0.01, min_answers=40, patience=60.0))
     assert result["images"] >= 40
 
 
 def test_answers_that_will_not_come_are_not_waited_for() -> None:
     began = time.monotonic()
     with answering(lambda number: (200, {}, RIGHT) if number < 5 else (500, {}, b"")) as (url, _):
-        run_load(short(url, seconds=0.01, least=40, patience=60.0))
+        run_load(short(url, seconds=0.01, min_answers=40, patience=60.0))
     assert time.monotonic() - began < 30
 
 
@@ -218,7 +218,8 @@ def test_the_command_prints_one_json_object(tmp_path: Path) -> None:
     with answering(always(RIGHT)) as (url, _):
         command = [
             sys.executable,
-            "benchmarks/harness/load.py",
+            "-m",
+            "benchmarks.harness.load",
             "--url",
             url,
             "--photo",

@@ -1,4 +1,4 @@
-"""Where figures come from: what children are given, which files were measured, which torch the old way has."""
+"""What results record: the environment of child processes, the state of the tree, the baseline's torch."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.harness.machine import describe_torch, provenance, quiet_environment, torch_build, tree_state
+from benchmarks.harness.machine import child_environment, describe_torch, provenance, torch_build, tree_state
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -40,7 +40,7 @@ def test_children_get_this_environment_without_settings_of_threads_and_servers(m
     }
     dropped = ("OMP_", "MKL_", "OPENBLAS_", "SERVE_", "PEER_", "PYTHONPATH", "PYTHONSTARTUP", "WERKZEUG_", "FLASK_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
-    assert quiet_environment() == {**kept, **off}
+    assert child_environment() == {**kept, **off}
 
 
 def test_a_commit_without_changes_is_clean(clone: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_build_of_torch_is_asked_of_torch_itself(
     )
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.14.1\n")
     (installed / "RECORD").write_text("torch/__init__.py,,\n")
-    python = tmp_path / "python"  # an environment whose torch is that one
+    python = tmp_path / "python"  # stands for an environment with this torch
     python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
     python.chmod(0o755)
     build = torch_build(python)

@@ -1,4 +1,4 @@
-"""What the peers are given: the preprocessing, workers and threads that benchmarks/README.md says they have."""
+"""The peers have the preprocessing, workers and threads that benchmarks/README.md describes."""
 
 import io
 import json
@@ -14,10 +14,10 @@ from PIL import Image
 from benchmarks.harness import peer_catalogue
 from benchmarks.harness.peer_catalogue import PEERS, SERVERS
 from benchmarks.peer_servers import preprocess as peers
-from benchmarks.peers import _INT8_STEPS
+from benchmarks.peers import _INT8_WORKLOADS
 from tests.references import ARRAYS, PICTURES, SMALL
 
-# Stand-ins for a peer's own package: what its server asks it for is printed as JSON.
+# Stand-ins for the peers' packages; they print the number of workers as JSON.
 STAND_INS = {
     "mosec": """
         class Worker: ...
@@ -76,7 +76,7 @@ def test_a_is_one_worker_with_all_cpus_and_b_as_many_workers_as_cpus(
     peer: peer_catalogue.Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peer_catalogue, "usable_cpus", lambda: 6)
-    one, many = peer.contenders("int8")
+    one, many = peer.specs("int8")
     assert (one.name, many.name) == (f"{peer.name} a, int8", f"{peer.name} b, int8")
     assert (one.environment["PEER_WORKERS"], one.environment["PEER_THREADS"]) == ("1", "6")
     assert (many.environment["PEER_WORKERS"], many.environment["PEER_THREADS"]) == ("6", "1")
@@ -90,18 +90,18 @@ def test_a_is_one_worker_with_all_cpus_and_b_as_many_workers_as_cpus(
 @pytest.mark.parametrize("variant", ["int8", "fp32"])
 def test_each_is_given_the_file_that_it_is_named_after(variant: str) -> None:
     for peer in PEERS:
-        for contender in peer.contenders(variant):
-            model = Path(contender.environment["PEER_MODEL"]).name
+        for spec in peer.specs(variant):
+            model = Path(spec.environment["PEER_MODEL"]).name
             assert model == {"int8": "densenet121.int8.onnx", "fp32": "densenet121.onnx"}[variant]
 
 
 def test_those_that_draft_are_named_so_and_are_sent_large_pictures_only() -> None:
     for peer in PEERS:
-        for plain, draft in zip(peer.contenders("int8"), peer.contenders("int8", draft=True), strict=True):
+        for plain, draft in zip(peer.specs("int8"), peer.specs("int8", draft=True), strict=True):
             assert draft.name == f"{plain.name}, draft"
             assert (plain.environment["PEER_DRAFT"], draft.environment["PEER_DRAFT"]) == ("0", "1")
-            assert {step.photo for step in _INT8_STEPS if draft.is_sent(step.photo)} == {"large"}
-            assert all(plain.is_sent(step.photo) for step in _INT8_STEPS)
+            assert {workload.photo for workload in _INT8_WORKLOADS if draft.is_sent(workload.photo)} == {"large"}
+            assert all(plain.is_sent(workload.photo) for workload in _INT8_WORKLOADS)
 
 
 @pytest.mark.parametrize("name", STAND_INS)

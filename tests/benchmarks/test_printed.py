@@ -1,7 +1,8 @@
-"""The commands that print a few lines: run small, or with made-up figures."""
+"""Runs the commands that print lines, with few rounds or made-up figures."""
 
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import arrangements, decoding, queueing, worker_processes
-from benchmarks.harness.rounds import spread
+from benchmarks import decoding, event_loop, queueing, sessions, worker_processes
+from benchmarks.harness.figures import spread
+from benchmarks.harness.load import Load, run_load
 from tests.benchmarks.results import server
 from tests.server_process import ROOT
 
@@ -77,11 +79,24 @@ def test_the_target_of_decoding_is_that_of_the_smaller_file(ratio: float, verdic
     assert f"fast of exact  {ratio:.2f}" in lines[-2]
 
 
+def test_the_stub_server_answers_without_the_models_work(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.event_loop", "--stub", "--model", TINY]
+    with (tmp_path / "log").open("w+") as log, subprocess.Popen(command, cwd=ROOT, stderr=log) as server:
+        try:
+            url = event_loop._url_of(server, log)
+            load = Load(f"{url}/upload", event_loop.PHOTO.read_bytes(), seconds=0.1)
+            result = run_load(load)
+        finally:
+            server.terminate()
+    assert result["images"] > 0
+    assert (result["errors"], result["wrong"]) == (0, 0)
+
+
 def test_what_a_second_session_takes_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(arrangements, "_LOADED_SECONDS", 0.01)
+    monkeypatch.setattr(sessions, "_LOADED_SECONDS", 0.01)
     resident = iter([100.0, 122.4])
-    monkeypatch.setattr(arrangements, "resident_megabytes", lambda: next(resident))
-    found = run(arrangements.main, monkeypatch, tmp_path, str(ROOT / "models/efficientnet_lite0.onnx"), "--rounds", "1")
+    monkeypatch.setattr(sessions, "resident_megabytes", lambda: next(resident))
+    found = run(sessions.main, monkeypatch, tmp_path, str(ROOT / "models/efficientnet_lite0.onnx"), "--rounds", "1")
     assert found["printed"][-1] == "the second session takes 22 MB"
     assert found["second_session_mb"] == 22.4
     assert len(found["printed"]) == 6
@@ -89,9 +104,9 @@ def test_what_a_second_session_takes_is_measured(monkeypatch: pytest.MonkeyPatch
 
 def test_memory_is_what_linux_says_of_this_process() -> None:
     held = np.ones(20_000_000, np.uint8)
-    with_it = arrangements.resident_megabytes()
+    with_it = sessions.resident_megabytes()
     del held
-    assert 15 < with_it - arrangements.resident_megabytes() < 25
+    assert 15 < with_it - sessions.resident_megabytes() < 25
 
 
 def test_queueing_simulates_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -99,8 +114,8 @@ def test_queueing_simulates_what_was_measured(monkeypatch: pytest.MonkeyPatch, t
     rate = latency["servers"]["ours"]["clients"]["16"]["images_per_s"]["median"]
     assert pytest.approx(latency["machine"]["usable_cpus"] / rate, abs=0.0005) == queueing.SERVICE_SECONDS
     outcome = queueing.Outcome(waits=[0.001 * number for number in range(101)], refused=0, replicas=21)
-    monkeypatch.setattr(queueing, "steady", lambda *arguments: outcome)
-    monkeypatch.setattr(queueing, "doubling", lambda *arguments: outcome)
+    monkeypatch.setattr(queueing, "simulate_steady_load", lambda *arguments: outcome)
+    monkeypatch.setattr(queueing, "simulate_doubling_load", lambda *arguments: outcome)
     found = run(queueing.main, monkeypatch, tmp_path)
     assert found["printed"][2].split() == ["50", "%", "50", "/", "99", "(0.0%)", *(["50", "/", "99", "(0.0%)"] * 2)]
     assert found["printed"][-1].split() == ["80", "%", *(["0.00%,", "99,", "21"] * 2)]
@@ -113,13 +128,13 @@ def test_worker_processes_compares_one_several_and_one_on_a_cpu(
 ) -> None:
     commands: dict[str, tuple[str, ...]] = {}
 
-    def measure(contenders: Any, loop: Any, photos: Any, plan: Any, progress: Any) -> tuple[dict[str, Any], list[str]]:
-        commands.update({contender.name: contender.command for contender in contenders})
+    def measure(specs: Any, loop: Any, photos: Any, plan: Any, progress: Any) -> tuple[dict[str, Any], list[str]]:
+        commands.update({spec.name: spec.command for spec in specs})
         return {name: server(10, 60) for name in commands}, []
 
     prepared = {"photo": {"file": "rocket.jpg", "expect": "n04266014"}}
     monkeypatch.setattr(worker_processes, "measure_servers", measure)
-    monkeypatch.setattr(worker_processes, "prepare", lambda photo: prepared)
+    monkeypatch.setattr(worker_processes, "prepare_photos", lambda photo: prepared)
     monkeypatch.setattr(worker_processes, "usable_cpus", lambda: 6)
     found = run(worker_processes.main, monkeypatch, tmp_path)
     one, several, bound = commands.values()

@@ -1,4 +1,4 @@
-"""Where a result goes: to the project's results only if it was measured in full, of a commit, without a failure."""
+"""Only results of a commit, measured in full and without failures, go to the project's results."""
 
 import argparse
 import json
@@ -10,15 +10,16 @@ import pytest
 from benchmarks import latency
 from benchmarks.harness.installed import OURS
 from benchmarks.reporting import records
-from benchmarks.reporting.records import Printed, add_output, shortened, write
+from benchmarks.reporting.records import PrintedResult, add_output, shortened, write
+from benchmarks.reporting.server_command import run_command
 from tests.benchmarks.results import figures, result, server
 
 
 @pytest.fixture
 def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """Stand-ins for benchmarks/results and build/benchmarks/results; documents are left as they are."""
+    """Stand-ins for benchmarks/results and build/benchmarks/results; documents are not changed."""
     monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(records, "_ASIDE", tmp_path / "aside")
+    monkeypatch.setattr(records, "_UNOFFICIAL_RESULTS", tmp_path / "aside")
     monkeypatch.setattr(records, "refresh", lambda: ["README.md"])
     return tmp_path / "results", tmp_path / "aside"
 
@@ -76,7 +77,7 @@ def test_what_a_command_prints_is_what_its_result_says_it_printed(
 ) -> None:
     parser = argparse.ArgumentParser()
     add_output(parser)
-    printed = Printed("queueing", parser, parser.parse_args(["--output", str(folders[1])]))
+    printed = PrintedResult("queueing", parser, parser.parse_args(["--output", str(folders[1])]))
     printed.say("one line")
     printed.say()
     printed.write(figure=3)
@@ -90,4 +91,4 @@ def test_an_error_of_ours_fails_the_command(tmp_path: Path, monkeypatch: pytest.
         measured = {**result({OURS: server(10, 60)}), "targets": []}
         measured["servers"][OURS]["clients"]["1"]["errors"] = failures
         monkeypatch.setattr("sys.argv", ["latency.py", "--output", str(tmp_path)])
-        assert latency.run_command("latency", latency._parser(), lambda options: measured) == status  # noqa: B023
+        assert run_command("latency", latency._parser(), lambda options: measured) == status  # noqa: B023

@@ -1,4 +1,4 @@
-"""What people see of a result: tables, what moved since another, charts."""
+"""Tables, comparisons and charts of results."""
 
 import re
 from typing import Any
@@ -6,13 +6,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.harness.installed import LOOP, OLD_WAY, OURS
+from benchmarks.harness.figures import spread, summarize
+from benchmarks.harness.installed import BASELINE, LOOP, OURS
 from benchmarks.harness.load import percentiles
-from benchmarks.harness.rounds import spread, summarise
 from benchmarks.reporting.charts import Bar, Stack, bar_chart, stack_chart
 from benchmarks.reporting.comparison import compare
 from benchmarks.reporting.plots import draw
-from benchmarks.reporting.report import aligned, origin, reservations, starts, tables
+from benchmarks.reporting.report import caveats, describe_run, format_table, starts, tables
 from benchmarks.reporting.targets import judge
 from tests.benchmarks.results import figures, result, server
 
@@ -20,19 +20,19 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def test_tables_name_the_cpu_every_server_and_every_target() -> None:
-    measured = result({OURS: server(15, 60), OLD_WAY: server(150, 10)})
+    measured = result({OURS: server(15, 60), BASELINE: server(150, 10)})
     text = tables({**measured, "targets": judge(measured)})
     assert "Test CPU, 2 usable CPUs, with VNNI" in text
     assert "onnxruntime int8" in text
-    assert text.count(OLD_WAY) >= 3
-    assert "p50, 1 client, against the old way" in text
+    assert text.count(BASELINE) >= 3
+    assert "p50, 1 client, against the baseline" in text
     assert "0.100 (0.100–0.100)   yes" in text
 
 
 def test_a_missed_target_says_no_and_an_unmeasured_one_says_so() -> None:
-    measured = result({OURS: server(50, 60), OLD_WAY: server(150, 10)})
+    measured = result({OURS: server(50, 60), BASELINE: server(150, 10)})
     lines = tables({**measured, "targets": judge(measured)}).splitlines()
-    [missed] = [line for line in lines if line.startswith("p50, 1 client, against the old way")]
+    [missed] = [line for line in lines if line.startswith("p50, 1 client, against the baseline")]
     [unmeasured] = [line for line in lines if "best peer, int8" in line and "p50" in line]
     assert missed.endswith("NO")
     assert "not measured" in unmeasured
@@ -46,10 +46,10 @@ def test_memory_is_rss_of_one_process_and_pss_of_several() -> None:
     assert [line.split()[-3:] for line in lines[1:3]] == [["210", "230", "1"], ["410", "430", "3"]]
 
 
-def test_a_clean_full_result_without_failures_has_no_reservations() -> None:
+def test_a_clean_full_result_without_failures_has_no_caveats() -> None:
     measured = result({OURS: server(15, 60)})
-    assert reservations(measured) == []
-    assert origin(measured) == "Test CPU, 2 usable CPUs, with VNNI; 2026-01-02; abc1234"
+    assert caveats(measured) == []
+    assert describe_run(measured) == "Test CPU, 2 usable CPUs, with VNNI; 2026-01-02; abc1234"
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_a_clean_full_result_without_failures_has_no_reservations() -> None:
         ({"tree": "dirty"}, "files differed from that commit"),
         ({"tree": "unknown"}, "the commit was not recorded"),
         ({"shortened": ["--scale 0.5", "--starts 2"]}, "measured with --scale 0.5 --starts 2"),
-        ({"reservations": ["taken over"]}, "taken over"),
+        ({"caveats": ["taken over"]}, "taken over"),
         (
-            {"left_out": ["mosec: its installation failed", "the old way needs Flask"]},
-            "without mosec, the old way needs",
+            {"left_out": ["mosec: its installation failed", "the baseline needs Flask"]},
+            "without mosec, the baseline needs",
         ),
         ({"servers": {OURS: {"clients": {"1": {**figures(15, 60), "wrong": 2}}}}}, "2 errors and wrong answers"),
         ({"servers": {f"{OURS}, fp32": {"clients": {"1": {**figures(1, 6), "errors": 1}}}}}, "1 errors and wrong"),
@@ -69,14 +69,14 @@ def test_a_clean_full_result_without_failures_has_no_reservations() -> None:
 )
 def test_what_is_wrong_with_a_result_is_said_where_it_is_from(change: dict[str, Any], said: str) -> None:
     measured = {**result({}), **change}
-    assert said in "".join(reservations(measured))
-    assert f" – but {said}" in origin(measured)
+    assert said in "".join(caveats(measured))
+    assert f" – but {said}" in describe_run(measured)
     assert any(said in " ".join(texts_of(svg)) for svg in draw(measured).values())
 
 
-def test_the_old_ways_torch_is_said_where_a_result_is_from() -> None:
+def test_the_baselines_torch_is_said_where_a_result_is_from() -> None:
     measured = {**result({}), "baseline": {"torch": "2.14.1+cpu", "cuda": None, "megabytes": 700.0}}
-    assert "old way: torch 2.14.1, CPU build" in origin(measured)
+    assert "baseline: torch 2.14.1, CPU build" in describe_run(measured)
 
 
 def test_a_machine_that_was_not_quiet_is_told() -> None:
@@ -87,7 +87,7 @@ def test_a_machine_that_was_not_quiet_is_told() -> None:
 
 
 def test_columns_line_up() -> None:
-    assert aligned([("a", "b"), ("long", "1")]) == "a     b\nlong  1"
+    assert format_table([("a", "b"), ("long", "1")]) == "a     b\nlong  1"
 
 
 def test_rounds_become_medians_with_their_least_and_greatest() -> None:
@@ -103,7 +103,7 @@ def test_rounds_become_medians_with_their_least_and_greatest() -> None:
         }
         for p50 in (3, 1, 2)
     ]
-    figures = summarise(cells)
+    figures = summarize(cells)
     assert figures["p50_ms"] == {"median": 2, "min": 1, "max": 3, "rounds": [3, 1, 2]}
     assert figures["p99_to_p50"]["median"] == 2
     assert (figures["images"], figures["errors"], figures["failures"]) == (6, 3, {"x": 3})
@@ -115,14 +115,14 @@ def cell(times: list[float], **more: Any) -> dict[str, Any]:
 
 
 def test_a_percentile_that_rounds_are_too_short_for_is_that_of_all_their_answers() -> None:
-    figures = summarise([cell([float(number)] * 50) for number in (1, 2, 3)])
+    figures = summarize([cell([float(number)] * 50) for number in (1, 2, 3)])
     assert figures["p50_ms"]["rounds"] == [1, 2, 3]
     assert figures["p99_ms"] == spread([3])
     assert "p99_to_p50" not in figures
 
 
 def test_a_percentile_that_all_rounds_are_too_short_for_is_none() -> None:
-    figures = summarise([cell([1.0] * 20), cell([2.0] * 20)])
+    figures = summarize([cell([1.0] * 20), cell([2.0] * 20)])
     assert figures["p90_ms"]["rounds"] == [1, 2]
     assert "p99_ms" not in figures
     text = tables(result({OURS: {"clients": {"1": {**figures, "images_per_s": spread([1])}}}}))
@@ -131,7 +131,7 @@ def test_a_percentile_that_all_rounds_are_too_short_for_is_none() -> None:
 
 
 def test_a_round_without_one_right_answer_gives_no_times() -> None:
-    figures = summarise([{"p50_ms": None, "p99_ms": None, "images_per_s": 0.0, "images": 0, "errors": 9, "wrong": 0}])
+    figures = summarize([{"p50_ms": None, "p99_ms": None, "images_per_s": 0.0, "images": 0, "errors": 9, "wrong": 0}])
     assert "p50_ms" not in figures
     assert figures["images_per_s"]["median"] == 0
 
@@ -160,8 +160,8 @@ def test_a_rate_that_rose_is_better() -> None:
 
 
 def test_times_of_different_cpus_are_not_compared_but_ratios_are() -> None:
-    old = result({OURS: server(20, 30), OLD_WAY: server(100, 10)}, cpu="Other CPU")
-    new = result({OURS: server(10, 60), OLD_WAY: server(100, 10)})
+    old = result({OURS: server(20, 30), BASELINE: server(100, 10)}, cpu="Other CPU")
+    new = result({OURS: server(10, 60), BASELINE: server(100, 10)})
     text = compare({**old, "targets": judge(old)}, {**new, "targets": judge(new)})
     assert "Another machine" in text
     assert "p50_ms" not in text
@@ -175,18 +175,18 @@ def test_a_comparison_with_too_few_rounds_or_a_busy_machine_says_so() -> None:
     busy["servers"][OURS]["clients"]["1"]["others_cpu_share"] = spread([0.5])
     text = compare(quiet, busy)
     assert "Now: Not a quiet machine" in text
-    assert "fewer than 3 rounds" in text  # a start, of which there was one
+    assert "fewer than 3 rounds" in text  # there was only one start
 
 
 def test_what_only_one_of_two_runs_has_is_told() -> None:
-    text = compare(result({OURS: server(10, 60)}), result({OURS: server(10, 60), OLD_WAY: server(100, 10)}))
+    text = compare(result({OURS: server(10, 60)}), result({OURS: server(10, 60), BASELINE: server(100, 10)}))
     assert "Measured only now: " in text
 
 
 def test_every_chart_of_a_result_is_well_formed_and_names_the_cpu() -> None:
     ours = server(15, 60)
     ours["clients"]["1"]["stages_ms"] = {"decode": spread([2.0]), "infer": spread([11.0])}
-    charts = draw(result({OURS: ours, OLD_WAY: server(150, 10), LOOP: {"clients": {"16": ours["clients"]["16"]}}}))
+    charts = draw(result({OURS: ours, BASELINE: server(150, 10), LOOP: {"clients": {"16": ours["clients"]["16"]}}}))
     assert set(charts) == {
         "latency-engines.svg",
         "latency-one-client.svg",
@@ -206,7 +206,7 @@ def texts_of(svg: str) -> list[str]:
 
 
 def bars_of(svg: str) -> dict[str, tuple[float, float, float, str]]:
-    """What a reader sees of a chart: label → length of the bar, ends of the line on it, the value beside it."""
+    """The bars of a chart: label → length, ends of the range line, printed value."""
     root = ElementTree.fromstring(svg)
     labels = [text for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "end"]
     bars = [bar for bar in root.iter(f"{SVG}rect") if (bar.get("class") or "").startswith("bar")]
@@ -224,15 +224,15 @@ def bars_of(svg: str) -> dict[str, tuple[float, float, float, str]]:
 @pytest.mark.parametrize(("chart", "unit"), [("latency-one-client.svg", "ms"), ("latency-throughput.svg", "images/s")])
 def test_a_bar_is_as_long_as_the_median_and_its_line_goes_from_the_least_to_the_greatest(chart: str, unit: str) -> None:
     ours, old = server(10, 60), server(100, 10)
-    rounds = {OURS: [20.0, 50.0, 10.0], OLD_WAY: [90.0, 80.0, 40.0]}
-    for name, entry in ((OURS, ours), (OLD_WAY, old)):
+    rounds = {OURS: [20.0, 50.0, 10.0], BASELINE: [90.0, 80.0, 40.0]}
+    for name, entry in ((OURS, ours), (BASELINE, old)):
         entry["clients"]["1"]["p50_ms"] = entry["clients"]["16"]["images_per_s"] = spread(rounds[name])
-    bars = bars_of(draw(result({OURS: ours, OLD_WAY: old}))[chart])
-    scale = bars[OLD_WAY][0] / 80
+    bars = bars_of(draw(result({OURS: ours, BASELINE: old}))[chart])
+    scale = bars[BASELINE][0] / 80
     assert bars[OURS][:3] == pytest.approx((20 * scale, 10 * scale, 50 * scale), abs=0.2)
-    assert bars[OLD_WAY][:3] == pytest.approx((80 * scale, 40 * scale, 90 * scale), abs=0.2)
-    assert (bars[OURS][3], bars[OLD_WAY][3]) == (f"20.0 {unit}", f"80.0 {unit}")
-    assert list(bars) == ([OURS, OLD_WAY] if unit == "ms" else [OLD_WAY, OURS])  # the best comes first
+    assert bars[BASELINE][:3] == pytest.approx((80 * scale, 40 * scale, 90 * scale), abs=0.2)
+    assert (bars[OURS][3], bars[BASELINE][3]) == (f"20.0 {unit}", f"80.0 {unit}")
+    assert list(bars) == ([OURS, BASELINE] if unit == "ms" else [BASELINE, OURS])  # the best comes first
 
 
 def test_an_engines_bar_is_its_median_too() -> None:

@@ -1,4 +1,4 @@
-"""Starting, pausing and ending servers that are trees of processes."""
+"""Starts, pauses and stops servers that are trees of processes."""
 
 import os
 import signal
@@ -13,14 +13,16 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.harness import engine_worker, loop_worker, processes
-from benchmarks.harness.processes import CpuWatch, Tree
+from benchmarks.harness.errors import LoadFailed, ServerFailed, WorkerFailed
+from benchmarks.harness.processes import CpuWatch, ProcessTree
 from benchmarks.harness.progress import Progress
-from benchmarks.harness.rounds import LoadFailed, Photo, Plan, Step, measure_once, measure_servers
-from benchmarks.harness.servers import Contender, RunningServer, ServerFailed, running
-from benchmarks.harness.workers import Worker, WorkerFailed, WorkerSpec
+from benchmarks.harness.rounds import measure_once, measure_servers
+from benchmarks.harness.servers import RunningServer, ServerSpec, running
+from benchmarks.harness.workers import Worker, WorkerSpec
+from benchmarks.harness.workloads import Photo, Plan, Workload
 
 SCRIPT = str(Path(__file__).with_name("scripted_server.py"))
-SERVER = Contender("scripted", (sys.executable, SCRIPT, "{port}"))
+SERVER = ServerSpec("scripted", (sys.executable, SCRIPT, "{port}"))
 EXPECT = "n00000001"
 
 
@@ -36,7 +38,7 @@ def state(pid: int) -> str:
 
 
 def comes_true(condition: Callable[[], bool]) -> bool:
-    """Whether it does within half a minute: a signal takes effect once its process is scheduled."""
+    """Whether the condition holds within half a minute: a signal takes effect once its process is scheduled."""
     deadline = time.monotonic() + 30
     while not (true := condition()) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -44,7 +46,7 @@ def comes_true(condition: Callable[[], bool]) -> bool:
 
 
 def alive(pid: int) -> bool:
-    """A zombie is not: who adopts orphans may leave them for a while."""
+    """Whether a process lives; a zombie does not."""
     return Path(f"/proc/{pid}").exists() and state(pid) != "Z"
 
 
@@ -88,14 +90,14 @@ def test_a_server_that_gives_the_wrong_class_is_refused() -> None:
 
 
 def test_a_server_that_does_not_start_is_reported_with_what_it_wrote() -> None:
-    broken = Contender("broken", (sys.executable, "-c", "raise SystemExit('no such model')"))
+    broken = ServerSpec("broken", (sys.executable, "-c", "raise SystemExit('no such model')"))
     with pytest.raises(ServerFailed, match=r"broken: its process ended with status 1.*\n?.*no such model"):
         RunningServer(broken, b"", EXPECT)
 
 
 def test_one_measurement_leaves_the_server_paused(photo: Photo) -> None:
     with running(SERVER, b"", EXPECT) as server:
-        cell = measure_once(server, photo, Step("photo", 2, 0.2))
+        cell = measure_once(server, photo, Workload("photo", 2, 0.2))
         assert comes_true(lambda: state(server.process.pid) == "T")
     assert cell["images"] > 0
     assert cell["wrong"] == 0
@@ -105,12 +107,12 @@ def test_one_measurement_leaves_the_server_paused(photo: Photo) -> None:
 def test_a_load_without_figures_is_an_error_and_not_a_zero(tmp_path: Path) -> None:
     absent = Photo(tmp_path / "absent.jpg", EXPECT)
     with running(SERVER, b"", EXPECT) as server, pytest.raises(LoadFailed, match=r"absent\.jpg"):
-        measure_once(server, absent, Step("photo", 1, 0.1))
+        measure_once(server, absent, Workload("photo", 1, 0.1))
 
 
 def test_servers_take_turns_and_one_that_fails_is_left_out_by_name(photo: Photo) -> None:
-    broken = Contender("broken", (sys.executable, "-c", "raise SystemExit('no such model')"))
-    plan = Plan((Step("photo", 1, 0.1), Step("photo", 2, 0.1, rounds=1)), rounds=2, starts=2)
+    broken = ServerSpec("broken", (sys.executable, "-c", "raise SystemExit('no such model')"))
+    plan = Plan((Workload("photo", 1, 0.1), Workload("photo", 2, 0.1, rounds=1)), rounds=2, starts=2)
     results, left_out = measure_servers([SERVER, broken], None, {"photo": photo}, plan, Progress(5))
     assert list(results) == ["scripted"]
     assert len(results["scripted"]["start_s"]["rounds"]) == 2
@@ -120,7 +122,7 @@ def test_servers_take_turns_and_one_that_fails_is_left_out_by_name(photo: Photo)
 
 
 def test_cpu_time_of_others_is_told_from_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In ten seconds of two CPUs 14 were used: 5 by the server, 2 by this process, 1 by a child that has ended."""
+    """Of 20 CPU seconds 14 were used: 5 by the server, 2 by this process, 1 by an ended child."""
     spent = iter([(100.0, 10.0, 1.0, 0.0, 50.0), (114.0, 15.0, 3.0, 1.0, 60.0)])
     now: dict[str, float] = {}
 
@@ -128,14 +130,14 @@ def test_cpu_time_of_others_is_told_from_ones_own(monkeypatch: pytest.MonkeyPatc
         now.update(zip(("busy", "tree", "self", "children", "clock"), next(spent), strict=True))
 
     monkeypatch.setattr(processes, "_busy_seconds", lambda: now["busy"])
-    monkeypatch.setattr(Tree, "cpu_seconds", lambda self: now["tree"])
+    monkeypatch.setattr(ProcessTree, "cpu_seconds", lambda self: now["tree"])
     monkeypatch.setattr(processes.time, "process_time", lambda: now["self"])
     monkeypatch.setattr(processes.time, "perf_counter", lambda: now["clock"])
     usage = SimpleNamespace(ru_utime=0.0, ru_stime=0.0)
     monkeypatch.setattr(processes.resource, "getrusage", lambda who: usage)
     monkeypatch.setattr(processes.os, "cpu_count", lambda: 2)
     look()
-    watch = CpuWatch(Tree(1))
+    watch = CpuWatch(ProcessTree(1))
     look()
     usage.ru_utime = now["children"]
     assert watch.others_share() == pytest.approx((14 - 5 - 2 - 1) / 10 / 2)
@@ -146,7 +148,7 @@ def test_a_trees_cpu_time_is_what_its_processes_used() -> None:
     with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as busy:
         assert busy.stdout
         busy.stdout.readline()
-        used = Tree(busy.pid).cpu_seconds()
+        used = ProcessTree(busy.pid).cpu_seconds()
         busy.communicate(b"\n")
     assert 0.45 < used < 2
 
@@ -161,8 +163,8 @@ def test_memory_is_read_by_its_own_names(monkeypatch: pytest.MonkeyPatch, tmp_pa
     (tmp_path / "7").mkdir()
     (tmp_path / "7/smaps_rollup").write_text("0-1 ---p [rollup]\nRss: 3000 kB\nPss: 2000 kB\nPss_Anon: 1 kB\n")
     monkeypatch.setattr(processes, "_PROC", tmp_path)
-    monkeypatch.setattr(Tree, "members", lambda self: [7])
-    assert Tree(7).memory_mb() == {"rss": 3.1, "pss": 2.0, "processes": 1}
+    monkeypatch.setattr(ProcessTree, "members", lambda self: [7])
+    assert ProcessTree(7).memory_mb() == {"rss": 3.1, "pss": 2.0, "processes": 1}
 
 
 LOOP_SCRIPT = """
@@ -178,11 +180,12 @@ def test_the_loop_is_measured_where_sixteen_clients_are_and_each_server_with_its
 ) -> None:
     script = tmp_path / "loop.py"
     script.write_text(LOOP_SCRIPT)
-    loop = WorkerSpec("loop", Path(sys.executable), str(script), ())
+    loop = WorkerSpec("loop", Path(sys.executable), (str(script),))
     only_large = replace(SERVER, name="only large", photos=("large",))
-    steps = (Step("photo", 4, 0.01), Step("photo", 16, 0.05), Step("photo", 64, 0.05), Step("large", 1, 0.05))
+    loads = (("photo", 4, 0.01), ("photo", 16, 0.05), ("photo", 64, 0.05), ("large", 1, 0.05))
+    workloads = tuple(Workload(*each) for each in loads)
     photos = {"photo": photo, "large": photo}
-    plan = Plan(steps, rounds=1, starts=1, answers=100)
+    plan = Plan(workloads, rounds=1, starts=1, answers=100)
     results, left_out = measure_servers([SERVER, only_large], loop, photos, plan, Progress(5))
     assert left_out == []
     assert list(results["loop"]["clients"]) == ["16"]
@@ -193,19 +196,19 @@ def test_the_loop_is_measured_where_sixteen_clients_are_and_each_server_with_its
 
 
 def test_answers_enough_for_a_p99_are_asked_of_all_rounds_together() -> None:
-    steps = (Step("photo", 1, 1.0), Step("photo", 64, 1.0, rounds=2))
-    assert [Plan(steps, rounds=5, starts=1).least(step) for step in steps] == [20, 50]
-    assert [Plan(steps, rounds=1, starts=1).least(step) for step in steps] == [100, 100]
+    workloads = (Workload("photo", 1, 1.0), Workload("photo", 64, 1.0, rounds=2))
+    assert [Plan(workloads, rounds=5, starts=1).min_answers(workload) for workload in workloads] == [20, 50]
+    assert [Plan(workloads, rounds=1, starts=1).min_answers(workload) for workload in workloads] == [100, 100]
 
 
 def test_an_engines_untimed_pictures_are_not_timed_and_there_are_as_many_as_are_asked_for() -> None:
     runs: list[object] = []
-    answer = engine_worker._measure(runs.append, "picture", seconds=0.0, untimed=3, least=7)
+    answer = engine_worker._measure(runs.append, "picture", seconds=0.0, untimed=3, min_answers=7)
     assert (len(runs), len(answer["ms"])) == (10, 7)
 
 
 def test_the_loops_first_picture_is_not_timed_and_none_is_cut_in_two() -> None:
-    """Pictures of 0.3 s in half a second: one is timed, in 0.3 s."""
+    """Images take 0.3 s: in half a second one is timed."""
     calls: list[int] = []
 
     class Classifier:
@@ -221,7 +224,7 @@ def test_the_loops_first_picture_is_not_timed_and_none_is_cut_in_two() -> None:
 def test_a_worker_that_gives_the_wrong_class_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text('print(\'{"imagenet_id": "n00000002"}\', flush=True)\ninput()\n')
-    worker = Worker(WorkerSpec("engine", Path(sys.executable), str(script), ()))
+    worker = Worker(WorkerSpec("engine", Path(sys.executable), (str(script),)))
     with pytest.raises(WorkerFailed, match="gives n00000002, where n00000001 is right"):
         worker.check(EXPECT)
     worker.stop()
@@ -230,7 +233,7 @@ def test_a_worker_that_gives_the_wrong_class_is_refused(tmp_path: Path) -> None:
 def test_a_worker_that_ends_is_reported_with_what_it_wrote(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text("raise SystemExit('no such engine')")
-    worker = Worker(WorkerSpec("engine", Path(sys.executable), str(script), ()))
+    worker = Worker(WorkerSpec("engine", Path(sys.executable), (str(script),)))
     with pytest.raises(WorkerFailed, match=r"status 1:\nno such engine"):
         worker.check(EXPECT)
     worker.stop()

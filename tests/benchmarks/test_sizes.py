@@ -1,4 +1,4 @@
-"""benchmarks/sizes.py: what an installed package and all it needs weigh, the chart, and a machine without Docker."""
+"""benchmarks/sizes.py: sizes of packages with their dependencies, the chart, and a machine without Docker."""
 
 import json
 import subprocess
@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sizes
+from benchmarks.reporting.plots import draw_sizes
 from tests.benchmarks.results import result
 from tests.server_process import ROOT
 
@@ -22,16 +23,16 @@ def test_packages_are_weighed_with_what_they_need() -> None:
 
 
 def test_the_chart_begins_with_the_smallest() -> None:
-    megabytes = {"old way": 4918.0, "ours": 143.0, "mosec": 318.0}
+    megabytes = {"baseline": 4918.0, "ours": 143.0, "mosec": 318.0}
     report = {**result({}), "base": "python:3.11-slim", "base_mb": 124.0, "megabytes": megabytes}
-    chart = xml.etree.ElementTree.fromstring(sizes.draw(report))
+    chart = xml.etree.ElementTree.fromstring(draw_sizes(report))
     texts = [each.text for each in chart.iter() if each.tag.endswith("text")]
-    assert [text for text in texts if text in ("ours", "mosec", "old way")] == ["ours", "mosec", "old way"]
+    assert [text for text in texts if text in ("ours", "mosec", "baseline")] == ["ours", "mosec", "baseline"]
     assert [text for text in texts if text and text.endswith(" MB")] == ["143 MB", "318 MB", "4918 MB"]
     assert "MB, uncompressed" in texts
 
 
-def test_the_old_way_is_named_after_the_torch_that_was_measured(
+def test_the_baseline_is_named_after_the_torch_that_was_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     builds = {"one": {"torch": "2.14.1+cpu", "cuda": None}, "other": {"torch": "2.14.1+cu130", "cuda": "13.0"}}
@@ -51,8 +52,8 @@ def test_the_old_way_is_named_after_the_torch_that_was_measured(
     record = json.loads((tmp_path / "sizes.json").read_text())
     assert record["megabytes"] == {
         "ours": 150.0,
-        "old way, torch 2.14.1, CPU build": 750.0,
-        "old way, torch 2.14.1, CUDA 13.0 build": 4750.0,
+        "baseline, torch 2.14.1, CPU build": 750.0,
+        "baseline, torch 2.14.1, CUDA 13.0 build": 4750.0,
     }
     assert record["printed"] == capsys.readouterr().out.splitlines()[:3]
     assert "5.0 times" in record["printed"][1]

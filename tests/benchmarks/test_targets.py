@@ -1,19 +1,19 @@
-"""The targets' arithmetic: who is compared with whom, and which limit counts."""
+"""The targets: what is compared with what, and which limit applies."""
 
 from typing import Any
 
 import pytest
 
-from benchmarks.harness.installed import LOOP, OLD_WAY, OURS, OURS_EXACT, OURS_FP32
-from benchmarks.harness.rounds import spread
+from benchmarks.harness.figures import spread
+from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32
 from benchmarks.reporting.targets import TARGETS, best_peer, judge
 from tests.benchmarks.results import figures, result, server
 
-# What each target wants, in its own words: less of a figure or more, and how much with VNNI and without.
+# Each target: whether less or more is better, and its limits with VNNI and without.
 LESS, MORE = True, False
 WANTED = {
-    "p50, 1 client, against the old way": (LESS, 0.12, 0.2),
-    "images/s, 16 clients, against the old way": (MORE, 6, 3.8),
+    "p50, 1 client, against the baseline": (LESS, 0.12, 0.2),
+    "images/s, 16 clients, against the baseline": (MORE, 6, 3.8),
     "p50, 1 client, against the best peer, int8": (LESS, 1, 1),
     "images/s, 16 clients, against the best peer, int8": (MORE, 1, 1),
     "12 MP: p50, 1 client, against the best peer, which decodes in full": (LESS, 0.5, 0.5),
@@ -29,7 +29,7 @@ WANTED = {
 
 
 def everything(better: float) -> dict[str, Any]:
-    """A record of all servers in which ours is so many times as good as in another."""
+    """A result with all servers, in which ours is `better` times as good as the others."""
     loads = {"large 1": figures(100, 1), "large 16": figures(1, 100)}
     ours = server(100 / better, 100 * better, start=1 / better)
     ours["clients"] |= {"large 1": figures(100 / better, 1), "large 16": figures(1, 100 * better)}
@@ -37,7 +37,7 @@ def everything(better: float) -> dict[str, Any]:
     ours["clients"]["16"]["p99_to_p50"] = spread([2 / better])
     ours["clients"]["64"] = {**figures(1, 1), "errors": int(better < 1)}
     others = {"mosec a, int8": server(100, 100, **loads), "mosec a, int8, draft": {"clients": loads}}
-    return result({OURS: ours, OLD_WAY: server(100, 100), LOOP: server(100, 100), **others})
+    return result({OURS: ours, BASELINE: server(100, 100), LOOP: server(100, 100), **others})
 
 
 def row(measured: dict[str, Any], words: str) -> dict[str, Any]:
@@ -46,24 +46,24 @@ def row(measured: dict[str, Any], words: str) -> dict[str, Any]:
 
 
 def test_a_ratio_is_ours_against_theirs() -> None:
-    measured = result({OURS: server(15, 60), OLD_WAY: server(150, 10)})
-    found = row(measured, "p50, 1 client, against the old way")
+    measured = result({OURS: server(15, 60), BASELINE: server(150, 10)})
+    found = row(measured, "p50, 1 client, against the baseline")
     assert found["measured"]["median"] == pytest.approx(0.1)
     assert found["met"] is True
-    assert row(measured, "images/s, 16 clients, against the old way")["measured"]["median"] == pytest.approx(6)
+    assert row(measured, "images/s, 16 clients, against the baseline")["measured"]["median"] == pytest.approx(6)
 
 
 def test_a_ratio_is_taken_round_by_round_so_that_noise_on_both_cancels() -> None:
     ours, old = server(10, 60), server(100, 10)
     ours["clients"]["1"]["p50_ms"] = spread([10, 20, 40])
     old["clients"]["1"]["p50_ms"] = spread([100, 200, 400])
-    found = row(result({OURS: ours, OLD_WAY: old}), "p50, 1 client, against the old way")
+    found = row(result({OURS: ours, BASELINE: old}), "p50, 1 client, against the baseline")
     assert (found["measured"]["min"], found["measured"]["max"]) == (0.1, 0.1)
 
 
 @pytest.mark.parametrize(("vnni", "limit", "met"), [(True, 0.12, False), (False, 0.2, True)])
 def test_the_limit_depends_on_the_cpu(vnni: bool, limit: float, met: bool) -> None:
-    found = row(result({OURS: server(15, 60), OLD_WAY: server(100, 10)}, vnni), "p50, 1 client, against the old way")
+    found = row(result({OURS: server(15, 60), BASELINE: server(100, 10)}, vnni), "p50, 1 client, against the baseline")
     assert (found["limit"], found["met"]) == (limit, met)
 
 
@@ -127,10 +127,10 @@ def test_the_loop_is_compared_at_sixteen_clients() -> None:
 
 @pytest.mark.parametrize("kind", ["errors", "wrong"])
 def test_a_figure_with_errors_or_wrong_answers_is_none_and_fails_the_judgement(kind: str) -> None:
-    measured = result({OURS: server(15, 60), OLD_WAY: server(150, 10)})
+    measured = result({OURS: server(15, 60), BASELINE: server(150, 10)})
     measured["servers"][OURS]["clients"]["1"][kind] = 3
-    assert row(measured, "p50, 1 client, against the old way")["met"] is None
-    assert row(measured, "images/s, 16 clients, against the old way")["met"] is True
+    assert row(measured, "p50, 1 client, against the baseline")["met"] is None
+    assert row(measured, "images/s, 16 clients, against the baseline")["met"] is True
     found = row(measured, "errors and wrong answers")
     assert (found["measured"]["median"], found["met"]) == (3, False)
 

@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, against the real process; the run ends with a table of what each did."""
+"""Third-party clients against the real process; the run ends with a table of what each did."""
 
 import os
 import subprocess
@@ -9,17 +9,17 @@ import pytest
 
 from tests.server_process import ROOT, ServerProcess, running_server
 
-# The server runs on its own packages, of which these clients' environment has other ones.
+# The server's own environment: these clients need other versions of its packages.
 PYTHON = ROOT / ".venv" / "runtime" / "bin" / "python"
 MODEL = os.environ.get("MODEL") or "auto"
-# Client → what it did, in the order in which tests add it.
+# (client, what it did), in the order of the tests.
 TABLE: list[tuple[str, str]] = []
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section("what each client did")
     width = max((len(client) for client, _ in TABLE), default=0) + 2
-    terminalreporter.write_line("\n".join(f"{client:<{width}}{deed}" for client, deed in TABLE))
+    terminalreporter.write_line("\n".join(f"{client:<{width}}{result}" for client, result in TABLE))
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def deployed() -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Callable[..., str]:
-    """Runs a command, by default in the project's folder; what it printed, once it has ended with status 0."""
+    """A function that runs a command, by default in the project's folder, checks its status and returns its output."""
 
     def start(*command: object, cwd: Path = ROOT) -> str:
         done = subprocess.run(

@@ -29,7 +29,7 @@ def test_the_document_is_openapi(server: ServerProcess) -> None:
     errors = list(OpenAPIV31SpecValidator(document).iter_errors())
     assert errors == []
     paths = len(document["paths"])
-    TABLE.append((f"openapi-spec-validator {version('openapi-spec-validator')}", f"{paths} paths, no error"))
+    TABLE.append((f"openapi-spec-validator {version('openapi-spec-validator')}", f"{paths} paths, no errors"))
 
 
 def test_schemathesis_finds_nothing(run: Any, tmp_path: Path) -> None:
@@ -55,5 +55,5 @@ def test_schemathesis_finds_nothing(run: Any, tmp_path: Path) -> None:
     for route in ("/upload", "/v2/models/{name}/infer"):  # some requests had a valid image
         assert f'serve_requests_total{{code="200",route="{route}"}}' in metrics
     TABLE.append(
-        (f"schemathesis {version('schemathesis')}", f"{cases[1]} requests made from /openapi.json, no finding")
+        (f"schemathesis {version('schemathesis')}", f"{cases[1]} requests generated from /openapi.json, no findings")
     )

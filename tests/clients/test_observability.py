@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules name only what the running server has."""
+"""The dashboard and the alert rules name only metrics and labels that the running server has."""
 
 import json
 import re
@@ -14,16 +14,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.clients.conftest import TABLE
 from tests.server_process import ServerProcess
 
-# What PromQL has names for itself, as far as it is used here.
+# PromQL's functions and operators, as far as they are used here.
 FUNCTIONS = {"rate", "sum", "count", "histogram_quantile", "min_over_time", "max_over_time", "absent", "label_values"}
 OPERATORS = {"by", "and", "on", "unless"}
-# What Prometheus itself notes of each target.
-OWN = {"up"}
+# Metrics that Prometheus adds for each target.
+PROMETHEUS_METRICS = {"up"}
 # Labels that Prometheus adds.
 TARGET_LABELS = {"job", "instance"}
 STRING = re.compile(r'"[^"]*"')
-# Grafana's variables, and lengths of time.
-NEUTRAL = re.compile(r"\$\w+|\[\w+\]|\[\$\w+\]|\b\d[\w.]*\b")
+# Grafana's variables and durations.
+NOT_METRICS = re.compile(r"\$\w+|\[\w+\]|\[\$\w+\]|\b\d[\w.]*\b")
 SELECTOR = re.compile(r"(\w+)\{((?:[^}\"]|\"[^\"]*\")*)\}")
 MATCHER = re.compile(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"')
 GROUPING = re.compile(r"\b(?:by|on)\s*\(([^)]*)\)")
@@ -32,7 +32,7 @@ CODE = re.compile(r"[1-5]\d\d")
 
 @pytest.fixture(scope="module")
 def series(server: ServerProcess, photos: dict[str, bytes]) -> dict[str, list[dict[str, str]]]:
-    """Every sample's labels by its name, after a picture was classified and each route of it was asked."""
+    """The labels of all samples by metric, after requests to every route that classifies images."""
     model = requests.get(f"{server.url}/model", timeout=10).json()["name"]
     requests.post(f"{server.url}/upload", files={"file": photos["cat"]}, timeout=10)
     for path in (f"/v2/models/{model}/infer", f"/v2/models/{model}/versions/1/infer"):
@@ -67,7 +67,7 @@ def alerts(folder: Path) -> Iterator[str]:
 
 
 def unknown(expression: str, series: dict[str, list[dict[str, str]]]) -> list[str]:
-    """What an expression names that the server does not have: metrics, labels, and values of labels."""
+    """The metrics, labels and label values in an expression that the server does not have."""
     wrong = []
     for name, matchers in SELECTOR.findall(expression):
         for label, kind, value in MATCHER.findall(matchers):
@@ -75,24 +75,24 @@ def unknown(expression: str, series: dict[str, list[dict[str, str]]]) -> list[st
             wanted = value.split("|") if kind in ("=~", "!~") else [value]
             if label in TARGET_LABELS:
                 continue
-            # A status is a series only once there was one.
+            # A status has a series only once it has occurred.
             known = all(CODE.fullmatch(each) for each in wanted) if label == "code" else set(wanted) <= values
             if not known or None in values:
                 wrong.append(f"{name}{{{label}{kind}{value}}}")
     grouped = set(re.findall(r"\w+", " ".join(GROUPING.findall(expression))))
-    wrong += sorted(used(expression) - series.keys())
-    samples = [sample for name in used(expression) & series.keys() for sample in series[name]]
+    wrong += sorted(used_metrics(expression) - series.keys())
+    samples = [sample for name in used_metrics(expression) & series.keys() for sample in series[name]]
     return wrong + sorted(grouped - {label for sample in samples for label in sample} - TARGET_LABELS)
 
 
-def used(expression: str) -> set[str]:
-    """The metrics in an expression."""
+def used_metrics(expression: str) -> set[str]:
+    """The metrics that an expression uses."""
     bare = re.sub(r"\{[^{}]*\}", " ", STRING.sub('""', expression))
     return (
-        set(re.findall(r"[a-zA-Z_]\w*", NEUTRAL.sub(" ", GROUPING.sub(" ", bare))))
+        set(re.findall(r"[a-zA-Z_]\w*", NOT_METRICS.sub(" ", GROUPING.sub(" ", bare))))
         - FUNCTIONS
         - OPERATORS
-        - OWN
+        - PROMETHEUS_METRICS
         - TARGET_LABELS
     )
 
@@ -101,10 +101,12 @@ def used(expression: str) -> set[str]:
 def test_all_that_they_name_is_there(read: Any, deployed: Path, series: dict[str, list[dict[str, str]]]) -> None:
     expressions = list(read(deployed))
     assert [wrong for expression in expressions for wrong in unknown(expression, series)] == []
-    TABLE.append((f"Grafana and Prometheus: {read.__name__}", f"{len(expressions)} expressions name what there is"))
+    TABLE.append(
+        (f"Grafana and Prometheus: {read.__name__}", f"{len(expressions)} expressions name existing metrics and labels")
+    )
 
 
-PICTURES = {"/upload", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"}
+IMAGE_ROUTES = {"/upload", "/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"}
 
 
 @pytest.mark.parametrize("read", [dashboard, alerts])
@@ -113,7 +115,7 @@ def test_what_is_told_of_pictures_is_told_of_all_routes_that_take_them(read: Any
         value for expression in read(deployed) for _, _, value in MATCHER.findall(expression) if "/upload" in value
     ]
     assert len(named) >= 4
-    assert all(set(value.split("|")) == PICTURES for value in named)
+    assert all(set(value.split("|")) == IMAGE_ROUTES for value in named)
 
 
 def test_a_server_that_is_gone_or_refuses_everything_is_noticed(deployed: Path) -> None:

@@ -1,4 +1,4 @@
-"""HTTP clients and the Prometheus parser, as everybody has them."""
+"""Stock HTTP clients and Prometheus' parser."""
 
 import asyncio
 from importlib.metadata import version
@@ -26,7 +26,7 @@ def test_requests(server: ServerProcess, photos: dict[str, bytes]) -> None:
 def test_urllib3(server: ServerProcess, photos: dict[str, bytes]) -> None:
     answer = urllib3.request("POST", f"{server.url}/upload", body=photos["cat"], headers={"Content-Type": "image/jpeg"})
     assert answer.status == 200
-    TABLE.append((f"urllib3 {version('urllib3')}", f"/upload, the picture as the body: {answer.json()['label']}"))
+    TABLE.append((f"urllib3 {version('urllib3')}", f"/upload, the image as the body: {answer.json()['label']}"))
 
 
 def test_aiohttp(server: ServerProcess, photos: dict[str, bytes]) -> None:
@@ -45,7 +45,7 @@ def test_aiohttp(server: ServerProcess, photos: dict[str, bytes]) -> None:
 
     labels = asyncio.run(ask())
     assert len(set(labels)) == len(photos)
-    TABLE.append((f"aiohttp {version('aiohttp')}", f"{len(labels)} /upload at once, all answered"))
+    TABLE.append((f"aiohttp {version('aiohttp')}", f"{len(labels)} concurrent /upload, all answered"))
 
 
 def test_prometheus(server: ServerProcess) -> None:

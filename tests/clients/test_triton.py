@@ -1,4 +1,4 @@
-"""NVIDIA's `tritonclient[http]`, which speaks the Open Inference Protocol with binary tensors."""
+"""NVIDIA's `tritonclient[http]`, a client for the Open Inference Protocol with binary tensors."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from tests.clients.conftest import PYTHON, TABLE
 from tests.server_process import ROOT, ServerProcess
 
 CLIENT = f"tritonclient {version('tritonclient')}"
-# The model's input for a picture, as the server's own code makes it, written where the client's process can read it.
+# Runs in the server's environment: writes the model's input for images to a file.
 TO_TENSOR = """
 import sys, numpy
 from serve.config.settings import load_config
@@ -38,15 +38,15 @@ def model(server: ServerProcess) -> str:
     return name
 
 
-def uploaded(server: ServerProcess, picture: bytes, k: int) -> list[dict[str, Any]]:
-    answer = requests.post(f"{server.url}/upload?top_k={k}", files={"file": picture}, timeout=10)
+def uploaded(server: ServerProcess, image: bytes, k: int) -> list[dict[str, Any]]:
+    answer = requests.post(f"{server.url}/upload?top_k={k}", files={"file": image}, timeout=10)
     top: list[dict[str, Any]] = answer.json()["top_k"]
     return top
 
 
-def images(pictures: list[bytes]) -> Any:
-    tensor = triton.InferInput("image", [len(pictures)], "BYTES")
-    tensor.set_data_from_numpy(np.array(pictures, dtype=np.object_), binary_data=True)
+def images(encoded: list[bytes]) -> Any:
+    tensor = triton.InferInput("image", [len(encoded)], "BYTES")
+    tensor.set_data_from_numpy(np.array(encoded, dtype=np.object_), binary_data=True)
     return tensor
 
 
@@ -64,32 +64,32 @@ def test_it_finds_server_and_model(client: Any, model: str) -> None:
     metadata = client.get_model_metadata(model)
     assert [tensor["name"] for tensor in metadata["inputs"]] == ["input", "image"]
     assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}]
-    TABLE.append((CLIENT, "found server and model live, ready and described"))
+    TABLE.append((CLIENT, "server and model are live, ready and described"))
 
 
 def test_pictures_give_what_upload_gives(
     client: Any, model: str, server: ServerProcess, photos: dict[str, bytes]
 ) -> None:
-    pictures = list(photos.values())
-    for sent in ([pictures[0]], pictures):
+    encoded = list(photos.values())
+    for sent in ([encoded[0]], encoded):
         logits = client.infer(model, [images(sent)]).as_numpy("logits")
         assert (logits.shape, logits.dtype) == ((len(sent), 1000), np.float32)
-        for row, picture in zip(softmax(logits), sent, strict=True):
-            expected = [entry["probability"] for entry in uploaded(server, picture, 5)]
+        for row, image in zip(softmax(logits), sent, strict=True):
+            expected = [entry["probability"] for entry in uploaded(server, image, 5)]
             assert np.allclose(np.sort(row)[::-1][:5], expected, rtol=1e-4)
         TABLE.append((CLIENT, f"{len(sent)} JPEG as BYTES: probabilities equal /upload's"))
 
 
 def test_a_version_is_found_by_its_number(client: Any, model: str, photos: dict[str, bytes]) -> None:
-    picture = images([photos["cat"]])
+    image = images([photos["cat"]])
     assert client.is_model_ready(model, model_version="1")
     assert not client.is_model_ready(model, model_version="2")
     (version_named,) = client.get_model_metadata(model, model_version="1")["versions"]
-    answer = client.infer(model, [picture], model_version=version_named)
+    answer = client.infer(model, [image], model_version=version_named)
     assert answer.get_response()["model_version"] == "1"
-    assert np.array_equal(answer.as_numpy("logits"), client.infer(model, [picture]).as_numpy("logits"))
+    assert np.array_equal(answer.as_numpy("logits"), client.infer(model, [image]).as_numpy("logits"))
     with pytest.raises(InferenceServerException, match="There is no version '2'"):
-        client.infer(model, [picture], model_version="2")
+        client.infer(model, [image], model_version="2")
     TABLE.append((CLIENT, 'model_version="1": the same answers; "2": 404'))
 
 
@@ -115,13 +115,13 @@ def test_tensors_give_what_pictures_give(
 def test_classification_names_what_upload_names(
     client: Any, model: str, server: ServerProcess, photos: dict[str, bytes], binary: bool
 ) -> None:
-    pictures = list(photos.values())
+    encoded = list(photos.values())
     wanted = [triton.InferRequestedOutput("logits", binary_data=binary, class_count=3)]
-    ranked = client.infer(model, [images(pictures)], outputs=wanted).as_numpy("logits")
-    assert ranked.shape == (len(pictures), 3)
-    for row, picture in zip(ranked, pictures, strict=True):
+    ranked = client.infer(model, [images(encoded)], outputs=wanted).as_numpy("logits")
+    assert ranked.shape == (len(encoded), 3)
+    for row, image in zip(ranked, encoded, strict=True):
         parts = [(entry.decode() if isinstance(entry, bytes) else entry).split(":") for entry in row]
-        top = uploaded(server, picture, 3)
+        top = uploaded(server, image, 3)
         assert [label for _, _, label in parts] == [entry["label"] for entry in top]
         ratio = math.exp(float(parts[0][0]) - float(parts[1][0]))
         assert math.isclose(ratio, top[0]["probability"] / top[1]["probability"], rel_tol=1e-3)
@@ -138,7 +138,7 @@ def broken_datatype() -> Any:
     return tensor.set_data_from_numpy(np.zeros((1, 3, 224, 224), np.float64))
 
 
-def broken_picture() -> Any:
+def broken_image() -> Any:
     return images([b"\xff\xd8\xff\xe0 no picture"])
 
 
@@ -147,7 +147,7 @@ def broken_picture() -> Any:
     [
         (broken_shape, "400", "The shape of 'input' is"),
         (broken_datatype, "400", "The datatype of 'input' is"),
-        (broken_picture, "422", "truncated or corrupt"),
+        (broken_image, "422", "truncated or corrupt"),
     ],
 )
 def test_what_is_wrong_reaches_it_as_the_protocols_error(

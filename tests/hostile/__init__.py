@@ -1,1 +1,1 @@
-"""Requests and pictures that mean harm, made here, so that no file of them lies about."""
+"""Hostile requests and images. They are generated, so that no such file is part of the repository."""

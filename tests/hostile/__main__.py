@@ -1,9 +1,9 @@
-"""`make hostile`: a hundred thousand requests that mean harm, against the real process, while good ones go on.
+"""`make hostile`: send a hundred thousand hostile requests to the real process, beside good ones.
 
     python -m tests.hostile --requests 100000 --seed 1
 
-Sends to 127.0.0.1 only, to a server it starts itself. Ends with a table and a verdict, and with status 1 where anything
-is not as the contract has it: an answer that is not expected, no answer, a crash, a good request or a probe that waits.
+Starts its own server and sends to 127.0.0.1 only. Prints a table and a verdict. Exits with 1 if the contract is broken
+anywhere: an unexpected answer, no answer, a crash, or a good request or probe that takes too long.
 """
 
 import argparse
@@ -31,32 +31,32 @@ from tests.hostile.requests import (
     Attack,
     Maker,
     bomb,
-    crumbs,
     head,
-    is_honest,
-    more_than_it_may_send,
+    matches_contract,
+    oversized_chunked_body,
     post,
+    tiny_writes,
 )
 from tests.hostile.unread_log import unread_log
 from tests.server_process import ROOT, ServerProcess, running_server
 
 KINDS = {**requests.KINDS, **heads.KINDS, **tensors.KINDS, **bodies.KINDS}
-AT_ONCE = 24
+CONCURRENCY = 24
 HANG_SECONDS = 30.0
 GOOD_PAUSE_SECONDS = 0.1
 GOOD_SECONDS = 5.0
-PROBE_SECONDS = 0.5  # which 99 of 100 probes are answered in
-MOST_MEGABYTES = 700
-# Kinds that cost too much to come as often as the others: how many there are in a run of 100,000.
-RARE: dict[Maker, int] = {more_than_it_may_send: 100, crumbs: 200}
+PROBE_SECONDS = 0.5  # limit of the probes' p99
+MAX_MEGABYTES = 700
+# Kinds that are too expensive to be as frequent as the others: number of each in a run of 100,000.
+RARE: dict[Maker, int] = {oversized_chunked_body: 100, tiny_writes: 200}
 BOMB_ROUNDS = 3
-# To each of the servers whose log nobody reads.
+# Requests to each server whose log nobody reads.
 _UNREAD_REQUESTS = 2000
 
 
 @dataclass
 class Report:
-    """What came of a run."""
+    """The outcome of a run."""
 
     answers: dict[str, Counter[int]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
@@ -75,26 +75,28 @@ class Report:
 
 
 def attacks(count: int, seed: int) -> Iterator[tuple[str, Attack]]:
-    """A run's requests, in an order that the seed decides."""
-    chance = random.Random(seed)
+    """Generate a run's requests; the same seed gives the same."""
+    rng = random.Random(seed)
     share = count / 100_000
     rare = [maker for maker, times in RARE.items() for _ in range(max(1, round(times * share)))]
     bombs = list({**REFUSED, **ACCEPTED}) * max(1, round(BOMB_ROUNDS * share))
-    special = dict.fromkeys(sorted(chance.sample(range(count), len(rare) + len(bombs))))
+    special = dict.fromkeys(sorted(rng.sample(range(count), len(rare) + len(bombs))))
     queue: list[Maker | str] = [*rare, *bombs]
-    chance.shuffle(queue)
+    rng.shuffle(queue)
     makers, weights = list(KINDS), list(KINDS.values())
     for number in range(count):
         if number in special:
             made = queue.pop()
-            yield ("bombs: " + made, bomb(made)) if isinstance(made, str) else (made.__name__, made(chance))
+            yield ("bombs: " + made, bomb(made)) if isinstance(made, str) else (made.__name__, made(rng))
         else:
-            maker = chance.choices(makers, weights)[0]
-            yield maker.__name__, maker(chance)
+            maker = rng.choices(makers, weights)[0]
+            yield maker.__name__, maker(rng)
 
 
-async def attack_all(report: Report, source: Iterator[tuple[str, Attack]], model: bytes, host: str, port: int) -> None:
-    """One of several that send from the same source, each waiting for its answer."""
+async def send_attacks(
+    report: Report, source: Iterator[tuple[str, Attack]], model: bytes, host: str, port: int
+) -> None:
+    """Send requests from a shared source, one after another, and check the answers."""
     for kind, made in source:
         attack = replace(made, data=made.data.replace(tensors.SERVED, model, 1))
         name = "bombs" if kind.startswith("bombs") else kind
@@ -110,12 +112,12 @@ async def attack_all(report: Report, source: Iterator[tuple[str, Attack]], model
             status == 429 and attack.data.startswith((b"POST /upload", b"POST /v2"))
         )
         silent = status == NO_ANSWER or attack.data.startswith(b"HEAD")
-        if not expected or not (silent or is_honest(status, content_type, body)):
+        if not expected or not (silent or matches_contract(status, content_type, body)):
             report.wrong.append(f"{kind}: {status} {body[:200]!r} to {attack.data[:300]!r}")
 
 
-async def go_on_being_good(report: Report, host: str, port: int, cat: bytes) -> None:
-    """Somebody else's ordinary picture, again and again; its answer is always the same."""
+async def send_good_requests(report: Report, host: str, port: int, cat: bytes) -> None:
+    """Send an ordinary image again and again; its answer must always be the same."""
     request = Attack(post(cat), frozenset({200}))
     wanted = b""
     while True:
@@ -137,10 +139,10 @@ async def run(server: ServerProcess, count: int, seed: int, report: Report) -> N
     cat = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
     _, _, card = await send(Attack(head(b"GET", b"/model"), frozenset({200})), *at)
     model = json.loads(card)["name"].encode()
-    good = asyncio.ensure_future(go_on_being_good(report, *at, cat))
+    good = asyncio.ensure_future(send_good_requests(report, *at, cat))
     source = attacks(count, seed)
     started = time.perf_counter()
-    await asyncio.gather(*(attack_all(report, source, model, *at) for _ in range(AT_ONCE)))
+    await asyncio.gather(*(send_attacks(report, source, model, *at) for _ in range(CONCURRENCY)))
     report.seconds = time.perf_counter() - started
     if good.done():
         report.wrong.append(f"good requests: {good.exception()!r}")
@@ -148,10 +150,10 @@ async def run(server: ServerProcess, count: int, seed: int, report: Report) -> N
 
 
 def hostile(count: int, seed: int, *flags: str) -> Report:
-    """A whole run against a server of its own, which has to be there at its end and leave as it should."""
+    """Run against a server started for it, which must survive the run and then exit with 0."""
     report = Report()
     for name in {**REFUSED, **ACCEPTED}:
-        bomb(name)  # made once, and before anything is sent: it takes seconds
+        bomb(name)  # cached now, before anything is sent, because making it takes seconds
     with running_server(sys.executable, "--log-format", "json", *flags) as server:
         report.idle_megabytes = megabytes(server.process.pid, "VmRSS")
         parts = urlsplit(server.url)
@@ -163,17 +165,17 @@ def hostile(count: int, seed: int, *flags: str) -> Report:
         report.peak_megabytes = megabytes(server.process.pid, "VmHWM")
         status = server.stop()
     if status != 0:
-        report.wrong.append(f"the server left with {status}")
-    report.wrong += wrong_lines(server.lines) + too_much(report)
+        report.wrong.append(f"the server exited with {status}")
+    report.wrong += log_problems(server.lines) + exceeded_limits(report)
     return report
 
 
-def too_much(report: Report) -> list[str]:
-    """What others had to wait, and the memory that was taken, where it is more than it may be."""
+def exceeded_limits(report: Report) -> list[str]:
+    """Messages about latency of good requests and probes, and memory, where they exceed their limits."""
     wrong = []
     if max(report.good, default=0.0) > GOOD_SECONDS:
         wrong.append(f"a good request took {max(report.good):.1f} s")
-    if report.peak_megabytes > MOST_MEGABYTES:
+    if report.peak_megabytes > MAX_MEGABYTES:
         wrong.append(f"the server took {report.peak_megabytes:.0f} MB")
     if unanswered := report.probes.count(math.inf):
         wrong.append(f"probes had no answer, or another than 200, for the time of {unanswered} of them")
@@ -182,8 +184,8 @@ def too_much(report: Report) -> list[str]:
     return wrong
 
 
-def wrong_lines(lines: list[str]) -> list[str]:
-    """Lines of the log that are no JSON object, or tell of a defect."""
+def log_problems(lines: list[str]) -> list[str]:
+    """Messages about log lines that are not JSON objects or report a defect."""
     wrong = []
     for line in lines:
         try:
@@ -218,21 +220,21 @@ def table(report: Report) -> str:
             for name, share in (("median", 0.5), ("p99", 0.99), ("worst", 1.0))
         ),
         f"memory, MB: {report.idle_megabytes:.0f} before, {report.peak_megabytes:.0f} at its peak",
-        f"not as it should be: {len(report.wrong)}",
+        f"failures: {len(report.wrong)}",
     ]
     return "\n".join(lines)
 
 
 def verdict(report: Report) -> str:
-    return f"hostile: failed, {len(report.wrong)} not as they should be" if report.wrong else "hostile: passed"
+    return f"hostile: failed, {len(report.wrong)} failures" if report.wrong else "hostile: passed"
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--requests", type=int, default=100_000, help="how many (default: 100000)")
-    parser.add_argument("--seed", type=int, default=1, help="of the run; the same sends the same (default: 1)")
-    parser.add_argument("--model", default="auto", help="as the server's own flag")
+    parser.add_argument("--requests", type=int, default=100_000, help="number of requests (default: 100000)")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed sends the same requests (default: 1)")
+    parser.add_argument("--model", default="auto", help="as for python -m serve")
     options = parser.parse_args()
     report = hostile(options.requests, options.seed, "--model", options.model)
     report.wrong += unread_log(_UNREAD_REQUESTS)

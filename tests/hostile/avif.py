@@ -1,4 +1,4 @@
-"""AVIF files put together from boxes and what Pillow's encoder makes, so that any part of them can be another."""
+"""Builds AVIF files from boxes and the output of Pillow's encoder, so that any part can be malformed."""
 
 import io
 import struct
@@ -8,18 +8,25 @@ from PIL import Image
 
 from serve.imaging.av1 import FRAME_HEADERS
 
-Place = tuple[int, int]  # first byte, from that of the item on, and length
+Extent = tuple[int, int]  # offset from the item's first byte, length
 
 
 @dataclass(frozen=True)
 class Item:
-    """kind: four letters. size: claimed. properties: boxes beside that. places: if there are none, all of `data`."""
+    """An item of a file.
+
+    Attributes:
+        kind: Four letters.
+        size: Claimed width and height.
+        properties: More property boxes.
+        extents: Where its bytes are; empty for all of `data`.
+    """
 
     kind: bytes
     data: bytes = b""
     size: tuple[int, int] | None = None
     properties: bytes = b""
-    places: list[Place] = field(default_factory=list)
+    extents: list[Extent] = field(default_factory=list)
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -38,7 +45,7 @@ def encoded(*images: Image.Image) -> bytes:
 
 
 def coded(width: int, height: int) -> Item:
-    """A picture of one colour."""
+    """An image of one colour."""
     plain = encoded(Image.new("RGB", (width, height), (10, 200, 30)))
     config = plain.index(b"av1C") - 4
     length = int.from_bytes(plain[config : config + 4], "big")
@@ -46,13 +53,18 @@ def coded(width: int, height: int) -> Item:
     return Item(b"av01", data, (width, height), plain[config : config + length])
 
 
-def avif(items: list[Item], more_places: bytes = b"", references: bytes = b"", more_kinds: bytes = b"") -> bytes:
-    """A file of these items, the first of them the picture. more_places: entries of the `iloc` table. more_kinds: of
-    `iinf`, beyond its count."""
+def avif(items: list[Item], more_extents: bytes = b"", references: bytes = b"", more_kinds: bytes = b"") -> bytes:
+    """A file of these items; the first is the image.
+
+    Args:
+        more_extents: More entries of the `iloc` table.
+        references: An `iref` box.
+        more_kinds: Entries of `iinf` beyond its count.
+    """
     entries = [
         full(b"infe", 2, struct.pack(">HH4s", number, 0, item.kind), b"\0") for number, item in enumerate(items, 1)
     ]
-    # Properties that are alike are there once, as encoders have it: an index of theirs has seven bits.
+    # Equal properties are stored once, as encoders do: an index has only seven bits.
     properties: dict[bytes, bytes] = {}
     index, belongs = 1, []
     for number, item in enumerate(items, 1):
@@ -65,14 +77,14 @@ def avif(items: list[Item], more_places: bytes = b"", references: bytes = b"", m
             belongs.append(struct.pack(">H", number) + properties[own])
 
     def head(start: int) -> bytes:
-        places, at = [], start
+        extents, at = [], start
         for number, item in enumerate(items, 1):
-            own = [(at + first, length) for first, length in item.places or [(0, len(item.data))]]
-            places.append(
+            own = [(at + first, length) for first, length in item.extents or [(0, len(item.data))]]
+            extents.append(
                 struct.pack(">HHH", number, 0, len(own)) + b"".join(struct.pack(">II", *each) for each in own)
             )
             at += len(item.data)
-        locations = struct.pack(">HH", 0x4400, (len(items) + len(more_places) // 8) & 0xFFFF), *places, more_places
+        locations = struct.pack(">HH", 0x4400, (len(items) + len(more_extents) // 8) & 0xFFFF), *extents, more_extents
         meta = full(
             b"meta",
             0,
@@ -90,25 +102,25 @@ def avif(items: list[Item], more_places: bytes = b"", references: bytes = b"", m
 
 
 def avif_of_size(width: int, height: int) -> bytes:
-    """A small picture that claims to be larger."""
+    """A small image that claims to be larger."""
     return avif([replace(coded(640, 480), size=(width, height))])
 
 
 def avif_grid(side: int, across: int, down: int, claimed: tuple[int, int] | None = None, shared: bool = False) -> bytes:
-    """A picture of tiles, all of them the same. shared: and there once."""
+    """An image of equal tiles. shared: whether all tiles refer to the same bytes."""
     width, height = side * across, side * down
     grid = struct.pack(">BBBBHH", 0, 0, down - 1, across - 1, width, height)
     tile = coded(side, side)
-    again = replace(tile, data=b"", places=[(-len(tile.data), len(tile.data))]) if shared else tile
+    again = replace(tile, data=b"", extents=[(-len(tile.data), len(tile.data))]) if shared else tile
     tiles = [tile, *[again] * (across * down - 1)]
-    # `dimg`: what the picture is derived from.
+    # `dimg`: what the image is derived from.
     numbers = b"".join(struct.pack(">H", number) for number in range(2, 2 + len(tiles)))
     references = full(b"iref", 0, box(b"dimg", struct.pack(">HH", 1, len(tiles)), numbers))
     return avif([Item(b"grid", grid, claimed or (width, height)), *tiles], references=references)
 
 
 def frames_in_one(item: Item, times: int) -> Item:
-    """The same with its frame that many times."""
+    """The item with its frame repeated so many times."""
     start, position = 0, 0
     while position < len(item.data):
         kind, position = item.data[position] >> 3 & 15, position + 1
@@ -128,19 +140,19 @@ def frames_in_one(item: Item, times: int) -> Item:
 
 
 def avif_of_associations(boxes: int, count: int) -> bytes:
-    """Tables of properties that claim so many entries each, whose bytes are those of whatever comes next."""
+    """Property tables that claim so many entries each, which overlap the bytes that follow."""
     more = full(b"ipma", 0, struct.pack(">I", count)) * boxes
     return _with_more(avif([coded(64, 64)]), more, b"iprp", b"meta") + bytes(4 * count)
 
 
 def avif_named_twice() -> bytes:
-    """A picture that claims to be smaller, and is said once more, beyond the count, to be of another kind."""
+    """An image that claims to be smaller, with a second entry, beyond the count, of another kind."""
     other = full(b"infe", 2, struct.pack(">HH4s", 1, 0, b"zzzz"), b"\0")
     return avif([replace(coded(2_000, 2_000), size=(64, 64))], more_kinds=other)
 
 
 def avif_of_two_descriptions() -> bytes:
-    """An animation that claims to be smaller, and whose first description is of another coding."""
+    """An animation that claims to be smaller and whose first description is of another codec."""
     data, moov = _movie(512)
     start = moov.index(b"stsd")
     description = bytes(moov[start + 12 : start - 4 + int.from_bytes(moov[start - 4 : start], "big")])
@@ -152,7 +164,7 @@ def avif_of_two_descriptions() -> bytes:
 
 
 def avif_of_track_items(count: int) -> bytes:
-    """An animation whose track has items of its own."""
+    """An animation whose track has items."""
     data, moov = _movie(64)
     entries = (full(b"infe", 2, struct.pack(">HH4s", number, 0, b"mime"), b"\0") for number in range(count))
     kinds = full(b"iinf", 0, struct.pack(">H", count), *entries)
@@ -161,7 +173,7 @@ def avif_of_track_items(count: int) -> bytes:
 
 
 def _movie(side: int) -> tuple[bytes, bytearray]:
-    """An animation whose `moov` is called otherwise, and that `moov`, to be put behind it: nothing else moves."""
+    """An animation with its `moov` renamed, and the `moov` to append: all other offsets stay."""
     data = _animated(side)
     start = data.index(b"moov") - 4
     moov = data[start : start + int.from_bytes(data[start : start + 4], "big")]
@@ -169,7 +181,7 @@ def _movie(side: int) -> tuple[bytes, bytearray]:
 
 
 def _with_more(data: bytes, more: bytes, *names: bytes) -> bytes:
-    """The same with something at the end of the first of these boxes, each of which is in the next."""
+    """The file with bytes appended to the box `names[0]`, which is nested in the other boxes."""
     grown = bytearray(data)
     start = grown.index(names[0]) - 4
     end = start + int.from_bytes(grown[start : start + 4], "big")
@@ -185,7 +197,7 @@ def _animated(side: int = 64) -> bytes:
 
 
 def avif_of_samples(count: int) -> bytes:
-    """An animation of frames of a byte each."""
+    """An animation with frames of one byte each."""
     data = bytearray(_animated())
     for name, at, values in ((b"stsz", 8, (1, count)), (b"stsc", 16, (count,)), (b"stts", 12, (count,))):
         start = data.index(name) + at
@@ -194,7 +206,7 @@ def avif_of_samples(count: int) -> bytes:
 
 
 def avif_of_runs(count: int) -> bytes:
-    """An animation whose only chunk is said to have so many frames, by its run alone."""
+    """An animation whose only chunk claims so many frames by its run length alone."""
     data = bytearray(_animated())
     start = data.index(b"stsc") + 16
     data[start : start + 4] = struct.pack(">I", count)

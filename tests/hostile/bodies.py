@@ -1,31 +1,31 @@
-"""Bodies that are laborious to read, for the event loop or for Python's lock: kind → how one is made, what is told."""
+"""Bodies that are slow to parse and would block the event loop or hold the GIL."""
 
 import json
 import random
 from functools import cache
 from typing import Final
 
-from tests.hostile.requests import END, FORM, SOUND, Attack, Maker, head, part, post
+from tests.hostile.requests import END, FORM, VALID_IMAGES, Attack, Maker, head, part, post
 from tests.hostile.tensors import infer
 
-# What is repeated, and the boundary that it nearly is.
-LONG: Final = b"b" * 256
-NEAR: Final = (
+# What is repeated, and the boundary that it resembles.
+LONG_BOUNDARY: Final = b"b" * 256
+NEAR_BOUNDARIES: Final = (
     (b"\r\n--b\0", b"b"),
     (b"\r\n--b\r", b"b"),
     (b"\r\n--b\r\r\n", b"b"),
     (b"\r\n--b-", b"b"),
     (b"\r\n--b ", b"b"),
     (b"\r\n--b \t\0", b"b"),
-    (b"\r\n--" + LONG[:-1] + b"c", LONG),
-    (b"\r\n--" + LONG[:-1], LONG),
-    (b"\n--" + LONG, LONG),
-    (b"b", LONG),
+    (b"\r\n--" + LONG_BOUNDARY[:-1] + b"c", LONG_BOUNDARY),
+    (b"\r\n--" + LONG_BOUNDARY[:-1], LONG_BOUNDARY),
+    (b"\n--" + LONG_BOUNDARY, LONG_BOUNDARY),
+    (b"b", LONG_BOUNDARY),
     (b"-", b"-" * 250 + b"a"),
 )
-FLOODS: Final = (b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"-", b"--", b" ", b"\0", b":", b"b0undary")
-MOST_BYTES: Final = 2_000_000
-MOST_IN_CHUNKS: Final = 200_000
+DELIMITERS: Final = (b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"-", b"--", b" ", b"\0", b":", b"b0undary")
+MAX_BYTES: Final = 2_000_000
+MAX_CHUNKED_BYTES: Final = 200_000
 
 
 def form_of(boundary: bytes, filling: bytes, name: bytes = b"file") -> bytes:
@@ -33,65 +33,69 @@ def form_of(boundary: bytes, filling: bytes, name: bytes = b"file") -> bytes:
     return start + filling + b"\r\n--" + boundary + b"--\r\n"
 
 
-def repeated(chance: random.Random, unit: bytes, most: int = MOST_BYTES) -> bytes:
-    """So often that it makes up a body, short or long."""
-    return unit * (chance.choice((1000, most // 10, most)) // len(unit))
+def repeated(rng: random.Random, unit: bytes, limit: int = MAX_BYTES) -> bytes:
+    """Repeat a unit until it fills a body, short or long."""
+    return unit * (rng.choice((1000, limit // 10, limit)) // len(unit))
 
 
-def near_boundaries(chance: random.Random) -> Attack:
-    unit, boundary = chance.choice(NEAR)
-    filling = repeated(chance, unit)
-    form = chance.choice((form_of(boundary, filling), form_of(boundary, filling, b"note"), filling))
+def near_boundaries(rng: random.Random) -> Attack:
+    unit, boundary = rng.choice(NEAR_BOUNDARIES)
+    filling = repeated(rng, unit)
+    form = rng.choice((form_of(boundary, filling), form_of(boundary, filling, b"note"), filling))
     header = b"Content-Type: multipart/form-data; boundary=" + boundary + b"\r\n"
     return Attack(post(form, header), frozenset({400, 415}))
 
 
-def floods(chance: random.Random) -> Attack:
-    """In a file, in another part, ahead of all parts, and behind them."""
-    flood = repeated(chance, chance.choice(FLOODS))
-    form = chance.choice((part(flood), part(flood, b'form-data; name="note"'), flood, part(b"x") + END + flood))
+def repeated_delimiters(rng: random.Random) -> Attack:
+    """Repeated delimiters in a file, in another part, before all parts, or after them."""
+    delimiters = repeated(rng, rng.choice(DELIMITERS))
+    form = rng.choice(
+        (part(delimiters), part(delimiters, b'form-data; name="note"'), delimiters, part(b"x") + END + delimiters)
+    )
     return Attack(post(form + END, FORM), frozenset({400, 415}))
 
 
 @cache
 def in_chunks(data: bytes, size: int) -> bytes:
-    """A body in chunks of so many bytes."""
+    """The body in chunked transfer coding, with chunks of `size` bytes."""
     pieces = (data[at : at + size] for at in range(0, len(data), size))
     return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-def one_byte_chunks(chance: random.Random) -> Attack:
+def one_byte_chunks(rng: random.Random) -> Attack:
     chunked = b"Transfer-Encoding: chunked\r\n"
-    size = chance.choice((1, 1, 2, 3))
-    if chance.random() < 0.3:
-        return Attack(head(more=FORM + chunked) + in_chunks(part(SOUND["rgb.jpg"]) + END, size), frozenset({200}))
-    boundary = chance.choice((b"b", LONG))
-    form = form_of(boundary, b"\r\n--b" * (MOST_IN_CHUNKS // 5))
+    size = rng.choice((1, 1, 2, 3))
+    if rng.random() < 0.3:
+        return Attack(
+            head(more=FORM + chunked) + in_chunks(part(VALID_IMAGES["rgb.jpg"]) + END, size), frozenset({200})
+        )
+    boundary = rng.choice((b"b", LONG_BOUNDARY))
+    form = form_of(boundary, b"\r\n--b" * (MAX_CHUNKED_BYTES // 5))
     header = b"Content-Type: multipart/form-data; boundary=" + boundary + b"\r\n"
     return Attack(head(more=header + chunked) + in_chunks(form, size), frozenset({400, 415}))
 
 
-def tiny_parts(chance: random.Random) -> Attack:
-    """As many as there may be, and one more where that is refused."""
-    files, others = chance.choice(((32, 32), (2, 32), (33, 0), (1, 33)))
+def tiny_parts(rng: random.Random) -> Attack:
+    """As many parts as allowed, or one more."""
+    files, others = rng.choice(((32, 32), (2, 32), (33, 0), (1, 33)))
     form = part(b"x") * files + part(b"", b'form-data; name="note"') * others
     return Attack(post(form + END, FORM), frozenset({413 if files > 32 or others > 32 else 200}))
 
 
-def part_headers(chance: random.Random) -> Attack:
-    """Parts with nothing but headers, whole or a few bytes at a time."""
-    long = chance.choice((b'form-data; name="note"' + b";" * 4000, b"x" * 4100, b'form-data; name="' + b'\\"' * 2000))
-    more = b"X: " + b"y" * chance.choice((1, 4200, 4300)) + b"\r\n"
-    form = part(b"x", long, more * chance.choice((1, 7, 8))) * chance.choice((1, 31))
-    return Attack(post(form + END, FORM), frozenset({400}), step=chance.choice((1 << 20, 1 << 20, 997)))
+def part_headers(rng: random.Random) -> Attack:
+    """Parts with large headers, sent at once or in small pieces."""
+    long = rng.choice((b'form-data; name="note"' + b";" * 4000, b"x" * 4100, b'form-data; name="' + b'\\"' * 2000))
+    more = b"X: " + b"y" * rng.choice((1, 4200, 4300)) + b"\r\n"
+    form = part(b"x", long, more * rng.choice((1, 7, 8))) * rng.choice((1, 31))
+    return Attack(post(form + END, FORM), frozenset({400}), step=rng.choice((1 << 20, 1 << 20, 997)))
 
 
 def numbers(one: bytes) -> bytes:
     return b'{"inputs":[{"shape":[' + b",".join([one] * min(600_000, 8_000_000 // (len(one) + 1))) + b"]}]}"
 
 
-# JSON that takes long to read, up to what a request may have of it.
-LABORIOUS: Final = (
+# JSON that takes long to parse, up to the size limit.
+SLOW_JSON: Final = (
     lambda: numbers(b"1"),
     lambda: numbers(b"null"),
     lambda: numbers(b"9" * 4300),
@@ -104,20 +108,20 @@ LABORIOUS: Final = (
 
 
 @cache
-def laborious(number: int) -> bytes:
-    return LABORIOUS[number]()
+def slow_json_body(number: int) -> bytes:
+    return SLOW_JSON[number]()
 
 
-def laborious_json(chance: random.Random) -> Attack:
-    return Attack(infer(laborious(chance.randrange(len(LABORIOUS))), b""), frozenset({400}))
+def slow_json(rng: random.Random) -> Attack:
+    return Attack(infer(slow_json_body(rng.randrange(len(SLOW_JSON))), b""), frozenset({400}))
 
 
-# How often each kind comes, beside those of `tests.hostile.requests`.
+# Weights of the kinds, relative to those in `requests.KINDS`.
 KINDS: Final[dict[Maker, int]] = {
     near_boundaries: 30,
-    floods: 20,
+    repeated_delimiters: 20,
     one_byte_chunks: 10,
     tiny_parts: 10,
     part_headers: 10,
-    laborious_json: 2,
+    slow_json: 2,
 }

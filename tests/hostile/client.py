@@ -1,4 +1,4 @@
-"""A client that sends bytes as they are, and what a running server's process takes."""
+"""A client that sends bytes unchanged, and the memory of a process."""
 
 import asyncio
 import contextlib
@@ -9,13 +9,13 @@ from tests.hostile.requests import NO_ANSWER, Attack
 
 
 async def send(attack: Attack, host: str, port: int) -> tuple[int, str, bytes]:
-    """Status, content type and body of the first answer; `NO_ANSWER` where there is none."""
+    """Send a request; return status (or `NO_ANSWER`), content type and body of the first answer."""
     reader, writer = await asyncio.open_connection(host, port)
     answer = asyncio.ensure_future(read_answer(reader, head_only=attack.data.startswith(b"HEAD")))
     try:
-        with contextlib.suppress(ConnectionError):  # it has answered already, and closed
+        with contextlib.suppress(ConnectionError):  # the server has already answered and closed
             for position in range(0, len(attack.data), attack.step):
-                if answer.done():  # whoever is refused stops sending
+                if answer.done():  # the request was refused
                     break
                 writer.write(attack.data[position : position + attack.step])
                 await writer.drain()
@@ -42,7 +42,7 @@ async def read_answer(reader: asyncio.StreamReader, head_only: bool) -> tuple[in
 
 
 def megabytes(pid: int, what: str) -> float:
-    """A process's memory by a line of /proc/PID/status: VmRSS is what it has now, VmHWM the most it had."""
+    """A process's memory in MB (10⁶ bytes) from /proc/PID/status. what: VmRSS (now) or VmHWM (peak)."""
     found = re.search(rf"{what}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1]) * 1024 / 1e6

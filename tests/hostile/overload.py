@@ -1,10 +1,9 @@
-"""`make overload`: four times as many pictures as the server can do, for five minutes, and what became of each.
+"""`make overload`: send four times as many images as the server can classify, for five minutes.
 
     python -m tests.hostile.overload --minutes 5 --times 4
 
-Open loop: requests come when they come, each on a connection that nobody else is using, whatever became of those
-before. Sends to a server of its own on 127.0.0.1. Ends with a table of what was promised, and with status 1 where that
-was not kept.
+An open loop: requests are sent at a constant rate, whatever happened to those before, each on an idle connection.
+Starts its own server on 127.0.0.1. Prints a table of promises and exits with 1 if one was not kept.
 """
 
 import argparse
@@ -30,19 +29,21 @@ from tests.server_process import ROOT, ServerProcess, running_server
 
 CLIENTS = 16
 CAPACITY_SECONDS = 10.0
-LONE_SECONDS = 1.0
+SINGLE_CLIENT_SECONDS = 1.0
 DEADLINE_SECONDS = 10.0  # the server's own default
-LEAST_OFFERED = 0.95
-MOST_AT_ONCE = 900  # fewer than the server's connections, which is another limit than this one
+MIN_OFFERED = 0.95
+MAX_CONNECTIONS = 900  # below the server's limit, which is not tested here
 HANG = -1
-IDLE_SECONDS = 30.0  # fewer than the server's
+IDLE_SECONDS = 30.0  # below the server's keep-alive timeout
 
 
 @dataclass
 class Phase:
-    """Answers of one kind of load: status and seconds of each, in the order in which they came.
+    """The answers to one kind of load.
 
-    planned and sent: requests of an open loop, as there should have been and as there were.
+    Attributes:
+        answers: Status and seconds of each, in order of arrival.
+        planned, sent: Of an open loop: requests that should have been sent, and that were.
     """
 
     answers: list[tuple[int, float]] = field(default_factory=list)
@@ -51,28 +52,28 @@ class Phase:
     planned: int = 0
     sent: int = 0
 
-    def with_more(self, other: "Phase") -> "Phase":
-        """Both together."""
+    def combined_with(self, other: "Phase") -> "Phase":
+        """Both phases as one."""
         peak = max(self.peak_megabytes, other.peak_megabytes)
         return Phase(self.answers + other.answers, self.seconds + other.seconds, peak)
 
     @property
-    def right(self) -> list[float]:
+    def successes(self) -> list[float]:
         return sorted(seconds for status, seconds in self.answers if status == 200)
 
     @property
     def rate(self) -> float:
-        return len(self.right) / self.seconds
+        return len(self.successes) / self.seconds
 
     def quantile(self, share: float) -> float:
-        return self.right[min(len(self.right) - 1, int(share * len(self.right)))]
+        return self.successes[min(len(self.successes) - 1, int(share * len(self.successes)))]
 
 
 Ask = Callable[[Phase], Awaitable[None]]
 
 
-def asking(server: ServerProcess, data: bytes) -> Ask:
-    """Sends the picture once and notes what came of it."""
+def request_sender(server: ServerProcess, data: bytes) -> Ask:
+    """Make a function that sends the image once and records the answer."""
     parts = urlsplit(server.url)
     request = Attack(post(data), frozenset({200}))
 
@@ -89,7 +90,7 @@ def asking(server: ServerProcess, data: bytes) -> Ask:
 
 
 async def closed_loop(ask: Ask, clients: int, seconds: float) -> Phase:
-    """So many clients, each asking again as soon as it is answered."""
+    """Run so many clients, each sending again as soon as it has its answer."""
     phase = Phase()
     started = time.perf_counter()
 
@@ -103,8 +104,10 @@ async def closed_loop(ask: Ask, clients: int, seconds: float) -> Phase:
 
 
 class Connection:
-    """A kept connection: sends a request, reads its answer. A state machine over a bare socket, because asyncio's
-    streams took more of the CPUs than the server's refusals."""
+    """A keep-alive connection that sends a request and reads its answer.
+
+    A state machine over a bare socket, because asyncio's streams used more CPU than the server's refusals.
+    """
 
     def __init__(self, address: tuple[str, int]) -> None:
         self.started = 0.0
@@ -121,7 +124,7 @@ class Connection:
         self.received = b""
 
     def send(self) -> None:
-        """Send what it can; one that has been closed is found out by reading."""
+        """Send as much as possible; `read` detects a closed connection."""
         with contextlib.suppress(BlockingIOError):
             try:
                 self.to_send = self.to_send[self.socket.send(self.to_send) :]
@@ -129,7 +132,7 @@ class Connection:
                 self.to_send = memoryview(b"")
 
     def read(self) -> int | None:
-        """The status of the answer once it is complete, `NO_ANSWER` where it ends before."""
+        """The answer's status once it is complete, `NO_ANSWER` if the connection ends before; else None."""
         try:
             more = self.socket.recv(65536)
         except OSError:
@@ -142,12 +145,12 @@ class Connection:
         return None if more else NO_ANSWER
 
     @property
-    def may_go_on(self) -> bool:
+    def reusable(self) -> bool:
         return not self.to_send and self.received.startswith(b"HTTP") and b"\r\nconnection: close" not in self.received
 
 
 def open_loop(server: ServerProcess, data: bytes, rate: float, seconds: float) -> Phase:
-    """So many requests a second, evenly, whatever became of those before."""
+    """Send requests at a constant rate, whatever happened to those before."""
     parts = urlsplit(server.url)
     address, request = (parts.hostname or "", parts.port or 0), post(data)
     phase, sent = Phase(planned=int(rate * seconds)), 0
@@ -156,7 +159,7 @@ def open_loop(server: ServerProcess, data: bytes, rate: float, seconds: float) -
     started = sampled = time.perf_counter()
     with selectors.DefaultSelector() as selector:
         while (elapsed := time.perf_counter() - started) < seconds or asking:
-            while elapsed < seconds and sent < elapsed * rate and len(asking) < MOST_AT_ONCE:
+            while elapsed < seconds and sent < elapsed * rate and len(asking) < MAX_CONNECTIONS:
                 while idle and time.perf_counter() - idle[0].started > IDLE_SECONDS:
                     idle.pop(0).socket.close()
                 connection = idle.pop() if idle else Connection(address)
@@ -174,11 +177,11 @@ def open_loop(server: ServerProcess, data: bytes, rate: float, seconds: float) -
                     phase.answers.append((status, time.perf_counter() - connection.started))
                     selector.unregister(connection.socket)
                     asking.discard(connection)
-                    if connection.may_go_on:
+                    if connection.reusable:
                         idle.append(connection)
                     else:
                         connection.socket.close()
-            if elapsed > seconds + 2 * DEADLINE_SECONDS:  # what is left hangs
+            if elapsed > seconds + 2 * DEADLINE_SECONDS:  # the rest hangs
                 phase.answers += [(HANG, 2 * DEADLINE_SECONDS)] * len(asking)
                 break
             if time.perf_counter() - sampled > 0.1:
@@ -191,34 +194,34 @@ def open_loop(server: ServerProcess, data: bytes, rate: float, seconds: float) -
 
 
 async def measure(server: ServerProcess, minutes: float, times: float) -> tuple[Phase, Phase, Phase, Phase]:
-    """At capacity; alone; overloaded; alone, just after.
+    """Measure four phases: at capacity, one client, overloaded, and one client just after.
 
-    The first two are measured before and once more after, because machines change their pace in five minutes.
+    The first two are measured before and after the overload, because a machine's speed changes within five minutes.
     """
     photo = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
-    ask = asking(server, photo)
+    ask = request_sender(server, photo)
     await closed_loop(ask, CLIENTS, 2.0)
     capacity = await closed_loop(ask, CLIENTS, CAPACITY_SECONDS)
-    before = await closed_loop(ask, 1, LONE_SECONDS)
+    before = await closed_loop(ask, 1, SINGLE_CLIENT_SECONDS)
     overloaded = open_loop(server, photo, times * capacity.rate, 60 * minutes)
-    after = await closed_loop(ask, 1, LONE_SECONDS)
+    after = await closed_loop(ask, 1, SINGLE_CLIENT_SECONDS)
     again = await closed_loop(ask, CLIENTS, CAPACITY_SECONDS)
-    later = await closed_loop(ask, 1, LONE_SECONDS)
-    return capacity.with_more(again), before.with_more(later), overloaded, after
+    later = await closed_loop(ask, 1, SINGLE_CLIENT_SECONDS)
+    return capacity.combined_with(again), before.combined_with(later), overloaded, after
 
 
 def judge(capacity: Phase, before: Phase, overloaded: Phase, after: Phase) -> list[tuple[str, str, bool]]:
-    """What was promised, what came of it, and whether that is enough."""
+    """Rows of: promise, what was measured, whether the promise was kept."""
     statuses = Counter(status for status, _ in overloaded.answers)
-    p50, p99, last = statistics.median(capacity.right), overloaded.quantile(0.99), overloaded.right[-1]
-    alone, again = statistics.median(before.right), statistics.median(after.right)
-    odd = {status: count for status, count in statuses.items() if status not in (200, 429, 503, 504)}
+    p50, p99, last = statistics.median(capacity.successes), overloaded.quantile(0.99), overloaded.successes[-1]
+    alone, again = statistics.median(before.successes), statistics.median(after.successes)
+    unexpected = {status: count for status, count in statuses.items() if status not in (200, 429, 503, 504)}
     enough = overloaded.rate >= 0.9 * capacity.rate
     peak = overloaded.peak_megabytes
     planned, sent = overloaded.planned, overloaded.sent
     return [
-        ("the load is offered", f"{sent} of {planned} requests", sent >= LEAST_OFFERED * planned),
-        ("no answer but 200, 429, 503, 504", str(dict(sorted(statuses.items()))), not odd),
+        ("the load is offered", f"{sent} of {planned} requests", sent >= MIN_OFFERED * planned),
+        ("no answer but 200, 429, 503, 504", str(dict(sorted(statuses.items()))), not unexpected),
         ("accepted ones meet their deadline", f"{last:.2f} s", last <= DEADLINE_SECONDS),
         ("p99 ≤ 3 × p50 at capacity", f"{p99:.3f} / {p50:.3f} s", p99 <= 3 * p50),
         ("goodput ≥ 0.9 of capacity", f"{overloaded.rate:.1f} / {capacity.rate:.1f} a second", enough),
@@ -228,13 +231,15 @@ def judge(capacity: Phase, before: Phase, overloaded: Phase, after: Phase) -> li
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.hostile.overload", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--minutes", type=float, default=5.0)
-    parser.add_argument("--times", type=float, default=4.0, help="of the server's capacity, which is measured first")
-    parser.add_argument("--model", default="auto", help="as the server's own flag")
+    parser.add_argument(
+        "--times", type=float, default=4.0, help="load as a multiple of the server's capacity, which is measured first"
+    )
+    parser.add_argument("--model", default="auto", help="as for python -m serve")
     options, flags = parser.parse_known_args()
     with running_server(sys.executable, "--log-format", "json", "--model", options.model, *flags) as server:
         results = judge(*asyncio.run(measure(server, options.minutes, options.times)))

@@ -1,4 +1,4 @@
-"""Pictures that claim, hold or cost more than they should: name → encoded bytes. Each is within 20 MiB."""
+"""Images that claim, contain or cost more than they should. Each is smaller than 20 MiB."""
 
 import io
 import struct
@@ -28,7 +28,7 @@ from tests.hostile.avif import (
 Entry = tuple[int, int, int, int]  # of a TIFF directory: tag, type, number of values, value or offset
 
 _MANY_BYTES = 19_000_000
-_SHARED = 200  # where the data of several strips or tags lies
+_SHARED = 200  # offset of data that several strips or tags share
 _SMALL = Image.radial_gradient("L").convert("RGB")
 
 
@@ -39,7 +39,7 @@ def encoded(image: Image.Image, **options: Any) -> bytes:
 
 
 def zeros(count: int) -> bytes:
-    """So many zeros, deflated: a thousandth of them."""
+    """So many zero bytes, deflated to about a thousandth."""
     deflate = zlib.compressobj(9)
     parts = [deflate.compress(bytes(1 << 20)) for _ in range(count >> 20)]
     return b"".join([*parts, deflate.compress(bytes(count & 0xFFFFF)), deflate.flush()])
@@ -62,7 +62,7 @@ def jpeg(more: bytes = b"") -> bytes:
 
 
 def jpeg_of_scans(side: int, scans: int) -> bytes:
-    """A progressive JPEG whose last scan is repeated, each time a pass over all its pixels."""
+    """A progressive JPEG whose last scan is repeated; each scan costs a pass over all pixels."""
     plain = encoded(Image.new("RGB", (side, side)), format="JPEG", progressive=True)
     scan = plain[plain.rfind(b"\xff\xda") : -2]
     return plain[:-2] + scan * scans + plain[-2:]
@@ -85,7 +85,7 @@ def tiff(entries: list[Entry], data: bytes = b"", following: int = 0) -> bytes:
 
 
 def tiff_entries(width: int, height: int, compression: int = 8, **more: int) -> list[Entry]:
-    """What a TIFF of 8-bit grey needs to say; 8 is deflate."""
+    """The entries that an 8-bit greyscale TIFF needs; compression 8 is deflate."""
     values = {256: width, 257: height, 258: 8, 259: compression, 262: 1, 277: 1, 278: height}
     values |= {int(key[1:]): value for key, value in more.items()}
     return [(tag, 4 if value > 0xFFFF else 3, 1, value) for tag, value in values.items()]
@@ -102,7 +102,7 @@ def webp(body: bytes) -> bytes:
 
 
 def animated_webp(width: int, height: int, frames: int = 1) -> bytes:
-    """Small frames on a canvas of any size."""
+    """Small frames on a canvas of the given size."""
     picture = encoded(_SMALL, format="WEBP", lossless=True)[12:]
     three = [struct.pack("<I", number)[:3] for number in (width - 1, height - 1, 255)]
     extended = b"VP8X" + struct.pack("<II", 10, 2) + three[0] + three[1]
@@ -128,7 +128,7 @@ def _tiff_of_strips(count: int) -> bytes:
 
 
 def _tiff_of_shared_strips(count: int) -> bytes:
-    """Strips of a row each that are all the same megabyte of empty deflate blocks."""
+    """Strips of one row that all share the same megabyte of empty deflate blocks."""
     row = b"\x01" + struct.pack("<HH", 10, 10 ^ 0xFFFF) + bytes(10)
     strip = b"\x78\x01" + b"\0\0\0\xff\xff" * 200_000 + row + struct.pack(">I", zlib.adler32(bytes(10)))
     tables = struct.pack(f"<{count}I", *[_SHARED + 8 * count] * count) + struct.pack(
@@ -139,7 +139,7 @@ def _tiff_of_shared_strips(count: int) -> bytes:
 
 
 def _tiff_of_one_strip(count: int) -> bytes:
-    """Strips of a row each that are all the same, as writers have it that look for tiles that are alike."""
+    """Strips of one row that share their bytes, as written by encoders that deduplicate tiles."""
     return _tiff_of_strips_that_are(zlib.compress(bytes(10)), count)
 
 
@@ -152,7 +152,7 @@ def _tiff_of_strips_that_are(strip: bytes, count: int) -> bytes:
 
 
 def _tiff_of_shared_tags(count: int, size: int) -> bytes:
-    """Tags that nobody knows, each of them all the bytes there are."""
+    """Unknown tags that each claim all bytes of the file."""
     strip = zlib.compress(bytes(81))
     at = 20_000
     entries = [*tiff_entries(9, 9, t273=at, t279=len(strip)), *((40_000 + n, 7, size, at) for n in range(count))]
@@ -166,7 +166,7 @@ def _tiff_of_values(tag: int, kind: int, count: int) -> bytes:
 
 
 def _tiff_of_tile(side: int) -> bytes:
-    """Nine by nine pixels in a tile of 16-bit RGBA."""
+    """An image of 9 × 9 pixels in a large tile of 16-bit RGBA."""
     data = zeros(side * side * 8)
     entries = tiff_entries(9, 9, t262=2, t277=4, t322=side, t323=side, t324=_SHARED + 8, t325=len(data), t338=2)
     entries = [each for each in entries if each[0] not in (258, 278)] + [(258, 3, 4, _SHARED)]
@@ -174,25 +174,25 @@ def _tiff_of_tile(side: int) -> bytes:
 
 
 def _tiff_of_scans(side: int, scans: int) -> bytes:
-    """One strip that is a progressive JPEG."""
+    """A TIFF whose only strip is a progressive JPEG."""
     data = jpeg_of_scans(side, scans)
     entries = tiff_entries(side, side, compression=7, t262=6, t277=3, t273=_SHARED, t279=len(data))
     return tiff(entries).ljust(_SHARED, b"\0") + data
 
 
 def exif_of_values(count: int, tag: int = 0x9000) -> bytes:
-    """EXIF that turns the picture, and a tag of so many fractions."""
+    """EXIF data with an orientation and a tag of so many fractions."""
     return tiff([(274, 3, 1, 3), (tag, 5, count, 99)]).ljust(99, b"\0") + b"\0\1\0\1\0\1\0\1" * count
 
 
 def jpeg_of_exif(data: bytes) -> bytes:
-    """Without a JFIF header, so that the resolution is the EXIF's; in as many segments as it needs."""
+    """A JPEG with EXIF in as many segments as needed; without JFIF, so that EXIF gives the resolution."""
     plain = encoded(_SMALL, format="JPEG")
     parts = (data[start : start + 65_000] for start in range(0, len(data), 65_000))
     return plain[:2] + b"".join(segment(0xE1, b"Exif\0\0" + part) for part in parts) + plain[20:]
 
 
-# What has to be refused, and with which status.
+# Images that have to be refused: name → how to make one, status.
 REFUSED: dict[str, tuple[Callable[[], bytes], int]] = {
     "png 50,000 × 50,000": (lambda: png(50_000, 50_000, zeros(50_000 * 6_251), bits=1, colour=0), 413),
     "png of text chunks that inflate": (
@@ -242,8 +242,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int]] = {
     "avif that claims less than it has": (lambda: avif([replace(coded(11_000, 11_000), size=(64, 64))]), 422),
     "avif of a grid that claims less than it has": (lambda: avif_grid(64, 8, 8, claimed=(64, 64)), 422),
     "avif of 40,000 items": (lambda: avif([coded(64, 64)] + [Item(b"mime")] * 40_000), 413),
-    "avif of items without bytes": (lambda: avif([coded(64, 64)], more_places=b"\0\2\0\0\0\0\xff\xff" * 8_000), 413),
-    "avif of shared bytes": (lambda: avif([coded(64, 64), Item(b"mime", b"", places=[(0, 19 << 20)] * 900)]), 422),
+    "avif of items without bytes": (lambda: avif([coded(64, 64)], more_extents=b"\0\2\0\0\0\0\xff\xff" * 8_000), 413),
+    "avif of shared bytes": (lambda: avif([coded(64, 64), Item(b"mime", b"", extents=[(0, 19 << 20)] * 900)]), 422),
     "avif of a million properties": (lambda: avif([replace(coded(64, 64), properties=full(b"pixi", 0) * 10**6)]), 413),
     "avif of tables without end": (lambda: avif_of_associations(1_000, 1_000_000), 422),
     "avif of an item that is named twice": (avif_named_twice, 422),
@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int]] = {
     "bmp of single runs": (lambda: bmp(7000, 7000, 8, 1, b"\1\0" * 9_400_000), 413),
     "bmp of negative sizes": (lambda: bmp(-7000, -(2**31), 32, 0, bytes(99)), 413),
 }
-# What is odd and all the same a picture.
+# Unusual images that have to be accepted.
 ACCEPTED: dict[str, Callable[[], bytes]] = {
     "png of data that goes on": lambda: png(9, 9, zeros(1000 << 20)),
     "jpeg of 2000 scans of few pixels": lambda: jpeg_of_scans(500, 2000),

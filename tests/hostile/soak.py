@@ -1,9 +1,9 @@
-"""`make soak`: half an hour of everything at once, at one and a half times what the server can do.
+"""`make soak`: half an hour of mixed requests, at one and a half times the server's capacity.
 
     python -m tests.hostile.soak --minutes 30
 
-Good, bad, huge, aborted and slow requests, each on a connection of its own, to a server of its own on 127.0.0.1. Ends
-with a table in which every request is accounted for, and with status 1 where one is not, or where anything has grown.
+Sends good, bad, huge, aborted and slow requests, each on a new connection, to a server it starts on 127.0.0.1. Prints a
+table that accounts for every request. Exits with 1 if one is missing, or if memory, open files or threads have grown.
 """
 
 import argparse
@@ -24,23 +24,23 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 from PIL import Image
 
 from tests.hostile.client import megabytes, send
-from tests.hostile.overload import CAPACITY_SECONDS, CLIENTS, asking, closed_loop
+from tests.hostile.overload import CAPACITY_SECONDS, CLIENTS, closed_loop, request_sender
 from tests.hostile.requests import KINDS, NO_ANSWER, Attack, post
 from tests.server_process import ROOT, ServerProcess, running_server
 
-TIMES = 1.5
+OVERLOAD = 1.5
 HANG_SECONDS = 40.0
-MOST_AT_ONCE = 2000
-SETTLED_MINUTES = 5.0
-MOST_DRIFT = 0.05
-LEAST_OFFERED = 0.95
-REST_SECONDS = 6.0  # longer than it takes the server to give memory back, and to let go of connections
-REFUSALS = (408, 429, 503, 504)
+MAX_CONNECTIONS = 2000
+WARM_UP_MINUTES = 5.0
+MAX_GROWTH = 0.05
+MIN_OFFERED = 0.95
+REST_SECONDS = 6.0  # longer than the server needs to return memory and to close connections
+REFUSED_STATUSES = (408, 429, 503, 504)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The process at one moment. at: seconds since the start."""
+    """The process at one moment. at: seconds since the start of the run."""
 
     at: float
     megabytes: float
@@ -50,25 +50,29 @@ class Sample:
 
 @dataclass
 class Record:
-    """What became of the requests, by kind and outcome; the longest that one took; the process over time.
+    """The outcome of a run.
 
-    planned: requests there should have been. rests: the process at rest, before the load and after it.
+    Attributes:
+        outcomes: Numbers of requests by kind and outcome.
+        planned: Requests that should have been sent.
+        samples: The process under load.
+        rests: The idle process before and after the load.
     """
 
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
     planned: int = 0
     sent: int = 0
     worst_seconds: float = 0.0
-    odd: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     rests: list[Sample] = field(default_factory=list)
 
 
 class Mix:
-    """Requests in the proportions of the run: seven good ones in ten."""
+    """Draws requests of all kinds; seven in ten are good."""
 
     def __init__(self, seed: int) -> None:
-        self._chance = random.Random(seed)
+        self._rng = random.Random(seed)
         photos = ROOT / "tests" / "data" / "photos"
         self._photos = [path.read_bytes() for path in sorted(photos.iterdir())]
         buffer = io.BytesIO()
@@ -78,35 +82,35 @@ class Mix:
         self._makers, self._weights = list(KINDS), list(KINDS.values())
 
     def one_of_each(self) -> list[tuple[str, Attack]]:
-        """What makes a server start all that it starts only where it is needed."""
-        bad = [("bad", make(self._chance)) for make in self._makers]
+        """One request of each kind, so that the server has started everything that it starts lazily."""
+        bad = [("bad", make(self._rng)) for make in self._makers]
         return [*bad, ("good", Attack(post(self._photos[0]), frozenset({200}))), ("huge", self._whole())]
 
     def _whole(self) -> Attack:
         return Attack(post(self._huge), frozenset({200}))
 
     def next(self) -> tuple[str, Attack]:
-        photo = self._chance.choice(self._photos)
-        match self._chance.random():
+        photo = self._rng.choice(self._photos)
+        match self._rng.random():
             case share if share < 0.70:
                 return "good", Attack(post(photo), frozenset({200}))
             case share if share < 0.85:
-                return "bad", self._chance.choices(self._makers, self._weights)[0](self._chance)
+                return "bad", self._rng.choices(self._makers, self._weights)[0](self._rng)
             case share if share < 0.88:
                 return "huge", self._whole()
             case share if share < 0.90:
                 return "too large", Attack(post(photo + bytes(21 << 20)), frozenset({413}))
             case share if share < 0.97:
                 data = post(photo)
-                return "aborted", Attack(data[: self._chance.randrange(len(data))], frozenset({NO_ANSWER}), leave=True)
+                return "aborted", Attack(data[: self._rng.randrange(len(data))], frozenset({NO_ANSWER}), leave=True)
             case _:
-                # A third of these come too slowly for the server's patience.
-                pause = self._chance.choice((0.5, 1.0, 9.0))
+                # A third of these are too slow for the server's timeout.
+                pause = self._rng.choice((0.5, 1.0, 9.0))
                 return "slow", Attack(post(photo), frozenset({200, 408}), step=len(photo) // 4, pause=pause)
 
 
-async def attend(record: Record, kind: str, attack: Attack, host: str, port: int) -> None:
-    """Send one request and account for it."""
+async def send_and_record(record: Record, kind: str, attack: Attack, host: str, port: int) -> None:
+    """Send one request and record its outcome."""
     started = time.perf_counter()
     try:
         async with asyncio.timeout(HANG_SECONDS):
@@ -117,18 +121,18 @@ async def attend(record: Record, kind: str, attack: Attack, host: str, port: int
             status, _, body = await send(attack, host, port)
     except TimeoutError:
         record.outcomes[kind, "hung"] += 1
-        record.odd.append(f"{kind}: no answer to {attack.data[:200]!r}")
+        record.unexpected.append(f"{kind}: no answer to {attack.data[:200]!r}")
         return
     except ConnectionError:
         status, body = NO_ANSWER, b""
     record.worst_seconds = max(record.worst_seconds, time.perf_counter() - started)
-    if status in REFUSALS:
+    if status in REFUSED_STATUSES:
         record.outcomes[kind, "refused"] += 1
     elif status in attack.expected:
         record.outcomes[kind, "aborted by us" if status == NO_ANSWER else "answered"] += 1
     else:
         record.outcomes[kind, "lost" if status == NO_ANSWER else "wrong"] += 1
-        record.odd.append(f"{kind}: {status} {body[:100]!r} to {attack.data[:200]!r}")
+        record.unexpected.append(f"{kind}: {status} {body[:100]!r} to {attack.data[:200]!r}")
 
 
 async def abort(attack: Attack, host: str, port: int) -> None:
@@ -151,23 +155,23 @@ def sample(server: ServerProcess, at: float) -> Sample:
 
 
 async def soak(server: ServerProcess, minutes: float, seed: int) -> Record:
-    """The whole run; returns once everything sent is accounted for, and the server has had a moment to rest."""
+    """Run the test; return once every request has an outcome and the server has been idle for a moment."""
     parts = urlsplit(server.url)
     at = (parts.hostname or "", parts.port or 0)
     photo = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
-    capacity = await closed_loop(asking(server, photo), CLIENTS, CAPACITY_SECONDS)
-    rate = TIMES * capacity.rate
+    capacity = await closed_loop(request_sender(server, photo), CLIENTS, CAPACITY_SECONDS)
+    rate = OVERLOAD * capacity.rate
     mix = Mix(seed)
     for kind, attack in mix.one_of_each():
-        await attend(Record(), kind, attack, *at)
+        await send_and_record(Record(), kind, attack, *at)
     record = Record(planned=int(60 * minutes * rate))
     asked: set[asyncio.Task[None]] = set()
     await asyncio.sleep(REST_SECONDS)
     record.rests.append(sample(server, 0.0))
     started = time.perf_counter()
     while (elapsed := time.perf_counter() - started) < 60 * minutes:
-        while record.sent < elapsed * rate and len(asked) < MOST_AT_ONCE:
-            task = asyncio.ensure_future(attend(record, *mix.next(), *at))
+        while record.sent < elapsed * rate and len(asked) < MAX_CONNECTIONS:
+            task = asyncio.ensure_future(send_and_record(record, *mix.next(), *at))
             asked.add(task)
             task.add_done_callback(asked.discard)
             record.sent += 1
@@ -183,7 +187,7 @@ async def soak(server: ServerProcess, minutes: float, seed: int) -> Record:
 
 
 def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
-    """The table, and whether the load was offered, all is accounted for and nothing has grown."""
+    """Lines of the table, and whether the load was sent, all requests are accounted for and nothing has grown."""
     kinds = sorted({kind for kind, _ in record.outcomes})
     outcomes = ["answered", "refused", "aborted by us", "wrong", "lost", "hung"]
     lines = [f"{'kind':<12}" + "".join(f"{outcome:>15}" for outcome in outcomes)]
@@ -191,7 +195,7 @@ def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
     totals = {each: sum(record.outcomes[kind, each] for kind in kinds) for each in outcomes}
     lines.append(f"{'all':<12}" + "".join(f"{totals[each]:>15}" for each in outcomes))
     accounted = totals["answered"] + totals["refused"] + totals["aborted by us"]
-    settled = min(SETTLED_MINUTES, minutes / 3) * 60
+    settled = min(WARM_UP_MINUTES, minutes / 3) * 60
 
     def around(at: float) -> list[Sample]:
         return [each for each in record.samples if abs(each.at - at) <= 30]
@@ -203,7 +207,7 @@ def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
     offered = record.sent / record.planned
     lines += [
         "",
-        f"planned {record.planned}, sent {record.sent} ({offered:.1%}; at least {LEAST_OFFERED:.0%})",
+        f"planned {record.planned}, sent {record.sent} ({offered:.1%}; at least {MIN_OFFERED:.0%})",
         f"sent {record.sent} = answered + refused + aborted by us {accounted}",
         f"RSS, MB: {first:.0f} after {settled / 60:.1f} minutes, {last:.0f} at the end ({drift:+.1%}; at most +5.0%), "
         f"{max(each.megabytes for each in record.samples):.0f} at its peak",
@@ -212,9 +216,9 @@ def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
         f"worst latency: {record.worst_seconds:.2f} s",
     ]
     kept = (
-        offered >= LEAST_OFFERED
+        offered >= MIN_OFFERED
         and accounted == record.sent
-        and drift <= MOST_DRIFT
+        and drift <= MAX_GROWTH
         and after.files <= before.files
         and after.threads <= before.threads
     )
@@ -222,18 +226,18 @@ def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     description = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m tests.hostile.soak", description=description)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--model", default="auto", help="as the server's own flag")
+    parser.add_argument("--model", default="auto", help="as for python -m serve")
     options = parser.parse_args()
     with running_server(sys.executable, "--log-format", "json", "--model", options.model) as server:
         record = asyncio.run(soak(server, options.minutes, options.seed))
         server.stop()
     lines, kept = judge(record, options.minutes)
-    print("\n".join([*lines, *record.odd[:20], "" if kept else "NOT as it should be"]))
+    print("\n".join([*lines, *record.unexpected[:20], "" if kept else "soak: failed"]))
     return 0 if kept else 1
 
 

@@ -1,4 +1,4 @@
-"""A server whose standard error is a pipe that nobody reads, and so is full after a few requests."""
+"""Tests a server whose standard error is a pipe that nobody reads, which is full after a few requests."""
 
 import fcntl
 import http.client
@@ -18,14 +18,14 @@ from tests.server_process import ROOT, START_SECONDS
 from tests.tiny_model import PATH as TINY_MODEL
 
 GRACE_SECONDS = 5
-# The smallest pipe that Linux makes.
+# The smallest pipe of Linux.
 PIPE_BYTES = 4096
 DROPPED = "serve_log_lines_dropped_total"
-SAID = re.compile(r"(\d+) lines of this log were dropped")
+REPORTED = re.compile(r"(\d+) lines of this log were dropped")
 
 
 class UnreadServer:
-    """The process, where it listens, and the end of the pipe that would be read."""
+    """A server's process, its port, and the reading end of its log's pipe."""
 
     def __init__(self, *flags: str, code: str = "") -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -53,7 +53,11 @@ class UnreadServer:
         raise RuntimeError("the server did not start")
 
     def get(self, requests: int, path: str = "/livez") -> list[int]:
-        """The statuses of so many requests on one connection; `OSError` where one takes five seconds."""
+        """The statuses of so many requests on one connection.
+
+        Raises:
+            OSError: An answer took more than five seconds.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         statuses = []
         for _ in range(requests):
@@ -64,8 +68,8 @@ class UnreadServer:
         connection.close()
         return statuses
 
-    def dropped(self) -> int:
-        """Lines, as `/metrics` has it."""
+    def dropped_lines(self) -> int:
+        """The number of dropped lines according to `/metrics`."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
@@ -77,7 +81,11 @@ class UnreadServer:
         return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, float]:
-        """Its exit status after a signal, and the seconds it took; `subprocess.TimeoutExpired` where it hangs."""
+        """Send a signal; return the exit status and the seconds until the exit.
+
+        Raises:
+            subprocess.TimeoutExpired: The process hangs.
+        """
         began = time.monotonic()
         self.process.send_signal(number)
         return self.process.wait(GRACE_SECONDS + 15), time.monotonic() - began
@@ -85,7 +93,7 @@ class UnreadServer:
 
 @contextmanager
 def unread_server(*flags: str, code: str = "") -> Iterator[UnreadServer]:
-    """One that answers, for the length of a `with` block."""
+    """Run a server for the length of a `with` block, from its first answer on."""
     server = UnreadServer(*flags, code=code)
     try:
         server.wait_until_ready()
@@ -99,7 +107,7 @@ def unread_server(*flags: str, code: str = "") -> Iterator[UnreadServer]:
 
 
 def unread_log(requests: int) -> list[str]:
-    """What was wrong with so many requests and the end, alone and with workers, and with what is said of lost lines."""
+    """Send so many requests to one process and to two, and end them; return a message for each failure."""
     wrong = []
     for workers in ("1", "2"):
         with unread_server("--workers", workers) as server:
@@ -108,7 +116,7 @@ def unread_log(requests: int) -> list[str]:
                 answered = server.get(requests).count(200)
             except OSError as error:
                 answered = 0
-                wrong.append(f"{name}: no answer any more ({error})")
+                wrong.append(f"{name}: no more answers ({error})")
             if 0 < answered < requests:
                 wrong.append(f"{name}: {answered} of {requests} requests were answered with 200")
             try:
@@ -117,28 +125,28 @@ def unread_log(requests: int) -> list[str]:
                     wrong.append(f"{name}: SIGTERM ended it with {status} after {seconds:.1f} s")
             except subprocess.TimeoutExpired:
                 wrong.append(f"{name}: SIGTERM did not end it")
-    return wrong + lines_dropped(requests)
+    return wrong + check_dropped_lines(requests)
 
 
-def lines_dropped(requests: int) -> list[str]:
-    """What was wrong with what is counted and said of lines that nobody read, once somebody reads again."""
+def check_dropped_lines(requests: int) -> list[str]:
+    """Read the log again after lines were dropped; return a message if their number is reported wrongly."""
     lines: list[str] = []
 
-    def said() -> int:
-        return sum(int(found[1]) for found in map(SAID.search, lines) if found)
+    def reported() -> int:
+        return sum(int(found[1]) for found in map(REPORTED.search, lines) if found)
 
     with unread_server() as server:
         server.get(requests)
         reader = threading.Thread(target=lambda: lines.extend(open(server.log, closefd=False)), daemon=True)  # noqa: SIM115
         reader.start()
         give_up = time.monotonic() + 10
-        while not said() and time.monotonic() < give_up:
+        while not reported() and time.monotonic() < give_up:
             time.sleep(0.01)
         server.get(1)
-        counted = server.dropped()
+        counted = server.dropped_lines()
         server.end()
         reader.join(10)
-    missing = requests + 4 - (len(lines) - len([line for line in lines if SAID.search(line)]))
-    if said() == counted == missing > 0:
+    missing = requests + 4 - (len(lines) - len([line for line in lines if REPORTED.search(line)]))
+    if reported() == counted == missing > 0:
         return []
-    return [f"unread log: {missing} of {requests} lines are missing, {counted} were counted, {said()} said"]
+    return [f"unread log: {missing} of {requests} lines are missing, {counted} were counted, {reported()} said"]

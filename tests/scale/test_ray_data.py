@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 import ray
 
-from deploy.ray.classify import finished, main
+from deploy.ray.classify import finished_files, main
 from tests.server_process import ROOT
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -81,9 +81,9 @@ def test_the_rows_are_those_of_the_command_and_a_restart_adds_what_is_missing(
     assert main(arguments) == 1
     assert rows(output) == wanted
     told = capsys.readouterr().err
-    assert f"34 files, {len(left)} of them done before" in told
-    assert f"{parts[1]} was never completed; its files are classified anew" in told
-    assert finished(str(output)) == {row["file"] for row in wanted}
+    assert f"34 files, {len(left)} of them already done" in told
+    assert f"{parts[1]} is incomplete; its files are classified again" in told
+    assert finished_files(str(output)) == {row["file"] for row in wanted}
 
     before = sorted(output.glob("*.parquet"))
     assert main(arguments) == 1

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from benchmarks.harness.processes import Tree
+from benchmarks.harness.processes import ProcessTree
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
 from serve.imaging.claims import require_modest_scans
 from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
@@ -74,7 +74,7 @@ def server() -> Iterator[ServerProcess]:
 def test_the_server_refuses_it_as_soon_and_goes_on(server: ServerProcess, name: str) -> None:
     make, status = REFUSED[name]
     data = make()
-    tree = Tree(server.process.pid)
+    tree = ProcessTree(server.process.pid)
     photo = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
     with httpx2.Client(base_url=server.url, timeout=30) as client:
         assert client.post("/upload", files={"file": photo}).status_code == 200

@@ -5,9 +5,9 @@ import random
 
 import pytest
 
-from tests.hostile.__main__ import KINDS, Report, attacks, hostile, table, too_much, verdict, wrong_lines
-from tests.hostile.prober import quantile, with_those_kept_waiting
-from tests.hostile.requests import is_honest
+from tests.hostile.__main__ import KINDS, Report, attacks, exceeded_limits, hostile, log_problems, table, verdict
+from tests.hostile.prober import quantile, with_delayed_probes
+from tests.hostile.requests import matches_contract
 from tests.tiny_model import PATH as TINY_MODEL
 
 
@@ -41,37 +41,39 @@ def test_an_answer_that_tells_of_the_inside_is_not_honest() -> None:
         return json.dumps({"status": status, "detail": detail}).encode()
 
     kind = "application/problem+json"
-    assert is_honest(422, kind, problem("The PNG picture cannot be decoded."))
-    assert not is_honest(422, kind, problem("Traceback (most recent call last)"))
-    assert not is_honest(422, kind, problem("ValueError('x') in /usr/local/lib/python3.11/site-packages/PIL/Image.py"))
-    assert not is_honest(422, kind, problem("fine", status=400))
-    assert not is_honest(422, "text/plain", problem("fine"))
-    assert is_honest(400, "application/json", b'{"error": "There is no input."}')
-    assert not is_honest(400, "application/json", problem("fine"))
+    assert matches_contract(422, kind, problem("The PNG picture cannot be decoded."))
+    assert not matches_contract(422, kind, problem("Traceback (most recent call last)"))
+    assert not matches_contract(
+        422, kind, problem("ValueError('x') in /usr/local/lib/python3.11/site-packages/PIL/Image.py")
+    )
+    assert not matches_contract(422, kind, problem("fine", status=400))
+    assert not matches_contract(422, "text/plain", problem("fine"))
+    assert matches_contract(400, "application/json", b'{"error": "There is no input."}')
+    assert not matches_contract(400, "application/json", problem("fine"))
 
 
 def test_a_line_of_the_log_that_is_no_record_or_a_defect_is_found() -> None:
     good = json.dumps({"level": "info", "message": "x"})
     bad = ["TIFFReadDirectory: Warning", json.dumps({"level": "error", "message": "unforeseen"}), "[]"]
-    assert len(wrong_lines([good, *bad])) == len(bad)
+    assert len(log_problems([good, *bad])) == len(bad)
 
 
 def test_probes_that_wait_and_probes_that_are_not_answered_are_found() -> None:
     quick = [0.01] * 990
-    assert too_much(Report(probes=quick + [9.0] * 10)) == []
-    assert too_much(Report(probes=quick + [0.6] * 11)) == [
+    assert exceeded_limits(Report(probes=quick + [9.0] * 10)) == []
+    assert exceeded_limits(Report(probes=quick + [0.6] * 11)) == [
         "one of a hundred probes took 0.60 s or more; the limit is 0.5 s"
     ]
-    assert len(too_much(Report(probes=[*quick, float("inf")]))) == 1
-    assert len(too_much(Report())) == 1  # there were none
-    assert len(too_much(Report(probes=quick, good=[5.1], peak_megabytes=701))) == 2
+    assert len(exceeded_limits(Report(probes=[*quick, float("inf")]))) == 1
+    assert len(exceeded_limits(Report())) == 1  # there were none
+    assert len(exceeded_limits(Report(probes=quick, good=[5.1], peak_megabytes=701))) == 2
 
 
 def test_one_slow_probe_stands_for_those_it_kept_waiting() -> None:
-    assert with_those_kept_waiting(0.01) == [0.01]
-    assert with_those_kept_waiting(0.17) == pytest.approx([0.17, 0.12, 0.07, 0.02])
-    assert set(with_those_kept_waiting(float("inf"))) == {float("inf")}
-    assert len(with_those_kept_waiting(float("inf"))) == 200
+    assert with_delayed_probes(0.01) == [0.01]
+    assert with_delayed_probes(0.17) == pytest.approx([0.17, 0.12, 0.07, 0.02])
+    assert set(with_delayed_probes(float("inf"))) == {float("inf")}
+    assert len(with_delayed_probes(float("inf"))) == 200
 
 
 def test_quantiles_are_values_that_there_are() -> None:
@@ -81,4 +83,4 @@ def test_quantiles_are_values_that_there_are() -> None:
 
 def test_the_last_line_is_the_verdict() -> None:
     assert verdict(Report()) == "hostile: passed"
-    assert verdict(Report(wrong=["a", "b", "c"])) == "hostile: failed, 3 not as they should be"
+    assert verdict(Report(wrong=["a", "b", "c"])) == "hostile: failed, 3 failures"

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.hostile.bodies import LONG, form_of, in_chunks, numbers
+from tests.hostile.bodies import LONG_BOUNDARY, form_of, in_chunks, numbers
 from tests.hostile.prober import probing, quantile
 from tests.hostile.requests import head, post
 from tests.server_process import ServerProcess, running_server
@@ -53,7 +53,7 @@ def status_of(server: ServerProcess, request: bytes) -> int:
         (FORMS, form(b"b", b"\r\n--b\r")),
         (FORMS, form(b"b", b"\r\n--b-")),
         (FORMS, form(b"b", b" ", b"\r\n--b")),
-        (FORMS, form(LONG, b"\r\n--" + LONG[:-1])),
+        (FORMS, form(LONG_BOUNDARY, b"\r\n--" + LONG_BOUNDARY[:-1])),
         (FORMS, chunks()),
         (MESSAGES, json_of(numbers(b"2.2250738585072011360574097967091319759348e-308"))),
         (MESSAGES, json_of(b'{"id":"' + b"\xed\xa0\x80" * 2_600_000 + b'"}')),

@@ -162,17 +162,18 @@ def test_what_make_asks_before_it_exports(arguments: list[object]) -> None:
         ("latency", [f"--{EVIL}"], 2),
         ("peers", [f"--{EVIL}"], 2),
         ("event_loop", [f"--{EVIL}"], 2),
-        ("load", ["--url", "http://127.0.0.1", "--photo", "x", f"--{EVIL}"], 2),
+        ("harness.load", ["--url", "http://127.0.0.1", "--photo", "x", f"--{EVIL}"], 2),
         ("folder", ["--photos", "x", f"--{EVIL}"], 2),
         ("sizes", ["--weights", "x", f"--{EVIL}"], 2),
         ("decoding", ["--photos", "{folder}", "--model", TINY_MODEL], 2),
-        ("openvino_engine", ["--photos", "{folder}", "--output", "x"], 1),
+        ("harness.openvino_engine", ["--photos", "{folder}", "--output", "x"], 1),
     ],
 )
 def test_benchmarks(tmp_path: Path, name: str, arguments: list[object], expected: int) -> None:
     (folder := tmp_path / EVIL).mkdir()
     given = [folder if each == "{folder}" else each for each in arguments]
-    status, said = run([sys.executable, f"benchmarks/{name}.py", *given])
+    command = ["-m", f"benchmarks.{name}"] if "." in name else [f"benchmarks/{name}.py"]
+    status, said = run([sys.executable, *command, *given])
     assert (status, control_characters(said)) == (expected, []), said
 
 

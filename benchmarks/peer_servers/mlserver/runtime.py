@@ -1,6 +1,6 @@
-"""MLServer, as its documentation writes a custom runtime: base64 in an Open Inference Protocol request, strings back.
+"""An MLServer runtime as its documentation shows one: base64 in an Open Inference Protocol request, strings back.
 
-Settings, from the environment: PEER_MODEL, PEER_THREADS; ports and workers are MLServer's own variables.
+Environment variables: PEER_MODEL, PEER_THREADS. Ports and workers are MLServer's variables.
 """
 
 import sys
@@ -15,7 +15,7 @@ from preprocess import Classifier
 
 
 class DenseNet(MLModel):
-    """With parallel workers, each has a copy of its own in a process of its own."""
+    """One instance for each worker process."""
 
     async def load(self) -> bool:
         self.classifier = Classifier()

@@ -1,7 +1,7 @@
-"""HTTP/1.1 as the benchmarks speak it: one photograph → one request's bytes → one answer, over one blocking socket.
+"""A minimal HTTP/1.1 client over one blocking socket.
 
-Hand-written so that the load costs little CPU: the request is built once, and of an answer no more is parsed than where
-it ends. Errors that leave here: `BrokenAnswer` and `OSError`.
+Hand-written so that the load generator uses little CPU: a request is built once, and an answer is parsed only as far as
+needed to find its end.
 """
 
 import base64
@@ -18,12 +18,12 @@ _STAGE: Final = re.compile(r"\s*([\w-]+)\s*;(?:[^,]*;)?\s*dur=([\d.]+)")
 
 
 class BrokenAnswer(Exception):
-    """What came back is not HTTP, or ended too soon."""
+    """The answer is not HTTP, or ended too soon."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. headers: names in lower case."""
+    """An answer. headers: names in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -31,23 +31,30 @@ class Answer:
 
     @property
     def imagenet_id(self) -> str:
-        """The first ImageNet id in the body, which in every server measured here is the most probable class."""
+        """The first ImageNet id in the body: in every server measured here, the most probable class."""
         found = _IMAGENET_ID.search(self.body)
         return found[0].decode() if found else ""
 
     def is_right(self, expect: str) -> bool:
-        """Whether it is a success and names a right id. expect: those, separated by commas; empty for any."""
+        """Whether it is a success with a right id. expect: right ids, separated by commas; if empty, any is right."""
         given = self.imagenet_id
         return self.status == 200 and given != "" and (expect == "" or given in expect.split(","))
 
     @property
     def stages(self) -> dict[str, float]:
-        """Milliseconds by stage, from `Server-Timing`; empty where the server sends none."""
+        """Milliseconds by stage, from `Server-Timing`; empty if the server sends none."""
         return {name: float(duration) for name, duration in _STAGE.findall(self.headers.get("server-timing", ""))}
 
 
 def build_request(host: str, path: str, photo: bytes, send: str) -> bytes:
-    """The whole request. send: `multipart:FIELD`, `raw:MEDIA/TYPE`, or `v2:INPUT` (Open Inference Protocol, base64)."""
+    """Build the bytes of a request.
+
+    Args:
+        send: `multipart:FIELD`, `raw:MEDIA/TYPE`, or `v2:INPUT` (Open Inference Protocol, base64).
+
+    Raises:
+        ValueError: `send` is none of these.
+    """
     kind, _, detail = send.partition(":")
     if kind == "multipart":
         media_type = f"multipart/form-data; boundary={_BOUNDARY}"
@@ -76,7 +83,7 @@ def build_request(host: str, path: str, photo: bytes, send: str) -> bytes:
 
 @dataclass
 class Connection:
-    """A connection that is kept for as long as the server keeps it, and made anew where it does not."""
+    """A keep-alive connection; it reconnects if the server has closed it."""
 
     host: str
     port: int
@@ -85,7 +92,12 @@ class Connection:
     _received: bytearray = field(default_factory=bytearray)
 
     def exchange(self, request: bytes) -> Answer:
-        """Send one request and read its answer; whatever goes wrong also ends the connection."""
+        """Send one request and read its answer; an error closes the connection.
+
+        Raises:
+            BrokenAnswer: The answer is not HTTP, or ended too soon.
+            OSError: The connection failed.
+        """
         try:
             if self._socket is None:
                 self._socket = socket.create_connection((self.host, self.port), self.timeout)
@@ -97,7 +109,7 @@ class Connection:
             raise
 
     def close(self) -> None:
-        """End the connection; the next exchange makes a new one."""
+        """Close the connection; the next exchange opens a new one."""
         if self._socket is not None:
             self._socket.close()
         self._socket = None

@@ -1,9 +1,9 @@
-"""Why two sessions: what each way of using all CPUs gives one caller, and what it gives many.
+"""Measure why the server has two sessions: one caller's latency and many callers' throughput, by session and threads.
 
-    .venv/runtime/bin/python benchmarks/arrangements.py [MODEL]
+    python benchmarks/sessions.py [MODEL]
 
-Inference alone, on as many CPUs as the process may use; the arrangements take turns. Also what a second session takes
-of memory.
+Measures inference alone, on all CPUs the process may use; the setups take turns. Also measures the memory of a second
+session.
 """
 
 import os
@@ -11,65 +11,65 @@ import statistics
 import sys
 import threading
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+if not __package__:  # started by its path
+    import_module("harness.launch").start("runtime")
+
 import numpy as np
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import onnxruntime as ort
 
 from benchmarks.harness.machine import ROOT
-from benchmarks.harness.processes import Tree
-from benchmarks.reporting.records import Printed, add_output
+from benchmarks.harness.processes import ProcessTree
+from benchmarks.reporting.records import PrintedResult, add_output
 from serve.config.cpus import cpu_budget
 from serve.printable import ArgumentParser
 from serve.scheduling.malloc import trim_malloc, tune_malloc
 
-_LONE: Final = 20
+_SINGLE_CALLS: Final = 20
 _LOADED_SECONDS: Final = 1.0
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
-    parser = ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Run the command and return its exit status."""
+    parser = ArgumentParser(prog="python benchmarks/sessions.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("model", type=Path, nargs="?", default=ROOT / "models" / "densenet121.int8.onnx")
     parser.add_argument("--rounds", type=int, default=7)
     add_output(parser)
     options = parser.parse_args()
-    printed = Printed("arrangements", parser, options)
+    printed = PrintedResult("sessions", parser, options)
     tune_malloc()
     path, cpus = options.model, cpu_budget(0).count
-    narrow = session(path, 1)
-    infer(narrow)
+    throughput_session = session(path, 1)
+    infer(throughput_session)
     before = resident_megabytes()
-    wide = session(path, cpus)
-    infer(wide)
+    latency_session = session(path, cpus)
+    infer(latency_session)
     second = resident_megabytes() - before
-    one, gentle = session(path, cpus), session(path, cpus, spinning=False)
-    # name: the session a lone caller uses, the one that many share
-    arrangements = {
-        f"two sessions: {cpus} threads for one caller, 1 each for many": (wide, narrow),
-        f"one session, {cpus} threads, {cpus} callers": (one, one),
-        f"one session, {cpus} threads that do not spin, {cpus} callers": (gentle, gentle),
-        f"one session, 1 thread, {cpus} callers": (narrow, narrow),
+    spinning, not_spinning = session(path, cpus), session(path, cpus, spinning=False)
+    # name: the session that a single caller uses, and the one that many callers share
+    setups = {
+        f"two sessions: {cpus} threads for one caller, 1 each for many": (latency_session, throughput_session),
+        f"one session, {cpus} threads, {cpus} callers": (spinning, spinning),
+        f"one session, {cpus} threads that do not spin, {cpus} callers": (not_spinning, not_spinning),
+        f"one session, 1 thread, {cpus} callers": (throughput_session, throughput_session),
     }
-    alone: dict[str, list[float]] = {name: [] for name in arrangements}
-    loaded: dict[str, list[float]] = {name: [] for name in arrangements}
+    alone: dict[str, list[float]] = {name: [] for name in setups}
+    loaded: dict[str, list[float]] = {name: [] for name in setups}
     for _ in range(options.rounds):
-        for name, (lone, shared) in arrangements.items():
-            alone[name].append(milliseconds(lone))
+        for name, (single, shared) in setups.items():
+            alone[name].append(milliseconds(single))
             loaded[name].append(rate(shared, cpus))
-    best_alone, best_loaded = statistics.median(alone[next(iter(alone))]), statistics.median(loaded[next(iter(loaded))])
+    first = next(iter(setups))
+    first_alone, first_loaded = statistics.median(alone[first]), statistics.median(loaded[first])
     printed.say(f"{path.name}, {cpus} CPUs, medians of {options.rounds} rounds")
-    for name in arrangements:
+    for name in setups:
         ms, per_second = statistics.median(alone[name]), statistics.median(loaded[name])
         printed.say(
-            f"{name:<66} {ms:6.1f} ms alone ({ms / best_alone:4.2f}), {per_second:6.1f}/s loaded "
-            f"({per_second / best_loaded:4.2f})"
+            f"{name:<66} {ms:6.1f} ms alone ({ms / first_alone:4.2f}), {per_second:6.1f}/s loaded "
+            f"({per_second / first_loaded:4.2f})"
         )
     printed.say(f"the second session takes {second:.0f} MB")
     printed.write(second_session_mb=round(second, 1))
@@ -77,13 +77,13 @@ def main() -> int:
 
 
 def resident_megabytes() -> float:
-    """RSS of this process, without what malloc keeps for later."""
+    """RSS of this process in MB, without memory that malloc holds for reuse."""
     trim_malloc()
-    return Tree(os.getpid()).memory_mb()["rss"]
+    return ProcessTree(os.getpid()).memory_mb()["rss"]
 
 
 def session(path: Path, threads: int, spinning: bool = True) -> Any:
-    """An onnxruntime session as the server makes it."""
+    """An onnxruntime session with the server's options."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -93,14 +93,14 @@ def session(path: Path, threads: int, spinning: bool = True) -> Any:
 
 
 def infer(model: Any) -> None:
-    """One picture."""
+    """Run the model on one image."""
     model.run(["logits"], {"input": np.zeros((1, 3, 224, 224), np.float32)})
 
 
 def milliseconds(model: Any) -> float:
-    """Median time of one caller's inferences."""
+    """Median latency of a single caller."""
     times = []
-    for position in range(3 + _LONE):
+    for position in range(3 + _SINGLE_CALLS):
         started = time.perf_counter()
         infer(model)
         if position >= 3:
@@ -109,7 +109,7 @@ def milliseconds(model: Any) -> float:
 
 
 def rate(model: Any, callers: int) -> float:
-    """Inferences a second of so many callers at a time."""
+    """Inferences a second with so many concurrent callers."""
     counts = [0] * callers
     started = time.perf_counter()
 

@@ -1,0 +1,82 @@
+"""What servers are measured with: photographs, numbers of clients, rounds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from benchmarks.harness.servers import ServerSpec
+
+_LEAD_IN: Final = 0.7  # expected seconds of a measurement besides the measuring itself
+
+
+@dataclass(frozen=True)
+class Photo:
+    """What is sent. expect: right ImageNet ids, separated by commas."""
+
+    file: Path
+    expect: str
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A photograph and a number of clients.
+
+    Attributes:
+        photo: A key of the run's photographs.
+        seconds: Length of the measurement in each round.
+        rounds: In how many rounds it is measured; None for all. A queue of 64 takes a slow server long.
+    """
+
+    photo: str
+    clients: int
+    seconds: float
+    rounds: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in results: `16` for the ordinary photograph, `large 16` for another."""
+        return str(self.clients) if self.photo == "photo" else f"{self.photo} {self.clients}"
+
+    @property
+    def expected_seconds(self) -> float:
+        """Of one measurement; many clients take a while until each has its first answer."""
+        return self.seconds + _LEAD_IN + 0.06 * self.clients
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How servers are measured.
+
+    Attributes:
+        starts: How often each server is started to time its start.
+        answers: Minimum number of answers for each workload, all rounds together; a p99 needs 100.
+    """
+
+    workloads: tuple[Workload, ...]
+    rounds: int
+    starts: int
+    answers: int = 100
+
+    def expected_seconds(self, specs: Sequence[ServerSpec]) -> float:
+        """The time that the plan takes with these servers."""
+        measured = [workload for number in range(self.rounds) for workload in self.workloads_of(number)]
+        return sum(
+            3.0 * self.starts + sum(each.expected_seconds for each in measured if spec.is_sent(each.photo))
+            for spec in specs
+        )
+
+    def min_answers(self, workload: Workload) -> int:
+        """Minimum number of answers for a workload in each of its rounds."""
+        return math.ceil(self.answers / min(self.rounds, workload.rounds or self.rounds))
+
+    def workloads_of(self, number: int) -> list[Workload]:
+        """The workloads of one round, counted from 0."""
+        return [workload for workload in self.workloads if number < (workload.rounds or self.rounds)]
+
+
+def plan_of(workloads: tuple[Workload, ...], rounds: int, starts: int, scale: float) -> Plan:
+    """A plan whose measurements take `scale` times as long; shorter ones need fewer answers, too."""
+    scaled = tuple(replace(workload, seconds=workload.seconds * scale) for workload in workloads)
+    return Plan(scaled, rounds, starts, math.ceil(Plan.answers * min(1.0, scale)))
