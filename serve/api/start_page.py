@@ -17,7 +17,7 @@ from serve.model.postprocess import DEFAULT_TOP_K
 _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
 _MEBIBYTE: Final = 2**20
-_ADDRESS: Final = "http://127.0.0.1:5000"  # the placeholder in page.html and docs_page.py
+_ADDRESS: Final = "http://127.0.0.1:5000"  # the placeholder in page.html and docs_page.html
 # How much of an Accept header is read, in characters; browsers send about 150.
 _MAX_ACCEPT: Final = 1024
 

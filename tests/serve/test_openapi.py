@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from serve.api import handlers, parameters
 from serve.api.handlers import Handlers
 from serve.api.openapi.docs_page import page
 from serve.api.openapi.document import TEMPLATE, document, values
@@ -273,6 +274,38 @@ def test_documented_request_headers_are_those_the_server_reads(client: TestClien
     parameters = client.get("/openapi.json").json()["components"]["parameters"].values()
     headers = {each["name"] for each in parameters if each["in"] == "header"}
     assert headers == {TIMEOUT_HEADER, TIMING_HEADER, LENGTH_HEADER, "X-Request-ID", "traceparent"}
+
+
+def test_documented_query_parameters_are_those_the_server_reads(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = set()
+
+    class Query(dict[str, list[str]]):
+        """A parsed query that records which parameters are looked up."""
+
+        def get(self, name: str, default: Any = None) -> Any:
+            read.add(name)
+            return super().get(name, default)
+
+        def __getitem__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getitem__(name)
+
+        def __contains__(self, name: object) -> bool:
+            read.add(str(name))
+            return super().__contains__(name)
+
+    monkeypatch.setattr(handlers, "parse_query", lambda query: Query(parameters.parse_query(query)))
+    assert client.post("/upload?top_k=2", content=picture(300), headers={"Content-Type": "image/png"}).is_success
+    described = client.get("/openapi.json").json()
+    used = json.dumps(described["paths"])
+    queries = {
+        each["name"]
+        for key, each in described["components"]["parameters"].items()
+        if each["in"] == "query" and f'"#/components/parameters/{key}"' in used
+    }
+    assert queries == read == {"top_k"}
 
 
 def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> None:
