@@ -50,7 +50,7 @@ class Classified:
 class Classifier:
     """A warm model with its preprocessing and labels; thread-safe.
 
-    pixel_budget: limits the pixels decoded at once, each of which takes up to 15 bytes meanwhile.
+    pixel_budget: limits the pixels decoded at once, each of which takes up to 16 bytes meanwhile.
     """
 
     model: Model
