@@ -305,7 +305,8 @@ def test_documented_query_parameters_are_those_the_server_reads(
         for key, each in described["components"]["parameters"].items()
         if each["in"] == "query" and f'"#/components/parameters/{key}"' in used
     }
-    assert queries == read == {"top_k"}
+    assert queries == read
+    assert "top_k" in read
 
 
 def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> None:
