@@ -32,7 +32,7 @@ from serve.scheduling.scheduler import Scheduler
 from serve.scheduling.upload_budget import Upload
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
-from tests.server_process import running_server
+from tests.server_process import ROOT, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
 KEY = {"X-API-Key": "key"}
@@ -249,6 +249,13 @@ def test_the_status_of_every_error_is_documented(client_for: ClientFor, keys: Pa
     statuses = {rule.status for rule in RULES.values()}
     assert statuses <= inference
     assert statuses - uploads == {404}  # only inference names a model
+
+
+def test_the_table_of_statuses_has_those_of_uploads_and_of_unknown_routes(client_for: ClientFor, keys: Path) -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = [int(status) for row in rows for status in row.split(",")]
+    uploads = {status for path, _, status, _ in documented(client_for(api_keys_file=keys)) if path == "/upload"}
+    assert sorted(told) == sorted(uploads | {404, 405})
 
 
 def test_every_other_media_type_of_a_success_is_sent(client: TestClient) -> None:
