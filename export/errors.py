@@ -25,5 +25,5 @@ class GateError(ExportError):
     """The int8 model is less accurate than the bound allows; the fp32 model is written all the same."""
 
 
-class QuantisationError(ExportError):
+class QuantizationError(ExportError):
     """The network has an operator, or the calibration a gap, for which there is no integer form."""

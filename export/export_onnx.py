@@ -24,7 +24,7 @@ import torchvision
 
 from export.architectures import ARCHITECTURES, Architecture
 from export.console import show_progress, stage
-from export.errors import CalibrationError, ExportError, GateError, QuantisationError
+from export.errors import CalibrationError, ExportError, GateError, QuantizationError
 from export.evaluate import Comparison, compare, label_of, logits_of
 from export.files import sha256_of, write_all
 from export.int8 import calibration as records
@@ -164,7 +164,7 @@ def _try_int8(
             note(f"{len(held_out)} photographs not calibrated on, {outcome.comparison.agreement:.1%} agree")
             require_accuracy(outcome.comparison)
             outcome.model = int8
-    except (CalibrationError, QuantisationError, GateError) as error:
+    except (CalibrationError, QuantizationError, GateError) as error:
         if options.require_int8 or (options.calibrate and isinstance(error, CalibrationError)):
             raise  # the user asked for int8, or for this calibration, so its failure is the export's
         outcome.refusal = str(error)

@@ -1,7 +1,7 @@
 """Rewrites of a DenseNet's float graph that change none of its answers and make it ready for 8 bits.
 
 Each step goes from model to model and leaves alone what it does not recognise, so that other networks pass unchanged.
-`tests/export/test_rewrite.py` holds each to max |Δ logit| ≤ 1e-3. No error leaves this module.
+`tests/export/test_graph_passes.py` holds each to max |Δ logit| ≤ 1e-3. No error leaves this module.
 
 Channel equalisation follows Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
 Correction"; that it is exact for whatever meets in a Concat which only BatchNormalizations read is DenseNet's own.
@@ -22,7 +22,7 @@ HEADROOM: Final = 1.3
 _SMALLEST_RANGE: Final = 1e-3  # of the widest in the tensor; a channel that never moves needs no resolution
 
 
-def equalise_channels(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
+def equalize_channels(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     """Map every channel that enters a Concat to [0, 1] in the Conv that makes it, and back in the BatchNorms.
 
     ranges: per-channel minimum and maximum of those tensors. Only the part of a channel's range that lies above some

@@ -1,6 +1,6 @@
 """fp32 model → int8 model: exact rewrites, calibration, quantisation, and the gate that int8 has to pass.
 
-Errors that leave here: `CalibrationError`, `QuantisationError`, `GateError`.
+Errors that leave here: `CalibrationError`, `QuantizationError`, `GateError`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 
 from export.architectures import Architecture
-from export.errors import CalibrationError, GateError, QuantisationError
+from export.errors import CalibrationError, GateError, QuantizationError
 from export.evaluate import Comparison, logits_of
 from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
-from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
-from export.int8.quantize import quantise
+from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
+from export.int8.quantize import quantize
 from export.onnx_graph import Array
 from serve.imaging.preprocess import Preprocessing
 
@@ -38,12 +38,12 @@ Progress = Callable[[int, int], None]
 def rewrite(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
     """The float steps: none of them changes an answer, and after them 8 bits suffice.
 
-    Raises `QuantisationError` where channels meet in a Concat and cannot be given one scale.
+    Raises `QuantizationError` where channels meet in a Concat and cannot be given one scale.
     """
-    equalised = equalise_channels(model, ranges)
-    if equalised is model and any(node.op_type == "Concat" for node in model.graph.node):
-        raise QuantisationError("something besides BatchNorms reads what meets in a Concat, so it has no common scale")
-    model = clip_batchnorms(equalised)
+    equalized = equalize_channels(model, ranges)
+    if equalized is model and any(node.op_type == "Concat" for node in model.graph.node):
+        raise QuantizationError("something besides BatchNorms reads what meets in a Concat, so it has no common scale")
+    model = clip_batchnorms(equalized)
     model = merge_average_pools(model)
     return chain_concats(model)
 
@@ -55,18 +55,18 @@ def make_int8(
     rewritten = rewrite(model, calibration.ranges)
     if images:
         require_unchanged(model, rewritten, images)
-    return quantise(rewritten, calibration, input_range(architecture.preprocessing), architecture.small_classifier)
+    return quantize(rewritten, calibration, input_range(architecture.preprocessing), architecture.small_classifier)
 
 
 def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, images: Sequence[Array]) -> None:
-    """Raise `QuantisationError` with the figure unless both models give the same logits."""
+    """Raise `QuantizationError` with the figure unless both models give the same logits."""
     before, after = (
         logits_of(each.SerializeToString(), images, lambda done, total: None, len(images))
         for each in (model, rewritten)
     )
     difference = float(np.abs(after - before).max())
     if not difference <= MAX_REWRITE_DIFFERENCE:
-        raise QuantisationError(
+        raise QuantizationError(
             f"the rewritten fp32 network differs: max |Δ logit| is {difference:.2g}, more than {MAX_REWRITE_DIFFERENCE}"
         )
 

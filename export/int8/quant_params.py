@@ -18,33 +18,33 @@ from export.onnx_graph import Array
 LEVELS: Final = 255
 PAIR_LIMIT: Final = 128  # 255 · 128 = 32,640 ≤ 32,767
 _SCALED_TO: Final = 127  # one less than the limit, for two weights may both be rounded up by a half
-SMALLEST_STEP: Final = 1e-20  # of a channel whose weights are all zero
-LARGEST_BIAS_CODE: Final = 2**30  # leaves half of 32 bits for the sum
+SMALLEST_SCALE: Final = 1e-20  # of a channel whose weights are all zero
+LARGEST_BIAS: Final = 2**30  # leaves half of 32 bits for the sum
 
 
 @dataclass(frozen=True)
-class Scale:
+class QuantParams:
     """An unsigned 8-bit tensor's meaning: value = (code - zero_point) · step."""
 
     step: float
     zero_point: int = 0
 
     @classmethod
-    def of_range(cls, low: float, high: float) -> "Scale":
+    def from_range(cls, low: float, high: float) -> "QuantParams":
         """The one that covers [low, high] and has a code for 0 exactly, as padding needs."""
         low, high = min(low, 0.0), max(high, 0.0, 1e-6)
         step = (high - low) / LEVELS
         return cls(step, round(-low / step))
 
 
-def quantise_weights(weights: Array, smallest_steps: Array | float = 0.0) -> tuple[Array, Array]:
+def quantize_weights(weights: Array, smallest_scales: Array | float = 0.0) -> tuple[Array, Array]:
     """`[out, in, height, width]` → int8 codes of the same shape, and the step of each output channel `[out]`.
 
     smallest_steps: finer ones are not used, for the bias has to fit 32 bits on the same scale.
     """
     flat = _kernel_order(np.abs(weights))
     limits = np.maximum(pair_sums(weights), flat.max(1))
-    steps = np.maximum(limits / _SCALED_TO, np.maximum(smallest_steps, SMALLEST_STEP))
+    steps = np.maximum(limits / _SCALED_TO, np.maximum(smallest_scales, SMALLEST_SCALE))
     return np.rint(weights / steps[:, None, None, None]).astype(np.int8), steps
 
 

@@ -2,7 +2,7 @@
 
 Activations are unsigned 8-bit with one scale a tensor, weights signed 8-bit with one scale an output channel, sums
 32-bit. What is written is what runs: no pass of the runtime has to find the integer operators in a float graph first,
-which also makes it start faster. Errors that leave here: `QuantisationError`.
+which also makes it start faster. Errors that leave here: `QuantizationError`.
 
 Every bias is corrected for what rounding does to the layer's expected output (Nagel et al. 2019, section 4.2).
 """
@@ -14,30 +14,30 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
-from export.errors import QuantisationError
+from export.errors import QuantizationError
 from export.int8.calibration import Calibration
 from export.int8.graph_passes import HEADROOM
-from export.int8.quant_params import LARGEST_BIAS_CODE, LEVELS, SMALLEST_STEP, Scale, quantise_weights
+from export.int8.quant_params import LARGEST_BIAS, LEVELS, SMALLEST_SCALE, QuantParams, quantize_weights
 from export.onnx_graph import Array, Graph, attribute
 
 _MICROSOFT: Final = "com.microsoft"
 
 
-EQUALISED: Final = Scale(1 / LEVELS)  # what `equalise_channels` made of everything that meets in a Concat
+EQUALIZED: Final = QuantParams(1 / LEVELS)  # what `equalize_channels` made of everything that meets in a Concat
 
 
-def quantise(
+def quantize(
     model: onnx.ModelProto, calibration: Calibration, input_range: tuple[float, float], small_classifier: bool = False
 ) -> onnx.ModelProto:
     """Quantise a float model as the rewrites leave it; metadata is kept.
 
     input_range: the smallest and largest value that preprocessing can give. small_classifier: store the last layer's
-    weights in 8 bits rather than 16. Raises `QuantisationError` naming the first operator without an integer form.
+    weights in 8 bits rather than 16. Raises `QuantizationError` naming the first operator without an integer form.
     """
-    return _Quantiser(model, calibration, input_range, small_classifier).run()
+    return _Quantizer(model, calibration, input_range, small_classifier).run()
 
 
-class _Quantiser:
+class _Quantizer:
     """One pass over the nodes. Tensors keep their names; `_scales` has those that are 8-bit by now."""
 
     def __init__(
@@ -47,14 +47,14 @@ class _Quantiser:
         self._model = model
         self._graph = Graph(model)
         self._calibration = calibration
-        self._scales: dict[str, Scale] = {}
+        self._scales: dict[str, QuantParams] = {}
         self._alias: dict[str, str] = {}
         self._input_range = input_range
         self._nodes: list[NodeProto] = []
         self._constants: dict[str, Array] = {}
 
     def run(self) -> onnx.ModelProto:
-        self._quantise_input()
+        self._quantize_input()
         convert: dict[str, Callable[[NodeProto], None]] = {
             "Conv": self._conv,
             "Max": self._clip_low,
@@ -72,15 +72,15 @@ class _Quantiser:
         for node in self._graph.nodes:
             if node.op_type in fused:
                 if node.output[0] not in self._scales:
-                    raise QuantisationError(f"{node.op_type} {node.output[0]!r} follows nothing that can absorb it")
+                    raise QuantizationError(f"{node.op_type} {node.output[0]!r} follows nothing that can absorb it")
             elif node.op_type in convert:
                 convert[node.op_type](node)
             else:
-                raise QuantisationError(f"{node.op_type} {node.output[0]!r} has no integer form here")
+                raise QuantizationError(f"{node.op_type} {node.output[0]!r} has no integer form here")
         return self._to_model()
 
-    def _quantise_input(self) -> None:
-        scale = Scale.of_range(*self._input_range)
+    def _quantize_input(self) -> None:
+        scale = QuantParams.from_range(*self._input_range)
         self._scales["input"] = scale
         step, zero = self._scale_constants("input", scale)
         self._nodes.append(helper.make_node("QuantizeLinear", ["input", step, zero], ["input.codes"]))
@@ -93,7 +93,7 @@ class _Quantiser:
         group = attribute(node, "group", 1)
         tensor, scale = self._stored(node)
         step_in = self._scales[source].step
-        codes, steps = quantise_weights(weights, np.abs(bias) / (step_in * LARGEST_BIAS_CODE))
+        codes, steps = quantize_weights(weights, np.abs(bias) / (step_in * LARGEST_BIAS))
         real, integer = self._expected_inputs(source, weights.shape[1] * group)
         bias = bias + _summed(weights, real, group) - _summed(codes * steps[:, None, None, None], integer, group)
         name = node.output[0]
@@ -120,7 +120,7 @@ class _Quantiser:
         )
         self._scales[tensor] = scale
 
-    def _stored(self, node: NodeProto) -> tuple[str, Scale]:
+    def _stored(self, node: NodeProto) -> tuple[str, QuantParams]:
         """The tensor that this node stores, a ReLU after it included, and the scale it is stored with."""
         tensor = node.output[0]
         for op_type in ("Relu", "Clip"):
@@ -130,20 +130,20 @@ class _Quantiser:
                 break
         return tensor, self._scale_of(tensor)
 
-    def _scale_of(self, tensor: str) -> Scale:
+    def _scale_of(self, tensor: str) -> QuantParams:
         readers = self._graph.consumers(tensor)
         while len(readers) == 1 and readers[0].op_type == "MaxPool":  # which stores what it reads
             readers = self._graph.consumers(readers[0].output[0])
         if any(reader.op_type in {"Concat", "Max"} for reader in readers):
-            return EQUALISED
+            return EQUALIZED
         if tensor not in self._calibration.ranges:
-            raise QuantisationError(f"the calibration knows nothing of {tensor!r}")
+            raise QuantizationError(f"the calibration knows nothing of {tensor!r}")
         low, high = self._calibration.ranges[tensor]
         producer = self._graph.producer(tensor)
         ceiling = np.inf
         if producer is not None and producer.op_type == "Clip":  # whose upper end the 8-bit ceiling has to be
             ceiling = self._graph.constants[producer.input[2]].item()
-        return Scale.of_range(low.item() * HEADROOM, min(high.item() * HEADROOM, ceiling))
+        return QuantParams.from_range(low.item() * HEADROOM, min(high.item() * HEADROOM, ceiling))
 
     def _expected_inputs(self, tensor: str, channels: int) -> tuple[Array, Array]:
         """A Conv input's mean per channel, in the float graph and in the integer one, as value of its codes.
@@ -155,7 +155,7 @@ class _Quantiser:
         if mean is None:
             return np.zeros(channels), np.zeros(channels)
         if len(mean) != channels:
-            raise QuantisationError(f"the calibration knows {len(mean)} channels of {tensor!r}, not {channels}")
+            raise QuantizationError(f"the calibration knows {len(mean)} channels of {tensor!r}, not {channels}")
         if tensor not in self._calibration.active:
             return mean, mean
         low, high = (self._graph.value(f"{tensor}.{end}").reshape(-1) for end in ("low", "high"))
@@ -184,11 +184,11 @@ class _Quantiser:
         self._nodes.append(helper.make_node(node.op_type, [self._name(source), f"{output}.bounds"], [output]))
 
     def _concat(self, node: NodeProto) -> None:
-        if any(self._scales.get(piece) != EQUALISED for piece in node.input):
-            raise QuantisationError(f"what meets in Concat {node.output[0]!r} has not one scale")
+        if any(self._scales.get(piece) != EQUALIZED for piece in node.input):
+            raise QuantizationError(f"what meets in Concat {node.output[0]!r} has not one scale")
         pieces = [self._name(piece) for piece in node.input]
         self._nodes.append(helper.make_node("Concat", pieces, list(node.output), axis=3))
-        self._scales[node.output[0]] = EQUALISED
+        self._scales[node.output[0]] = EQUALIZED
 
     def _max_pool(self, node: NodeProto) -> None:
         kept = {name: attribute(node, name) for name in ("kernel_shape", "strides", "pads", "dilations", "ceil_mode")}
@@ -223,19 +223,19 @@ class _Quantiser:
     def _flatten(self, node: NodeProto) -> None:
         """Nothing to do: the mean is `[N, C]` already."""
         if node.input[0] in self._scales:
-            raise QuantisationError(f"{node.op_type} {node.output[0]!r} flattens a picture, not its mean")
+            raise QuantizationError(f"{node.op_type} {node.output[0]!r} flattens a picture, not its mean")
         self._alias[node.output[0]] = self._name(node.input[0])
 
     def _gemm(self, node: NodeProto) -> None:
         """The classifier, in float: a thousandth of the work. Its weights are stored small and widened at load."""
         if attribute(node, "transB", 0) != 1:
-            raise QuantisationError(f"Gemm {node.output[0]!r} has its weights the other way round")
+            raise QuantizationError(f"Gemm {node.output[0]!r} has its weights the other way round")
         weights, bias = self._graph.constants[node.input[1]], self._graph.bias(node)
         output = node.output[0]
         stored, wide = f"{output}.weight", f"{output}.weight32"
         self._constants[f"{output}.bias"] = bias.astype(np.float32)
         if self._small_classifier:
-            steps = np.maximum(np.abs(weights).max(1, keepdims=True), SMALLEST_STEP) / 127
+            steps = np.maximum(np.abs(weights).max(1, keepdims=True), SMALLEST_SCALE) / 127
             self._constants[stored] = np.rint(weights / steps).astype(np.int8)
             self._constants[f"{output}.weight_step"] = steps.astype(np.float32)
             self._nodes.append(helper.make_node("Cast", [stored], [f"{output}.codes"], to=TensorProto.FLOAT))
@@ -249,7 +249,7 @@ class _Quantiser:
     def _name(self, tensor: str) -> str:
         return self._alias.get(tensor, tensor)
 
-    def _scale_constants(self, tensor: str, scale: Scale) -> tuple[str, str]:
+    def _scale_constants(self, tensor: str, scale: QuantParams) -> tuple[str, str]:
         label = f"step.{scale.step:.9g}.{scale.zero_point}"
         self._constants[label] = np.array(scale.step, np.float32)
         self._constants[f"zero.{scale.zero_point}"] = np.array(scale.zero_point, np.uint8)

@@ -82,12 +82,12 @@ class Network:
 
     architecture: Architecture
     model: onnx.ModelProto
-    calibrated_on: Array
+    calibration_images: Array
     other_pictures: Array
 
     def calibration_pictures(self) -> Iterator[Array]:
         """One after the other, FP32 `[1, 3, S, S]`."""
-        return (picture[None] for picture in self.calibrated_on)
+        return (picture[None] for picture in self.calibration_images)
 
 
 def patterns(count: int, side: int, seed: int) -> Array:

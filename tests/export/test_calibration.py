@@ -30,7 +30,7 @@ def network(request: pytest.FixtureRequest) -> Network:
 
 
 def test_ranges_are_the_smallest_and_largest_values_of_what_8_bits_store(network: Network) -> None:
-    pictures = network.calibrated_on[:7]
+    pictures = network.calibration_images[:7]
     told: list[int] = []
     ranges = observe_ranges(network.model, [pictures[:3], pictures[3:4], pictures[4:]], told.append)
     assert told == [1, 2, 3]
@@ -49,7 +49,7 @@ def test_ranges_are_the_smallest_and_largest_values_of_what_8_bits_store(network
 
 
 def test_means_are_those_of_each_channel_and_shares_those_between_the_thresholds(network: Network) -> None:
-    pictures = network.calibrated_on[:7]
+    pictures = network.calibration_images[:7]
     model = rewrite(network.model, observe_ranges(network.model, batches(pictures), lambda done: None))
     told: list[int] = []
     means, active = observe_means(model, batches(pictures), told.append)

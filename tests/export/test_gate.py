@@ -7,12 +7,12 @@ import numpy as np
 import onnx
 import pytest
 
-from export.errors import CalibrationError, GateError, QuantisationError
+from export.errors import CalibrationError, GateError, QuantizationError
 from export.evaluate import Comparison, compare, label_of, logits_of, session_of
 from export.int8.calibration import Calibration, encode, load
 from export.int8.pipeline import choose_photographs, require_accuracy, require_fit, require_unchanged, require_weights
 from tests.export.conftest import Network
-from tests.export.test_quantise import calibrated
+from tests.export.test_quantize import calibrated
 from tests.small_densenet import batches
 
 GOOD = Comparison(400, 0.868, 0.87, 0.99, 3.0, 0.1)
@@ -211,7 +211,7 @@ def test_a_rewrite_may_change_logits_by_a_thousandth(monkeypatch: pytest.MonkeyP
     logits(0.001)
     logits(-0.001)
     for offset in (0.0011, -0.0011, float("nan")):
-        with pytest.raises(QuantisationError, match=r"max .Δ logit. is (0\.0011|nan), more than 0\.001"):
+        with pytest.raises(QuantizationError, match=r"max .Δ logit. is (0\.0011|nan), more than 0\.001"):
             logits(offset)
 
 

@@ -92,7 +92,7 @@ PARTS: Final = (
         EXPORT,
     ),
     Part(
-        "quantisation",
+        "quantization",
         {
             "export/int8/quant_params.py": (),
             "export/int8/quantize.py": (),
@@ -100,7 +100,7 @@ PARTS: Final = (
             "export/int8/calibration.py": ("observe_ranges", "observe_means", "rounded", "_run"),
             "export/int8/pipeline.py": ("rewrite", "make_int8", "input_range", "calibrate"),
         },
-        ("tests/export/test_calibration.py", "tests/export/test_quantise.py", "tests/export/test_rewrite.py"),
+        ("tests/export/test_calibration.py", "tests/export/test_quantize.py", "tests/export/test_graph_passes.py"),
         EXPORT,
         without=("exported", "real_densenet", "resnet18"),
     ),

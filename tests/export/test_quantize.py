@@ -13,13 +13,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.architectures import ARCHITECTURES, Architecture
-from export.errors import CalibrationError, QuantisationError
+from export.errors import CalibrationError, QuantizationError
 from export.evaluate import compare, label_of, logits_of
 from export.int8 import pipeline
 from export.int8.calibration import Calibration, Ranges
 from export.int8.pipeline import RECORDS, calibrate, make_int8, require_fit
-from export.int8.quant_params import PAIR_LIMIT, Scale, pair_sums, quantise_weights
-from export.int8.quantize import quantise
+from export.int8.quant_params import PAIR_LIMIT, QuantParams, pair_sums, quantize_weights
+from export.int8.quantize import quantize
 from export.onnx_graph import Array, Graph
 from export.parity import find_photographs, read_photograph
 from export.report import class_numbers
@@ -31,7 +31,7 @@ from tests.small_densenet import batches
 
 
 def calibrated(network: Network) -> Calibration:
-    names = [str(number) for number in range(len(network.calibrated_on))]
+    names = [str(number) for number in range(len(network.calibration_images))]
     calibration = Calibration("patterns", dict.fromkeys(names, ""), None)
     calibrate(network.model, network.calibration_pictures, calibration, lambda done, total: None)
     return calibration
@@ -119,7 +119,7 @@ def test_activations_are_stored_on_their_range_with_headroom_and_relu6s_up_to_6(
     assert stored.keys() == calibration.ranges.keys() - {"dilated.relu.maxpool"}  # which stores what it reads
     for name, (step, zero) in stored.items():
         low, high = (1.3 * end.item() for end in calibration.ranges[name])
-        wanted = Scale(6 / 255) if "clip" in name else Scale((high - low) / 255, round(-low * 255 / (high - low)))
+        wanted = QuantParams(6 / 255) if "clip" in name else QuantParams((high - low) / 255, round(-low * 255 / (high - low)))
         assert (step, zero) == (pytest.approx(wanted.step, rel=1e-6), wanted.zero_point), name
     assert calibration.ranges["grouped"][0].item() < -1  # one that needs a zero point
 
@@ -149,13 +149,13 @@ def test_bias_correction_lowers_the_error(small_densenet: Network, monkeypatch: 
 def test_bounds_are_the_codes_nearest_to_the_thresholds(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
     rewritten = Graph(pipeline.rewrite(small_densenet.model, calibration.ranges))
-    quantised = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
-    clips = quantised.of_type("Max", "Min")
+    quantized = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
+    clips = quantized.of_type("Max", "Min")
     assert len(clips) > 8
     for clip in clips:
         before = next(node for node in rewritten.of_type("Max", "Min") if node.output[0] == clip.output[0])
         threshold = np.clip(rewritten.value(before.input[1]).reshape(-1), 0, 1)
-        assert np.abs(quantised.value(clip.input[1]) / 255 - threshold).max() <= 0.5 / 255 + 1e-6
+        assert np.abs(quantized.value(clip.input[1]) / 255 - threshold).max() <= 0.5 / 255 + 1e-6
 
 
 def features(model: onnx.ModelProto, pictures: Array) -> Array:
@@ -172,16 +172,16 @@ def features(model: onnx.ModelProto, pictures: Array) -> Array:
 def test_what_the_classifier_reads_is_corrected_too(small_densenet: Network) -> None:
     """By channel, what rounding the last thresholds adds to the mean is taken off it again."""
     calibration = calibrated(small_densenet)
-    quantised = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
-    correction = next(values for name, values in quantised.constants.items() if name.endswith(".correction"))
+    quantized = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
+    correction = next(values for name, values in quantized.constants.items() if name.endswith(".correction"))
     rewritten = Graph(pipeline.rewrite(small_densenet.model, calibration.ranges))
-    exact = features(rewritten.to_model(), small_densenet.calibrated_on)
+    exact = features(rewritten.to_model(), small_densenet.calibration_images)
     last = rewritten.of_type("Min")[-1].output[0]
     for name in (f"{last}.low", f"{last}.high"):
         values = rewritten.constants[name]
         within = (values >= 0) & (values <= 1)
         rewritten.constants[name] = np.where(within, np.rint(values * 255) / np.float32(255), values)
-    rounded = features(rewritten.to_model(), small_densenet.calibrated_on)
+    rounded = features(rewritten.to_model(), small_densenet.calibration_images)
     np.testing.assert_allclose(rounded + correction, exact, rtol=0, atol=5e-5)
 
 
@@ -235,7 +235,7 @@ UNIT: dict[str, tuple[Array, Array]] = {"conv": (np.array([0.0]), np.array([1.0]
 def test_biases_are_the_nearest_codes_and_leave_half_of_32_bits_for_the_sum() -> None:
     bias = np.array([3.21, -1.5, 0.777])
     weights = np.array([[0.5, -0.2, 0.1], [1e-9, 0, 0], [0, 0, 0]])[:, :, None, None]
-    graph = Graph(quantise(one_conv(weights, bias), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
+    graph = Graph(quantize(one_conv(weights, bias), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
     codes, steps = graph.constants["conv.bias_codes"].astype(np.float64), graph.constants["conv.weight_step"]
     step_in = 4 / 255
     assert graph.constants["logits.weight"].dtype == np.float16  # unless 8 bits are asked for
@@ -248,7 +248,7 @@ def test_biases_are_corrected_by_the_inputs_mean_times_what_rounding_took(small_
     weights = np.array([[0.5, -0.203, 0.101], [0.3, 0.3, -0.1]])[:, :, None, None]
     means = {"input": np.array([0.3, -0.7, 1.1])}
     plain, corrected = (
-        Graph(quantise(one_conv(weights, np.zeros(2)), Calibration("", {}, None, UNIT, known), (-2.0, 2.0)))
+        Graph(quantize(one_conv(weights, np.zeros(2)), Calibration("", {}, None, UNIT, known), (-2.0, 2.0)))
         for known in ({}, means)
     )
     steps = plain.constants["conv.weight_step"].astype(np.float64)
@@ -285,15 +285,15 @@ def test_a_channels_expected_input_is_corrected_for_its_rounded_threshold() -> N
     ]
     graph.nodes[4].input[0] = "second"
     known = Calibration("", {}, None, {"second": UNIT["conv"]}, {"clip": np.full(channels, 0.5)}, {"clip": active})
-    quantised = Graph(quantise(graph.to_model(), known, (-1, 1)))
-    bias = quantised.constants["second.bias_codes"] * quantised.constants["second.weight_step"] / 255
+    quantized = Graph(quantize(graph.to_model(), known, (-1, 1)))
+    bias = quantized.constants["second.bias_codes"] * quantized.constants["second.weight_step"] / 255
     np.testing.assert_allclose(bias, -added, rtol=0, atol=2e-5)
 
 
 def test_a_calibration_of_other_channels_is_refused() -> None:
     calibration = Calibration("", {}, None, UNIT, {"input": np.zeros(4)})
-    with pytest.raises(QuantisationError, match="the calibration knows 4 channels of 'input', not 3"):
-        quantise(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)), calibration, (-1, 1))
+    with pytest.raises(QuantizationError, match="the calibration knows 4 channels of 'input', not 3"):
+        quantize(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)), calibration, (-1, 1))
 
 
 def changed(change: Callable[[list[onnx.NodeProto]], None]) -> onnx.ModelProto:
@@ -343,8 +343,8 @@ def test_what_has_no_integer_form_is_refused_by_name(
     change: Callable[[list[onnx.NodeProto]], None], words: str
 ) -> None:
     calibration = Calibration("", {}, None, {**UNIT, "relu": UNIT["conv"]})
-    with pytest.raises(QuantisationError, match=words):
-        quantise(changed(change), calibration, (-1, 1))
+    with pytest.raises(QuantizationError, match=words):
+        quantize(changed(change), calibration, (-1, 1))
 
 
 @pytest.mark.parametrize(("sign", "left_out"), [(1, "Min"), (-1, "Max")])
@@ -363,7 +363,7 @@ def test_a_clip_that_changes_nothing_is_left_out(sign: int, left_out: str, small
 def test_progress_is_told_of_both_passes(small_mobilenet: Network) -> None:
     told: list[tuple[int, int]] = []
     calibration = Calibration("", {"a": "", "b": "", "c": ""}, None)
-    pictures = small_mobilenet.calibrated_on[:3]
+    pictures = small_mobilenet.calibration_images[:3]
     calibrate(small_mobilenet.model, lambda: batches(pictures), calibration, lambda *now: told.append(now))
     assert told == [(done, 6) for done in (1, 2, 3, 4, 5, 6)]
 
@@ -377,42 +377,42 @@ def test_statistics_are_rounded_to_three_digits(small_mobilenet: Network) -> Non
 
 def test_weight_scales_use_as_much_of_8_bits_as_neighbours_allow() -> None:
     lone = np.array([1.0, 0.0, -0.5, 0.0]).reshape(1, 4, 1, 1)
-    codes, steps = quantise_weights(lone)
+    codes, steps = quantize_weights(lone)
     assert codes.reshape(-1).tolist() == [127, 0, -64, 0]
     np.testing.assert_allclose(codes.reshape(-1) * steps, lone.reshape(-1), atol=steps[0] / 2)
     twins = np.array([1.0, 1.0, -1.0, 1.0]).reshape(1, 4, 1, 1)
-    assert np.abs(quantise_weights(twins)[0]).max() == 64
+    assert np.abs(quantize_weights(twins)[0]).max() == 64
     assert pair_sums(twins).tolist() == [2.0]
     assert pair_sums(np.array([[1.0, -0.5], [-0.5, 1.0]])[:, :, None, None]).tolist() == [1.0, 1.0]
     assert pair_sums(np.ones((1, 1, 1, 1))).tolist() == [0.0]  # it has no neighbour
-    np.testing.assert_array_equal(quantise_weights(lone, 0.5)[0].reshape(-1), [2, 0, -1, 0])
+    np.testing.assert_array_equal(quantize_weights(lone, 0.5)[0].reshape(-1), [2, 0, -1, 0])
     opposite = np.array([1.0, -1.0]).reshape(1, 2, 1, 1)
-    assert np.abs(quantise_weights(opposite)[0]).max() == 127
+    assert np.abs(quantize_weights(opposite)[0]).max() == 127
 
 
 def test_no_weights_can_be_made_to_saturate() -> None:
     random = np.random.default_rng(0)
     for shape in ((64, 37, 3, 3), (64, 3, 7, 7), (64, 128, 1, 1), (64, 1, 3, 3), (64, 1, 1, 1)):
         for weights in (random.standard_normal(shape), random.choice([-1.0, 1.0, 0.5], shape), np.zeros(shape)):
-            codes, _ = quantise_weights(weights)
+            codes, _ = quantize_weights(weights)
             assert pair_sums(codes.astype(np.float64)).max() <= PAIR_LIMIT
     assert 255 * PAIR_LIMIT <= 32_767 < 255 * (PAIR_LIMIT + 1)
     # Rounding can make the largest sum one more than what is scaled to.
-    codes, _ = quantise_weights(np.array([0.5, 0.5]).reshape(1, 2, 1, 1))
+    codes, _ = quantize_weights(np.array([0.5, 0.5]).reshape(1, 2, 1, 1))
     assert pair_sums(codes.astype(np.float64)).tolist() == [PAIR_LIMIT]
 
 
 def test_a_scale_has_a_code_for_zero() -> None:
     for low, high in ((-1.0, 3.0), (0.0, 6.0), (2.0, 5.0), (-3.0, -1.0), (0.0, 0.0)):
-        scale = Scale.of_range(low, high)
+        scale = QuantParams.from_range(low, high)
         assert 0 <= scale.zero_point <= 255
         assert (255 - scale.zero_point) * scale.step >= high - scale.step
         assert -scale.zero_point * scale.step <= low + scale.step
-    assert Scale.of_range(-1.0, 3.0) == Scale(4 / 255, 64)
-    assert Scale.of_range(2.0, 5.0) == Scale(5 / 255, 0)
-    assert Scale.of_range(-3.0, -1.0) == Scale(pytest.approx(3 / 255), 255)
-    assert Scale.of_range(0.0, 0.0) == Scale(1e-6 / 255, 0)
-    assert Scale.of_range(0.0, 0.3) == Scale(0.3 / 255, 0)
+    assert QuantParams.from_range(-1.0, 3.0) == QuantParams(4 / 255, 64)
+    assert QuantParams.from_range(2.0, 5.0) == QuantParams(5 / 255, 0)
+    assert QuantParams.from_range(-3.0, -1.0) == QuantParams(pytest.approx(3 / 255), 255)
+    assert QuantParams.from_range(0.0, 0.0) == QuantParams(1e-6 / 255, 0)
+    assert QuantParams.from_range(0.0, 0.3) == QuantParams(0.3 / 255, 0)
 
 
 def test_the_same_calibration_gives_the_same_bytes(small_densenet: Network) -> None:
@@ -437,7 +437,7 @@ def test_a_rewrite_that_changes_an_answer_is_refused_with_its_figure(
         return graph.to_model()
 
     monkeypatch.setattr(pipeline, "rewrite", broken)
-    with pytest.raises(QuantisationError, match=r"max .Δ logit. is 0\.01, more than 0\.001"):
+    with pytest.raises(QuantizationError, match=r"max .Δ logit. is 0\.01, more than 0\.001"):
         make_int8(small_densenet.model, small_densenet.architecture, calibration, pictures)
 
 
@@ -445,14 +445,14 @@ def test_an_operator_without_an_integer_form_is_named(small_densenet: Network) -
     model = onnx.ModelProto()
     model.CopyFrom(small_densenet.model)
     model.graph.node.insert(0, helper.make_node("Sigmoid", ["input"], ["squashed"]))
-    with pytest.raises(QuantisationError, match="Sigmoid 'squashed' has no integer form"):
-        quantise(model, calibrated(small_densenet), (-1, 1))
+    with pytest.raises(QuantizationError, match="Sigmoid 'squashed' has no integer form"):
+        quantize(model, calibrated(small_densenet), (-1, 1))
 
 
 def test_a_calibration_with_a_gap_names_the_tensor(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
-    with pytest.raises(QuantisationError, match="the calibration knows nothing of"):
-        quantise(pipeline.rewrite(small_densenet.model, calibration.ranges), Calibration("", {}, None), (-1, 1))
+    with pytest.raises(QuantizationError, match="the calibration knows nothing of"):
+        quantize(pipeline.rewrite(small_densenet.model, calibration.ranges), Calibration("", {}, None), (-1, 1))
     del calibration.ranges[next(iter(calibration.ranges))]
     with pytest.raises(CalibrationError, match="of another graph"):
         require_fit(small_densenet.model, small_densenet.calibration_pictures(), calibration)

@@ -7,9 +7,9 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.errors import QuantisationError
+from export.errors import QuantizationError
 from export.int8.calibration import Ranges, observe_ranges
-from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
+from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
 from export.int8.pipeline import rewrite
 from export.onnx_graph import Array, Graph, concat_pieces
 from tests.export.conftest import Network
@@ -28,7 +28,7 @@ def ranges_of(network: Network) -> Ranges:
 
 def steps(network: Network) -> list[Callable[[onnx.ModelProto], onnx.ModelProto]]:
     ranges = ranges_of(network)
-    return [lambda model: equalise_channels(model, ranges), clip_batchnorms, merge_average_pools, chain_concats]
+    return [lambda model: equalize_channels(model, ranges), clip_batchnorms, merge_average_pools, chain_concats]
 
 
 def test_no_step_changes_an_answer(any_network: Network) -> None:
@@ -45,10 +45,10 @@ def test_no_step_changes_an_answer(any_network: Network) -> None:
 
 
 def test_equalised_channels_lie_between_0_and_1(small_densenet: Network) -> None:
-    equalised = equalise_channels(small_densenet.model, ranges_of(small_densenet))
-    graph = Graph(equalised)
+    equalized = equalize_channels(small_densenet.model, ranges_of(small_densenet))
+    graph = Graph(equalized)
     pieces = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_pieces(graph, norm.input[0])}
-    seen = observe_ranges(equalised, small_densenet.calibration_pictures(), lambda done: None)
+    seen = observe_ranges(equalized, small_densenet.calibration_pictures(), lambda done: None)
     assert pieces <= set(seen)
     used = np.concatenate([np.clip(seen[piece][1], 0, 1) - np.clip(seen[piece][0], 0, 1) for piece in pieces])
     assert np.quantile(used, 0.3) == pytest.approx(1 / HEADROOM, abs=1e-4)  # all of it but for pictures that go further
@@ -60,7 +60,7 @@ def test_equalised_channels_lie_between_0_and_1(small_densenet: Network) -> None
         graph.constants |= {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
         clip = onnx.helper.make_node("Clip", [f"{piece}.any", "zero", "one"], [piece])
         graph.nodes.insert(graph.nodes.index(producer) + 1, clip)
-    pictures = small_densenet.calibrated_on
+    pictures = small_densenet.calibration_images
     np.testing.assert_allclose(
         logits(graph.to_model(), pictures), logits(small_densenet.model, pictures), rtol=0, atol=UNCHANGED
     )
@@ -117,8 +117,8 @@ def test_a_concat_that_something_else_reads_is_left_alone(reader: str, small_den
     inputs = [concat.input[0]] if reader == "Relu" else [concat.input[0], _weight_reading(graph, concat.input[0])]
     graph.nodes.insert(graph.nodes.index(norm), onnx.helper.make_node(reader, inputs, ["aside"]))
     model = graph.to_model()
-    assert equalise_channels(model, ranges_of(small_densenet)) is model
-    with pytest.raises(QuantisationError, match="has no common scale"):
+    assert equalize_channels(model, ranges_of(small_densenet)) is model
+    with pytest.raises(QuantizationError, match="has no common scale"):
         rewrite(model, ranges_of(small_densenet))
 
 
@@ -160,7 +160,7 @@ def test_a_batchnorm_that_no_pointwise_conv_follows_is_left_alone_and_the_others
     model = with_norm_on_the_input(small_densenet, *after).to_model()
     clipped = clip_batchnorms(model)
     assert [norm.output[0] for norm in Graph(clipped).of_type("BatchNormalization")] == ["first"]
-    assert equalise_channels(model, ranges_of(small_densenet)) is model  # for no Conv makes what that one reads
+    assert equalize_channels(model, ranges_of(small_densenet)) is model  # for no Conv makes what that one reads
     pictures = small_densenet.other_pictures
     np.testing.assert_allclose(logits(clipped, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
 
@@ -176,7 +176,7 @@ def test_epsilon_is_each_batchnorms_own_or_the_standards(epsilon: float | None, 
     ranges = observe_ranges(model, small_densenet.calibration_pictures(), lambda done: None)
     wanted = logits(model, pictures)
     assert (np.abs(wanted - logits(small_densenet.model, pictures)).max() > 0.1) == (epsilon is not None)
-    for rewritten in (equalise_channels(model, ranges), clip_batchnorms(model), rewrite(model, ranges)):
+    for rewritten in (equalize_channels(model, ranges), clip_batchnorms(model), rewrite(model, ranges)):
         np.testing.assert_allclose(logits(rewritten, pictures), wanted, rtol=0, atol=UNCHANGED)
 
 
@@ -189,9 +189,9 @@ def test_a_channel_that_never_moves_is_left_at_an_ordinary_scale(small_densenet:
     graph.constants[conv.input[1]] = weights
     model, pictures = graph.to_model(), small_densenet.other_pictures
     ranges = observe_ranges(model, small_densenet.calibration_pictures(), lambda done: None)
-    equalised = equalise_channels(model, ranges)
-    np.testing.assert_allclose(logits(equalised, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
-    made = Graph(equalised)
+    equalized = equalize_channels(model, ranges)
+    np.testing.assert_allclose(logits(equalized, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
+    made = Graph(equalized)
     bias = made.constants[next(node for node in made.of_type("Conv") if node.output[0] == conv.output[0]).input[2]]
     assert np.abs(bias[3]) <= np.abs(bias).max() <= 10
 
@@ -202,9 +202,9 @@ def test_only_the_ranges_that_are_needed_are_asked_for(small_densenet: Network) 
     needed = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_pieces(graph, norm.input[0])}
     assert needed < set(ranges)
     exact = {name: ranges[name] for name in needed}
-    assert equalise_channels(small_densenet.model, exact) is not small_densenet.model
+    assert equalize_channels(small_densenet.model, exact) is not small_densenet.model
     del exact[next(iter(exact))]
-    assert equalise_channels(small_densenet.model, exact) is small_densenet.model
+    assert equalize_channels(small_densenet.model, exact) is small_densenet.model
 
 
 def test_what_a_merged_conv_replaces_is_gone(small_densenet: Network) -> None:
@@ -278,7 +278,7 @@ def conv_and_norms(*affines: tuple[Array, Array]) -> onnx.ModelProto:
 def kept(ranges: Array, *affines: Array) -> Array:
     """Of each channel's range, `[C, 2]`, the part that equalisation keeps; affines: scale and shift, `[C, 2]` each."""
     model = conv_and_norms(*((affine[:, 0], affine[:, 1]) for affine in affines))
-    graph = Graph(equalise_channels(model, {"conv": (ranges[:, 0], ranges[:, 1])}))
+    graph = Graph(equalize_channels(model, {"conv": (ranges[:, 0], ranges[:, 1])}))
     width = 1 / graph.constants["conv.weight"].reshape(-1)
     low = -graph.constants["conv.bias"] * width
     return np.stack([low, low + width / HEADROOM], axis=1)
