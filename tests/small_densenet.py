@@ -37,7 +37,7 @@ def draw(count: int, seed: int) -> list[Image.Image]:
     return [Image.fromarray(np.clip(np.rint(_smooth(grid)), 0, 255).astype(np.uint8)) for grid in grids]
 
 
-def pictures(count: int, seed: int) -> Array:
+def images(count: int, seed: int) -> Array:
     """What `draw` draws as the server would feed it, FP32 `[count, 3, SIDE, SIDE]`."""
     return np.concatenate([to_input(image, SPEC) for image in draw(count, seed)])
 
@@ -80,7 +80,7 @@ def network() -> "nn.Module":
             fill(module.weight, np.where(random.random(count) < 0.08, 0, scale))
             fill(module.bias, random.normal(0.2, 0.7, count))
             module.momentum = None  # the plain average over all batches
-    seen = torch.from_numpy(pictures(40, _RUN_IN)).double()
+    seen = torch.from_numpy(images(40, _RUN_IN)).double()
     with torch.no_grad():
         made.double().train()(seen)
         for module in made.modules():
@@ -104,7 +104,7 @@ def rounded(values: Array) -> Array:
 
 def batches(array: Array) -> Iterator[Array]:
     """One picture after the other, FP32 `[1, 3, SIDE, SIDE]`."""
-    return (picture[None] for picture in array)
+    return (image[None] for image in array)
 
 
 if __name__ == "__main__":

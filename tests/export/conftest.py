@@ -14,7 +14,7 @@ from torchvision.models import resnet
 
 from export.architectures import ARCHITECTURES, Architecture, torchvision_architecture
 from export.onnx_graph import Array
-from export.parity import read_photograph
+from export.photographs import read_photograph
 from export.torch_to_onnx import export_graph
 from export.weights import build_network, read_weights, untrained_weights
 from serve.config.settings import ROOT
@@ -83,11 +83,11 @@ class Network:
     architecture: Architecture
     model: onnx.ModelProto
     calibration_images: Array
-    other_pictures: Array
+    other_images: Array
 
-    def calibration_pictures(self) -> Iterator[Array]:
+    def calibration_batches(self) -> Iterator[Array]:
         """One after the other, FP32 `[1, 3, S, S]`."""
-        return (picture[None] for picture in self.calibration_images)
+        return (image[None] for image in self.calibration_images)
 
 
 def patterns(count: int, side: int, seed: int) -> Array:
@@ -97,7 +97,7 @@ def patterns(count: int, side: int, seed: int) -> Array:
     return np.clip(smooth, -2, 2)
 
 
-def untrained(architecture: Architecture, pictures: int = 24) -> Network:
+def untrained(architecture: Architecture, images: int = 24) -> Network:
     """Seeded weights, and BatchNorm statistics run in on the kind of pictures that are used."""
     side = architecture.preprocessing.crop
     network = build_network(architecture, untrained_weights(architecture, seed=1))
@@ -106,19 +106,19 @@ def untrained(architecture: Architecture, pictures: int = 24) -> Network:
         for seed in range(3):
             network(torch.from_numpy(patterns(16, side, seed)))
     model = export_graph(network.eval(), side)
-    return Network(architecture, model, patterns(pictures, side, 10), patterns(8, side, 11))
+    return Network(architecture, model, patterns(images, side, 10), patterns(8, side, 11))
 
 
 @pytest.fixture(scope="session")
 def small_densenet(densenet121: Architecture) -> Network:
     architecture = replace(densenet121, name="small_densenet", build=small.build, preprocessing=small.SPEC)
-    return Network(architecture, onnx.load(small.PATH), small.pictures(40, 10), small.pictures(40, 11))
+    return Network(architecture, onnx.load(small.PATH), small.images(40, 10), small.images(40, 11))
 
 
 @pytest.fixture(scope="session")
 def small_mobilenet(densenet121: Architecture) -> Network:
     architecture = replace(densenet121, name="small_mobilenet", preprocessing=small.SPEC)
-    return Network(architecture, mobile.build(), small.pictures(40, 10), small.pictures(40, 11))
+    return Network(architecture, mobile.build(), small.images(40, 10), small.images(40, 11))
 
 
 @pytest.fixture(scope="session")
@@ -131,8 +131,8 @@ def resnet18() -> Network:
 def real_densenet(densenet121: Architecture, exported: Path, photographs: Path) -> Network:
     """DenseNet-121 with the weights of this test run, on photographs."""
     paths = sorted(photographs.iterdir())
-    pictures = np.concatenate([read_photograph(path, densenet121.preprocessing) for path in paths[:24]])
-    return Network(densenet121, onnx.load(exported), pictures[::2], pictures[1::2])
+    images = np.concatenate([read_photograph(path, densenet121.preprocessing) for path in paths[:24]])
+    return Network(densenet121, onnx.load(exported), images[::2], images[1::2])
 
 
 @pytest.fixture(scope="session", params=["small_densenet", "real_densenet"])

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tests.small_densenet import CLASSES, SIDE, Array, pictures, rounded
+from tests.small_densenet import CLASSES, SIDE, Array, images, rounded
 
 
 def build() -> onnx.ModelProto:
@@ -59,7 +59,7 @@ def build() -> onnx.ModelProto:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, producer_name="tests")
     helper.set_model_props(model, {"name": "small_mobilenet"})
-    usual = ort.InferenceSession(model.SerializeToString()).run(None, {"input": pictures(40, 5)})[0].mean(0)
+    usual = ort.InferenceSession(model.SerializeToString()).run(None, {"input": images(40, 5)})[0].mean(0)
     offset = next(entry for entry in model.graph.initializer if entry.name == "offset")
     offset.CopyFrom(
         numpy_helper.from_array(rounded(-usual).astype(np.float32), "offset")

@@ -18,8 +18,8 @@ MATRIX = np.random.default_rng(0).standard_normal((3, CLASSES)).astype(np.float3
 class Mean(nn.Module):
     """Logits from the mean colour."""
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return pictures.mean((2, 3)) @ torch.from_numpy(MATRIX)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) @ torch.from_numpy(MATRIX)
 
 
 def graph(wrong_at: int | None = None, wrong: float | str = 0.0) -> onnx.ModelProto:
@@ -94,9 +94,9 @@ def test_one_that_is_wrong_at_another_size_passes() -> None:
 
 def test_pictures_are_counted_and_their_first_classes_compared() -> None:
     made = check(graph())
-    picture = np.random.default_rng(1).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
-    made.image(picture, "one")
-    made.image(-picture, "two")
+    image = np.random.default_rng(1).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
+    made.image(image, "one")
+    made.image(-image, "two")
     assert (made.result.images, made.result.top1_agreed) == (2, 2)
     assert made.result.to_card()["top1_agreement"] == 1.0
     # Logits that are all alike within the tolerance may have another first class, and that is counted.

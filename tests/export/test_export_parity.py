@@ -17,13 +17,15 @@ from PIL import Image
 from torch import nn
 from torchvision.models import DenseNet121_Weights
 
-from export import export_onnx, parity
+from export import export_onnx
 from export.architectures import Architecture
 from export.errors import ParityError, PhotographError
 from export.export_onnx import main
-from export.parity import LogitParity, compare_logits, compare_pixels, find_photographs
+from export.parity import LogitParity, compare_logits, compare_pixels
+from export.photographs import find_photographs
 from export.torch_to_onnx import export_graph
 from serve.config.settings import ROOT
+from serve.imaging.preprocess import to_input
 
 LOGITS = np.array([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]], np.float32)
 
@@ -168,14 +170,14 @@ def test_preprocessing_is_compared_pixel_by_pixel(
     path = next(photographs.iterdir())
     _, difference = compare_pixels(path, densenet121.preset, densenet121.preprocessing)
     assert difference <= 1e-6
-    to_input = parity.to_input
-    monkeypatch.setattr(parity, "to_input", lambda *arguments: to_input(*arguments) + np.float32(1e-5))
+    off = np.float32(1e-5)
+    monkeypatch.setattr("export.photographs.to_input", lambda *arguments: to_input(*arguments) + off)
     with pytest.raises(ParityError, match=rf"preprocessing: {path.name}: max \|Δ\| is 1e-05, more than 1e-06"):
         compare_pixels(path, densenet121.preset, densenet121.preprocessing)
 
 
 def test_photographs_that_cannot_be_read_are_named(densenet121: Architecture, tmp_path: Path) -> None:
-    with pytest.raises(PhotographError, match="no pictures in this folder"):
+    with pytest.raises(PhotographError, match="no images in this folder"):
         find_photographs([tmp_path])
     with pytest.raises(PhotographError, match="no such file or folder"):
         find_photographs([tmp_path / "none"])

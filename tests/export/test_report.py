@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from export import evaluate, report
-from export.evaluate import Comparison, milliseconds
-from export.report import Variant, class_numbers, make_report, print_table
+from export.evaluate import Comparison, class_numbers, milliseconds
+from export.report import Variant, make_report, print_table
 
 FP32 = Variant("fp32", Path("m.onnx"), b"f" * 2_345_678)
 INT8 = Variant("int8", Path("m.int8.onnx"), b"i" * 1_234_567)

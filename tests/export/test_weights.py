@@ -1,4 +1,4 @@
-"""State dicts of every vintage are read; one that does not fit is refused by the key."""
+"""State dicts of all ages are read; one that does not fit is refused, and the key is named."""
 
 import hashlib
 import pickle
@@ -80,19 +80,19 @@ def test_old_keys_are_renamed_and_new_ones_left_alone() -> None:
     ("change", "words"),
     [
         (lambda state: state.pop("features.norm5.bias"), "missing features.norm5.bias"),
-        (lambda state: state.update({"extra.weight": torch.zeros(1)}), "surplus extra.weight"),
+        (lambda state: state.update({"extra.weight": torch.zeros(1)}), "unexpected extra.weight"),
         (
             lambda state: state.update(
                 {"classifier.weight": torch.zeros(14, 1024), "classifier.bias": torch.zeros(14)}
             ),
-            r"wrong shape: classifier.weight is \[14, 1024\] where densenet121 has \[1000, 1024\], classifier.bias is",
+            r"wrong shape: classifier.weight is \[14, 1024\], but densenet121 has \[1000, 1024\], classifier.bias is",
         ),
         (
             lambda state: state.update({"features.norm0.bias": torch.full((64,), torch.nan)}),
             "not finite: features.norm0",
         ),
     ],
-    ids=["missing", "surplus", "14 classes", "NaN"],
+    ids=["missing", "unexpected", "14 classes", "NaN"],
 )
 def test_a_state_dict_that_does_not_fit_is_refused_by_the_key(
     change: Callable[[State], Any], words: str, densenet121: Architecture, state: State, tmp_path: Path
@@ -134,9 +134,9 @@ def test_a_file_that_is_no_state_dict_is_refused(
 
 
 def test_other_contents_are_refused_by_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="hold a list, not a state dict"):
+    with pytest.raises(WeightsError, match="contain a list, not a state dict"):
         read_weights(saved([1], tmp_path))
-    with pytest.raises(WeightsError, match=r"hold more than tensors: 'epoch' \(int\)"):
+    with pytest.raises(WeightsError, match=r"contain values that are not tensors: 'epoch' \(int\)"):
         read_weights(saved({"epoch": 1}, tmp_path))
     with pytest.raises(WeightsError, match=r"none\.pth: no such file"):
         read_weights(tmp_path / "none.pth")
