@@ -21,7 +21,7 @@ def require_packages(script: str) -> None:
     if missing:
         python = _VENV / "bin" / "python"
         if not python.is_file() or Path(sys.prefix).resolve() == _VENV.resolve():
-            _fail(f"{sys.executable} has no {', '.join(missing)}; 'make export' installs what is needed in {_VENV}")
+            _fail(f"{sys.executable} has no {', '.join(missing)}; 'make export' installs them in {_VENV}")
         os.execv(python, [str(python), script, *sys.argv[1:]])  # noqa: S606
 
 

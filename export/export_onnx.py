@@ -151,16 +151,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python export/export_onnx.py",
         description="Export a classifier from PyTorch to ONNX, fp32 and int8. Files are written only if they give "
         "PyTorch's answers, and int8 only if it is accurate enough.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--model", choices=sorted(ARCHITECTURES), default="densenet121", help="network to export")
+    parser.add_argument(
+        "--model", choices=sorted(ARCHITECTURES), default="densenet121", help="network to export (default: %(default)s)"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
         help="state dict, .pth or .safetensors (default: torchvision's, from torch's cache or downloaded)",
-        default=argparse.SUPPRESS,
     )
     source.add_argument("--untrained", action="store_true", help="use random weights from --seed, to try the export")
     parser.add_argument(
@@ -168,17 +168,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FILE",
         help="where to write the fp32 model; int8 goes beside it as STEM.int8.onnx (default: models/MODEL.onnx)",
-        default=argparse.SUPPRESS,
     )
     parser.add_argument(
-        "--opset", type=int, choices=OPSETS, metavar="N", default=DEFAULT_OPSET, help="ONNX opset, 18 to 23"
+        "--opset",
+        type=int,
+        choices=OPSETS,
+        metavar="N",
+        default=DEFAULT_OPSET,
+        help="ONNX opset, 18 to 23 (default: %(default)s)",
     )
     parser.add_argument(
         "--photos",
         type=Path,
         nargs="+",
         metavar="PATH",
-        help="photographs for the parity check and the int8 gate, files or folders; labelled if named <wnid>_…",
+        help="photographs for the parity check and the int8 gate, files or folders; labelled if named <wnid>_… "
+        "(default: the project's own)",
         default=[PROJECT_PHOTOGRAPHS],
     )
     parser.add_argument(
@@ -186,23 +191,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="DIR",
         help="record a new int8 calibration on 100 photographs of this folder (default: use the recorded one)",
-        default=argparse.SUPPRESS,
     )
     parser.add_argument("--require-int8", action="store_true", help="fail if int8 does not pass its gate")
     parser.add_argument(
-        "--set-name",
-        metavar="WORDS",
-        help="what to call the set of photographs (default: the folder's name)",
-        default=argparse.SUPPRESS,
+        "--set-name", metavar="WORDS", help="what to call the set of photographs (default: the folder's name)"
     )
     parser.add_argument(
-        "--seed", type=int, metavar="N", default=0, help="for the noise of the parity check and --untrained"
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="for --untrained and the noise of the parity check (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
-    options.weights = getattr(options, "weights", None)
-    options.output = getattr(options, "output", ROOT / "models" / f"{options.model}.onnx")
-    options.calibrate = getattr(options, "calibrate", None)
-    options.set_name = getattr(options, "set_name", None)
+    options.output = options.output or ROOT / "models" / f"{options.model}.onnx"
     return options
 
 

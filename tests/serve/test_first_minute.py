@@ -151,13 +151,13 @@ def test_a_network_that_does_not_answer_is_waited_for_with_a_word(tree: Path, tm
         waited = time.monotonic() - began
         process.terminate()
         process.communicate(timeout=60)
-    assert first.startswith("Checking whether https://download.pytorch.org/models/densenet121-a639ec97.pth can be downloaded")
+    assert first.startswith(
+        "Checking whether https://download.pytorch.org/models/densenet121-a639ec97.pth can be downloaded"
+    )
     assert waited < 2
 
 
-@pytest.mark.parametrize(
-    ("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder, not a file")]
-)
+@pytest.mark.parametrize(("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder, not a file")])
 def test_weights_that_are_no_file_are_named(tree: Path, weights: str, words: str) -> None:
     process = make(tree, "serve", f"WEIGHTS={weights}")
     _, log = process.communicate(timeout=60)
