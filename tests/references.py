@@ -1,10 +1,10 @@
-"""What torchvision makes of the small pictures in tests/data/pictures, stored so that the server's tests need no torch.
+"""torchvision's preprocessing of the images in tests/data/pictures, stored so that the server's tests need no torch.
 
-    python -m tests.references     writes pictures and references anew (in the export environment)
+    python -m tests.references     writes images and references again (in the export environment)
 
-Each picture is run through torchvision's `ImageClassification` preset twice: at 32 and 28 pixels, where the whole array
-is stored, and at DenseNet-121's 256 and 224, where its sha256 is. The two stated exceptions, EXIF orientation and
-16-bit grey, are in the loader `export.parity.reference_image`.
+torchvision's `ImageClassification` preset preprocesses each image twice: to 28 pixels, of which the whole array is
+stored, and to DenseNet-121's 224, of which the sha256 is stored. The two exceptions, EXIF orientation and 16-bit grey,
+are in `export.parity.reference_image`.
 """
 
 import hashlib
@@ -26,17 +26,17 @@ _ORIENTATION = 0x0112
 
 
 def digest(array: FloatArray) -> str:
-    """The sha256 of a float32 array's bytes, little-endian and in C order."""
+    """Return the sha256 of a float32 array's bytes, little-endian and in C order."""
     return hashlib.sha256(np.ascontiguousarray(array, "<f4").tobytes()).hexdigest()
 
 
 def pictures() -> list[Path]:
-    """The stored pictures, by name."""
+    """Return the stored images, sorted by name."""
     return sorted(PICTURES.iterdir())
 
 
 def torchvision_references() -> tuple[dict[str, FloatArray], dict[str, str]]:
-    """Name → FP32 `[3, 28, 28]`, and name → sha256 of FP32 `[3, 224, 224]`, by torchvision as it is installed."""
+    """Return name → FP32 `[3, 28, 28]` and name → sha256 of FP32 `[3, 224, 224]`, by the installed torchvision."""
     from torchvision.transforms._presets import ImageClassification
 
     from export.parity import reference_image
@@ -50,7 +50,7 @@ def torchvision_references() -> tuple[dict[str, FloatArray], dict[str, str]]:
 
 
 def draw_pictures() -> None:
-    """One small file for each mode, shape and format that the server promises to read."""
+    """Write a small file for each mode, shape and format that the server accepts."""
     PICTURES.mkdir(exist_ok=True)
     photograph = Image.open(DATA / "photos" / "cat.jpg").convert("RGB")
     rgb = photograph.crop((100, 30, 294, 150)).resize((97, 61))

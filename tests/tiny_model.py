@@ -1,6 +1,6 @@
-"""A classifier of 12 KB for tests that need a real model file and no real answers: logits from the mean colour.
+"""A 12-KB classifier for tests that need a real model file but no real answers: logits from the mean colour.
 
-python -m tests.tiny_model     writes tests/data/tiny.onnx anew (in the export environment)
+python -m tests.tiny_model     writes tests/data/tiny.onnx again (in the export environment)
 """
 
 import json
@@ -24,7 +24,7 @@ CARD: dict[str, Any] = {
 
 
 def tiny_model(card: dict[str, Any] = CARD) -> bytes:
-    """The serialised model, the same bytes each time; `card` goes into its metadata as an export would write it."""
+    """Return the model file's content, always the same bytes, with `card` in its metadata as an export writes it."""
     from onnx import TensorProto, helper, numpy_helper
 
     weight = np.random.default_rng(0).standard_normal((3, 1000)).astype(np.float32)

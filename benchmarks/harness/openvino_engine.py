@@ -40,11 +40,11 @@ def main() -> int:
     network = openvino.Core().read_model(_MODEL)
     network.reshape({"input": list(images[0].shape)})
     dataset = nncf.Dataset(images, lambda image: {"input": image})
-    quantised = nncf.quantize(
+    quantized = nncf.quantize(
         network, dataset, preset=nncf.QuantizationPreset.MIXED, subset_size=min(_CALIBRATION, len(images))
     )
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    openvino.save_model(quantised, options.output)
+    openvino.save_model(quantized, options.output)
     return 0
 
 

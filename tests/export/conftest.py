@@ -23,7 +23,7 @@ from tests.export import small_mobilenet as mobile
 from tests.references import DATA
 
 SAMPLE = 60
-# Tests of accuracy are there where weights and photographs are; what they are is in the head of pytest's report.
+# Accuracy is tested only with real weights and photographs; the header of pytest's report says which there are.
 REAL = all(os.environ.get(name) for name in ("WEIGHTS", "PHOTOS"))
 
 
@@ -34,7 +34,7 @@ def densenet121() -> Architecture:
 
 @pytest.fixture(scope="session")
 def weights(weights_file: Path | None, densenet121: Architecture, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The WEIGHTS given, else a file of weights from a seed, with BatchNorm's statistics run in."""
+    """The file WEIGHTS, else a file of seeded random weights with BatchNorm statistics."""
     if weights_file is not None:
         return weights_file
     path = tmp_path_factory.mktemp("weights") / "seeded.pth"
@@ -44,7 +44,7 @@ def weights(weights_file: Path | None, densenet121: Architecture, tmp_path_facto
 
 @pytest.fixture(scope="session")
 def photographs(photo_folder: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with at least `SAMPLE` of the PHOTOS, spread evenly over them, else with the pictures of tests/data."""
+    """A folder with at least `SAMPLE` of the PHOTOS, spread evenly over them, else with those of tests/data."""
     source = photo_folder or DATA / "photos"
     every = sorted(path for path in source.iterdir() if path.is_file())
     folder = tmp_path_factory.mktemp("photographs")
@@ -60,7 +60,7 @@ def network(densenet121: Architecture, weights: Path) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def exported(weights: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `python export/export_onnx.py` writes."""
+    """The fp32 model that `python export/export_onnx.py` writes."""
     output = tmp_path_factory.mktemp("models") / "densenet121.onnx"
     subprocess.run(
         [
@@ -78,7 +78,7 @@ def exported(weights: Path, photographs: Path, tmp_path_factory: pytest.TempPath
 
 @dataclass(frozen=True)
 class Network:
-    """An exported fp32 model with pictures that it makes sense of."""
+    """An exported fp32 model with images that it can tell apart."""
 
     architecture: Architecture
     model: onnx.ModelProto
@@ -86,19 +86,19 @@ class Network:
     other_images: Array
 
     def calibration_batches(self) -> Iterator[Array]:
-        """One after the other, FP32 `[1, 3, S, S]`."""
+        """The images for calibration, one at a time, FP32 `[1, 3, S, S]`."""
         return (image[None] for image in self.calibration_images)
 
 
 def patterns(count: int, side: int, seed: int) -> Array:
-    """Smooth random pictures, whose activations are more like a photograph's than noise's are."""
+    """Smooth random images; their activations are more like a photograph's than those of noise."""
     noise = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     smooth: Array = nn.functional.interpolate(noise, size=(side, side), mode="bilinear").numpy()
     return np.clip(smooth, -2, 2)
 
 
 def untrained(architecture: Architecture, images: int = 24) -> Network:
-    """Seeded weights, and BatchNorm statistics run in on the kind of pictures that are used."""
+    """An untrained network: seeded weights, and BatchNorm statistics of the kind of images that are used."""
     side = architecture.preprocessing.crop
     network = build_network(architecture, untrained_weights(architecture, seed=1))
     network.train()
@@ -123,7 +123,7 @@ def small_mobilenet(densenet121: Architecture) -> Network:
 
 @pytest.fixture(scope="session")
 def resnet18() -> Network:
-    """A third torchvision classifier is one more record."""
+    """A third architecture, which takes one more record."""
     return untrained(torchvision_architecture("resnet18", resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1), 8)
 
 
@@ -143,7 +143,7 @@ def any_network(request: pytest.FixtureRequest) -> Network:
 
 @pytest.fixture(scope="session")
 def runtime_python() -> Path:
-    """The interpreter that serves: the runtime's own environment, without torch."""
+    """The interpreter that serves, in an environment without torch."""
     python = ROOT / ".venv" / "runtime" / "bin" / "python"
     if not python.exists():
         raise pytest.UsageError(f"{python} does not exist; run the tests by 'make test', which makes it")

@@ -1,4 +1,4 @@
-"""`benchmarks/accuracy.py` measures on photographs that the int8 model was not calibrated on."""
+"""`benchmarks/accuracy.py` measures on photographs that were not used for calibration."""
 
 import shutil
 from pathlib import Path
@@ -18,7 +18,7 @@ PHOTO, CALIBRATED = PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg"
 def test_photographs_that_were_calibrated_on_or_cannot_be_read_are_left_out(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever they are called: a calibrated one is told by its content, and its name may be another's."""
+    """A photograph used for calibration is recognised by its content, whatever its name is."""
     file = records.record_file(name)
     record = records.load(file)
     calibrated_name = min(record.photographs)

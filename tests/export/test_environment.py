@@ -25,7 +25,7 @@ def test_without_one_that_has_it_the_error_says_how_to_get_it(runtime_python: Pa
     words = f"has no onnx, safetensors, torch, torchvision; 'make export' installs them in {tmp_path}/.venv/export\n"
     done = help_of(runtime_python, tmp_path)
     assert (done.returncode, done.stderr) == (1, f"export: {runtime_python} {words}")
-    # An environment that lacks them too is not tried again and again.
+    # If .venv/export lacks them too, it is not started again and again.
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "export").symlink_to(runtime_python.parent.parent)
     done = help_of(tmp_path / ".venv" / "export" / "bin" / "python", tmp_path)

@@ -1,4 +1,4 @@
-"""The exported model is PyTorch's network, describes itself, and is not written where it is not."""
+"""The exported model gives PyTorch's answers and describes itself; one that does not is not written."""
 
 import hashlib
 import json
@@ -155,7 +155,7 @@ def test_a_difference_over_the_tolerance_is_refused_with_its_figure(change: floa
 
 
 def test_another_order_is_refused_unless_it_is_a_tie() -> None:
-    """Two logits 1.5 tolerances apart can change places with neither moving by more than the tolerance."""
+    """Two logits 1.5 tolerances apart can change places although neither moves by more than the tolerance."""
     wanted = np.array([[0.15, 0.0, -1.0, -2.0, -3.0, -4.0]], np.float32)
     swapped = np.array([[0.07, 0.08, -1.0, -2.0, -3.0, -4.0]], np.float32)
     with pytest.raises(ParityError, match=r"top five classes are \[0, 1, 2, 3, 4\] in PyTorch and \[1, 0, 2, 3, 4\]"):

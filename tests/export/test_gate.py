@@ -1,4 +1,4 @@
-"""The gate, the record that calibration travels in, and what they say when they refuse."""
+"""The checks of int8, the calibration record, and the messages when they refuse."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +30,8 @@ def test_the_bounds_themselves_pass() -> None:
     require_accuracy(replace(GOOD, top1=0.865))
     few = replace(GOOD, photographs=99, mean_abs_difference=0.3)
     require_accuracy(few)
-    require_accuracy(replace(few, agreement=0.5, top1=0.1))  # so few say nothing of accuracy
-    require_accuracy(replace(GOOD, photographs=100, mean_abs_difference=3.0))  # and so many say it better
+    require_accuracy(replace(few, agreement=0.5, top1=0.1))  # too few to say anything about accuracy
+    require_accuracy(replace(GOOD, photographs=100, mean_abs_difference=3.0))  # enough to judge by accuracy instead
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_worse_one_is_refused_with_its_figure(worse: Comparison, words: str) -
 def test_figures_are_what_they_say() -> None:
     reference = np.array([[2.0, 1, 0], [0, 2, 1], [0, 1, 2], [3, 0, 0]], np.float32)
     other = reference.copy()
-    other[0, 1] += 1.5  # a flip, to the right class
+    other[0, 1] += 1.5  # changes the answer, to the right class
     figures = compare(other, reference, [1, 1, 0, None])
     assert (figures.photographs, figures.agreement) == (4, 0.75)
     assert figures.reference_top1 == pytest.approx(1 / 3)
@@ -81,7 +81,7 @@ def test_figures_are_what_they_say() -> None:
     assert unlabelled.reference_card() == {"photographs": 4, "top1": None}
 
 
-def test_logits_come_in_the_order_of_the_pictures_and_progress_is_told(small_densenet: Network) -> None:
+def test_logits_come_in_the_order_of_the_images_and_progress_is_told(small_densenet: Network) -> None:
     told: list[tuple[int, int]] = []
     model = small_densenet.model.SerializeToString()
     images = small_densenet.other_images[:3]
@@ -152,7 +152,7 @@ CHANNELS = 100
 
 
 def fits(monkeypatch: pytest.MonkeyPatch, seen: Ranges, recorded: Ranges) -> None:
-    """`require_fit` of a record where the pictures show this."""
+    """Check a record against ranges seen on some images."""
     monkeypatch.setattr("export.int8.gate.observe_ranges", lambda graph, images, progress: seen)
     require_fit(onnx.ModelProto(), [], Calibration("", {}, None, recorded))
 

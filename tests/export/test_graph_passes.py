@@ -73,8 +73,8 @@ def test_equalised_channels_lie_between_0_and_1(small_densenet: Network) -> None
     seen = observe_ranges(graph, small_densenet.calibration_batches(), lambda done: None)
     assert pieces <= set(seen)
     used = np.concatenate([np.clip(seen[piece][1], 0, 1) - np.clip(seen[piece][0], 0, 1) for piece in pieces])
-    assert np.quantile(used, 0.3) == pytest.approx(1 / HEADROOM, abs=1e-4)  # all of it but for pictures that go further
-    # What lies outside no ReLU tells apart.
+    assert np.quantile(used, 0.3) == pytest.approx(1 / HEADROOM, abs=1e-4)  # all of it except for the headroom
+    # No ReLU passes on a difference between values outside of it.
     for piece in pieces:
         producer = graph.producer(piece)
         assert producer is not None
@@ -132,7 +132,7 @@ def test_another_architecture_passes_unchanged(resnet18: Network) -> None:
 
 @pytest.mark.parametrize("reader", ["Relu", "Conv"])
 def test_a_concat_that_something_else_reads_is_left_alone(reader: str, small_densenet: Network) -> None:
-    """Its channels may not be rescaled, for only a BatchNorm scales them back."""
+    """Its channels must not be scaled, because only BatchNorms scale them back."""
     graph = Graph(small_densenet.model)
     concat = graph.of_type("Concat")[0]
     norm = next(node for node in graph.consumers(concat.output[0]) if node.op_type == "BatchNormalization")
@@ -151,14 +151,14 @@ def _weight_reading(graph: Graph, tensor: str) -> str:
 
 
 def give(node: onnx.NodeProto, **attributes: object) -> None:
-    """Set attributes, those that it has already too."""
+    """Set attributes of a node, replacing those it has."""
     others = [entry for entry in node.attribute if entry.name not in attributes]
     del node.attribute[:]
     node.attribute.extend([*others, *(onnx.helper.make_attribute(name, value) for name, value in attributes.items())])
 
 
 def with_norm_on_the_input(network: Network, *after: str) -> Graph:
-    """The network with a BatchNormalization before its first Conv, and maybe a ReLU."""
+    """The network with a BatchNormalization, and maybe a ReLU, before its first Conv."""
     graph = Graph(network.model)
     graph.constants |= {
         "first.scale": np.array([0.9, -1.1, 1.2], np.float32),
@@ -210,7 +210,7 @@ def test_epsilon_is_each_batchnorms_own_or_the_standards(epsilon: float | None, 
 def test_a_channel_that_never_moves_is_left_at_an_ordinary_scale(small_densenet: Network) -> None:
     graph = Graph(small_densenet.model)
     conv = graph.of_type("Conv")[2]
-    assert graph.only_consumer(conv.output[0], "Concat") is None  # several read it
+    assert graph.only_consumer(conv.output[0], "Concat") is None  # several nodes read it
     weights = graph.constants[conv.input[1]].copy()
     weights[3] = 0
     graph.constants[conv.input[1]] = weights
@@ -273,10 +273,10 @@ def read_twice(graph: Graph, pool: onnx.NodeProto) -> None:
 def test_an_average_pool_that_is_no_part_of_a_conv_stays(
     change: Callable[[Graph, onnx.NodeProto], None], small_densenet: Network
 ) -> None:
-    """And one behind it that is does not."""
+    """Another one, which can be merged, is merged."""
     graph = Graph(small_densenet.model)
     change(graph, graph.of_type("AveragePool")[0])
-    # A second one, at the end, that can be merged: after a Conv on the picture.
+    # A second one at the end, which can be merged: after a Conv on the input.
     graph.constants["late.weight"] = np.ones((2, 3, 1, 1), np.float32)
     late = onnx.helper.make_node("Conv", ["input", "late.weight"], ["late"])
     pool = onnx.helper.make_node("AveragePool", ["late"], ["late.pool"], kernel_shape=[2, 2], strides=[2, 2])
@@ -287,7 +287,7 @@ def test_an_average_pool_that_is_no_part_of_a_conv_stays(
 
 
 def conv_and_norms(*affines: tuple[Array, Array]) -> onnx.ModelProto:
-    """A Conv that copies one value to each channel, read by BatchNorms of these scales and shifts."""
+    """A Conv that copies one value to each channel, and BatchNorms with these scales and shifts that read it."""
     channels = len(affines[0][0])
     constants = {"weight": np.ones((channels, 1, 1, 1), np.float32), "mean": np.zeros(channels, np.float32)}
     constants["variance"] = np.ones(channels, np.float32)
@@ -303,7 +303,7 @@ def conv_and_norms(*affines: tuple[Array, Array]) -> onnx.ModelProto:
 
 
 def kept(ranges: Array, *affines: Array) -> Array:
-    """Of each channel's range, `[C, 2]`, the part that equalisation keeps; affines: scale and shift, `[C, 2]` each."""
+    """The part of each channel's range `[C, 2]` that equalization keeps; affines: scales and shifts, `[C, 2]` each."""
     model = conv_and_norms(*((affine[:, 0], affine[:, 1]) for affine in affines))
     graph = Graph(model)
     assert equalize_channels(graph, {"conv": (ranges[:, 0], ranges[:, 1])})
@@ -314,7 +314,7 @@ def kept(ranges: Array, *affines: Array) -> Array:
 
 def test_of_a_channel_the_part_that_some_relu_lets_through_is_kept() -> None:
     cases = {
-        # (scale, shift) of a reader: the part of [0, 3] that it tells apart
+        # (scale, shift) of a reader: the part of [0, 3] that its ReLU passes on
         (0.5, -0.5): (1, 3),  # above 1
         (-0.5, 0.5): (0, 1),  # below 1
         (2.0, 1.0): (0, 3),  # all is above -0.5
@@ -327,7 +327,7 @@ def test_of_a_channel_the_part_that_some_relu_lets_through_is_kept() -> None:
     affine, wanted = np.array(list(cases)), np.array(list(cases.values()))
     ranges = np.tile([0.0, 3.0], (len(cases), 1))
     np.testing.assert_allclose(kept(ranges, affine), wanted, rtol=0, atol=1e-5)
-    # Of two readers, what either needs.
+    # With two readers, what either of them needs is kept.
     whole, upper = np.tile([[0.0, 0.0]], (len(cases), 1)), np.tile([[0.5, -1.0]], (len(cases), 1))
     np.testing.assert_allclose(kept(ranges, affine, whole), ranges, rtol=0, atol=1e-5)
     wanted_by_both = np.stack([np.minimum(wanted[:, 0], 2), np.full(len(cases), 3)], axis=1)
@@ -340,7 +340,7 @@ def test_a_channel_that_no_relu_lets_through_or_that_hardly_moves_gets_the_wides
     ranges = np.array([[0.0, 4.0], [0.0, 3.0], [0.0, 3.0], [2.0, 2.0039], [2.0, 2.0041]])
     wanted = [[0, 4], [0, 4], [0, 4], [2, 6], [2, 2.0041]]
     np.testing.assert_allclose(kept(ranges, affine), wanted, rtol=0, atol=1e-4)
-    # A thousandth of the widest, also where that is narrow or wide itself.
+    # The limit is a thousandth of the widest channel, whatever its width.
     for factor in (1e-3, 1e3):
         got = kept(ranges * factor, affine * [1, factor])
         np.testing.assert_allclose(got, np.array(wanted) * factor, rtol=1e-4, atol=1e-4 * factor)

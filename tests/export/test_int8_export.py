@@ -1,4 +1,4 @@
-"""What `export_onnx.py` does about int8, on a small network: which record it takes, what it measures on and says."""
+"""How `export_onnx.py` makes int8 of a small network: which record it uses, what it measures on, what it prints."""
 
 import hashlib
 import json
@@ -56,7 +56,7 @@ Export = Callable[..., int]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """PyTorch's threads and onnxruntime's wait for each other, and on a busy machine for long."""
+    """With more threads, PyTorch and onnxruntime wait for each other, on a busy machine for long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,12 +65,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def export(inputs: Inputs, small_densenet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
-    """Run the command on the small network, into `models`, with `records` for its calibration; returns its status."""
+    """Runs the command on the small network and returns its status; writes to `models` and `records`."""
     monkeypatch.setitem(ARCHITECTURES, NAME, small_densenet.architecture)
     monkeypatch.setattr("export.int8.calibration.RECORDS", tmp_path / "records")
     for module in ("export_onnx", "int8.pipeline"):
         monkeypatch.setattr(f"export.{module}.PROJECT_PHOTOGRAPHS", inputs.few)
-    # The stored graph is this network's, which the parity check confirms; making and timing it takes long.
+    # The stored graph is this network's, as the parity check confirms; exporting and timing it would take long.
     monkeypatch.setattr(export_onnx, "export_graph", lambda network, side, opset: onnx.load(small.PATH))
     monkeypatch.setattr("export.parity.LOGIT_TOLERANCE", 1e-3)  # on noise its logits are in the hundreds
     monkeypatch.setattr("export.report.milliseconds", lambda contents, side, threads: dict.fromkeys(contents, 1.0))
@@ -85,13 +85,13 @@ def export(inputs: Inputs, small_densenet: Network, tmp_path: Path, monkeypatch:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first `calibrated_export` of the run keeps its record and its models for the others."""
+    """Where the first export of the test run keeps its record and models for the other tests."""
     return tmp_path_factory.mktemp("made")
 
 
 @pytest.fixture
 def recorded(export: Export, inputs: Inputs, made: Path, tmp_path: Path) -> Path:
-    """The record that `--calibrate` makes, in its place; returns it."""
+    """The record that `--calibrate` made, put in its place."""
     record = tmp_path / "records" / f"{NAME}.json"
     if not (made / "records").exists():
         assert export("--calibrate", inputs.calibrated) == 0
@@ -149,7 +149,7 @@ def test_int8_is_measured_on_what_was_not_calibrated_on(
     numbers = class_numbers()
     labels = [label_of(path, numbers) for path in others]
     top1 = {"fp32": (fp32.argmax(1) == labels).mean(), "int8": (int8.argmax(1) == labels).mean()}
-    assert top1["fp32"] != top1["int8"]  # or they could be exchanged
+    assert top1["fp32"] != top1["int8"]  # otherwise the test would not notice if they were swapped
     card = card_of(tmp_path / "models" / "small.int8.onnx")
     assert card["calibration"] == {"source": "calibrated", "photographs": 100}
     assert card["accuracy"] == {
@@ -202,7 +202,7 @@ def test_int8_below_its_bound_is_not_written_and_an_earlier_one_goes(
     assert export() == 0
     assert re.search(rf"^export: no int8 model, fp32 is served: {GATE}", capsys.readouterr().err, re.MULTILINE)
     assert written(tmp_path) == ["small.json", "small.onnx"]
-    # fp32's accuracy is known all the same.
+    # fp32's accuracy was measured all the same.
     assert card_of(tmp_path / "models" / "small.onnx")["accuracy"]["photographs"] == HELD_OUT
 
 
@@ -220,7 +220,7 @@ def test_where_int8_is_required_its_refusal_is_the_exports_and_nothing_changes(
 def test_a_record_of_other_weights_is_not_used(
     export: Export, recorded: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Though these would fit it: told by their sha256, not by chance."""
+    """Even if it fits them: their sha256 decides."""
     state = torch.load(inputs.weights)
     state["classifier.bias"] += 1e-6
     torch.save(state, tmp_path / "other.pth")

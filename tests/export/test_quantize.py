@@ -128,7 +128,7 @@ def test_activations_are_stored_on_their_range_with_headroom_and_relu6s_up_to_6(
             else QuantParams((high - low) / 255, round(-low * 255 / (high - low)))
         )
         assert (scale, zero_point) == (pytest.approx(wanted.scale, rel=1e-6), wanted.zero_point), name
-    assert calibration.ranges["grouped"][0].item() < -1  # one that needs a zero point
+    assert calibration.ranges["grouped"][0].item() < -1  # it needs a zero point
 
 
 def test_the_models_input_is_stored_between_black_and_white(small_mobilenet: Network) -> None:
@@ -245,7 +245,7 @@ def test_quantized_biases_are_the_nearest_and_leave_half_of_32_bits_for_the_sum(
     graph = Graph(quantize(Graph(one_conv(weights, bias)), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
     quantized, scales = graph.constants["conv.bias_codes"].astype(np.float64), graph.constants["conv.weight_step"]
     input_scale = 4 / 255
-    assert graph.constants["logits.weight"].dtype == np.float16  # unless 8 bits are asked for
+    assert graph.constants["logits.weight"].dtype == np.float16  # 16 bits are the default
     np.testing.assert_allclose(quantized * input_scale * scales, bias, rtol=0, atol=0.5001 * input_scale * scales.max())
     assert abs(quantized[0] - bias[0] / (input_scale * float(scales[0]))) <= 0.51
     assert np.abs(quantized[1:]) == pytest.approx(
@@ -401,7 +401,7 @@ def test_no_weights_can_be_made_to_saturate() -> None:
             quantized, _ = quantize_weights(weights)
             assert pair_sums(quantized.astype(np.float64)).max() <= PAIR_LIMIT
     assert 255 * PAIR_LIMIT <= 32_767 < 255 * (PAIR_LIMIT + 1)
-    # Rounding can make the largest sum one more than what is scaled to.
+    # Rounding can make the largest sum one more than the value scaled to.
     quantized, _ = quantize_weights(np.array([0.5, 0.5]).reshape(1, 2, 1, 1))
     assert pair_sums(quantized.astype(np.float64)).tolist() == [PAIR_LIMIT]
 

@@ -1,4 +1,4 @@
-"""The table of an export: each figure is of the variant, the file and the number of threads that it says."""
+"""The report of an export: each figure belongs to the variant, file and number of threads that it is listed for."""
 
 import hashlib
 from collections.abc import Callable
@@ -90,7 +90,7 @@ def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> 
 
 
 class Clock:
-    """Stands in for `time`; runs of a model take what their model says, in milliseconds."""
+    """Replaces `time`; the runs of a model take as many milliseconds as its function returns."""
 
     def __init__(self) -> None:
         self.now = 0.0

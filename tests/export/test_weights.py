@@ -149,12 +149,14 @@ def test_a_seed_gives_the_same_untrained_network_twice_and_leaves_the_random_sta
     first, second = (untrained_weights(densenet121, 5).state for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not torch.equal(first["features.norm5.running_var"], torch.ones(1024))  # the statistics were run in
+    assert not torch.equal(
+        first["features.norm5.running_var"], torch.ones(1024)
+    )  # the statistics are those of the noise
 
 
 @pytest.fixture
 def weights_host(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """An HTTP server on this machine and the folder it serves, as the host of torchvision's weights would."""
+    """A local HTTP server in the place of the host of torchvision's weights: its URL, and the folder it serves."""
     folder = tmp_path / "host"
     folder.mkdir()
     with serving(folder) as url:
@@ -208,7 +210,7 @@ def test_a_host_that_cannot_be_reached_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setattr(weights_module, "_CONNECT_SECONDS", 1.0)
-    url = "http://127.0.0.1:9/densenet121-01234567.pth"  # the discard port: nobody listens
+    url = "http://127.0.0.1:9/densenet121-01234567.pth"  # the discard port, where nothing listens
     with pytest.raises(WeightsError) as refusal:
         default_weights(published(densenet121, url))
     for words in (str(tmp_path / "hub"), url, "refused", "WEIGHTS=PATH", "--weights PATH"):

@@ -75,7 +75,7 @@ def test_16_bit_grey_is_scaled_and_not_clipped_to_white() -> None:
 
 
 def test_16_bit_grey_is_turned_upright_as_any_other() -> None:
-    """Found by tests/export/test_any_picture.py: scaling lost the EXIF."""
+    """Found by tests/export/test_any_image.py: scaling lost the EXIF."""
     ramp = Image.fromarray(np.linspace(0, 65535, 6 * 8).astype(np.uint16).reshape(6, 8))
     exif = Image.Exif()
     exif[0x0112] = 6
