@@ -23,7 +23,7 @@ import torch
 from benchmarks.reporting.records import Printed, add_output
 from export.architectures import ARCHITECTURES, Architecture
 from export.errors import ExportError, PhotographError, WeightsError
-from export.evaluate import class_numbers, compare, cpu, label_of, logits_of, milliseconds
+from export.evaluate import class_numbers, compare, cpu, label_of, logits_of, measure_latency
 from export.int8 import calibration as records
 from export.parity import reference_image
 from export.photographs import find_photographs, read_photograph
@@ -102,7 +102,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     def batches() -> Iterator[Any]:
         return (read_photograph(path, architecture.preprocessing) for path in paths)
 
-    one, two = (milliseconds(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
+    one, two = (measure_latency(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
     say(
         f"{len(paths)} photographs, {sum(label is not None for label in labels)} of them labelled; "
         f"{len(found) - len(paths)} left out, calibrated on or unreadable; {cpu()['model']}, {cpu()['features']}"

@@ -83,7 +83,7 @@ def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Co
     )
 
 
-def session_of(model: bytes, threads: int) -> ort.InferenceSession:
+def open_session(model: bytes, threads: int) -> ort.InferenceSession:
     """Open a session with the server's options."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -93,7 +93,7 @@ def session_of(model: bytes, threads: int) -> ort.InferenceSession:
 
 def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total: int) -> Array:
     """Run a model on images FP32 `[1, 3, S, S]`, one at a time, and return their logits `[N, classes]`."""
-    session = session_of(model, 0)
+    session = open_session(model, 0)
     rows = []
     for done, batch in enumerate(batches, start=1):
         rows.append(session.run(["logits"], {"input": batch})[0])
@@ -101,9 +101,9 @@ def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total:
     return np.concatenate(rows)
 
 
-def milliseconds(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
-    """Measure each model's median latency for one image; runs are interleaved, so that noise hits all models alike."""
-    sessions = {name: session_of(model, threads) for name, model in models.items()}
+def measure_latency(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
+    """Return each model's median latency for one image, ms; runs are interleaved, so that noise hits all alike."""
+    sessions = {name: open_session(model, threads) for name, model in models.items()}
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(_ROUNDS):

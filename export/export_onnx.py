@@ -110,7 +110,7 @@ def _check_parity(
     """Compare the ONNX model with PyTorch and return the figures for the model card."""
     with stage("check parity with PyTorch") as note:
         check = LogitCheck(network, model, relative)
-        check.batches(architecture.preprocessing.crop, seed)
+        check.compare_batches(architecture.preprocessing.crop, seed)
         worst_pixel = check_photographs(photographs, architecture, check, show_progress)
         result = check.result
         note(f"{result.images} photographs, max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}")

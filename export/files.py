@@ -19,8 +19,8 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_all(contents: Mapping[Path, bytes], gone: Iterable[Path] = ()) -> None:
-    """Write all of these files and remove those that are `gone`, or change nothing.
+def write_all(contents: Mapping[Path, bytes], remove: Iterable[Path] = ()) -> None:
+    """Write all of `contents` and delete all of `remove`, or change nothing.
 
     The new files are written beside their places first. Then the old ones are moved aside in reverse order, and the new
     ones are moved in, the last one last. A process killed in between leaves only complete files of one set, the old or
@@ -30,7 +30,7 @@ def write_all(contents: Mapping[Path, bytes], gone: Iterable[Path] = ()) -> None
         ExportError: a file cannot be written; the message names it.
     """
     new = {path: _beside(path, "new") for path in contents}
-    earlier = {path: _beside(path, "earlier") for path in [*reversed(list(contents)), *gone]}
+    earlier = {path: _beside(path, "earlier") for path in [*reversed(list(contents)), *remove]}
     moved: list[tuple[Path, Path]] = []
     path = Path()
 

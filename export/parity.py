@@ -66,14 +66,14 @@ class LogitCheck:
         self._relative = relative
         self.result = LogitParity()
 
-    def batches(self, input_side: int, seed: int) -> None:
+    def compare_batches(self, input_side: int, seed: int) -> None:
         """Compare on noise, with a batch of each of `BATCH_SIZES`."""
         noise = np.random.default_rng(seed)
         for size in BATCH_SIZES:
             self._compare(noise.standard_normal((size, 3, input_side, input_side), np.float32), f"batch of {size}")
             self.result.batch_sizes += (size,)
 
-    def image(self, batch: FloatArray, name: str) -> None:
+    def compare_image(self, batch: FloatArray, name: str) -> None:
         """Compare on one preprocessed photograph, FP32 `[1, 3, S, S]`."""
         top1_agrees = self._compare(batch, name)
         self.result.images += 1
@@ -142,7 +142,7 @@ def check_photographs(
     for position, path in enumerate(paths, start=1):
         batch, difference = compare_pixels(path, preset, spec)
         worst = max(worst, difference)
-        check.image(batch, path.name)
+        check.compare_image(batch, path.name)
         progress(position, len(paths))
     return worst
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.evaluate import Comparison, cpu, milliseconds
+from export.evaluate import Comparison, cpu, measure_latency
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def make_report(
         side: height and width of the models' input, pixels.
     """
     contents = {variant.name: variant.content for variant in variants}
-    one, two = (milliseconds(contents, side, threads) for threads in (1, 2))
+    one, two = (measure_latency(contents, side, threads) for threads in (1, 2))
     table = []
     for variant in variants:
         is_int8 = variant.name == "int8"

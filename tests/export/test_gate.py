@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from export.errors import CalibrationError, GateError, QuantizationError
-from export.evaluate import Comparison, compare, label_of, logits_of, session_of
+from export.evaluate import Comparison, compare, label_of, logits_of, open_session
 from export.int8.calibration import Calibration, encode, load
 from export.int8.gate import require_accuracy, require_fit, require_unchanged, require_weights
 from export.int8.pipeline import choose_photographs
@@ -86,7 +86,7 @@ def test_logits_come_in_the_order_of_the_images_and_progress_is_told(small_dense
     model = small_densenet.model.SerializeToString()
     images = small_densenet.other_images[:3]
     got = logits_of(model, batches(images), lambda *now: told.append(now), 3)
-    together = session_of(model, 1).run(["logits"], {"input": images})[0]
+    together = open_session(model, 1).run(["logits"], {"input": images})[0]
     np.testing.assert_allclose(got, together, rtol=0, atol=1e-3)
     assert told == [(1, 3), (2, 3), (3, 3)]
 

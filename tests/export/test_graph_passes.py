@@ -66,7 +66,7 @@ def test_no_pass_changes_an_answer(any_network: Network) -> None:
     assert any_network.model.SerializeToString() == before  # a graph is a copy
 
 
-def test_equalised_channels_lie_between_0_and_1(small_densenet: Network) -> None:
+def test_equalized_channels_lie_between_0_and_1(small_densenet: Network) -> None:
     graph = Graph(small_densenet.model)
     assert equalize_channels(graph, ranges_of(small_densenet))
     pieces = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_inputs(graph, norm.input[0])}

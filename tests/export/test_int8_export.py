@@ -73,7 +73,7 @@ def export(inputs: Inputs, small_densenet: Network, tmp_path: Path, monkeypatch:
     # The stored graph is this network's, as the parity check confirms; exporting and timing it would take long.
     monkeypatch.setattr(export_onnx, "export_graph", lambda network, side, opset: onnx.load(small.PATH))
     monkeypatch.setattr("export.parity.LOGIT_TOLERANCE", 1e-3)  # on noise its logits are in the hundreds
-    monkeypatch.setattr("export.report.milliseconds", lambda contents, side, threads: dict.fromkeys(contents, 1.0))
+    monkeypatch.setattr("export.report.measure_latency", lambda contents, side, threads: dict.fromkeys(contents, 1.0))
 
     def run(*arguments: Any, weights: Path = inputs.weights, photos: tuple[Path, ...] = (inputs.others,)) -> int:
         output = tmp_path / "models" / "small.onnx"

@@ -62,7 +62,7 @@ def graph(wrong_at: int | None = None, wrong: float | str = 0.0) -> onnx.ModelPr
 
 def check(model: onnx.ModelProto) -> LogitCheck:
     made = LogitCheck(Mean().eval(), model, relative=False)
-    made.batches(SIDE, seed=0)
+    made.compare_batches(SIDE, seed=0)
     return made
 
 
@@ -95,12 +95,12 @@ def test_one_that_is_wrong_at_another_size_passes() -> None:
 def test_images_are_counted_and_their_first_classes_compared() -> None:
     made = check(graph())
     image = np.random.default_rng(1).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
-    made.image(image, "one")
-    made.image(-image, "two")
+    made.compare_image(image, "one")
+    made.compare_image(-image, "two")
     assert (made.result.images, made.result.top1_agreed) == (2, 2)
     assert made.result.to_card()["top1_agreement"] == 1.0
     # If all logits are equal within the tolerance, the first class may differ; it is counted.
     tied = LogitCheck(Mean().eval(), graph(1, 5e-5), relative=False)
-    tied.image(np.zeros((1, 3, SIDE, SIDE), np.float32), "black")
+    tied.compare_image(np.zeros((1, 3, SIDE, SIDE), np.float32), "black")
     assert (tied.result.images, tied.result.top1_agreed) == (1, 0)
     assert tied.result.max_abs_difference == pytest.approx(5e-5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export import evaluate, report
-from export.evaluate import Comparison, class_numbers, milliseconds
+from export.evaluate import Comparison, class_numbers, measure_latency
 from export.report import Variant, make_report, print_table
 
 FP32 = Variant("fp32", Path("m.onnx"), b"f" * 2_345_678)
@@ -23,7 +23,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert side == 224
         return TIMES[threads]
 
-    monkeypatch.setattr(report, "milliseconds", fake)
+    monkeypatch.setattr(report, "measure_latency", fake)
     monkeypatch.setattr(report, "cpu", lambda: {"model": "a CPU", "features": []})
 
 
@@ -124,13 +124,13 @@ def test_a_time_is_the_median_of_warm_runs_taken_in_turns(monkeypatch: pytest.Mo
 
     asked: list[int] = []
 
-    def session_of(model: bytes, threads: int) -> object:
+    def open_session(model: bytes, threads: int) -> object:
         asked.append(threads)
         return clock.session(model.decode(), about_five if model == b"slow" else lambda run: 2.0)
 
     monkeypatch.setattr(evaluate, "time", clock)
-    monkeypatch.setattr(evaluate, "session_of", session_of)
-    assert milliseconds({"a": b"slow", "b": b"fast"}, 4, 2) == pytest.approx({"a": 5.0, "b": 2.0})
+    monkeypatch.setattr(evaluate, "open_session", open_session)
+    assert measure_latency({"a": b"slow", "b": b"fast"}, 4, 2) == pytest.approx({"a": 5.0, "b": 2.0})
     assert asked == [2, 2]
     assert clock.order == (["slow"] * a_round + ["fast"] * a_round) * evaluate._ROUNDS
     assert clock.slept > 0
@@ -140,7 +140,7 @@ def test_a_session_has_the_threads_that_were_asked_for() -> None:
     from tests.tiny_model import tiny_model
 
     for threads in (1, 2):
-        options = evaluate.session_of(tiny_model(), threads).get_session_options()
+        options = evaluate.open_session(tiny_model(), threads).get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
 
 
