@@ -21,14 +21,14 @@ from export.onnx_graph import Array, Graph
 from export.photographs import PROJECT_PHOTOGRAPHS, find_photographs, read_photographs
 from serve.imaging.preprocess import Preprocessing
 
-CALIBRATION_PHOTOGRAPHS: Final = 100  # that a calibration uses
+CALIBRATION_PHOTOGRAPHS: Final = 100
 
 
 @dataclass
 class Int8Result:
     """The int8 model if it passed its gate, else the reason why there is none.
 
-    comparison: int8 compared with fp32, if it came to that, also if it failed the gate.
+    comparison: int8 compared with fp32; None if an earlier step failed.
     """
 
     model: onnx.ModelProto | None = None
@@ -54,7 +54,7 @@ def try_int8(
         weights_sha256: of the weights' file, None for untrained weights.
         photographs: to compare on; those used for calibration are left out.
         calibration_folder: photographs for a new calibration; without it the recorded one is used.
-        set_name: what to call them; by default by the folder's name.
+        set_name: what to call them; by default the folder's name.
         required: raise if there is no int8 model.
 
     Raises:
@@ -100,7 +100,10 @@ def rewrite(graph: Graph, ranges: Ranges) -> None:
         QuantizationError: the inputs of a Concat cannot be given a common scale.
     """
     if not equalize_channels(graph, ranges) and graph.of_type("Concat"):
-        raise QuantizationError("not only BatchNorms read the inputs of a Concat, so they cannot have a common scale")
+        raise QuantizationError(
+            "the inputs of a Concat cannot have a common scale: not only BatchNorms read them, or the calibration "
+            "has no ranges for them"
+        )
     clip_batchnorms(graph)
     merge_average_pools(graph)
     chain_concats(graph)
