@@ -94,8 +94,8 @@ def require_accuracy(comparison: Comparison) -> None:
     if comparison.photographs < MIN_PHOTOGRAPHS:
         if not comparison.mean_abs_difference <= MAX_MEAN_DIFFERENCE:
             raise GateError(
-                f"mean |Δ logit| is {comparison.mean_abs_difference:.2f} on {comparison.photographs} photographs, "
-                f"more than {MAX_MEAN_DIFFERENCE}"
+                f"int8 differs from fp32: mean |Δ logit| is {comparison.mean_abs_difference:.2f} on "
+                f"{comparison.photographs} photographs, more than {MAX_MEAN_DIFFERENCE}"
             )
         return
     if not comparison.agreement >= MIN_AGREEMENT:

@@ -174,7 +174,9 @@ def compare_int8(
         PhotographError: one cannot be read.
     """
     if not photographs:
-        raise GateError("int8 was calibrated on all of the photographs, so none is left to compare on; name others")
+        raise GateError(
+            "int8 was calibrated on all of the photographs, so none is left to compare on; name others with --photos"
+        )
     numbers = class_numbers()
     fp32_logits, int8_logits = (
         logits_of(each.SerializeToString(), read_photographs(photographs, spec), show_progress, len(photographs))
