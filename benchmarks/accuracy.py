@@ -1,27 +1,30 @@
-"""Accuracy and speed of the exported models on any folder of photographs, with fp32 PyTorch as the reference.
+"""Measure accuracy and speed of the exported models on a folder of photographs, with fp32 PyTorch as the reference.
 
     python benchmarks/accuracy.py --photos DIR --weights densenet121.pth
 
-Photographs are named `<wnid>_<label>.JPEG`, or lie in folders named by wnid; those without either count for agreement
-alone. Those that the int8 model was calibrated on are left out.
+Photographs are named `<wnid>_<label>.JPEG`, or are in folders named by wnid; those without a label count for agreement
+only. Photographs that the int8 model was calibrated on are left out.
 """
 
 import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-if not __package__:  # run as a file: make the project importable, and this folder's names not
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:  # started by its path
+    import_module("harness.launch").start("export")
 
 import numpy as np
 import onnx
 import torch
 
-from benchmarks.reporting.records import Printed, add_output
+from benchmarks.harness.machine import ROOT
+from benchmarks.reporting.records import PrintedResult, add_output
 from export.architectures import ARCHITECTURES, Architecture
+from export.console import show_progress
 from export.errors import ExportError, PhotographError, WeightsError
 from export.evaluate import class_numbers, compare, cpu, label_of, logits_of, measure_latency
 from export.int8 import calibration as records
@@ -31,7 +34,6 @@ from export.weights import Weights, build_network, default_weights, read_weights
 from serve.model.session import report_file
 from serve.printable import ArgumentParser, one_line, printable
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 _HEADER: Final = (
     f"{'model':<24} {'MB':>6} {'ms 1 thr':>9} {'ms 2 thr':>9} {'top-1':>7} {'loss':>6} {'agrees':>7} "
     f"{'max |Δ|':>8} {'mean |Δ|':>9}"
@@ -39,14 +41,14 @@ _HEADER: Final = (
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python benchmarks/accuracy.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="labelled photographs")
     parser.add_argument(
         "--weights",
         type=Path,
         metavar="FILE",
-        help="state dict the models were exported from (default: the one that the export was given)",
+        help="state dict the models were exported from (default: the one that was given to the export)",
     )
     parser.add_argument(
         "--models",
@@ -57,7 +59,7 @@ def main() -> int:
     )
     add_output(parser)
     options = parser.parse_args()
-    printed = Printed("accuracy", parser, options)
+    printed = PrintedResult("accuracy", parser, options)
     models = options.models or sorted((ROOT / "models").glob("densenet121*.onnx"))
     try:
         run(options.photos, options.weights, models, printed.say)
@@ -69,7 +71,11 @@ def main() -> int:
 
 
 def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callable[[str], None]) -> None:
-    """Say the table's lines; raises `ExportError`."""
+    """Measure, and pass the table's lines to `say`.
+
+    Raises:
+        ExportError: Models, weights or photographs are missing or do not belong together.
+    """
     if not models:
         raise WeightsError("no models to measure; make them with 'make export', or name files with --models")
     absent = [str(path) for path in models if not path.is_file()]
@@ -78,7 +84,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     contents = {path.name: path.read_bytes() for path in models}
     cards = [{entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props} for path in models]
     if len({(card["name"], card["weights"]["sha256"]) for card in cards}) != 1:
-        raise WeightsError("the models are not of one network and one set of weights; measure them one after the other")
+        raise WeightsError("the models are not of one network and one set of weights; measure them separately")
     architecture = ARCHITECTURES[cards[0]["name"]]
     given = weights_file or _weights_of_export(models[0])
     weights = read_weights(given) if given else default_weights(architecture)
@@ -86,7 +92,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     found = _find(photos)
     paths = held_out(found, architecture)
     if not paths:
-        raise PhotographError(f"photographs {photos}: none that int8 was not calibrated on")
+        raise PhotographError(f"photographs {photos}: the int8 model was calibrated on all of them")
     numbers = class_numbers()
     labels = [label_of(path, numbers) for path in paths]
 
@@ -96,7 +102,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     with torch.no_grad():
         for done, path in enumerate(paths, start=1):
             rows.append(network(preset(reference_image(path))[None]).numpy())
-            _show_progress("PyTorch", done, len(paths))
+            show_progress(done, len(paths))
     reference = np.concatenate(rows)
 
     def batches() -> Iterator[Any]:
@@ -111,14 +117,12 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     say(_HEADER)
     say(_row("PyTorch fp32 (reference)", None, None, None, compare(reference, reference, labels)))
     for name, content in contents.items():
-        logits = logits_of(
-            content, batches(), lambda done, total: _show_progress("onnxruntime", done, total), len(paths)
-        )
+        logits = logits_of(content, batches(), show_progress, len(paths))
         say(_row(name, len(content) / 1e6, one[name], two[name], compare(logits, reference, labels)))
 
 
 def held_out(found: list[Path], architecture: Architecture) -> list[Path]:
-    """Those photographs that the int8 model was not calibrated on and that can be read."""
+    """The photographs that the int8 model was not calibrated on and that can be read."""
     record = records.load(records.record_file(architecture.name))
     return [path for path in record.held_out(found) if _readable(path, architecture)]
 
@@ -132,11 +136,11 @@ def _require_same(weights: Weights, card: dict[str, Any]) -> None:
 
 
 def _find(photos: Path) -> list[Path]:
-    """Photographs in a folder, or in the folders of a folder."""
+    """Photographs in a folder and in its folders."""
     inner = sorted(path for path in photos.iterdir() if path.is_dir()) if photos.is_dir() else []
     found: list[Path] = []
     for folder in (photos, *inner):
-        with contextlib.suppress(PhotographError):  # a folder without pictures; all of them without is an error below
+        with contextlib.suppress(PhotographError):  # raised below if no folder has photographs
             found += find_photographs([folder])
     return found or find_photographs([photos])
 
@@ -151,7 +155,7 @@ def _readable(path: Path, architecture: Architecture) -> bool:
 
 
 def _weights_of_export(model: Path) -> Path | None:
-    """The state dict that the model was exported from, if its report names one that is still there."""
+    """The state dict that the model was exported from, if its report names one that still exists."""
     try:
         path = Path(json.loads(report_file(model).read_text(encoding="utf-8"))["weights_file"])
     except (OSError, ValueError, KeyError):
@@ -160,21 +164,15 @@ def _weights_of_export(model: Path) -> Path | None:
 
 
 def _row(name: str, megabytes: float | None, one: float | None, two: float | None, figures: Any) -> str:
-    def shown(value: float | None, form: str) -> str:
+    def format_value(value: float | None, form: str) -> str:
         return "–" if value is None else format(value, form)
 
     return (
-        f"{printable(name):<24} {shown(megabytes, '.1f'):>6} {shown(one, '.1f'):>9} {shown(two, '.1f'):>9} "
-        f"{shown(figures.top1, '.2%'):>7} {shown(figures.top1_loss, '.2%'):>6} {figures.agreement:>7.2%} "
+        f"{printable(name):<24} {format_value(megabytes, '.1f'):>6} "
+        f"{format_value(one, '.1f'):>9} {format_value(two, '.1f'):>9} "
+        f"{format_value(figures.top1, '.2%'):>7} {format_value(figures.top1_loss, '.2%'):>6} {figures.agreement:>7.2%} "
         f"{figures.max_abs_difference:>8.2f} {figures.mean_abs_difference:>9.3f}"
     )
-
-
-def _show_progress(what: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        print(
-            f"\r{what} {done}/{total}" if done < total else "\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True
-        )
 
 
 if __name__ == "__main__":

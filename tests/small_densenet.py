@@ -18,7 +18,7 @@ from PIL import Image
 from serve.imaging.preprocess import Preprocessing, to_input
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torchvision.models.densenet import DenseNet
 
 Array = npt.NDArray[Any]
 
@@ -85,6 +85,7 @@ def network() -> "DenseNet":
         made.double().train()(seen)
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None and module.running_var is not None
                 fill(module.running_mean, module.running_mean.numpy())
                 fill(module.running_var, module.running_var.numpy())
         made.eval()

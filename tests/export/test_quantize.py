@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -414,7 +414,7 @@ def test_zero_is_represented_exactly() -> None:
         assert -params.zero_point * params.scale <= low + params.scale
     assert QuantParams.from_range(-1.0, 3.0) == QuantParams(4 / 255, 64)
     assert QuantParams.from_range(2.0, 5.0) == QuantParams(5 / 255, 0)
-    assert QuantParams.from_range(-3.0, -1.0) == QuantParams(pytest.approx(3 / 255), 255)
+    assert QuantParams.from_range(-3.0, -1.0) == QuantParams(cast(float, pytest.approx(3 / 255)), 255)
     assert QuantParams.from_range(0.0, 0.0) == QuantParams(1e-6 / 255, 0)
     assert QuantParams.from_range(0.0, 0.3) == QuantParams(0.3 / 255, 0)
 
