@@ -202,7 +202,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
                 return task, position, item
 
     def _claim_all_cpus(self) -> bool:
-        """Gives the calling thread all CPUs until `_finish` and returns True, if no other item is running or waiting."""
+        """Gives the calling thread all CPUs until `_finish` if no other item runs or waits; returns whether it did."""
         with self._changed:
             self._one_has_all_cpus = self._busy == 1 and not self._tasks
             return self._one_has_all_cpus
