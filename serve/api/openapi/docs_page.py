@@ -17,9 +17,7 @@ def page(document: Json) -> str:
     """Return the page as HTML."""
     information, components = document["info"], document["components"]
     operations = [
-        (f"{method.upper()} {path}", operation)
-        for path, item in document["paths"].items()
-        for method, operation in item.items()
+        (method, path, operation) for path, item in document["paths"].items() for method, operation in item.items()
     ]
     schemas = [
         f'<h2 id="{html.escape(name)}">{_code(name)}</h2>{_details("Schema", schema)}'
@@ -30,7 +28,7 @@ def page(document: Json) -> str:
         "description": _text(information["description"]),
         "keys": _keys(components.get("securitySchemes", {})),
         "operations": "\n".join(_operation(*each, document) for each in operations),
-        "every_request": _every_request([operation for _, operation in operations], document),
+        "every_request": _every_request([operation for _, _, operation in operations], document),
         "headers": _headers(components["headers"]),
         "objects": "\n".join(schemas),
     }
@@ -49,7 +47,8 @@ def _keys(schemes: Json) -> str:
     return f'<h2 id="key">Keys</h2><p>Some operations require an API key, sent as {sent}.</p>'
 
 
-def _operation(title: str, operation: Json, document: Json) -> str:
+def _operation(method: str, path: str, operation: Json, document: Json) -> str:
+    title = f"{method.upper()} {path}"
     summary = operation["summary"]
     about = [summary if summary.endswith("?") else f"{summary}.", operation.get("description", "")]
     key = ' Requires <a href="#key">an API key</a>.' if "security" in operation else ""
