@@ -77,6 +77,7 @@ def split_list(text: str) -> tuple[str, ...]:
 
 
 def _matching(entries: tuple[str, ...], pattern: str, what: str) -> tuple[str, ...]:
+    """Returns the entries if each matches the pattern. what: what an entry should be, for the error message."""
     for entry in entries:
         if not re.fullmatch(pattern, entry):
             raise ValueError(f"{entry!r} is not {what}")
