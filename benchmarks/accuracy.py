@@ -26,11 +26,10 @@ from benchmarks.reporting.records import PrintedResult, add_output
 from export.architectures import ARCHITECTURES, Architecture
 from export.console import show_progress
 from export.errors import ExportError, PhotographError, WeightsError
-from export.evaluate import compare, cpu, label_of, logits_of, milliseconds
+from export.evaluate import class_numbers, compare, cpu, label_of, logits_of, measure_latency
 from export.int8 import calibration as records
-from export.int8.pipeline import RECORDS
-from export.parity import find_photographs, read_photograph, reference_image
-from export.report import class_numbers
+from export.parity import reference_image
+from export.photographs import find_photographs, read_photograph
 from export.weights import Weights, build_network, default_weights, read_weights
 from serve.model.session import report_file
 from serve.printable import ArgumentParser, one_line, printable
@@ -109,7 +108,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     def batches() -> Iterator[Any]:
         return (read_photograph(path, architecture.preprocessing) for path in paths)
 
-    one, two = (milliseconds(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
+    one, two = (measure_latency(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
     say(
         f"{len(paths)} photographs, {sum(label is not None for label in labels)} of them labelled; "
         f"{len(found) - len(paths)} left out, calibrated on or unreadable; {cpu()['model']}, {cpu()['features']}"
@@ -124,7 +123,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
 
 def held_out(found: list[Path], architecture: Architecture) -> list[Path]:
     """The photographs that the int8 model was not calibrated on and that can be read."""
-    record = records.load(RECORDS / f"{architecture.name}.json")
+    record = records.load(records.record_file(architecture.name))
     return [path for path in record.held_out(found) if _readable(path, architecture)]
 
 

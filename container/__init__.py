@@ -1,1 +1,1 @@
-"""What the container image is made of: used by the Dockerfile, never by the server."""
+"""Lays out the container image. Used by the Dockerfile, never by the server."""

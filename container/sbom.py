@@ -1,11 +1,10 @@
-"""The image's software bill of materials, CycloneDX 1.6 in JSON, from the lock file and what was laid out.
+"""Writes the container image's software bill of materials (SBOM): CycloneDX 1.6 in JSON.
 
     python -m container.sbom --lock requirements/runtime.txt --packages /packages --root /rootfs --output FILE
 
-Components are the locked packages that are installed (those left out of the image have the scope `excluded`), the
-interpreter, and the distribution's packages whose libraries came along. What wheels bring inside them, they list in
-SBOMs of their own, which stay in their `.dist-info/sboms`. The same input gives the same bytes. Errors that leave
-here: `SbomError`.
+Its components are the installed packages (those left out of the image have the scope `excluded`), the interpreter, and
+the Debian packages whose libraries were copied. Wheels list what they bundle in SBOMs of their own, which stay in their
+`.dist-info/sboms`. The same input gives the same bytes.
 """
 
 import argparse
@@ -27,24 +26,24 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
-from container.assemble import LEFT_OUT_DISTRIBUTIONS
+from container.rules import LEFT_OUT_DISTRIBUTIONS
 
 NAME: Final = "densenet-server"
 _LICENCES: Final = LicenseFactory()
-# What packages say in words of their own.
+# SPDX identifiers of licences that packages describe in other words.
 _SPDX: Final = {"MIT License": "MIT", "Apache 2.0": "Apache-2.0", "3-Clause BSD License": "BSD-3-Clause"}
 
 
 class SbomError(Exception):
-    """The bill of materials cannot be made, or would not be true; the message says why."""
+    """The SBOM cannot be made, or would be wrong; the message says why."""
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m container.sbom", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--lock", type=Path, required=True, help="lock file that was installed from")
+    parser.add_argument("--lock", type=Path, required=True, help="lock file of the installed packages")
     parser.add_argument("--packages", type=Path, required=True, help="folder that pip installed into with --target")
-    parser.add_argument("--root", type=Path, required=True, help="root file system made by container.assemble")
+    parser.add_argument("--root", type=Path, required=True, help="root file system that container.assemble made")
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     options = parser.parse_args()
     try:
@@ -58,12 +57,16 @@ def main() -> int:
 
 
 def components(lock: Path, packages: Path, root: Path) -> Iterator[Component]:
-    """All there is in the image but the project's own files; raises `SbomError` where lock and packages disagree."""
+    """Yield everything in the image except for the project's own files.
+
+    Raises:
+        SbomError: an installed version is not the locked one, or a Debian package is unknown.
+    """
     locked = dict(re.findall(r"^([a-z0-9.-]+)==([^\s;]+)", lock.read_text(encoding="utf-8"), re.MULTILINE))
     for distribution in sorted(distributions(path=[str(packages)]), key=lambda each: each.name):
         name = re.sub(r"[-_.]+", "-", distribution.name).lower()
         if locked.get(name) != distribution.version:
-            raise SbomError(f"{name} {distribution.version} is installed, and {lock} has {locked.get(name)}")
+            raise SbomError(f"{name} {distribution.version} is installed, but {lock} has {locked.get(name)}")
         yield _component(
             name,
             distribution.version,
@@ -88,12 +91,16 @@ def components(lock: Path, packages: Path, root: Path) -> Iterator[Component]:
 
 
 def write(parts: list[Component]) -> str:
-    """The document, checked against CycloneDX's schema; raises `SbomError`."""
+    """Return the document.
+
+    Raises:
+        SbomError: it does not conform to CycloneDX's schema.
+    """
     bom = Bom(components=parts)
     bom.metadata.component = Component(type=ComponentType.APPLICATION, name=NAME, bom_ref=NAME)
     bom.register_dependency(bom.metadata.component, [part for part in parts if part.scope != ComponentScope.EXCLUDED])
     document = json.loads(JsonV1Dot6(bom).output_as_string())
-    del document["serialNumber"], document["metadata"]["timestamp"]  # they would differ from one build to the next
+    del document["serialNumber"], document["metadata"]["timestamp"]  # different in every build
     text = json.dumps(document, indent=1) + "\n"
     error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if error:

@@ -1,6 +1,6 @@
-"""Making the model files: torch lives here and nowhere else."""
+"""Exports classifiers from PyTorch to ONNX. Torch is imported here and nowhere else."""
 
 import os
 
-# Set before anything here imports onnxruntime, whose Linux wheel sends usage statistics otherwise.
+# onnxruntime's Linux wheel sends usage statistics by default, so this is set before anything imports it.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

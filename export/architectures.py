@@ -1,4 +1,4 @@
-"""Which networks can be exported: one record a model, with all that tells it from the others."""
+"""The networks that can be exported, with their preprocessing and default weights."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,19 +18,19 @@ from serve.imaging.preprocess import Preprocessing
 class Architecture:
     """An image classifier.
 
-    build: the untrained network. default_weights: what is used where the user gives none, torchvision's or a file.
-    small_classifier: the int8 model stores the last layer in 8 bits too, where size matters most.
+    build: returns the untrained network. default_weights: torchvision's, or a function that returns a file's path.
+    classifier_bits: how the int8 model stores the weights of its last layer, in 16 bits or in 8 to be smaller.
     """
 
     name: str
     build: Callable[[], nn.Module]
     preprocessing: Preprocessing
     default_weights: WeightsEnum | Callable[[], Path]
-    small_classifier: bool = False
+    classifier_bits: int = 16
 
     @property
     def preset(self) -> ImageClassification:
-        """The same preprocessing by torchvision, the reference for the server's."""
+        """torchvision's implementation of the preprocessing, the reference for the server's."""
         spec = self.preprocessing
         return ImageClassification(
             crop_size=spec.crop,
@@ -42,7 +42,7 @@ class Architecture:
 
 
 def torchvision_architecture(name: str, build: Callable[[], nn.Module], weights: WeightsEnum) -> Architecture:
-    """A classifier of torchvision's, preprocessed as the preset of its weights says."""
+    """Return the record of a torchvision classifier, with the preprocessing of its weights' preset."""
     preset = weights.transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
     spec = Preprocessing(resize, preset.interpolation.value, crop, tuple(preset.mean), tuple(preset.std))
@@ -81,12 +81,12 @@ ARCHITECTURES: Final = {
             _efficientnet_lite0,
             Preprocessing(256, "bilinear", 224, (_LITE_MEAN,) * 3, (_LITE_STD,) * 3),
             _efficientnet_lite0_weights,
-            small_classifier=True,
+            classifier_bits=8,
         ),
     )
 }
 
-# Published weights by the sha256 of their file: (where they come from, licence). Others are named by their file alone.
+# Published weights: sha256 of the file → (source, licence). Other weights are described by their file's name.
 KNOWN_WEIGHTS: Final = {
     "88cb0ac96dd096dd68cc33b77fd31514d5e20baebb750dd4c508dfe5434cdcd4": (
         "Keras applications DenseNet-121, ImageNet-1k, by way of GitHub Tony607/webcam-pong, commit f5d75c9",

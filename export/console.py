@@ -1,7 +1,4 @@
-"""What an export shows while it runs: a line a stage with its time, and a bar for what takes long.
-
-No error leaves this module.
-"""
+"""What an export prints while it runs: a line with its time for each stage, and a progress bar for long ones."""
 
 import sys
 import time
@@ -11,12 +8,14 @@ from typing import Final
 
 from serve.printable import printable
 
+Progress = Callable[[int, int], None]  # called with what is done and the total
+
 _BAR_WIDTH: Final = 20
 
 
 @contextmanager
 def stage(title: str) -> Iterator[Callable[[str], None]]:
-    """One line a stage: its title at once, then what came of it and the seconds it took."""
+    """Print the stage's title at once, and at its end its time and the notes that were passed to the callable."""
     print(f"{title:<28}", end="", flush=True)
     notes: list[str] = []
     started = time.perf_counter()
@@ -29,7 +28,7 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
 
 
 def show_progress(done: int, total: int) -> None:
-    """A bar of how many photographs are done, on a terminal only, and wiped off again when all are."""
+    """Draw a progress bar if standard output is a terminal, and erase it when all is done."""
     if sys.stdout.isatty():
         filled = _BAR_WIDTH * done // total
         text = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done}/{total}"

@@ -1,29 +1,29 @@
-"""Why an export stops; each message is the whole sentence the user reads."""
+"""The errors of an export; each message is a full sentence for the user."""
 
 
 class ExportError(Exception):
-    """Base of all errors an export ends with on purpose; no model file is written."""
+    """Base of the errors that end an export on purpose; no model file is written."""
 
 
 class WeightsError(ExportError):
-    """The weights cannot be had, read, or fitted to the network."""
+    """The weights cannot be found, read, or loaded into the network."""
 
 
 class PhotographError(ExportError):
-    """A photograph for the parity check cannot be read."""
+    """A photograph cannot be found or read."""
 
 
 class ParityError(ExportError):
-    """The exported model, or the server's preprocessing, does not give PyTorch's answers."""
+    """The exported model or the server's preprocessing does not give PyTorch's answers."""
 
 
 class CalibrationError(ExportError):
-    """The recorded calibration cannot be read, does not fit the network, or cannot be made."""
+    """The calibration record cannot be read or made, or does not fit the network."""
+
+
+class QuantizationError(ExportError):
+    """The network cannot be quantized: an operator is not supported, or the calibration lacks a tensor."""
 
 
 class GateError(ExportError):
-    """The int8 model is less accurate than the bound allows; the fp32 model is written all the same."""
-
-
-class QuantisationError(ExportError):
-    """The network has an operator, or the calibration a gap, for which there is no integer form."""
+    """The int8 model is not accurate enough. The fp32 model is written all the same."""

@@ -1,13 +1,11 @@
-"""How good and how fast a model file is: answers on photographs, accuracy where labels are known, interleaved timings.
+"""Measures a model: its logits on photographs, its accuracy where labels are known, its latency."""
 
-No error leaves this module.
-"""
-
+import json
 import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,22 +13,23 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime as ort
 
+from export.console import Progress
+from export.files import ROOT
 from export.onnx_graph import Array
 
-Progress = Callable[[int, int], None]
 _WNID: Final = re.compile(r"(n\d{8})[_.]")
-_FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+_CPU_FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 _ROUNDS: Final = 12
-_UNTIMED: Final = 3  # runs after another session's: cold caches, threads still to be woken
+_UNTIMED: Final = 3  # the first runs after another session's find cold caches and sleeping threads
 _TIMED: Final = 8
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A model's answers beside the reference's on the same photographs.
+    """A model's answers compared with the reference's on the same photographs.
 
-    top1, reference_top1: share labelled right, None where no labels are known. agreement: share with the reference's
-    first class. Differences are in logits.
+    top1, reference_top1: the share of labelled photographs classified correctly; None if none has a label.
+    agreement: the share of photographs that both give the same class. Differences are in logits.
     """
 
     photographs: int
@@ -42,15 +41,15 @@ class Comparison:
 
     @property
     def top1_loss(self) -> float | None:
-        """How much of the reference's accuracy is lost; negative where it was gained."""
+        """The reference's top-1 accuracy minus the model's, as a share; negative if the model is better."""
         return None if self.top1 is None or self.reference_top1 is None else self.reference_top1 - self.top1
 
     def reference_card(self) -> dict[str, Any]:
-        """The reference's accuracy, for its own model card."""
+        """Return the reference's accuracy, for its own model card."""
         return {"photographs": self.photographs, "top1": _rounded(self.reference_top1)}
 
     def to_card(self) -> dict[str, Any]:
-        """The model's figures, for its model card."""
+        """Return the model's figures, for its model card."""
         return {
             "photographs": self.photographs,
             "top1": _rounded(self.top1),
@@ -66,7 +65,7 @@ def _rounded(share: float | None) -> float | None:
 
 
 def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Comparison:
-    """logits, reference: `[N, classes]`. labels: of each photograph, None where unknown."""
+    """Compare a model's logits `[N, classes]` with the reference's; an unknown label is None."""
     known = [row for row, label in enumerate(labels) if label is not None]
     truth = np.array([labels[row] for row in known])
 
@@ -84,8 +83,8 @@ def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Co
     )
 
 
-def session_of(model: bytes, threads: int) -> ort.InferenceSession:
-    """A session as the server makes it."""
+def open_session(model: bytes, threads: int) -> ort.InferenceSession:
+    """Open a session with the server's options."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -93,8 +92,8 @@ def session_of(model: bytes, threads: int) -> ort.InferenceSession:
 
 
 def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total: int) -> Array:
-    """Logits `[N, classes]` of pictures FP32 `[1, 3, S, S]`, one after the other."""
-    session = session_of(model, 0)
+    """Run a model on images FP32 `[1, 3, S, S]`, one at a time, and return their logits `[N, classes]`."""
+    session = open_session(model, 0)
     rows = []
     for done, batch in enumerate(batches, start=1):
         rows.append(session.run(["logits"], {"input": batch})[0])
@@ -102,14 +101,14 @@ def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total:
     return np.concatenate(rows)
 
 
-def milliseconds(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
-    """Median time of one picture by each model, interleaved so that a noisy machine is noisy for all of them."""
-    sessions = {name: session_of(model, threads) for name, model in models.items()}
+def measure_latency(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
+    """Return each model's median latency for one image, ms; runs are interleaved, so that noise hits all alike."""
+    sessions = {name: open_session(model, threads) for name, model in models.items()}
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(_ROUNDS):
         for name, session in sessions.items():
-            time.sleep(0.05)  # until the other session's threads have stopped spinning
+            time.sleep(0.05)  # the other session's threads stop spinning meanwhile
             for position in range(_UNTIMED + _TIMED):
                 started = time.perf_counter()
                 session.run(None, {"input": image})
@@ -118,8 +117,14 @@ def milliseconds(models: Mapping[str, bytes], side: int, threads: int) -> dict[s
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def class_numbers() -> dict[str, int]:
+    """Return the class number of each WordNet id."""
+    entries = json.loads((ROOT / "imagenet_class_index.json").read_text(encoding="utf-8"))
+    return {imagenet_id: int(number) for number, (imagenet_id, _) in entries.items()}
+
+
 def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
-    """A photograph's class by its file's name or its folder's, `<wnid>_…`; None where neither tells."""
+    """Return a photograph's class from the WordNet id in the name of its file or folder, `<wnid>_…`, else None."""
     for name in (path.name, f"{path.parent.name}_"):
         match = _WNID.match(name)
         if match:
@@ -128,7 +133,7 @@ def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
 
 
 def cpu() -> dict[str, Any]:
-    """The CPU and those of its features that decide which integer kernels run."""
+    """Return the CPU's model and those of its features that decide which integer kernels run."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -138,5 +143,5 @@ def cpu() -> dict[str, Any]:
     present = set(flags[1].split()) if flags else set()
     return {
         "model": model[1] if model else platform.machine(),
-        "features": [feature for feature in _FEATURES if feature in present],
+        "features": [feature for feature in _CPU_FEATURES if feature in present],
     }

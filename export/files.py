@@ -1,7 +1,4 @@
-"""Files that are written all or none, and told by their content. Standard library only.
-
-Errors that leave here: `ExportError`, naming the file.
-"""
+"""Where the project's files are, their sha256, and writing several files all or none. Standard library only."""
 
 import contextlib
 import errno
@@ -9,30 +6,36 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
 
 from export.errors import ExportError
 
+ROOT: Final = Path(__file__).resolve().parent.parent
+
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """Return the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_all(contents: Mapping[Path, bytes], gone: Iterable[Path] = ()) -> None:
-    """Write these files and remove those that are to be `gone`; raises `ExportError` and has changed nothing.
+def write_all(contents: Mapping[Path, bytes], remove: Iterable[Path] = ()) -> None:
+    """Write all of `contents` and delete all of `remove`, or change nothing.
 
-    All are written beside their places first, then the earlier ones are moved aside, the last first, and at the end the
-    new ones are moved in, the last last. A process that is killed meanwhile leaves files that are whole and of one set,
-    the earlier or the new; some of that set may be missing, and lie beside as `.NAME.PID.earlier` or `.NAME.PID.new`.
+    The new files are written beside their places first. Then the old ones are moved aside in reverse order, and the new
+    ones are moved in, the last one last. A process killed in between leaves only complete files of one set, the old or
+    the new; the rest of that set may still lie beside them as `.NAME.PID.earlier` or `.NAME.PID.new`.
+
+    Raises:
+        ExportError: a file cannot be written; the message names it.
     """
     new = {path: _beside(path, "new") for path in contents}
-    earlier = {path: _beside(path, "earlier") for path in [*reversed(list(contents)), *gone]}
+    earlier = {path: _beside(path, "earlier") for path in [*reversed(list(contents)), *remove]}
     moved: list[tuple[Path, Path]] = []
     path = Path()
 
     def move(source: Path, target: Path) -> None:
-        moved.append((source, target))  # before it is, for Ctrl-C may come at any time
+        moved.append((source, target))  # before the move, because Ctrl-C may come at any time
         source.replace(target)
 
     try:
@@ -65,7 +68,7 @@ def _write(content: bytes, path: Path) -> None:
     with path.open("wb") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())  # some file systems tell only now that the disk is full
+        os.fsync(file.fileno())  # some file systems report a full disk only here
 
 
 def _remove(paths: Iterable[Path]) -> None:

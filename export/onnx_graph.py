@@ -1,8 +1,4 @@
-"""An ONNX graph that can be rewritten: nodes in order, constants by name, producers and consumers.
-
-Steps of the pipeline take a model, make a `Graph` of it, change that, and give back a model; the one they took is left
-as it was. No error leaves this module.
-"""
+"""An ONNX graph that can be changed: nodes in order, constants by name, producers and consumers of tensors."""
 
 import copy
 from collections.abc import Iterable
@@ -17,42 +13,52 @@ Array = npt.NDArray[Any]
 
 
 class Graph:
-    """nodes: in an order in which each follows its inputs. constants: name → array."""
+    """A copy of a model's graph.
+
+    nodes: in topological order. constants: name → array. opsets: the operator sets that the nodes are from.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
         self.nodes = [copy.deepcopy(node) for node in model.graph.node]
         self.constants: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
+        self.opsets = list(model.opset_import)
+
+    def empty_copy(self) -> "Graph":
+        """Return a graph with the same inputs, outputs and metadata, and no nodes or constants."""
+        empty = copy.copy(self)
+        empty.nodes, empty.constants, empty.opsets = [], {}, list(self.opsets)
+        return empty
 
     def producer(self, tensor: str) -> NodeProto | None:
-        """The node whose output `tensor` is; None for the graph's input and for constants."""
+        """Return the node that outputs `tensor`; None for the graph's input and for constants."""
         return next((node for node in self.nodes if tensor in node.output), None)
 
     def consumers(self, tensor: str) -> list[NodeProto]:
-        """The nodes that read `tensor`."""
+        """Return the nodes that read `tensor`."""
         return [node for node in self.nodes if tensor in node.input]
 
     def only_consumer(self, tensor: str, op_type: str) -> NodeProto | None:
-        """The one node that reads `tensor`, where there is one and it is of this type."""
+        """Return the node that reads `tensor` if there is only one and it has this type."""
         readers = self.consumers(tensor)
         return readers[0] if len(readers) == 1 and readers[0].op_type == op_type else None
 
     def of_type(self, *op_types: str) -> list[NodeProto]:
-        """The nodes of these types, in order."""
+        """Return the nodes of these types, in order."""
         return [node for node in self.nodes if node.op_type in op_types]
 
     def value(self, name: str) -> Array:
-        """A constant in double precision: they are combined in it and stored in single."""
+        """Return a constant in double precision, in which constants are combined before they are stored in single."""
         return self.constants[name].astype(np.float64)
 
     def bias(self, conv: NodeProto) -> Array:
-        """A Conv's bias, zeros where it has none."""
+        """Return the bias of a Conv or Gemm, zeros if it has none."""
         if len(conv.input) > 2:
             return self.value(conv.input[2])
         return np.zeros(self.constants[conv.input[1]].shape[0])
 
     def set_weights(self, conv: NodeProto, weights: Array, bias: Array) -> None:
-        """Give a Conv or Gemm other weights, under names of its own."""
+        """Give a Conv or Gemm new weights and a new bias, as constants that no other node reads."""
         for position, (kind, values) in enumerate((("weight", weights), ("bias", bias)), start=1):
             name = f"{conv.output[0]}.{kind}"
             self.constants[name] = values.astype(np.float32)
@@ -67,7 +73,7 @@ class Graph:
         self.nodes[position : position + 1] = new
 
     def to_model(self) -> onnx.ModelProto:
-        """The model as it is now, with the constants that are still read."""
+        """Return the graph as a model; constants that no node reads are left out."""
         read = {name for node in self.nodes for name in node.input}
         graph = helper.make_graph(
             self.nodes,
@@ -75,28 +81,26 @@ class Graph:
             list(self._model.graph.input),
             list(self._model.graph.output),
             [
-                numpy_helper.from_array(np.ascontiguousarray(array), name)
+                numpy_helper.from_array(np.asarray(array, order="C"), name)
                 for name, array in self.constants.items()
                 if name in read
             ],
         )
-        model = helper.make_model(
-            graph, opset_imports=list(self._model.opset_import), ir_version=self._model.ir_version
-        )
+        model = helper.make_model(graph, opset_imports=self.opsets, ir_version=self._model.ir_version)
         model.producer_name, model.producer_version = self._model.producer_name, self._model.producer_version
         model.metadata_props.extend(self._model.metadata_props)
         return model
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """An attribute's value, as onnx gives it."""
+    """Return an attribute's value, or `default` if the node does not have it."""
     found = next((entry for entry in node.attribute if entry.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
 
 
-def concat_pieces(graph: Graph, tensor: str) -> list[str]:
-    """The tensors that a Concat over channels is made of, through Concats of Concats; itself where it is none."""
+def concat_inputs(graph: Graph, tensor: str) -> list[str]:
+    """Return the tensors that a Concat joins, through Concats of Concats too; `tensor` itself if no Concat makes it."""
     node = graph.producer(tensor)
     if node is None or node.op_type != "Concat":
         return [tensor]
-    return [piece for part in node.input for piece in concat_pieces(graph, part)]
+    return [piece for part in node.input for piece in concat_inputs(graph, part)]

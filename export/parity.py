@@ -1,16 +1,12 @@
-"""The proof of the same answers: logits against the PyTorch network, pixels against torchvision's preset.
-
-Errors that leave here: `ParityError`, with the figure that broke its bound, and `PhotographError`.
-"""
+"""Checks that the exported model gives PyTorch's logits and the server's preprocessing gives torchvision's pixels."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
@@ -19,24 +15,20 @@ from torch import nn
 from torchvision.transforms._presets import ImageClassification
 
 from export.architectures import Architecture
-from export.errors import ParityError, PhotographError
-from serve.errors import RequestError
-from serve.imaging.decode import ImageLimits, decode, open_image
-from serve.imaging.preprocess import Preprocessing, to_input
+from export.console import Progress
+from export.errors import ParityError
+from export.photographs import read_photograph
+from serve.imaging.preprocess import FloatArray, Preprocessing
 
 LOGIT_TOLERANCE: Final = 1e-4
 PIXEL_TOLERANCE: Final = 1e-6
 BATCH_SIZES: Final = (1, 3)
 _TOP: Final = 5
-_NO_LIMIT: Final = ImageLimits(2**40, max_frames=2**40)
-
-Array = npt.NDArray[np.float32]
-Progress = Callable[[int, int], None]
 
 
 @dataclass
 class LogitParity:
-    """Figures over everything compared so far; differences in logits."""
+    """The comparisons so far; differences are in logits."""
 
     batch_sizes: tuple[int, ...] = ()
     max_abs_difference: float = 0.0
@@ -45,6 +37,7 @@ class LogitParity:
     top1_agreed: int = 0
 
     def to_card(self) -> dict[str, Any]:
+        """Return the figures for the model card."""
         return {
             "max_abs_logit_difference": _rounded_up(self.max_abs_difference),
             "tolerance": float(f"{self.tolerance:.1g}"),
@@ -55,32 +48,41 @@ class LogitParity:
 
 
 class LogitCheck:
-    """Runs the network and the ONNX model on the same inputs and compares; `result` adds up what was seen."""
+    """Runs the network and the ONNX model on the same inputs and compares their logits; `result` sums up all of them.
+
+    Every method that compares raises `ParityError` when the logits differ too much.
+    """
 
     def __init__(self, network: nn.Module, model: onnx.ModelProto, relative: bool) -> None:
-        """relative: for untrained weights, whose logits have no usual scale, the bound is relative to their spread."""
+        """Load the model.
+
+        Args:
+            network: in inference mode.
+            model: what was exported from it.
+            relative: scale the tolerance by the logits' range, for untrained weights, whose logits can have any scale.
+        """
         self._network = network
         self._session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         self._relative = relative
         self.result = LogitParity()
 
-    def batches(self, input_side: int, seed: int) -> None:
-        """Compare on noise at each of `BATCH_SIZES`."""
+    def compare_batches(self, input_side: int, seed: int) -> None:
+        """Compare on noise, with a batch of each of `BATCH_SIZES`."""
         noise = np.random.default_rng(seed)
         for size in BATCH_SIZES:
             self._compare(noise.standard_normal((size, 3, input_side, input_side), np.float32), f"batch of {size}")
             self.result.batch_sizes += (size,)
 
-    def image(self, batch: Array, name: str) -> None:
+    def compare_image(self, batch: FloatArray, name: str) -> None:
         """Compare on one preprocessed photograph, FP32 `[1, 3, S, S]`."""
         top1_agrees = self._compare(batch, name)
         self.result.images += 1
         self.result.top1_agreed += top1_agrees
 
-    def _compare(self, batch: Array, name: str) -> bool:
+    def _compare(self, batch: FloatArray, name: str) -> bool:
         with torch.no_grad():
-            wanted: Array = self._network(torch.from_numpy(batch)).numpy()
-        got: Array = self._session.run(["logits"], {"input": batch})[0]
+            wanted: FloatArray = self._network(torch.from_numpy(batch)).numpy()
+        got: FloatArray = self._session.run(["logits"], {"input": batch})[0]
         tolerance = LOGIT_TOLERANCE * (float(np.ptp(wanted)) if self._relative else 1.0)
         difference = compare_logits(wanted, got, tolerance, name)
         self.result.max_abs_difference = max(self.result.max_abs_difference, difference)
@@ -88,11 +90,22 @@ class LogitCheck:
         return bool(wanted[0].argmax() == got[0].argmax())
 
 
-def compare_logits(wanted: Array, got: Array, tolerance: float, name: str) -> float:
-    """Shape first, then max |Δ logit| ≤ tolerance, then the same top five in the same order.
+def compare_logits(wanted: FloatArray, got: FloatArray, tolerance: float, name: str) -> float:
+    """Compare shapes first, then max |Δ logit| with the tolerance, then the order of the top five classes.
 
-    wanted, got: `[N, classes]`. Classes closer than the tolerance may change places. Returns max |Δ logit|; raises
-    `ParityError` with the figure.
+    Classes whose logits are closer than the tolerance may swap places.
+
+    Args:
+        wanted: PyTorch's logits `[N, classes]`.
+        got: the ONNX model's logits `[N, classes]`.
+        tolerance: in logits.
+        name: of the input, for the error message.
+
+    Returns:
+        max |Δ logit|.
+
+    Raises:
+        ParityError: with the figure that is out of bounds.
     """
     if wanted.shape != got.shape:
         raise ParityError(
@@ -115,27 +128,35 @@ def compare_logits(wanted: Array, got: Array, tolerance: float, name: str) -> fl
 def check_photographs(
     paths: Sequence[Path], architecture: Architecture, check: LogitCheck, progress: Progress
 ) -> float:
-    """Every photograph: the server's preprocessing against torchvision's, then logits. Returns max |Δ pixel|."""
+    """Compare the preprocessed pixels, then the logits, of every photograph.
+
+    Returns:
+        max |Δ pixel|, in normalised units.
+
+    Raises:
+        ParityError: the pixels or logits of a photograph differ too much.
+        PhotographError: a photograph cannot be read.
+    """
     worst = 0.0
     preset, spec = architecture.preset, architecture.preprocessing
     for position, path in enumerate(paths, start=1):
         batch, difference = compare_pixels(path, preset, spec)
         worst = max(worst, difference)
-        check.image(batch, path.name)
+        check.compare_image(batch, path.name)
         progress(position, len(paths))
     return worst
 
 
-def read_photograph(path: Path, spec: Preprocessing) -> Array:
-    """A photograph as the server feeds it to the model, FP32 `[1, 3, S, S]`; raises `PhotographError`."""
-    try:
-        return to_input(decode(open_image(path.read_bytes(), spec, _NO_LIMIT)), spec)
-    except (OSError, RequestError) as error:
-        raise PhotographError(f"photograph {path}: {error}") from error
+def compare_pixels(path: Path, preset: ImageClassification, spec: Preprocessing) -> tuple[FloatArray, float]:
+    """Preprocess a photograph as the server does and as torchvision does, and compare.
 
+    Returns:
+        The server's input FP32 `[1, 3, S, S]`, and max |Δ| in normalised units.
 
-def compare_pixels(path: Path, preset: ImageClassification, spec: Preprocessing) -> tuple[Array, float]:
-    """One photograph both ways: the server's input, FP32 `[1, 3, S, S]`, and max |Δ| in normalised units."""
+    Raises:
+        ParityError: the shapes differ, or the values by more than `PIXEL_TOLERANCE`.
+        PhotographError: the photograph cannot be read.
+    """
     got = read_photograph(path, spec)
     wanted = preset(reference_image(path))[None].numpy()
     if wanted.shape != got.shape:
@@ -149,8 +170,11 @@ def compare_pixels(path: Path, preset: ImageClassification, spec: Preprocessing)
 
 
 def reference_image(path: Path) -> Image.Image:
-    """torchvision's usual loader with the server's two stated exceptions, written apart from the server's code."""
-    # An open file, as torchvision has it: given a path, Pillow maps plain TIFFs and reads turned ones wrongly.
+    """Load an image as torchvision does, with the server's two exceptions: EXIF orientation and 16-bit grey.
+
+    It shares no code with the server on purpose.
+    """
+    # An open file, as in torchvision: given a path, Pillow maps plain TIFFs and reads rotated ones wrongly.
     with path.open("rb") as file, Image.open(file) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
@@ -159,27 +183,8 @@ def reference_image(path: Path) -> Image.Image:
         return upright.convert("RGB")
 
 
-def find_photographs(places: Iterable[Path]) -> list[Path]:
-    """The picture files named, and those in the folders named, sorted within each; raises `PhotographError`."""
-    found: list[Path] = []
-    for place in places:
-        if place.is_dir():
-            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES)
-            if not inside:
-                raise PhotographError(f"photographs {place}: no pictures in this folder")
-            found += inside
-        elif place.is_file():
-            found.append(place)
-        else:
-            raise PhotographError(f"photographs {place}: no such file or folder")
-    return found
-
-
-_SUFFIXES: Final = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-
-
 def _rounded_up(value: float) -> float:
-    """Up to the next 1, 2 or 5 × 10ⁿ: a bound that holds, and the same whatever order the threads added up in."""
+    """Round up to the next 1, 2 or 5 × 10ⁿ, so that the figure doesn't depend on the order in which threads add."""
     if value == 0:
         return 0.0
     magnitude = 10.0 ** math.floor(math.log10(value))

@@ -1,9 +1,9 @@
-"""Before `make serve`: is there a model to serve, or should DenseNet-121 be exported first?
+"""Decides for `make serve` whether to serve a model at once or to export DenseNet-121 first.
 
     python -m export.prepare --weights densenet121.pth
 
-Prints `serve` or `export` on standard output and the reason on standard error. Standard library only, so that a first
-try needs no torch; giving up on a network that does not answer takes ten seconds at most.
+Prints `serve` or `export` to standard output and the reason to standard error. Uses the standard library only, because
+serving needs no torch if there is a model already. Waits at most ten seconds for the network.
 """
 
 import http.client
@@ -15,26 +15,26 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
-from export.files import sha256_of
+from export.files import ROOT, sha256_of
 from serve.printable import ArgumentParser, one_line, printable_lines
 
-MODELS: Final = Path(__file__).resolve().parent.parent / "models"
+MODELS: Final = ROOT / "models"
 NAME: Final = "densenet121"
-# torchvision's DenseNet121_Weights.IMAGENET1K_V1; tests/export/test_prepare.py holds it to torchvision's own word.
+# Of torchvision's DenseNet121_Weights.IMAGENET1K_V1; tests/export/test_prepare.py compares it with torchvision.
 WEIGHTS_URL: Final = "https://download.pytorch.org/models/densenet121-a639ec97.pth"
 GIVE_UP_SECONDS: Final = 10.0
 _UNUSABLE: Final = 2
 
 
 def main() -> int:
-    """Run the command; the process's exit status."""
+    """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python -m export.prepare", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="auto", help="what will be served: auto, a name, or a file (default: auto)")
-    parser.add_argument("--weights", type=Path, help="state dict that DenseNet-121 is to have been exported from")
+    parser.add_argument("--model", default="auto", help="the model to serve: auto, a name, or a file (default: auto)")
+    parser.add_argument("--weights", type=Path, help="state dict to export DenseNet-121 from, unless it was already")
     options = parser.parse_args()
-    if options.weights and not os.path.isfile(options.weights):  # noqa: PTH113  no error where no file can have the name
-        reason = "is a folder; name the file in it" if os.path.isdir(options.weights) else "no such file"  # noqa: PTH112
-        why = f"WEIGHTS={options.weights}: {reason}, a state dict (.pth or .safetensors)"
+    if options.weights and not os.path.isfile(options.weights):  # noqa: PTH113  unlike pathlib, no error for an impossible name
+        reason = "is a folder, not a file" if os.path.isdir(options.weights) else "no such file"  # noqa: PTH112
+        why = f"WEIGHTS={options.weights}: {reason}; a state dict (.pth or .safetensors) is needed"
         print(one_line(why), file=sys.stderr)
         return _UNUSABLE
     decision, reason = decide(options.model, options.weights, MODELS)
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_URL) -> tuple[str, str]:
-    """`serve`, `export` or `fail`, and why, in words for the user."""
+    """Return `serve`, `export` or `fail`, and the reason to show to the user."""
     if model not in ("auto", NAME):
         return "serve", ""
     exported = (folder / f"{NAME}.onnx").is_file()
@@ -61,40 +61,40 @@ def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_UR
         return "export", f"Exporting DenseNet-121 from {cached_weights(url)}"
     if reachable(url):
         return "export", "Exporting DenseNet-121 from torchvision's weights"
-    tried = f"DenseNet-121 is not exported, {cached_weights(url)} is not there, and {url} cannot be reached."
+    tried = f"DenseNet-121 is not exported, {cached_weights(url)} does not exist, and {url} cannot be reached."
     if model == NAME:
-        return "fail", f"{tried}\nGive a state dict of your own: make serve WEIGHTS=PATH"
+        return "fail", f"{tried}\nName a state dict of your own: make serve WEIGHTS=PATH"
     instead = "Serving the small embedded model EfficientNet-Lite0 instead. For DenseNet-121: make serve WEIGHTS=PATH"
     return "serve", f"{tried}\n{instead}"
 
 
 def cached_weights(url: str) -> Path:
-    """Where torch's hub keeps the file, by the rules of `torch.hub.get_dir`."""
+    """Return where torch's hub caches the file, by the rules of `torch.hub.get_dir`."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
     return home / "hub" / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 def reachable(url: str, seconds: float = GIVE_UP_SECONDS) -> bool:
-    """Whether the file could be downloaded, found out in `seconds` at most, name resolution included."""
-    print(f"Looking whether {url} can be had", file=sys.stderr)
+    """Return whether the file can be downloaded; waits at most `seconds`, including name resolution."""
+    print(f"Checking whether {url} can be downloaded", file=sys.stderr)
     answers: list[bool] = []
 
-    def ask() -> None:
+    def send_request() -> None:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):  # noqa: S310
                 answers.append(True)
         except (OSError, http.client.HTTPException, ValueError):  # URLError is an OSError
             answers.append(False)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(seconds)
+    thread = threading.Thread(target=send_request, daemon=True)
+    thread.start()
+    thread.join(seconds)
     return answers == [True]
 
 
 def _exported_from(folder: Path) -> str | None:
-    """The sha256 of the weights that the model there was made from, which its report says."""
+    """Return the sha256 of the weights that the folder's model was exported from, if its report says so."""
     try:
         report = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
         its_own = any(row["sha256"] == sha256_of(folder / f"{NAME}.onnx") for row in report["table"])

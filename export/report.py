@@ -1,32 +1,23 @@
-"""The table of an export: each variant's size, speed and accuracy, on the terminal and beside the model files.
+"""The export's report: size, speed and accuracy of each variant, printed and written beside the models.
 
-Timings differ from run to run, so they go into a file of their own and the models' bytes stay the same.
+Timings differ from run to run, so they have a file of their own: the same inputs always give the same model files.
 """
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from export.evaluate import Comparison, cpu, milliseconds
-
-ROOT: Final = Path(__file__).resolve().parent.parent
+from export.evaluate import Comparison, cpu, measure_latency
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model file as it was, or will be, written."""
+    """A model file to write: `fp32` or `int8`."""
 
     name: str
     path: Path
     content: bytes
-
-
-def class_numbers() -> dict[str, int]:
-    """WordNet id → class number."""
-    entries = json.loads((ROOT / "imagenet_class_index.json").read_text(encoding="utf-8"))
-    return {imagenet_id: int(number) for number, (imagenet_id, _) in entries.items()}
 
 
 def make_report(
@@ -36,12 +27,17 @@ def make_report(
     weights_file: Path | None,
     side: int,
 ) -> dict[str, Any]:
-    """Time the variants interleaved; the report goes beside them as `NAME.json`, and the server's model card shows it.
+    """Time the variants and return the report, which is written beside them as `NAME.json` and shown by the server.
 
-    weights_file: the one the user gave, for the benchmarks to find again. Only the model's user sees this file.
+    Args:
+        variants: the models, fp32 first.
+        comparison: int8 compared with fp32, if it was.
+        weights_sha256: of the weights' file, None for untrained weights.
+        weights_file: the file that the user gave, so that benchmarks find it again. It stays on this machine.
+        side: height and width of the models' input, pixels.
     """
     contents = {variant.name: variant.content for variant in variants}
-    one, two = (milliseconds(contents, side, threads) for threads in (1, 2))
+    one, two = (measure_latency(contents, side, threads) for threads in (1, 2))
     table = []
     for variant in variants:
         is_int8 = variant.name == "int8"
@@ -63,7 +59,7 @@ def make_report(
 
 
 def print_table(table: list[dict[str, Any]]) -> None:
-    """For people."""
+    """Print the report's table."""
     print(
         f"\n{'variant':<8} {'MB':>6} {'ms 1 thr':>9} {'ms 2 thr':>9} {'top-1':>7} {'agrees':>7} {'max |Δ logit|':>14}"
     )

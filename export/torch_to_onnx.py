@@ -1,4 +1,4 @@
-"""PyTorch network → ONNX graph with a dynamic batch axis, and nothing in it of the machine that made it."""
+"""Exports a PyTorch network to an ONNX graph with a dynamic batch axis, without traces of the exporting machine."""
 
 import contextlib
 import io
@@ -15,18 +15,24 @@ from export.errors import ExportError
 
 OPSETS: Final = range(18, 24)
 DEFAULT_OPSET: Final = 20
-_BATCH: Final = torch.export.Dim("batch", min=1, max=64)  # a bound the exporter wants; the graph has none
+_BATCH: Final = torch.export.Dim("batch", min=1, max=64)  # the exporter wants a bound; the graph has none
 _MACHINE_FIELDS: Final = ("metadata_props", "doc_string")  # the exporter writes stack traces with paths into them
 
 
 def export_graph(network: nn.Module, input_side: int, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
-    """Export with input `input` FP32 `[N, 3, input_side, input_side]` and output `logits` FP32 `[N, classes]`.
+    """Export a network with input `input` FP32 `[N, 3, input_side, input_side]` and output `logits` `[N, classes]`.
 
-    The network must be in inference mode. Raises `ExportError`.
+    Args:
+        network: in inference mode.
+        input_side: height and width of the input, pixels.
+        opset: the ONNX opset, one of `OPSETS`.
+
+    Raises:
+        ExportError: PyTorch returned no model, or one of another opset.
     """
     example = torch.zeros(2, 3, input_side, input_side)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    # The exporter reports its stages on standard output; ours has a line of its own for them.
+    # The exporter prints its own progress to standard output, where the export prints a line for each stage.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -41,18 +47,18 @@ def export_graph(network: nn.Module, input_side: int, opset: int = DEFAULT_OPSET
             verbose=False,
         )
     if program is None:
-        raise ExportError("torch.onnx.export gave no model")
+        raise ExportError("torch.onnx.export returned no model")
     model = program.model_proto
     made_opset = next(entry.version for entry in model.opset_import if entry.domain == "")
     if made_opset != opset:
-        raise ExportError(f"torch.onnx.export gave opset {made_opset}, not {opset}; choose another with --opset")
+        raise ExportError(f"torch.onnx.export used opset {made_opset} instead of {opset}; choose another with --opset")
     strip(model)
     onnx.checker.check_model(model, full_check=True)
     return model
 
 
 def strip(message: Message) -> None:
-    """Remove, all the way down, what an exporter noted about itself: names of files, stack traces, source lines."""
+    """Remove the exporter's notes from a message and all messages in it: file names, stack traces, source lines."""
     names = message.DESCRIPTOR.fields_by_name
     for field in _MACHINE_FIELDS:
         if field in names:

@@ -1,10 +1,10 @@
-"""A small DenseNet with a life of its own, for the tests of int8, and pictures that it tells apart.
+"""A small DenseNet for the tests of int8, and images that it can classify.
 
-    python -m tests.small_densenet     writes tests/data/small_densenet.onnx anew (in the export environment)
+    python -m tests.small_densenet     writes tests/data/small_densenet.onnx again (in the export environment)
 
-What training leaves behind is in it: BatchNorms whose scales have both signs, differ by an order of magnitude and are
-sometimes 0, shifts that put ReLUs' thresholds inside, below and above a channel's range, ten classes that all occur.
-Everything is drawn by numpy and rounded, so that every CPU makes the same network.
+It resembles a trained network: BatchNorm scales have both signs, differ by an order of magnitude and are sometimes 0;
+shifts put ReLU thresholds inside, below and above a channel's range; all ten classes occur. Everything is drawn by
+numpy and rounded, so that every CPU makes the same network.
 """
 
 from collections.abc import Iterator
@@ -26,24 +26,24 @@ PATH = Path(__file__).parent / "data" / "small_densenet.onnx"
 SIDE = 64
 CLASSES = 10
 SPEC = Preprocessing(SIDE, "bilinear", SIDE, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_RUN_IN = 5  # the seed of the pictures that BatchNorms' statistics are of
+_STATISTICS_SEED = 5  # of the images that the BatchNorm statistics are taken from
 
 
 def draw(count: int, seed: int) -> list[Image.Image]:
-    """Smooth patterns, one of each kind in turn; pictures of a kind share colours and shapes, as a class's do."""
+    """Draw smooth patterns, one of each kind in turn; images of a kind share colours and shapes, like a class."""
     kinds = np.random.default_rng(0).normal(128, 70, (CLASSES, 5, 5, 3))
     noise = np.random.default_rng(seed)
     grids = (kinds[number % CLASSES] + noise.normal(0, 30, (5, 5, 3)) for number in range(count))
     return [Image.fromarray(np.clip(np.rint(_smooth(grid)), 0, 255).astype(np.uint8)) for grid in grids]
 
 
-def pictures(count: int, seed: int) -> Array:
-    """What `draw` draws as the server would feed it, FP32 `[count, 3, SIDE, SIDE]`."""
+def images(count: int, seed: int) -> Array:
+    """Return the images of `draw`, preprocessed as by the server, FP32 `[count, 3, SIDE, SIDE]`."""
     return np.concatenate([to_input(image, SPEC) for image in draw(count, seed)])
 
 
 def _smooth(grid: Array) -> Array:
-    """`[5, 5, 3]` → `[SIDE, SIDE, 3]`, bilinear."""
+    """Enlarge `[5, 5, 3]` to `[SIDE, SIDE, 3]`, bilinear."""
     places = np.linspace(0, len(grid) - 1, SIDE)
     low = np.minimum(places.astype(int), len(grid) - 2)
     share = places - low
@@ -53,14 +53,14 @@ def _smooth(grid: Array) -> Array:
 
 
 def build() -> "DenseNet":
-    """The network in PyTorch, with any weights."""
+    """Build the PyTorch network with random weights."""
     from torchvision.models.densenet import DenseNet
 
     return DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=CLASSES)
 
 
 def network() -> "DenseNet":
-    """The network in PyTorch with its own weights, in inference mode."""
+    """Build the PyTorch network with its weights, in inference mode."""
     import torch
     from torch import nn
 
@@ -80,7 +80,7 @@ def network() -> "DenseNet":
             fill(module.weight, np.where(random.random(count) < 0.08, 0, scale))
             fill(module.bias, random.normal(0.2, 0.7, count))
             module.momentum = None  # the plain average over all batches
-    seen = torch.from_numpy(pictures(40, _RUN_IN)).double()
+    seen = torch.from_numpy(images(40, _STATISTICS_SEED)).double()
     with torch.no_grad():
         made.double().train()(seen)
         for module in made.modules():
@@ -90,7 +90,7 @@ def network() -> "DenseNet":
                 fill(module.running_var, module.running_var.numpy())
         made.eval()
         features = nn.functional.relu(made.features(seen)).mean((2, 3)).numpy()
-    # The class is the kind whose pictures have the nearest features.
+    # The class is the kind whose images have the nearest features.
     kinds = np.arange(len(features)) % CLASSES
     usual = np.stack([features[kinds == kind].mean(0) for kind in range(CLASSES)])
     fill(made.classifier.weight, 0.75 * usual)
@@ -99,13 +99,13 @@ def network() -> "DenseNet":
 
 
 def rounded(values: Array) -> Array:
-    """To three digits, so that in double precision an addition in another order changes nothing."""
+    """Round to three digits, so that adding in another order changes nothing in double precision."""
     return np.array([float(f"{value:.3g}") for value in values.ravel()]).reshape(values.shape)
 
 
 def batches(array: Array) -> Iterator[Array]:
-    """One picture after the other, FP32 `[1, 3, SIDE, SIDE]`."""
-    return (picture[None] for picture in array)
+    """Yield one image at a time, FP32 `[1, 3, SIDE, SIDE]`."""
+    return (image[None] for image in array)
 
 
 if __name__ == "__main__":

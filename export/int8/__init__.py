@@ -1,1 +1,1 @@
-"""fp32 to int8: graph passes, calibration, quantization and the accuracy gate."""
+"""Quantizes an exported fp32 model to int8: calibration, graph passes, quantization and the accuracy gate."""

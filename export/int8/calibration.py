@@ -1,7 +1,6 @@
-"""What calibration knows of a network's activations, and the file it travels in.
+"""Statistics of a network's activations, and the record of them that the project keeps.
 
-Someone who builds the image has no photographs, so what was seen on some is recorded once, as data. Errors that leave
-here: `CalibrationError`, where a record is unreadable or is not for this network.
+They are recorded once, because whoever builds the container image has no photographs.
 """
 
 import json
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
@@ -20,6 +18,7 @@ from export.files import sha256_of
 from export.onnx_graph import Array, Graph
 
 Ranges = Mapping[str, tuple[Array, Array]]
+RECORDS: Final = Path(__file__).with_name("calibration_data")
 _SIGNIFICANT_DIGITS: Final = 3
 
 
@@ -27,10 +26,9 @@ _SIGNIFICANT_DIGITS: Final = 3
 class Calibration:
     """Statistics by tensor name.
 
-    ranges: minimum and maximum in the exported graph, as `observe_ranges` gives them. means, active: of each
-    Conv's input in the rewritten one, its mean and, where it is clipped, the share of values off their threshold.
-    source: the set of photographs, in words. photographs: name → sha256 of those looked at, which no accuracy may be
-    measured on. weights_sha256: of the weights they were seen with.
+    source: what the set of photographs is called. photographs: file name → sha256 of those used; accuracy must not be
+    measured on them. weights_sha256: of the weights used. ranges: minimum and maximum in the exported graph, see
+    `observe_ranges`. means, active: of the inputs of Convs in the rewritten graph, see `observe_means`.
     """
 
     source: str
@@ -41,20 +39,28 @@ class Calibration:
     active: dict[str, Array] = field(default_factory=dict)
 
     def held_out(self, paths: Iterable[Path]) -> list[Path]:
-        """Those of the photographs that were not looked at, told by their content, whatever they are called."""
-        seen = set(self.photographs.values())
-        return [path for path in paths if sha256_of(path) not in seen]
+        """Return the photographs that were not used, compared by content, whatever their names are."""
+        used = set(self.photographs.values())
+        return [path for path in paths if sha256_of(path) not in used]
 
 
-def observe_ranges(model: onnx.ModelProto, batches: Iterable[Array], progress: Callable[[int], None]) -> Ranges:
-    """Minimum and maximum of every activation that an 8-bit graph stores: `[C]` of what BatchNorms read, else `[1]`."""
-    graph = Graph(model)
+def observe_ranges(graph: Graph, batches: Iterable[Array], progress: Callable[[int], None]) -> Ranges:
+    """Record the minimum and maximum of every activation that the int8 graph stores.
+
+    Args:
+        graph: the exported graph, before any pass.
+        batches: images FP32 `[N, 3, S, S]`.
+        progress: called with the number of batches done.
+
+    Returns:
+        Tensor name → minima, maxima: `[C]` for what a Concat or BatchNorm reads, else `[1]`.
+    """
     outputs = [node.output[0] for node in graph.of_type("Conv", "Relu", "Clip", "Add", "MaxPool", "AveragePool")]
     readers = {name: {node.op_type for node in graph.consumers(name)} for name in outputs}
     tensors = [name for name in outputs if readers[name] != {"Relu"} and readers[name] != {"Clip"}]
     by_channel = {name for name in tensors if readers[name] & {"Concat", "BatchNormalization"}}
     seen: dict[str, tuple[Array, Array]] = {}
-    for values in _run(model, tensors, batches, progress):
+    for values in _run(graph, tensors, batches, progress):
         for name, value in values.items():
             channels = value.shape[1] if name in by_channel else 1
             flat = np.moveaxis(value, 1, 0).reshape(channels, -1)
@@ -66,16 +72,25 @@ def observe_ranges(model: onnx.ModelProto, batches: Iterable[Array], progress: C
 
 
 def observe_means(
-    model: onnx.ModelProto, batches: Iterable[Array], progress: Callable[[int], None]
+    graph: Graph, batches: Iterable[Array], progress: Callable[[int], None]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Per-channel mean of each Conv's input, and of the clipped ones the share of values off their threshold."""
-    graph = Graph(model)
+    """Record what bias correction needs.
+
+    Args:
+        graph: the rewritten graph.
+        batches: images FP32 `[N, 3, S, S]`, all of one N.
+        progress: called with the number of batches done.
+
+    Returns:
+        Means of each Conv's and ReduceMean's input, per channel `[C]`; and for inputs that were clipped the share of
+        values that lie between the clip's bounds `[C]`.
+    """
     clipped = {node.output[0]: node for node in graph.of_type("Min")}
     tensors = sorted({node.input[0] for node in graph.of_type("Conv", "ReduceMean")})
     means: dict[str, Array] = {name: np.zeros(1) for name in tensors}
     active: dict[str, Array] = {name: np.zeros(1) for name in tensors if name in clipped}
     count = 0
-    for values in _run(model, tensors, batches, progress):
+    for values in _run(graph, tensors, batches, progress):
         count += 1
         for name, value in values.items():
             axes = (0, *range(2, value.ndim))
@@ -87,12 +102,17 @@ def observe_means(
 
 
 def rounded(statistics: Mapping[str, Array]) -> dict[str, Array]:
-    """The values that a record keeps of these."""
+    """Round values as a record does."""
     return {name: np.array(_listed(values)) for name, values in statistics.items()}
 
 
+def record_file(architecture: str) -> Path:
+    """Return where the project keeps the record of an architecture."""
+    return RECORDS / f"{architecture}.json"
+
+
 def encode(calibration: Calibration) -> bytes:
-    """As JSON, one line a photograph or tensor; `load` reads it."""
+    """Encode as JSON for `load`, with a line for each photograph and tensor."""
     content = {
         "source": calibration.source,
         "photographs": calibration.photographs,
@@ -114,7 +134,11 @@ def encode(calibration: Calibration) -> bytes:
 
 
 def load(path: Path) -> Calibration:
-    """Read a file of what `encode` gave; raises `CalibrationError`."""
+    """Read a record.
+
+    Raises:
+        CalibrationError: the file is missing or is not a record.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         return Calibration(
@@ -126,22 +150,21 @@ def load(path: Path) -> Calibration:
             {name: np.array(values) for name, values in content["active"].items()},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CalibrationError(f"calibration {path} cannot be read; make one with --calibrate DIR") from error
+        raise CalibrationError(f"calibration {path} cannot be read; record a new one with --calibrate DIR") from error
 
 
 def _run(
-    model: onnx.ModelProto, tensors: list[str], batches: Iterable[Array], progress: Callable[[int], None]
+    graph: Graph, tensors: list[str], batches: Iterable[Array], progress: Callable[[int], None]
 ) -> Iterable[dict[str, Any]]:
-    """The values of these tensors for each batch."""
-    watched = onnx.ModelProto()
-    watched.CopyFrom(model)
-    present = {value.name for value in watched.graph.output}
-    watched.graph.output.extend(
+    """Run the graph on each batch and yield the values of these tensors."""
+    model = graph.to_model()
+    present = {value.name for value in model.graph.output}
+    model.graph.output.extend(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for name in tensors
         if name not in present and name != "input"
     )
-    session = ort.InferenceSession(watched.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     wanted = [name for name in tensors if name != "input"]
     for done, batch in enumerate(batches, start=1):
         values = dict(zip(wanted, session.run(wanted, {"input": batch}), strict=True))

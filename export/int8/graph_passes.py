@@ -1,63 +1,69 @@
-"""Rewrites of a DenseNet's float graph that change none of its answers and make it ready for 8 bits.
+"""Passes that prepare a DenseNet's float graph for 8 bits without changing an answer.
 
-Each step goes from model to model and leaves alone what it does not recognise, so that other networks pass unchanged.
-`tests/export/test_rewrite.py` holds each to max |Δ logit| ≤ 1e-3. No error leaves this module.
+Each pass changes one graph in place and leaves alone what it does not recognise, so that other networks stay as they
+are. `tests/export/test_graph_passes.py` holds each to max |Δ logit| ≤ 1e-3.
 
-Channel equalisation follows Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
-Correction"; that it is exact for whatever meets in a Concat which only BatchNormalizations read is DenseNet's own.
+Channel equalization follows Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+Correction". In a DenseNet it is exact for the inputs of Concats, because only BatchNorms read them.
 """
 
 from typing import Final
 
 import numpy as np
-import onnx
 from onnx import NodeProto, helper
 
 from export.int8.calibration import Ranges
-from export.onnx_graph import Array, Graph, attribute, concat_pieces
+from export.onnx_graph import Array, Graph, attribute, concat_inputs
 
-# Room above the largest value seen in calibration, for pictures that go further: more of it costs resolution, less of
-# it clips. Between 1.2 and 1.4 the mean error on held-out photographs is flat and the worst one falls.
+# Room above the largest value seen in calibration, for images that exceed it: more room costs resolution, less clips.
+# Between 1.2 and 1.4 the mean error on held-out photographs is flat and the largest error falls.
 HEADROOM: Final = 1.3
-_SMALLEST_RANGE: Final = 1e-3  # of the widest in the tensor; a channel that never moves needs no resolution
+_SMALLEST_RANGE: Final = 1e-3  # of the tensor's widest; a channel that hardly moves needs no resolution
+
+Affine = tuple[Array, Array]  # the scale and shift of each channel, `[C]` each
 
 
-def equalise_channels(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
-    """Map every channel that enters a Concat to [0, 1] in the Conv that makes it, and back in the BatchNorms.
+def equalize_channels(graph: Graph, ranges: Ranges) -> bool:
+    """Scale every channel that enters a Concat to [0, 1] in the Conv that makes it, and back in the BatchNorms.
 
-    ranges: per-channel minimum and maximum of those tensors. Only the part of a channel's range that lies above some
-    BatchNorm's ReLU threshold is kept, because what lies below all of them is zero to all of them.
+    Only the part of a channel's range above the lowest ReLU threshold of its readers is kept: below it, all of them
+    give zero.
+
+    Args:
+        graph: is changed in place.
+        ranges: per-channel minimum and maximum of the tensors that BatchNorms read.
+
+    Returns:
+        Whether the channels were scaled: not if a range is missing or not only BatchNorms read the tensors.
     """
-    graph = Graph(model)
     readers = _channel_readers(graph)
     if not readers or not ranges.keys() >= readers.keys():
-        return model
-    scales: dict[str, tuple[Array, Array]] = {}
+        return False
+    intervals: dict[str, tuple[Array, Array]] = {}
     for tensor, affines in readers.items():
         low, high = ranges[tensor]
-        if _passes_relu(graph, tensor):  # which clips at 0 and is to clip nowhere else, whatever calibration saw
+        if _passes_relu(graph, tensor):  # a ReLU clips at 0 and must clip nowhere else, whatever calibration saw
             low = np.zeros_like(low)
         low, width = _needed_interval(low, high, affines)
-        scales[tensor] = low, width
+        intervals[tensor] = low, width
         conv = _producing_conv(graph, tensor)
         if conv is not None:
             weights, bias = graph.value(conv.input[1]), graph.bias(conv)
             graph.set_weights(conv, weights / width[:, None, None, None], (bias - low) / width)
     for node in graph.of_type("BatchNormalization"):
-        pieces = concat_pieces(graph, node.input[0])
-        low, width = (np.concatenate([scales[piece][part] for piece in pieces]) for part in (0, 1))
+        pieces = concat_inputs(graph, node.input[0])
+        low, width = (np.concatenate([intervals[piece][part] for piece in pieces]) for part in (0, 1))
         scale, shift = _affine(graph, node)
         _set_affine(graph, node, scale * width, shift + scale * low)
-    return graph.to_model()
+    return True
 
 
-def clip_batchnorms(model: onnx.ModelProto) -> onnx.ModelProto:
-    """BatchNorm → ReLU → 1×1 Conv (or the mean before the Gemm) becomes a clip of each channel, then the Conv.
+def clip_batchnorms(graph: Graph) -> None:
+    """Turn BatchNorm → ReLU → 1×1 Conv (or → mean → Gemm) into a clip of each channel → Conv.
 
-    With y = relu(s·x + b) and t = -b/s: y = s·max(x, t) + b where s > 0, y = s·min(x, t) + b where s < 0. Scale and
-    shift go into the Conv's weights and bias, and what is left costs a comparison a value and no rounding in 8 bits.
+    With y = relu(s·x + b) and t = -b/s: y = s·max(x, t) + b where s > 0, and y = s·min(x, t) + b where s < 0. Scale and
+    shift go into the Conv's weights and bias; the clip costs a comparison per value and rounds nothing in 8 bits.
     """
-    graph = Graph(model)
     for norm in graph.of_type("BatchNormalization"):
         relu = graph.only_consumer(norm.output[0], "Relu")
         layer = None if relu is None else _linear_consumer(graph, relu.output[0])
@@ -79,12 +85,10 @@ def clip_batchnorms(model: onnx.ModelProto) -> onnx.ModelProto:
         high = helper.make_node("Min", [f"{name}.above", f"{name}.high"], [name])
         graph.replace(norm, [])
         graph.replace(relu, [low, high])
-    return graph.to_model()
 
 
-def merge_average_pools(model: onnx.ModelProto) -> onnx.ModelProto:
-    """1×1 Conv → AveragePool of k × k becomes one Conv of k × k with stride k, which rounds once and not twice."""
-    graph = Graph(model)
+def merge_average_pools(graph: Graph) -> None:
+    """Turn 1×1 Conv → k×k AveragePool into one k×k Conv with stride k, which rounds once instead of twice."""
     for pool in graph.of_type("AveragePool"):
         conv = graph.producer(pool.input[0])
         kernel = attribute(pool, "kernel_shape")
@@ -99,12 +103,10 @@ def merge_average_pools(model: onnx.ModelProto) -> onnx.ModelProto:
         graph.set_weights(merged, spread, bias)
         graph.replace(conv, [])
         graph.replace(pool, [merged])
-    return graph.to_model()
 
 
-def chain_concats(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Concat(a, b, c) where Concat(a, b) is there already becomes Concat(ab, c): two long copies in place of many."""
-    graph = Graph(model)
+def chain_concats(graph: Graph) -> None:
+    """Turn Concat(a, b, c) into Concat(ab, c) if Concat(a, b) exists: two long copies instead of many short ones."""
     made: dict[tuple[str, ...], str] = {}
     for concat in graph.of_type("Concat"):
         pieces = tuple(concat.input)
@@ -113,20 +115,19 @@ def chain_concats(model: onnx.ModelProto) -> onnx.ModelProto:
         if longest:
             shorter = [made[pieces[:longest]], *pieces[longest:]]
             graph.replace(concat, [helper.make_node("Concat", shorter, list(concat.output), axis=1)])
-    return graph.to_model()
 
 
-def _channel_readers(graph: Graph) -> dict[str, list[tuple[Array, Array]]]:
-    """For each tensor that BatchNorms read, alone or in a Concat: the scale and shift each applies to its channels.
+def _channel_readers(graph: Graph) -> dict[str, list[Affine]]:
+    """Return what each BatchNorm does to the channels of each tensor that it reads, alone or through a Concat.
 
-    Empty where something else reads one of them too, for then its channels may not be rescaled.
+    Empty if something else reads one of these tensors too, because then its channels must not be scaled.
     """
-    readers: dict[str, list[tuple[Array, Array]]] = {}
+    readers: dict[str, list[Affine]] = {}
     sizes: dict[str, int] = {}
     for node in graph.of_type("BatchNormalization"):
         scale, shift = _affine(graph, node)
         start = 0
-        for piece in concat_pieces(graph, node.input[0]):
+        for piece in concat_inputs(graph, node.input[0]):
             conv = _producing_conv(graph, piece)
             if conv is None:
                 return {}
@@ -140,8 +141,8 @@ def _channel_readers(graph: Graph) -> dict[str, list[tuple[Array, Array]]]:
     return readers
 
 
-def _needed_interval(low: Array, high: Array, affines: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Lower end and width of what must be told apart, per channel, headroom included."""
+def _needed_interval(low: Array, high: Array, affines: list[Affine]) -> tuple[Array, Array]:
+    """Return the lower end and the width of the range that readers need of each channel, `[C]`, headroom included."""
     low, high = low.astype(np.float64), high.astype(np.float64)
     needed_low, needed_high = high.copy(), low.copy()
     for scale, shift in affines:
@@ -154,7 +155,7 @@ def _needed_interval(low: Array, high: Array, affines: list[tuple[Array, Array]]
 
 
 def _producing_conv(graph: Graph, tensor: str) -> NodeProto | None:
-    """The Conv whose channels these are, seen through what treats each channel alike: ReLU and pooling."""
+    """Return the Conv that makes these channels, also through ReLU and pooling, which treat all channels alike."""
     node = graph.producer(tensor)
     while node is not None and node.op_type in {"Relu", "MaxPool", "AveragePool"}:
         node = graph.producer(node.input[0])
@@ -169,7 +170,7 @@ def _passes_relu(graph: Graph, tensor: str) -> bool:
 
 
 def _linear_consumer(graph: Graph, tensor: str) -> NodeProto | None:
-    """The 1×1 Conv that alone reads `tensor`, or the Gemm that reads its mean over the picture."""
+    """Return the 1×1 Conv that alone reads `tensor`, or the Gemm that reads its mean over height and width."""
     conv = graph.only_consumer(tensor, "Conv")
     if conv is not None:
         return conv if _is_pointwise(graph, conv) else None
@@ -185,8 +186,8 @@ def _is_pointwise(graph: Graph, node: NodeProto) -> bool:
     return kernel == (1, 1) and set(attribute(node, "strides", [1, 1])) == {1} and not any(attribute(node, "pads", [0]))
 
 
-def _affine(graph: Graph, norm: NodeProto) -> tuple[Array, Array]:
-    """A BatchNormalization as scale·x + shift."""
+def _affine(graph: Graph, norm: NodeProto) -> Affine:
+    """Return a BatchNormalization as scale·x + shift."""
     gamma, beta, mean, variance = (graph.value(name) for name in norm.input[1:5])
     scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
     return scale, beta - mean * scale

@@ -1,147 +1,195 @@
-"""fp32 model → int8 model: exact rewrites, calibration, quantisation, and the gate that int8 has to pass.
-
-Errors that leave here: `CalibrationError`, `QuantisationError`, `GateError`.
-"""
+"""From the exported fp32 model to the int8 model: calibrate, rewrite, quantize, and pass the gate."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
 
 from export.architectures import Architecture
-from export.errors import CalibrationError, GateError, QuantisationError
-from export.evaluate import Comparison, logits_of
+from export.console import Progress, show_progress, stage
+from export.errors import CalibrationError, GateError, QuantizationError
+from export.evaluate import Comparison, class_numbers, compare, label_of, logits_of
+from export.files import sha256_of
 from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
-from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
-from export.int8.quantize import quantise
-from export.onnx_graph import Array
+from export.int8.gate import require_accuracy, require_fit, require_unchanged, require_weights
+from export.int8.graph_passes import chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
+from export.int8.quantize import quantize
+from export.onnx_graph import Array, Graph
+from export.photographs import PROJECT_PHOTOGRAPHS, find_photographs, read_photographs
 from serve.imaging.preprocess import Preprocessing
 
-RECORDS: Final = Path(__file__).with_name("calibration_data")
-PHOTOGRAPHS: Final = 100  # a calibration looks at
-MAX_REWRITE_DIFFERENCE: Final = 1e-3  # logits; the float steps are exact but for float's own rounding
-# The gate, on at least this many photographs that calibration did not see:
-ENOUGH: Final = 100
-MAX_TOP1_LOSS: Final = 0.005
-MIN_AGREEMENT: Final = 0.97
-# With fewer there is no accuracy to speak of, and only gross misfits can be seen:
-MAX_MEAN_DIFFERENCE: Final = 0.3  # logits; a fitting calibration gives 0.1
-MAX_OUTSIDE: Final = 0.02  # share of channels that leave their recorded range, headroom included
-MIN_USED: Final = 0.2  # of its recorded range that the median channel uses
-
-Progress = Callable[[int, int], None]
+CALIBRATION_PHOTOGRAPHS: Final = 100
 
 
-def rewrite(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
-    """The float steps: none of them changes an answer, and after them 8 bits suffice.
+@dataclass
+class Int8Result:
+    """The int8 model if it passed its gate, else the reason why there is none.
 
-    Raises `QuantisationError` where channels meet in a Concat and cannot be given one scale.
+    comparison: int8 compared with fp32; None if an earlier step failed.
     """
-    equalised = equalise_channels(model, ranges)
-    if equalised is model and any(node.op_type == "Concat" for node in model.graph.node):
-        raise QuantisationError("something besides BatchNorms reads what meets in a Concat, so it has no common scale")
-    model = clip_batchnorms(equalised)
-    model = merge_average_pools(model)
-    return chain_concats(model)
+
+    model: onnx.ModelProto | None = None
+    calibration: Calibration | None = None
+    comparison: Comparison | None = None
+    refusal: str = ""
+
+
+def try_int8(
+    model: onnx.ModelProto,
+    architecture: Architecture,
+    weights_sha256: str | None,
+    photographs: Sequence[Path],
+    calibration_folder: Path | None = None,
+    set_name: str | None = None,
+    required: bool = False,
+) -> Int8Result:
+    """Calibrate or read the recorded calibration, quantize, and compare int8 with fp32; print each stage.
+
+    Args:
+        model: the exported fp32 model.
+        architecture: what it was exported from.
+        weights_sha256: of the weights' file, None for untrained weights.
+        photographs: to compare on; those used for calibration are left out.
+        calibration_folder: photographs for a new calibration; without it the recorded one is used.
+        set_name: what to call them; by default the folder's name.
+        required: raise if there is no int8 model.
+
+    Raises:
+        CalibrationError: the new calibration failed, or the recorded one did and int8 is required.
+        QuantizationError, GateError: the model was refused and int8 is required.
+        PhotographError: a photograph cannot be read.
+    """
+    result = Int8Result()
+    spec = architecture.preprocessing
+    images = list(read_photographs(find_photographs([PROJECT_PHOTOGRAPHS]), spec))
+    try:
+        with stage("calibrate") as note:
+            if calibration_folder:
+                result.calibration = _new_calibration(model, spec, calibration_folder, weights_sha256, set_name)
+            else:
+                result.calibration = records.load(records.record_file(architecture.name))
+                require_weights(weights_sha256, result.calibration)
+                require_fit(model, images, result.calibration)
+            note(f"{result.calibration.source}, {len(result.calibration.photographs)} photographs")
+        with stage("quantize to int8") as note:
+            int8 = make_int8(model, architecture, result.calibration, images)
+            note(f"{len(int8.graph.node)} nodes")
+        with stage("compare int8 with fp32") as note:
+            result.comparison = compare_int8(model, int8, spec, result.calibration.held_out(photographs))
+            note(f"{result.comparison.photographs} held-out photographs, {result.comparison.agreement:.1%} agree")
+            require_accuracy(result.comparison)
+            result.model = int8
+    except (CalibrationError, QuantizationError, GateError) as error:
+        if required or (calibration_folder and isinstance(error, CalibrationError)):
+            raise
+        result.refusal = str(error)
+    return result
+
+
+def rewrite(graph: Graph, ranges: Ranges) -> None:
+    """Prepare the graph for 8 bits without changing an answer.
+
+    Args:
+        graph: the exported graph; it is changed in place.
+        ranges: as `observe_ranges` returns them.
+
+    Raises:
+        QuantizationError: the inputs of a Concat cannot be given a common scale.
+    """
+    if not equalize_channels(graph, ranges) and graph.of_type("Concat"):
+        raise QuantizationError(
+            "the inputs of a Concat cannot have a common scale: not only BatchNorms read them, or the calibration "
+            "has no ranges for them"
+        )
+    clip_batchnorms(graph)
+    merge_average_pools(graph)
+    chain_concats(graph)
 
 
 def make_int8(
     model: onnx.ModelProto, architecture: Architecture, calibration: Calibration, images: Sequence[Array] = ()
 ) -> onnx.ModelProto:
-    """All steps, from the exported fp32 model to the int8 one; on `pictures` the float steps must change no answer."""
-    rewritten = rewrite(model, calibration.ranges)
+    """Rewrite and quantize an exported fp32 model; on `images` the rewritten graph must give the same answers.
+
+    Raises:
+        QuantizationError: an operator is not supported, the calibration lacks a tensor, or answers changed.
+    """
+    graph = Graph(model)
+    rewrite(graph, calibration.ranges)
     if images:
-        require_unchanged(model, rewritten, images)
-    return quantise(rewritten, calibration, input_range(architecture.preprocessing), architecture.small_classifier)
-
-
-def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, images: Sequence[Array]) -> None:
-    """Raise `QuantisationError` with the figure unless both models give the same logits."""
-    before, after = (
-        logits_of(each.SerializeToString(), images, lambda done, total: None, len(images))
-        for each in (model, rewritten)
-    )
-    difference = float(np.abs(after - before).max())
-    if not difference <= MAX_REWRITE_DIFFERENCE:
-        raise QuantisationError(
-            f"the rewritten fp32 network differs: max |Δ logit| is {difference:.2g}, more than {MAX_REWRITE_DIFFERENCE}"
-        )
+        require_unchanged(model, graph.to_model(), images)
+    return quantize(graph, calibration, input_range(architecture.preprocessing), architecture.classifier_bits)
 
 
 def input_range(spec: Preprocessing) -> tuple[float, float]:
-    """What black and white become: the model's input cannot leave this range, so it needs no calibration."""
+    """Return the smallest and largest value of the model's input, black and white, which need no calibration."""
     low = min((0 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     high = max((1 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     return low, high
 
 
 def choose_photographs(paths: Sequence[Path]) -> list[Path]:
-    """The ones to calibrate on: `PHOTOGRAPHS` spread evenly over those given; raises `CalibrationError` if too few."""
-    if len(paths) < PHOTOGRAPHS:
-        raise CalibrationError(f"{len(paths)} photographs to calibrate on; at least {PHOTOGRAPHS} are needed")
-    return [paths[position * len(paths) // PHOTOGRAPHS] for position in range(PHOTOGRAPHS)]
+    """Choose `CALIBRATION_PHOTOGRAPHS` to calibrate on, spread evenly over those given.
+
+    Raises:
+        CalibrationError: there are too few.
+    """
+    wanted = CALIBRATION_PHOTOGRAPHS
+    if len(paths) < wanted:
+        raise CalibrationError(f"{len(paths)} photographs to calibrate on; at least {wanted} are needed")
+    return [paths[position * len(paths) // wanted] for position in range(wanted)]
 
 
 def calibrate(
     model: onnx.ModelProto, batches: Callable[[], Iterable[Array]], calibration: Calibration, progress: Progress
 ) -> None:
-    """Fill `calibration` with what the photographs show, rounded as its file is, so that both make the same model.
+    """Fill in the statistics of `calibration`, rounded as in its file, so that both give the same int8 model.
 
-    batches: FP32 `[1, 3, S, S]` each, afresh at each call.
+    Args:
+        model: the exported fp32 model.
+        batches: returns the images FP32 `[1, 3, S, S]`; called twice.
+        calibration: what to fill in.
+        progress: called after each image.
     """
     count = len(calibration.photographs)
-    seen = records.observe_ranges(model, batches(), lambda done: progress(done, 2 * count))
+    graph = Graph(model)
+    seen = records.observe_ranges(graph, batches(), lambda done: progress(done, 2 * count))
     low, high = (records.rounded({name: ends[end] for name, ends in seen.items()}) for end in (0, 1))
     calibration.ranges = {name: (low[name], high[name]) for name in seen}
-    rewritten = rewrite(model, calibration.ranges)
-    means, active = records.observe_means(rewritten, batches(), lambda done: progress(count + done, 2 * count))
+    rewrite(graph, calibration.ranges)
+    means, active = records.observe_means(graph, batches(), lambda done: progress(count + done, 2 * count))
     calibration.means, calibration.active = records.rounded(means), records.rounded(active)
 
 
-def require_weights(sha256: str | None, calibration: Calibration) -> None:
-    """Raise `CalibrationError` unless these are the weights that the calibration was recorded with."""
-    if sha256 != calibration.weights_sha256:
-        raise CalibrationError(
-            f"the recorded calibration is of other weights, sha256 {str(calibration.weights_sha256)[:8]}…; "
-            "make one with --calibrate DIR"
+def compare_int8(
+    model: onnx.ModelProto, int8: onnx.ModelProto, spec: Preprocessing, photographs: Sequence[Path]
+) -> Comparison:
+    """Compare int8 with fp32 on photographs that were not used for calibration.
+
+    Raises:
+        GateError: there are none.
+        PhotographError: one cannot be read.
+    """
+    if not photographs:
+        raise GateError(
+            "int8 was calibrated on all of the photographs, so none is left to compare on; name others with --photos"
         )
+    numbers = class_numbers()
+    fp32_logits, int8_logits = (
+        logits_of(each.SerializeToString(), read_photographs(photographs, spec), show_progress, len(photographs))
+        for each in (model, int8)
+    )
+    return compare(int8_logits, fp32_logits, [label_of(path, numbers) for path in photographs])
 
 
-def require_fit(model: onnx.ModelProto, batches: Iterable[Array], calibration: Calibration) -> None:
-    """Raise `CalibrationError` unless some pictures' activations stay within the record, and fill it."""
-    observed = records.observe_ranges(model, batches, lambda done: None)
-    if set(observed) != set(calibration.ranges):
-        raise CalibrationError("the recorded calibration is of another graph")
-    outside, used = [], []
-    for name, (low, high) in observed.items():
-        recorded_low, recorded_high = calibration.ranges[name]
-        if recorded_low.shape != low.shape:
-            raise CalibrationError(f"the recorded calibration has other channels in {name!r}")
-        width = np.maximum(recorded_high - recorded_low, 1e-9)
-        room = (HEADROOM - 1) * width
-        outside.append((high > recorded_high + room) | (low < recorded_low - room))
-        used.append((high - low) / width)
-    share, usage = float(np.concatenate(outside).mean()), float(np.median(np.concatenate(used)))
-    if share > MAX_OUTSIDE:
-        raise CalibrationError(f"{share:.1%} of the channels leave their recorded ranges, more than {MAX_OUTSIDE:.0%}")
-    if usage < MIN_USED:
-        raise CalibrationError(f"the median channel uses {usage:.0%} of its recorded range, less than {MIN_USED:.0%}")
-
-
-def require_accuracy(comparison: Comparison) -> None:
-    """Raise `GateError`, with the figure, where int8 answers too differently from fp32."""
-    if comparison.photographs < ENOUGH:
-        if not comparison.mean_abs_difference <= MAX_MEAN_DIFFERENCE:
-            raise GateError(
-                f"mean |Δ logit| is {comparison.mean_abs_difference:.2f} on {comparison.photographs} photographs, "
-                f"more than {MAX_MEAN_DIFFERENCE}"
-            )
-        return
-    if not comparison.agreement >= MIN_AGREEMENT:
-        raise GateError(f"int8 agrees with fp32 on {comparison.agreement:.1%}, less than {MIN_AGREEMENT:.0%}")
-    loss = comparison.top1_loss
-    if loss is not None and not loss <= MAX_TOP1_LOSS + 1e-9:  # two of 400 are 0.5 points, whatever floats say
-        raise GateError(f"int8 loses {100 * loss:.2f} points of top-1, more than {100 * MAX_TOP1_LOSS:.1f}")
+def _new_calibration(
+    model: onnx.ModelProto, spec: Preprocessing, folder: Path, weights_sha256: str | None, set_name: str | None
+) -> Calibration:
+    chosen = choose_photographs(find_photographs([folder]))
+    used = {path.name: sha256_of(path) for path in chosen}
+    calibration = Calibration(set_name or folder.resolve().name, used, weights_sha256)
+    calibrate(model, lambda: read_photographs(chosen, spec), calibration, show_progress)
+    return calibration

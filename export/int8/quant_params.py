@@ -1,11 +1,9 @@
-"""How values become bytes: scales of activations, and codes of weights that no kernel can saturate on.
+"""Quantization parameters of activations, and quantized weights that no kernel can saturate on.
 
-No kernel can saturate. CPUs without VNNI multiply unsigned by signed bytes and add neighbours in 16 bits, `vpmaddubsw`,
-where 255·(w₁ + w₂) overflows once two neighbouring weights of one sign sum to more than 128 in magnitude. The scale of
-each output channel is chosen so that none do, in the order in which kernels read them: tap by tap, channels innermost.
-So every CPU computes the same integers, at nearly the full 8 bits; `pair_sums` is what the tests look at.
-
-No error leaves this module.
+CPUs without VNNI multiply unsigned by signed bytes and add neighbouring products in 16 bits (`vpmaddubsw`). There
+255·(w₁ + w₂) overflows if two neighbouring weights of one sign sum to more than 128 in magnitude. Each output channel's
+scale is chosen so that none do, in the order in which kernels read weights: by kernel position, then by input channel.
+So every CPU computes the same integers, at nearly the full 8 bits. The tests check it with `pair_sums`.
 """
 
 from dataclasses import dataclass
@@ -15,41 +13,55 @@ import numpy as np
 
 from export.onnx_graph import Array
 
-LEVELS: Final = 255
+UINT8_MAX: Final = 255
 PAIR_LIMIT: Final = 128  # 255 · 128 = 32,640 ≤ 32,767
-_SCALED_TO: Final = 127  # one less than the limit, for two weights may both be rounded up by a half
-SMALLEST_STEP: Final = 1e-20  # of a channel whose weights are all zero
-LARGEST_BIAS_CODE: Final = 2**30  # leaves half of 32 bits for the sum
+_SCALED_TO: Final = 127  # one less than the limit, because two weights may both be rounded up by a half
+SMALLEST_SCALE: Final = 1e-20  # for a channel whose weights are all zero
+LARGEST_BIAS: Final = 2**30  # a quantized bias; leaves half of 32 bits for the sum
 
 
 @dataclass(frozen=True)
-class Scale:
-    """An unsigned 8-bit tensor's meaning: value = (code - zero_point) · step."""
+class QuantParams:
+    """Parameters of a tensor quantized to unsigned 8 bits: value = (quantized - zero_point) · scale."""
 
-    step: float
+    scale: float
     zero_point: int = 0
 
     @classmethod
-    def of_range(cls, low: float, high: float) -> "Scale":
-        """The one that covers [low, high] and has a code for 0 exactly, as padding needs."""
+    def from_range(cls, low: float, high: float) -> "QuantParams":
+        """Cover [low, high] and represent 0 exactly, which padding needs."""
         low, high = min(low, 0.0), max(high, 0.0, 1e-6)
-        step = (high - low) / LEVELS
-        return cls(step, round(-low / step))
+        scale = (high - low) / UINT8_MAX
+        return cls(scale, round(-low / scale))
 
 
-def quantise_weights(weights: Array, smallest_steps: Array | float = 0.0) -> tuple[Array, Array]:
-    """`[out, in, height, width]` → int8 codes of the same shape, and the step of each output channel `[out]`.
+EQUALIZED: Final = QuantParams(1 / UINT8_MAX)  # of all tensors that `equalize_channels` scaled to [0, 1]
 
-    smallest_steps: finer ones are not used, for the bias has to fit 32 bits on the same scale.
+
+def quantize_equalized(values: Array) -> Array:
+    """Quantize with `EQUALIZED`; values outside of [0, 1] are clipped."""
+    quantized: Array = np.rint(np.clip(values, 0, 1) * UINT8_MAX)
+    return quantized
+
+
+def quantize_weights(weights: Array, smallest_scales: Array | float = 0.0) -> tuple[Array, Array]:
+    """Quantize weights to 8 bits with a scale for each output channel.
+
+    Args:
+        weights: `[out, in, height, width]`.
+        smallest_scales: lower bounds `[out]`, because the bias has to fit 32 bits at the same scale.
+
+    Returns:
+        Quantized weights, int8 of the same shape, and scales `[out]`.
     """
     flat = _kernel_order(np.abs(weights))
     limits = np.maximum(pair_sums(weights), flat.max(1))
-    steps = np.maximum(limits / _SCALED_TO, np.maximum(smallest_steps, SMALLEST_STEP))
-    return np.rint(weights / steps[:, None, None, None]).astype(np.int8), steps
+    scales = np.maximum(limits / _SCALED_TO, np.maximum(smallest_scales, SMALLEST_SCALE))
+    return np.rint(weights / scales[:, None, None, None]).astype(np.int8), scales
 
 
 def pair_sums(weights: Array) -> Array:
-    """`[out, in, height, width]` → per output channel, the largest |w₁ + w₂| of neighbours of one sign `[out]`."""
+    """Return the largest |w₁ + w₂| of neighbouring weights of one sign `[out]`, of `[out, in, height, width]`."""
     flat = _kernel_order(weights.astype(np.float64))
     sums = [np.maximum(sign * flat[:, 1:], 0) + np.maximum(sign * flat[:, :-1], 0) for sign in (1, -1)]
     largest: Array = np.maximum(*sums).max(1, initial=0)
@@ -57,5 +69,5 @@ def pair_sums(weights: Array) -> Array:
 
 
 def _kernel_order(weights: Array) -> Array:
-    """`[out, in, height, width]` → `[out, height · width · in]`, the order of a channels-last convolution's sum."""
+    """Reorder `[out, in, height, width]` to `[out, height · width · in]`, as a channels-last convolution sums."""
     return weights.transpose(0, 2, 3, 1).reshape(weights.shape[0], -1)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from container.assemble import LEFT_OUT_DISTRIBUTIONS
+from container.rules import LEFT_OUT_DISTRIBUTIONS
 from serve import __version__
 from tests.container.conftest import TABLE
 from tests.container.engine import ROOT, Image, docker

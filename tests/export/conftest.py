@@ -14,7 +14,7 @@ from torchvision.models import resnet
 
 from export.architectures import ARCHITECTURES, Architecture, torchvision_architecture
 from export.onnx_graph import Array
-from export.parity import read_photograph
+from export.photographs import read_photograph
 from export.torch_to_onnx import export_graph
 from export.weights import build_network, read_weights, untrained_weights
 from serve.config.settings import ROOT
@@ -23,7 +23,7 @@ from tests.export import small_mobilenet as mobile
 from tests.references import DATA
 
 SAMPLE = 60
-# Tests of accuracy are there where weights and photographs are; what they are is in the head of pytest's report.
+# Accuracy is tested only with real weights and photographs; the header of pytest's report says which there are.
 REAL = all(os.environ.get(name) for name in ("WEIGHTS", "PHOTOS"))
 
 
@@ -34,7 +34,7 @@ def densenet121() -> Architecture:
 
 @pytest.fixture(scope="session")
 def weights(weights_file: Path | None, densenet121: Architecture, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The WEIGHTS given, else a file of weights from a seed, with BatchNorm's statistics run in."""
+    """The file WEIGHTS, else a file of seeded random weights with BatchNorm statistics."""
     if weights_file is not None:
         return weights_file
     path = tmp_path_factory.mktemp("weights") / "seeded.pth"
@@ -44,7 +44,7 @@ def weights(weights_file: Path | None, densenet121: Architecture, tmp_path_facto
 
 @pytest.fixture(scope="session")
 def photographs(photo_folder: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with at least `SAMPLE` of the PHOTOS, spread evenly over them, else with the pictures of tests/data."""
+    """A folder with at least `SAMPLE` of the PHOTOS, spread evenly over them, else with those of tests/data."""
     source = photo_folder or DATA / "photos"
     every = sorted(path for path in source.iterdir() if path.is_file())
     folder = tmp_path_factory.mktemp("photographs")
@@ -60,7 +60,7 @@ def network(densenet121: Architecture, weights: Path) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def exported(weights: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `python export/export_onnx.py` writes."""
+    """The fp32 model that `python export/export_onnx.py` writes."""
     output = tmp_path_factory.mktemp("models") / "densenet121.onnx"
     subprocess.run(
         [
@@ -78,27 +78,27 @@ def exported(weights: Path, photographs: Path, tmp_path_factory: pytest.TempPath
 
 @dataclass(frozen=True)
 class Network:
-    """An exported fp32 model with pictures that it makes sense of."""
+    """An exported fp32 model with images that it can tell apart."""
 
     architecture: Architecture
     model: onnx.ModelProto
-    calibrated_on: Array
-    other_pictures: Array
+    calibration_images: Array
+    other_images: Array
 
-    def calibration_pictures(self) -> Iterator[Array]:
-        """One after the other, FP32 `[1, 3, S, S]`."""
-        return (picture[None] for picture in self.calibrated_on)
+    def calibration_batches(self) -> Iterator[Array]:
+        """The images for calibration, one at a time, FP32 `[1, 3, S, S]`."""
+        return (image[None] for image in self.calibration_images)
 
 
 def patterns(count: int, side: int, seed: int) -> Array:
-    """Smooth random pictures, whose activations are more like a photograph's than noise's are."""
+    """Smooth random images; their activations are more like a photograph's than those of noise."""
     noise = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     smooth: Array = nn.functional.interpolate(noise, size=(side, side), mode="bilinear").numpy()
     return np.clip(smooth, -2, 2)
 
 
-def untrained(architecture: Architecture, pictures: int = 24) -> Network:
-    """Seeded weights, and BatchNorm statistics run in on the kind of pictures that are used."""
+def untrained(architecture: Architecture, images: int = 24) -> Network:
+    """An untrained network: seeded weights, and BatchNorm statistics of the kind of images that are used."""
     side = architecture.preprocessing.crop
     network = build_network(architecture, untrained_weights(architecture, seed=1))
     network.train()
@@ -106,24 +106,24 @@ def untrained(architecture: Architecture, pictures: int = 24) -> Network:
         for seed in range(3):
             network(torch.from_numpy(patterns(16, side, seed)))
     model = export_graph(network.eval(), side)
-    return Network(architecture, model, patterns(pictures, side, 10), patterns(8, side, 11))
+    return Network(architecture, model, patterns(images, side, 10), patterns(8, side, 11))
 
 
 @pytest.fixture(scope="session")
 def small_densenet(densenet121: Architecture) -> Network:
     architecture = replace(densenet121, name="small_densenet", build=small.build, preprocessing=small.SPEC)
-    return Network(architecture, onnx.load(small.PATH), small.pictures(40, 10), small.pictures(40, 11))
+    return Network(architecture, onnx.load(small.PATH), small.images(40, 10), small.images(40, 11))
 
 
 @pytest.fixture(scope="session")
 def small_mobilenet(densenet121: Architecture) -> Network:
     architecture = replace(densenet121, name="small_mobilenet", preprocessing=small.SPEC)
-    return Network(architecture, mobile.build(), small.pictures(40, 10), small.pictures(40, 11))
+    return Network(architecture, mobile.build(), small.images(40, 10), small.images(40, 11))
 
 
 @pytest.fixture(scope="session")
 def resnet18() -> Network:
-    """A third torchvision classifier is one more record."""
+    """A third architecture, which takes one more record."""
     return untrained(torchvision_architecture("resnet18", resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1), 8)
 
 
@@ -131,8 +131,8 @@ def resnet18() -> Network:
 def real_densenet(densenet121: Architecture, exported: Path, photographs: Path) -> Network:
     """DenseNet-121 with the weights of this test run, on photographs."""
     paths = sorted(photographs.iterdir())
-    pictures = np.concatenate([read_photograph(path, densenet121.preprocessing) for path in paths[:24]])
-    return Network(densenet121, onnx.load(exported), pictures[::2], pictures[1::2])
+    images = np.concatenate([read_photograph(path, densenet121.preprocessing) for path in paths[:24]])
+    return Network(densenet121, onnx.load(exported), images[::2], images[1::2])
 
 
 @pytest.fixture(scope="session", params=["small_densenet", "real_densenet"])
@@ -143,7 +143,7 @@ def any_network(request: pytest.FixtureRequest) -> Network:
 
 @pytest.fixture(scope="session")
 def runtime_python() -> Path:
-    """The interpreter that serves: the runtime's own environment, without torch."""
+    """The interpreter that serves, in an environment without torch."""
     python = ROOT / ".venv" / "runtime" / "bin" / "python"
     if not python.exists():
         raise pytest.UsageError(f"{python} does not exist; run the tests by 'make test', which makes it")

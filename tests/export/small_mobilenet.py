@@ -1,4 +1,4 @@
-"""A small network of what MobileNets, EfficientNets and ResNets have and DenseNets lack, built in ONNX itself.
+"""A small network with what MobileNets, EfficientNets and ResNets have and DenseNets lack, built as an ONNX graph.
 
 Depthwise, dilated and strided Convs, with and without bias and padding, ReLU6, a residual sum of values of both signs,
 GlobalAveragePool and Flatten. Drawn by numpy and rounded, the same on every CPU.
@@ -11,11 +11,11 @@ import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tests.small_densenet import CLASSES, SIDE, Array, pictures, rounded
+from tests.small_densenet import CLASSES, SIDE, Array, images, rounded
 
 
 def build() -> onnx.ModelProto:
-    """Input FP32 `[N, 3, SIDE, SIDE]`, output FP32 `[N, CLASSES]`."""
+    """Build the model: input FP32 `[N, 3, SIDE, SIDE]`, output FP32 `[N, CLASSES]`."""
     random = np.random.default_rng(4)
     constants: dict[str, Array] = {"zero": np.array(0, np.float32), "six": np.array(6, np.float32)}
     nodes: list[NodeProto] = []
@@ -61,9 +61,9 @@ def build() -> onnx.ModelProto:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, producer_name="tests")
     helper.set_model_props(model, {"name": "small_mobilenet"})
-    usual = ort.InferenceSession(model.SerializeToString()).run(None, {"input": pictures(40, 5)})[0].mean(0)
+    usual = ort.InferenceSession(model.SerializeToString()).run(None, {"input": images(40, 5)})[0].mean(0)
     offset = next(entry for entry in model.graph.initializer if entry.name == "offset")
     offset.CopyFrom(
         numpy_helper.from_array(rounded(-usual).astype(np.float32), "offset")
-    )  # so that no class wins always
+    )  # so that no class always wins
     return model

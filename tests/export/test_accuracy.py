@@ -1,4 +1,4 @@
-"""`benchmarks/accuracy.py` measures on photographs that the int8 model was not calibrated on."""
+"""`benchmarks/accuracy.py` measures on photographs that were not used for calibration."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,6 @@ from benchmarks.accuracy import held_out
 from export.architectures import ARCHITECTURES
 from export.files import sha256_of
 from export.int8 import calibration as records
-from export.int8.pipeline import RECORDS
 
 PHOTOS = Path(__file__).resolve().parent.parent / "data/photos"
 PHOTO, CALIBRATED = PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg"
@@ -19,11 +18,12 @@ PHOTO, CALIBRATED = PHOTOS / "cat.jpg", PHOTOS / "coffee.jpg"
 def test_photographs_that_were_calibrated_on_or_cannot_be_read_are_left_out(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever they are called: a calibrated one is told by its content, and its name may be another's."""
-    record = records.load(RECORDS / f"{name}.json")
+    """A photograph used for calibration is recognised by its content, whatever its name is."""
+    file = records.record_file(name)
+    record = records.load(file)
     calibrated_name = min(record.photographs)
     record.photographs |= {calibrated_name: sha256_of(CALIBRATED)}
-    monkeypatch.setattr(records, "load", lambda path: {RECORDS / f"{name}.json": record}[path])
+    monkeypatch.setattr(records, "load", lambda path: {file: record}[path])
     shutil.copy(CALIBRATED, tmp_path / "n02124075_renamed.JPEG")
     shutil.copy(PHOTO, tmp_path / calibrated_name)
     (tmp_path / "n02124075_broken.JPEG").write_bytes(PHOTO.read_bytes()[:200])

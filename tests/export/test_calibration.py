@@ -1,4 +1,4 @@
-"""What a calibration sees, held against all of a network's tensors taken at once."""
+"""The statistics of a calibration, compared with all of a network's tensors at once."""
 
 import numpy as np
 import onnx
@@ -13,14 +13,14 @@ from tests.export.conftest import Network
 from tests.small_densenet import batches
 
 
-def every_tensor(model: onnx.ModelProto, pictures: Array) -> dict[str, Array]:
-    """All that the nodes of a model make of these pictures, `[N, ...]` each, and the pictures."""
+def every_tensor(model: onnx.ModelProto, images: Array) -> dict[str, Array]:
+    """The outputs of all nodes of a model on these images, `[N, ...]` each, and the images."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     names = [node.output[0] for node in model.graph.node if node.output[0] != "logits"]
     watched.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
     session = ort.InferenceSession(watched.SerializeToString())
-    return {"input": pictures, **dict(zip(names, session.run(names, {"input": pictures}), strict=True))}
+    return {"input": images, **dict(zip(names, session.run(names, {"input": images}), strict=True))}
 
 
 @pytest.fixture(params=["small_densenet", "small_mobilenet"])
@@ -30,11 +30,11 @@ def network(request: pytest.FixtureRequest) -> Network:
 
 
 def test_ranges_are_the_smallest_and_largest_values_of_what_8_bits_store(network: Network) -> None:
-    pictures = network.calibrated_on[:7]
+    images = network.calibration_images[:7]
     told: list[int] = []
-    ranges = observe_ranges(network.model, [pictures[:3], pictures[3:4], pictures[4:]], told.append)
+    graph, values = Graph(network.model), every_tensor(network.model, images)
+    ranges = observe_ranges(graph, [images[:3], images[3:4], images[4:]], told.append)
     assert told == [1, 2, 3]
-    graph, values = Graph(network.model), every_tensor(network.model, pictures)
     for name, value in values.items():
         readers = {node.op_type for node in graph.consumers(name)}
         producer = graph.producer(name)
@@ -49,14 +49,15 @@ def test_ranges_are_the_smallest_and_largest_values_of_what_8_bits_store(network
 
 
 def test_means_are_those_of_each_channel_and_shares_those_between_the_thresholds(network: Network) -> None:
-    pictures = network.calibrated_on[:7]
-    model = rewrite(network.model, observe_ranges(network.model, batches(pictures), lambda done: None))
+    images = network.calibration_images[:7]
+    graph = Graph(network.model)
+    rewrite(graph, observe_ranges(graph, batches(images), lambda done: None))
     told: list[int] = []
-    means, active = observe_means(model, batches(pictures), told.append)
+    means, active = observe_means(graph, batches(images), told.append)
     assert told == [1, 2, 3, 4, 5, 6, 7]
-    graph, values = Graph(model), every_tensor(model, pictures)
+    values = every_tensor(graph.to_model(), images)
     read = {node.input[0] for node in graph.of_type("Conv", "ReduceMean")}
-    assert list(means) == sorted(read)  # the same order each time, for the record's sake
+    assert list(means) == sorted(read)  # so that a record always has the same order
     for name, mean in means.items():
         np.testing.assert_allclose(mean, values[name].mean((0, 2, 3), dtype=np.float64), rtol=1e-4, atol=1e-4)
     assert set(active) == {node.output[0] for node in graph.of_type("Min")}

@@ -1,4 +1,4 @@
-"""A fresh tree, `make serve`, real HTTP, real photographs: the labels are PyTorch's, and right."""
+"""`make serve` in a fresh tree, over HTTP, on photographs: the labels are PyTorch's, and they are right."""
 
 import os
 import signal
@@ -77,11 +77,11 @@ def test_make_serve_exports_once_serves_and_ends_with_its_signal(
     wait_until_ready(first, url, 300)
     assert httpx2.get(f"{url}/").text == "Server is Running\n"
     card = httpx2.get(f"{url}/model").json()
-    os.killpg(first.pid, signal.SIGINT)  # what Ctrl-C does: make and the server both get it
+    os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does: make and the server both get the signal
     output, log = first.communicate(timeout=60)
     assert "check parity with PyTorch" in output
     assert "Traceback" not in log
-    # int8 is served if it passed its gate, and the card has the table that the export printed.
+    # int8 is served if it passed its gate, and the model card contains the table that the export printed.
     int8 = exported.with_suffix(".int8.onnx")
     assert (card["name"], card["variant"]) == ("densenet121", "int8" if int8.exists() else "fp32")
     assert ("no int8 model, fp32 is served" in log) is not int8.exists()
@@ -95,7 +95,7 @@ def test_make_serve_exports_once_serves_and_ends_with_its_signal(
     assert httpx2.get(f"{url}/model").json()["variant"] == "fp32"
     second.terminate()
     output, log = second.communicate(timeout=60)
-    assert "parity" not in output  # what was exported is served again
+    assert "parity" not in output  # the existing model is served again
     assert "Traceback" not in log
     with pytest.raises(httpx2.TransportError):
         httpx2.get(url)

@@ -1,4 +1,4 @@
-"""The exported model is PyTorch's network, describes itself, and is not written where it is not."""
+"""The exported model gives PyTorch's answers and describes itself; one that does not is not written."""
 
 import hashlib
 import json
@@ -17,11 +17,12 @@ from PIL import Image
 from torch import nn
 from torchvision.models import DenseNet121_Weights
 
-from export import export_onnx, parity
+from export import export_onnx
 from export.architectures import Architecture
 from export.errors import ParityError, PhotographError
 from export.export_onnx import main
-from export.parity import LogitParity, compare_logits, compare_pixels, find_photographs
+from export.parity import LogitParity, compare_logits, compare_pixels
+from export.photographs import find_photographs
 from export.torch_to_onnx import export_graph
 from serve.config.settings import ROOT
 from serve.imaging.preprocess import to_input
@@ -154,7 +155,7 @@ def test_a_difference_over_the_tolerance_is_refused_with_its_figure(change: floa
 
 
 def test_another_order_is_refused_unless_it_is_a_tie() -> None:
-    """Two logits 1.5 tolerances apart can change places with neither moving by more than the tolerance."""
+    """Two logits 1.5 tolerances apart can change places although neither moves by more than the tolerance."""
     wanted = np.array([[0.15, 0.0, -1.0, -2.0, -3.0, -4.0]], np.float32)
     swapped = np.array([[0.07, 0.08, -1.0, -2.0, -3.0, -4.0]], np.float32)
     with pytest.raises(ParityError, match=r"top five classes are \[0, 1, 2, 3, 4\] in PyTorch and \[1, 0, 2, 3, 4\]"):
@@ -169,13 +170,14 @@ def test_preprocessing_is_compared_pixel_by_pixel(
     path = next(photographs.iterdir())
     _, difference = compare_pixels(path, densenet121.preset, densenet121.preprocessing)
     assert difference <= 1e-6
-    monkeypatch.setattr(parity, "to_input", lambda *arguments: to_input(*arguments) + np.float32(1e-5))
+    off = np.float32(1e-5)
+    monkeypatch.setattr("export.photographs.to_input", lambda *arguments: to_input(*arguments) + off)
     with pytest.raises(ParityError, match=rf"preprocessing: {path.name}: max \|Δ\| is 1e-05, more than 1e-06"):
         compare_pixels(path, densenet121.preset, densenet121.preprocessing)
 
 
 def test_photographs_that_cannot_be_read_are_named(densenet121: Architecture, tmp_path: Path) -> None:
-    with pytest.raises(PhotographError, match="no pictures in this folder"):
+    with pytest.raises(PhotographError, match="no images in this folder"):
         find_photographs([tmp_path])
     with pytest.raises(PhotographError, match="no such file or folder"):
         find_photographs([tmp_path / "none"])

@@ -1,4 +1,4 @@
-"""An export's files are all written or none, whatever fails and wherever; a kill leaves no mixture."""
+"""An export writes all of its files or none, whatever fails; a killed export leaves no mixture of old and new."""
 
 import os
 import re
@@ -46,7 +46,7 @@ def test_folders_are_made(tmp_path: Path) -> None:
 
 
 def failing_at(count: int, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, but the `count`th call ends as on a full disk."""
+    """The function, but its `count`th call fails as on a full disk."""
     calls = iter(range(1, 1000))
 
     def call(*arguments: Any) -> Any:
@@ -153,8 +153,8 @@ def test_a_kill_between_any_two_renames_leaves_files_of_one_set(tmp_path: Path) 
         left = files(folder)
         visible = {name: content for name, content in left.items() if not name.startswith(".")}
         assert visible.items() <= EARLIER.items() or visible.items() <= NEW.items()
-        assert "a.json" not in visible or visible == EARLIER  # with its report, a set is whole
-        assert set(EARLIER.values()) <= set(left.values())  # and nothing of the earlier one is lost
+        assert "a.json" not in visible or visible == EARLIER  # a set with its report is complete
+        assert set(EARLIER.values()) <= set(left.values())  # nothing of the earlier set is lost
 
 
 def test_a_files_digest_is_of_its_bytes(tmp_path: Path) -> None:

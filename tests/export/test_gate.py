@@ -1,4 +1,4 @@
-"""The gate, the record that calibration travels in, and what they say when they refuse."""
+"""The checks of int8, the calibration record, and the messages when they refuse."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +7,13 @@ import numpy as np
 import onnx
 import pytest
 
-from export.errors import CalibrationError, GateError, QuantisationError
-from export.evaluate import Comparison, compare, label_of, logits_of, session_of
+from export.errors import CalibrationError, GateError, QuantizationError
+from export.evaluate import Comparison, compare, label_of, logits_of, open_session
 from export.int8.calibration import Calibration, encode, load
-from export.int8.pipeline import choose_photographs, require_accuracy, require_fit, require_unchanged, require_weights
+from export.int8.gate import require_accuracy, require_fit, require_unchanged, require_weights
+from export.int8.pipeline import choose_photographs
 from tests.export.conftest import Network
-from tests.export.test_quantise import calibrated
+from tests.export.test_quantize import calibrated
 from tests.small_densenet import batches
 
 GOOD = Comparison(400, 0.868, 0.87, 0.99, 3.0, 0.1)
@@ -29,8 +30,8 @@ def test_the_bounds_themselves_pass() -> None:
     require_accuracy(replace(GOOD, top1=0.865))
     few = replace(GOOD, photographs=99, mean_abs_difference=0.3)
     require_accuracy(few)
-    require_accuracy(replace(few, agreement=0.5, top1=0.1))  # so few say nothing of accuracy
-    require_accuracy(replace(GOOD, photographs=100, mean_abs_difference=3.0))  # and so many say it better
+    require_accuracy(replace(few, agreement=0.5, top1=0.1))  # too few to say anything about accuracy
+    require_accuracy(replace(GOOD, photographs=100, mean_abs_difference=3.0))  # enough to judge by accuracy instead
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_a_worse_one_is_refused_with_its_figure(worse: Comparison, words: str) -
 def test_figures_are_what_they_say() -> None:
     reference = np.array([[2.0, 1, 0], [0, 2, 1], [0, 1, 2], [3, 0, 0]], np.float32)
     other = reference.copy()
-    other[0, 1] += 1.5  # a flip, to the right class
+    other[0, 1] += 1.5  # changes the answer, to the right class
     figures = compare(other, reference, [1, 1, 0, None])
     assert (figures.photographs, figures.agreement) == (4, 0.75)
     assert figures.reference_top1 == pytest.approx(1 / 3)
@@ -80,12 +81,12 @@ def test_figures_are_what_they_say() -> None:
     assert unlabelled.reference_card() == {"photographs": 4, "top1": None}
 
 
-def test_logits_come_in_the_order_of_the_pictures_and_progress_is_told(small_densenet: Network) -> None:
+def test_logits_come_in_the_order_of_the_images_and_progress_is_told(small_densenet: Network) -> None:
     told: list[tuple[int, int]] = []
     model = small_densenet.model.SerializeToString()
-    pictures = small_densenet.other_pictures[:3]
-    got = logits_of(model, batches(pictures), lambda *now: told.append(now), 3)
-    together = session_of(model, 1).run(["logits"], {"input": pictures})[0]
+    images = small_densenet.other_images[:3]
+    got = logits_of(model, batches(images), lambda *now: told.append(now), 3)
+    together = open_session(model, 1).run(["logits"], {"input": images})[0]
     np.testing.assert_allclose(got, together, rtol=0, atol=1e-3)
     assert told == [(1, 3), (2, 3), (3, 3)]
 
@@ -125,7 +126,7 @@ def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path
 )
 def test_a_broken_record_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_text(content)
-    with pytest.raises(CalibrationError, match=r"record\.json cannot be read; make one with --calibrate DIR"):
+    with pytest.raises(CalibrationError, match=r"record\.json cannot be read; record a new one with --calibrate DIR"):
         load(tmp_path / "record.json")
     with pytest.raises(CalibrationError, match=r"none\.json cannot be read"):
         load(tmp_path / "none.json")
@@ -133,7 +134,7 @@ def test_a_broken_record_is_refused(content: str, tmp_path: Path) -> None:
 
 def test_a_record_of_narrower_or_wider_ranges_does_not_fit(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
-    require_fit(small_densenet.model, small_densenet.calibration_pictures(), calibration)
+    require_fit(small_densenet.model, small_densenet.calibration_batches(), calibration)
 
     def scaled(factor: float) -> Calibration:
         return replace(
@@ -141,9 +142,9 @@ def test_a_record_of_narrower_or_wider_ranges_does_not_fit(small_densenet: Netwo
         )
 
     with pytest.raises(CalibrationError, match="of the channels leave their recorded ranges, more than 2%"):
-        require_fit(small_densenet.model, small_densenet.calibration_pictures(), scaled(0.5))
+        require_fit(small_densenet.model, small_densenet.calibration_batches(), scaled(0.5))
     with pytest.raises(CalibrationError, match="of its recorded range, less than 20%"):
-        require_fit(small_densenet.model, small_densenet.calibration_pictures(), scaled(10))
+        require_fit(small_densenet.model, small_densenet.calibration_batches(), scaled(10))
 
 
 Ranges = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -151,8 +152,8 @@ CHANNELS = 100
 
 
 def fits(monkeypatch: pytest.MonkeyPatch, seen: Ranges, recorded: Ranges) -> None:
-    """`require_fit` of a record where the pictures show this."""
-    monkeypatch.setattr("export.int8.pipeline.records.observe_ranges", lambda model, pictures, progress: seen)
+    """Check a record against ranges seen on some images."""
+    monkeypatch.setattr("export.int8.gate.observe_ranges", lambda graph, images, progress: seen)
     require_fit(onnx.ModelProto(), [], Calibration("", {}, None, recorded))
 
 
@@ -196,22 +197,27 @@ def test_the_median_channel_uses_a_fifth_of_its_range(monkeypatch: pytest.Monkey
 
 
 def test_a_record_of_another_graph_or_other_channels_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CalibrationError, match=r"^the recorded calibration is of another graph$"):
+    with pytest.raises(
+        CalibrationError,
+        match=r"^the recorded calibration is for another graph; record a new one with --calibrate DIR$",
+    ):
         fits(monkeypatch, alike(0, 1), {**alike(0, 1), "more": (np.zeros(1), np.ones(1))})
-    with pytest.raises(CalibrationError, match=r"^the recorded calibration has other channels in 'tensor'$"):
+    with pytest.raises(
+        CalibrationError, match=r"^the recorded calibration has 1 channels for 'tensor', the graph has 100$"
+    ):
         fits(monkeypatch, alike(0, 1), alike(0, 1, channels=1))
 
 
 def test_a_rewrite_may_change_logits_by_a_thousandth(monkeypatch: pytest.MonkeyPatch) -> None:
     def logits(offset: float) -> None:
         answers = iter([np.zeros((2, 10)), np.array([[0.0] * 10, [0.0] * 9 + [offset]])])
-        monkeypatch.setattr("export.int8.pipeline.logits_of", lambda *_: next(answers))
+        monkeypatch.setattr("export.int8.gate.logits_of", lambda *_: next(answers))
         require_unchanged(onnx.ModelProto(), onnx.ModelProto(), [])
 
     logits(0.001)
     logits(-0.001)
     for offset in (0.0011, -0.0011, float("nan")):
-        with pytest.raises(QuantisationError, match=r"max .Δ logit. is (0\.0011|nan), more than 0\.001"):
+        with pytest.raises(QuantizationError, match=r"max .Δ logit. is (0\.0011|nan), more than 0\.001"):
             logits(offset)
 
 
@@ -220,7 +226,7 @@ def test_a_record_is_of_its_weights() -> None:
     require_weights(None, Calibration("", {}, None))
     for given, recorded in (("abd", "abc"), (None, "abc"), ("abc", None)):
         with pytest.raises(
-            CalibrationError, match=f"is of other weights, sha256 {recorded}…; make one with --calibrate"
+            CalibrationError, match=f"is for other weights, sha256 {recorded}…; record a new one with --calibrate"
         ):
             require_weights(given, Calibration("", {}, recorded))
 

@@ -1,4 +1,4 @@
-"""`requirements/install.py`: environments are made from lock files, remade when those change, and left alone else."""
+"""`requirements/install.py` makes environments from lock files and makes them again only when those change."""
 
 import hashlib
 import subprocess
@@ -72,7 +72,7 @@ def test_an_environment_is_remade_only_when_a_lock_file_changes(tmp_path: Path, 
     mark = tmp_path / "venv" / "mark"
     mark.touch()
     assert install(tmp_path, runtime).stdout == ""  # nothing to do
-    assert install(tmp_path, runtime, test).returncode == 0  # another lock file comes on top
+    assert install(tmp_path, runtime, test).returncode == 0  # another lock file is installed in addition
     assert version_of(tmp_path, "beta") == "1.0"
     assert mark.exists()
 
@@ -110,7 +110,7 @@ def torch_lock(tmp_path: Path, default_index: Path) -> Path:
 
 
 def test_a_cpu_index_gives_torch_without_cuda(tmp_path: Path, torch_lock: Path) -> None:
-    for name in ("torch", "torchvision"):  # http.server's listing of a folder is a page of links, as pip wants it
+    for name in ("torch", "torchvision"):  # http.server lists a folder as a page of links, as pip expects
         wheel(tmp_path / "cpu" / name, name, "1.0+cpu")
     with serving(tmp_path / "cpu") as index:
         done = install(tmp_path, torch_lock, "--torch-index", index)

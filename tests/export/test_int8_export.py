@@ -1,4 +1,4 @@
-"""What `export_onnx.py` does about int8, on a small network: which record it takes, what it measures on and says."""
+"""How `export_onnx.py` makes int8 of a small network: which record it uses, what it measures on, what it prints."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ import torch
 
 from export import export_onnx
 from export.architectures import ARCHITECTURES
-from export.evaluate import label_of, logits_of
+from export.evaluate import class_numbers, label_of, logits_of
 from export.export_onnx import main
+from export.files import ROOT
 from export.int8.calibration import load
 from export.onnx_graph import Array
-from export.parity import read_photograph
-from export.report import class_numbers
+from export.photographs import read_photograph
 from tests import small_densenet as small
 from tests.export.conftest import Network
 
@@ -56,7 +56,7 @@ Export = Callable[..., int]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """PyTorch's threads and onnxruntime's wait for each other, and on a busy machine for long."""
+    """With more threads, PyTorch and onnxruntime wait for each other, on a busy machine for long."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -65,14 +65,15 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def export(inputs: Inputs, small_densenet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Export:
-    """Run the command on the small network, into `models`, with `records` for its calibration; returns its status."""
+    """Runs the command on the small network and returns its status; writes to `models` and `records`."""
     monkeypatch.setitem(ARCHITECTURES, NAME, small_densenet.architecture)
-    monkeypatch.setattr(export_onnx, "RECORDS", tmp_path / "records")
-    monkeypatch.setattr(export_onnx, "_FIT_PHOTOGRAPHS", inputs.few)
-    # The stored graph is this network's, which the parity check confirms; making and timing it takes long.
+    monkeypatch.setattr("export.int8.calibration.RECORDS", tmp_path / "records")
+    for module in ("export_onnx", "int8.pipeline"):
+        monkeypatch.setattr(f"export.{module}.PROJECT_PHOTOGRAPHS", inputs.few)
+    # The stored graph is this network's, as the parity check confirms; exporting and timing it would take long.
     monkeypatch.setattr(export_onnx, "export_graph", lambda network, side, opset: onnx.load(small.PATH))
     monkeypatch.setattr("export.parity.LOGIT_TOLERANCE", 1e-3)  # on noise its logits are in the hundreds
-    monkeypatch.setattr("export.report.milliseconds", lambda contents, side, threads: dict.fromkeys(contents, 1.0))
+    monkeypatch.setattr("export.report.measure_latency", lambda contents, side, threads: dict.fromkeys(contents, 1.0))
 
     def run(*arguments: Any, weights: Path = inputs.weights, photos: tuple[Path, ...] = (inputs.others,)) -> int:
         output = tmp_path / "models" / "small.onnx"
@@ -84,13 +85,13 @@ def export(inputs: Inputs, small_densenet: Network, tmp_path: Path, monkeypatch:
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first `calibrated_export` of the run keeps its record and its models for the others."""
+    """Where the first export of the test run keeps its record and models for the other tests."""
     return tmp_path_factory.mktemp("made")
 
 
 @pytest.fixture
 def recorded(export: Export, inputs: Inputs, made: Path, tmp_path: Path) -> Path:
-    """The record that `--calibrate` makes, in its place; returns it."""
+    """The record that `--calibrate` made, put in its place."""
     record = tmp_path / "records" / f"{NAME}.json"
     if not (made / "records").exists():
         assert export("--calibrate", inputs.calibrated) == 0
@@ -139,8 +140,8 @@ def test_int8_is_measured_on_what_was_not_calibrated_on(
     said = capsys.readouterr().out
     for stage, words in (
         ("calibrate", "calibrated, 100 photographs"),
-        ("quantise to int8", r"\d+ nodes"),
-        ("compare int8 with fp32", rf"{HELD_OUT} photographs not calibrated on, 9\d\.\d% agree"),
+        ("quantize to int8", r"\d+ nodes"),
+        ("compare int8 with fp32", rf"{HELD_OUT} held-out photographs, 9\d\.\d% agree"),
     ):
         assert re.search(rf"^{stage} +[0-9.]+ s  {words}$", said, re.MULTILINE)
     others = sorted(inputs.others.iterdir())
@@ -148,7 +149,7 @@ def test_int8_is_measured_on_what_was_not_calibrated_on(
     numbers = class_numbers()
     labels = [label_of(path, numbers) for path in others]
     top1 = {"fp32": (fp32.argmax(1) == labels).mean(), "int8": (int8.argmax(1) == labels).mean()}
-    assert top1["fp32"] != top1["int8"]  # or they could be exchanged
+    assert top1["fp32"] != top1["int8"]  # otherwise the test would not notice if they were swapped
     card = card_of(tmp_path / "models" / "small.int8.onnx")
     assert card["calibration"] == {"source": "calibrated", "photographs": 100}
     assert card["accuracy"] == {
@@ -174,7 +175,7 @@ def test_a_copy_of_a_calibration_photograph_under_another_name_is_not_held_out(
     for number, path in enumerate(sorted(inputs.calibrated.iterdir())[:20]):
         shutil.copy(path, copies / f"another_{number}.png")
     assert export(photos=(copies,)) == 0
-    assert "no int8 model, fp32 is served: no photograph is left to measure on" in capsys.readouterr().err
+    assert "no int8 model, fp32 is served: int8 was calibrated on all of the photographs" in capsys.readouterr().err
     assert written(tmp_path) == ["small.json", "small.onnx"]
 
 
@@ -189,7 +190,7 @@ def test_another_photograph_under_a_calibration_photographs_name_is_held_out(
     assert card_of(tmp_path / "models" / "small.int8.onnx")["accuracy"]["photographs"] == HELD_OUT
 
 
-GATE = r"mean \|Δ logit\| is 0\.\d\d on 30 photographs, more than 0\.0$"
+GATE = r"int8 differs from fp32: mean \|Δ logit\| is 0\.\d\d on 30 photographs, more than 0\.0$"
 
 
 def test_int8_below_its_bound_is_not_written_and_an_earlier_one_goes(
@@ -197,11 +198,11 @@ def test_int8_below_its_bound_is_not_written_and_an_earlier_one_goes(
 ) -> None:
     assert export() == 0
     assert written(tmp_path) == ALL
-    monkeypatch.setattr("export.int8.pipeline.MAX_MEAN_DIFFERENCE", 0.0)
+    monkeypatch.setattr("export.int8.gate.MAX_MEAN_DIFFERENCE", 0.0)
     assert export() == 0
     assert re.search(rf"^export: no int8 model, fp32 is served: {GATE}", capsys.readouterr().err, re.MULTILINE)
     assert written(tmp_path) == ["small.json", "small.onnx"]
-    # fp32's accuracy is known all the same.
+    # fp32's accuracy was measured all the same.
     assert card_of(tmp_path / "models" / "small.onnx")["accuracy"]["photographs"] == HELD_OUT
 
 
@@ -210,7 +211,7 @@ def test_where_int8_is_required_its_refusal_is_the_exports_and_nothing_changes(
 ) -> None:
     assert export("--require-int8") == 0
     before = {path: path.read_bytes() for path in (tmp_path / "models").iterdir()}
-    monkeypatch.setattr("export.int8.pipeline.MAX_MEAN_DIFFERENCE", 0.0)
+    monkeypatch.setattr("export.int8.gate.MAX_MEAN_DIFFERENCE", 0.0)
     assert export("--require-int8") == 1
     assert re.search(rf"^export: {GATE}", capsys.readouterr().err, re.MULTILINE)
     assert {path: path.read_bytes() for path in (tmp_path / "models").iterdir()} == before
@@ -219,15 +220,17 @@ def test_where_int8_is_required_its_refusal_is_the_exports_and_nothing_changes(
 def test_a_record_of_other_weights_is_not_used(
     export: Export, recorded: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Though these would fit it: told by their sha256, not by chance."""
+    """Even if it fits them: their sha256 decides."""
     state = torch.load(inputs.weights)
     state["classifier.bias"] += 1e-6
     torch.save(state, tmp_path / "other.pth")
     assert export(weights=tmp_path / "other.pth") == 0
-    calibrated_with = load(recorded).weights_sha256
-    assert calibrated_with is not None
-    words = f"the recorded calibration is of other weights, sha256 {calibrated_with[:8]}…; make one with"
-    assert f"export: no int8 model, fp32 is served: {words} --calibrate DIR\n" in capsys.readouterr().err
+    sha256 = load(recorded).weights_sha256
+    assert sha256
+    words = (
+        f"the recorded calibration is for other weights, sha256 {sha256[:8]}…; record a new one with --calibrate DIR"
+    )
+    assert f"export: no int8 model, fp32 is served: {words}\n" in capsys.readouterr().err
     assert written(tmp_path) == ["small.json", "small.onnx"]
 
 
@@ -264,7 +267,7 @@ def test_without_a_record_fp32_is_served_but_a_calibration_that_was_asked_for_mu
 def test_a_calibration_whose_int8_fails_the_gate_is_not_recorded(
     export: Export, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("export.int8.pipeline.MAX_MEAN_DIFFERENCE", 0.0)
+    monkeypatch.setattr("export.int8.gate.MAX_MEAN_DIFFERENCE", 0.0)
     assert export("--calibrate", inputs.calibrated) == 0
     assert written(tmp_path) == ["small.json", "small.onnx"]
     assert not (tmp_path / "records").exists()
@@ -298,5 +301,5 @@ def test_nothing_of_the_building_machine_is_in_any_model(
     assert export() == 0
     for name in ("small.onnx", "small.int8.onnx"):
         content = (tmp_path / "models" / name).read_bytes()
-        for trace in (tmp_path, inputs.weights.parent, export_onnx.ROOT, Path.home(), "site-packages", "stack_trace"):
+        for trace in (tmp_path, inputs.weights.parent, ROOT, Path.home(), "site-packages", "stack_trace"):
             assert str(trace).encode() not in content, name

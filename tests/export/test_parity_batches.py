@@ -1,4 +1,4 @@
-"""The parity check runs the model at each of its batch sizes: a graph that is wrong at one of them alone is refused."""
+"""The parity check runs the model at each of its batch sizes and refuses a graph that is wrong at only one of them."""
 
 import numpy as np
 import onnx
@@ -16,14 +16,14 @@ MATRIX = np.random.default_rng(0).standard_normal((3, CLASSES)).astype(np.float3
 
 
 class Mean(nn.Module):
-    """Logits from the mean colour."""
+    """Computes logits from the mean colour."""
 
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        return pictures.mean((2, 3)) @ torch.from_numpy(MATRIX)
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) @ torch.from_numpy(MATRIX)
 
 
 def graph(wrong_at: int | None = None, wrong: float | str = 0.0) -> onnx.ModelProto:
-    """The same in ONNX; in batches of `wrong_at` the last logits are off by `wrong`, or gone."""
+    """The same in ONNX; in batches of `wrong_at` images the last logits are off by `wrong`, or missing."""
     constants = {
         "axes": np.array([2, 3]),
         "matrix": MATRIX,
@@ -62,7 +62,7 @@ def graph(wrong_at: int | None = None, wrong: float | str = 0.0) -> onnx.ModelPr
 
 def check(model: onnx.ModelProto) -> LogitCheck:
     made = LogitCheck(Mean().eval(), model, relative=False)
-    made.batches(SIDE, seed=0)
+    made.compare_batches(SIDE, seed=0)
     return made
 
 
@@ -88,19 +88,19 @@ def test_one_that_is_wrong_at_one_batch_size_alone_is_refused(size: int, wrong: 
 
 
 def test_one_that_is_wrong_at_another_size_passes() -> None:
-    """So the faults above are where they are said to be."""
+    """This shows that the faults above are at the batch size that they are meant for."""
     check(graph(2, 0.01))
 
 
-def test_pictures_are_counted_and_their_first_classes_compared() -> None:
+def test_images_are_counted_and_their_first_classes_compared() -> None:
     made = check(graph())
-    picture = np.random.default_rng(1).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
-    made.image(picture, "one")
-    made.image(-picture, "two")
+    image = np.random.default_rng(1).standard_normal((1, 3, SIDE, SIDE)).astype(np.float32)
+    made.compare_image(image, "one")
+    made.compare_image(-image, "two")
     assert (made.result.images, made.result.top1_agreed) == (2, 2)
     assert made.result.to_card()["top1_agreement"] == 1.0
-    # Logits that are all alike within the tolerance may have another first class, and that is counted.
+    # If all logits are equal within the tolerance, the first class may differ; it is counted.
     tied = LogitCheck(Mean().eval(), graph(1, 5e-5), relative=False)
-    tied.image(np.zeros((1, 3, SIDE, SIDE), np.float32), "black")
+    tied.compare_image(np.zeros((1, 3, SIDE, SIDE), np.float32), "black")
     assert (tied.result.images, tied.result.top1_agreed) == (1, 0)
     assert tied.result.max_abs_difference == pytest.approx(5e-5)

@@ -1,4 +1,4 @@
-"""What `make serve` does first: serve what is there, export where weights can be had, else fall back, and say so."""
+"""`make serve` serves an existing model, else exports one if it finds weights, else falls back and says so."""
 
 import hashlib
 import json

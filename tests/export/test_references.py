@@ -1,4 +1,4 @@
-"""What is stored for the tests without torch is still what torchvision and the generators make."""
+"""The files stored for the tests without torch are still what torchvision and the generators make."""
 
 import json
 
@@ -26,14 +26,14 @@ def test_the_tiny_model_is_what_its_recipe_makes() -> None:
 
 
 def test_the_small_densenet_is_what_its_recipe_makes() -> None:
-    network, pictures = small_densenet.network(), small_densenet.pictures(8, 3)
+    network, images = small_densenet.network(), small_densenet.images(8, 3)
     with torch.no_grad():
-        wanted = network(torch.from_numpy(pictures)).numpy()
+        wanted = network(torch.from_numpy(images)).numpy()
     made = export_graph(network, small_densenet.SIDE)
     stored = onnx.load(small_densenet.PATH)
     assert [node.op_type for node in stored.graph.node] == [node.op_type for node in made.graph.node]
     for model in (stored, made):
-        got = ort.InferenceSession(model.SerializeToString()).run(["logits"], {"input": pictures})[0]
+        got = ort.InferenceSession(model.SerializeToString()).run(["logits"], {"input": images})[0]
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
 
 
@@ -45,6 +45,6 @@ def test_the_small_densenet_has_what_training_leaves_behind() -> None:
     assert min((scales < 0).mean(), (scales > 0).mean(), 4 * (scales == 0).mean()) > 0.1
     assert np.quantile(np.abs(scales), 0.9) > 5 * np.quantile(np.abs(scales[scales != 0]), 0.1)
     session = ort.InferenceSession(small_densenet.PATH)
-    pictures = small_densenet.pictures(40, 11)
-    classes = session.run(["logits"], {"input": pictures})[0].argmax(1)
+    images = small_densenet.images(40, 11)
+    classes = session.run(["logits"], {"input": images})[0].argmax(1)
     assert np.bincount(classes, minlength=small_densenet.CLASSES).min() >= 2

@@ -1,4 +1,4 @@
-"""The table of an export: each figure is of the variant, the file and the number of threads that it says."""
+"""The report of an export: each figure belongs to the variant, file and number of threads that it is listed for."""
 
 import hashlib
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from export import evaluate, report
-from export.evaluate import Comparison, milliseconds
-from export.report import Variant, class_numbers, make_report, print_table
+from export.evaluate import Comparison, class_numbers, measure_latency
+from export.report import Variant, make_report, print_table
 
 FP32 = Variant("fp32", Path("m.onnx"), b"f" * 2_345_678)
 INT8 = Variant("int8", Path("m.int8.onnx"), b"i" * 1_234_567)
@@ -23,7 +23,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert side == 224
         return TIMES[threads]
 
-    monkeypatch.setattr(report, "milliseconds", fake)
+    monkeypatch.setattr(report, "measure_latency", fake)
     monkeypatch.setattr(report, "cpu", lambda: {"model": "a CPU", "features": []})
 
 
@@ -90,7 +90,7 @@ def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> 
 
 
 class Clock:
-    """Stands in for `time`; runs of a model take what their model says, in milliseconds."""
+    """Replaces `time`; the runs of a model take as many milliseconds as its function returns."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -124,13 +124,13 @@ def test_a_time_is_the_median_of_warm_runs_taken_in_turns(monkeypatch: pytest.Mo
 
     asked: list[int] = []
 
-    def session_of(model: bytes, threads: int) -> object:
+    def open_session(model: bytes, threads: int) -> object:
         asked.append(threads)
         return clock.session(model.decode(), about_five if model == b"slow" else lambda run: 2.0)
 
     monkeypatch.setattr(evaluate, "time", clock)
-    monkeypatch.setattr(evaluate, "session_of", session_of)
-    assert milliseconds({"a": b"slow", "b": b"fast"}, 4, 2) == pytest.approx({"a": 5.0, "b": 2.0})
+    monkeypatch.setattr(evaluate, "open_session", open_session)
+    assert measure_latency({"a": b"slow", "b": b"fast"}, 4, 2) == pytest.approx({"a": 5.0, "b": 2.0})
     assert asked == [2, 2]
     assert clock.order == (["slow"] * a_round + ["fast"] * a_round) * evaluate._ROUNDS
     assert clock.slept > 0
@@ -140,7 +140,7 @@ def test_a_session_has_the_threads_that_were_asked_for() -> None:
     from tests.tiny_model import tiny_model
 
     for threads in (1, 2):
-        options = evaluate.session_of(tiny_model(), threads).get_session_options()
+        options = evaluate.open_session(tiny_model(), threads).get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
 
 

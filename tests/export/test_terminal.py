@@ -1,4 +1,4 @@
-"""Whatever a flag, a file's name or the weights hold: the export lets it steer no terminal, and ends with one line."""
+"""Flags, file names and weights cannot send control sequences to a terminal; the export ends with one line."""
 
 import sys
 from pathlib import Path

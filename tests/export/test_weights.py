@@ -1,4 +1,4 @@
-"""State dicts of every vintage are read; one that does not fit is refused by the key."""
+"""State dicts of all ages are read; one that does not fit is refused, and the key is named."""
 
 import hashlib
 import pickle
@@ -80,19 +80,19 @@ def test_old_keys_are_renamed_and_new_ones_left_alone() -> None:
     ("change", "words"),
     [
         (lambda state: state.pop("features.norm5.bias"), "missing features.norm5.bias"),
-        (lambda state: state.update({"extra.weight": torch.zeros(1)}), "surplus extra.weight"),
+        (lambda state: state.update({"extra.weight": torch.zeros(1)}), "unexpected extra.weight"),
         (
             lambda state: state.update(
                 {"classifier.weight": torch.zeros(14, 1024), "classifier.bias": torch.zeros(14)}
             ),
-            r"wrong shape: classifier.weight is \[14, 1024\] where densenet121 has \[1000, 1024\], classifier.bias is",
+            r"wrong shape: classifier.weight is \[14, 1024\], but densenet121 has \[1000, 1024\], classifier.bias is",
         ),
         (
             lambda state: state.update({"features.norm0.bias": torch.full((64,), torch.nan)}),
             "not finite: features.norm0",
         ),
     ],
-    ids=["missing", "surplus", "14 classes", "NaN"],
+    ids=["missing", "unexpected", "14 classes", "NaN"],
 )
 def test_a_state_dict_that_does_not_fit_is_refused_by_the_key(
     change: Callable[[State], Any], words: str, densenet121: Architecture, state: State, tmp_path: Path
@@ -134,9 +134,9 @@ def test_a_file_that_is_no_state_dict_is_refused(
 
 
 def test_other_contents_are_refused_by_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="hold a list, not a state dict"):
+    with pytest.raises(WeightsError, match="contain a list, not a state dict"):
         read_weights(saved([1], tmp_path))
-    with pytest.raises(WeightsError, match=r"hold more than tensors: 'epoch' \(int\)"):
+    with pytest.raises(WeightsError, match=r"contain values that are not tensors: 'epoch' \(int\)"):
         read_weights(saved({"epoch": 1}, tmp_path))
     with pytest.raises(WeightsError, match=r"none\.pth: no such file"):
         read_weights(tmp_path / "none.pth")
@@ -149,12 +149,14 @@ def test_a_seed_gives_the_same_untrained_network_twice_and_leaves_the_random_sta
     first, second = (untrained_weights(densenet121, 5).state for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(first[key], second[key]) for key in first)
-    assert not torch.equal(first["features.norm5.running_var"], torch.ones(1024))  # the statistics were run in
+    assert not torch.equal(
+        first["features.norm5.running_var"], torch.ones(1024)
+    )  # the statistics are those of the noise
 
 
 @pytest.fixture
 def weights_host(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """An HTTP server on this machine and the folder it serves, as the host of torchvision's weights would."""
+    """A local HTTP server in the place of the host of torchvision's weights: its URL, and the folder it serves."""
     folder = tmp_path / "host"
     folder.mkdir()
     with serving(folder) as url:
@@ -208,7 +210,7 @@ def test_a_host_that_cannot_be_reached_is_one_clear_error(
 ) -> None:
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     monkeypatch.setattr(weights_module, "_CONNECT_SECONDS", 1.0)
-    url = "http://127.0.0.1:9/densenet121-01234567.pth"  # the discard port: nobody listens
+    url = "http://127.0.0.1:9/densenet121-01234567.pth"  # the discard port, where nothing listens
     with pytest.raises(WeightsError) as refusal:
         default_weights(published(densenet121, url))
     for words in (str(tmp_path / "hub"), url, "refused", "WEIGHTS=PATH", "--weights PATH"):

@@ -84,14 +84,8 @@ PARTS: Final = (
     Part(
         "gate",
         {
-            "export/int8/pipeline.py": (
-                "choose_photographs",
-                "require_accuracy",
-                "require_fit",
-                "require_unchanged",
-                "require_weights",
-            ),
-            "export/export_onnx.py": ("_try_int8",),
+            "export/int8/gate.py": (),
+            "export/int8/pipeline.py": ("choose_photographs", "compare_int8", "try_int8", "_new_calibration"),
             "export/evaluate.py": ("Comparison", "compare", "label_of", "logits_of"),
             "export/int8/calibration.py": ("Calibration", "encode", "load"),
             "export/files.py": (),
@@ -100,15 +94,16 @@ PARTS: Final = (
         EXPORT,
     ),
     Part(
-        "quantisation",
+        "quantization",
         {
             "export/int8/quant_params.py": (),
             "export/int8/quantize.py": (),
+            "export/int8/bias_correction.py": (),
             "export/int8/graph_passes.py": (),
             "export/int8/calibration.py": ("observe_ranges", "observe_means", "rounded", "_run"),
             "export/int8/pipeline.py": ("rewrite", "make_int8", "input_range", "calibrate"),
         },
-        ("tests/export/test_calibration.py", "tests/export/test_quantise.py", "tests/export/test_rewrite.py"),
+        ("tests/export/test_calibration.py", "tests/export/test_quantize.py", "tests/export/test_graph_passes.py"),
         EXPORT,
         without=("exported", "real_densenet", "resnet18"),
     ),

@@ -135,7 +135,7 @@ def test_make_serve_that_insists_on_densenet_says_what_to_do(tree: Path, tmp_pat
     process = make(tree, "serve", "MODEL=densenet121", **environment)
     _, log = process.communicate(timeout=120)
     assert process.returncode == 2
-    for words in ("densenet121-a639ec97.pth is not there", "cannot be reached", "make serve WEIGHTS=PATH"):
+    for words in ("densenet121-a639ec97.pth does not exist", "cannot be reached", "make serve WEIGHTS=PATH"):
         assert words in log
     assert "Traceback" not in log
     assert not list((tree / "models").glob("densenet121*"))
@@ -151,18 +151,18 @@ def test_a_network_that_does_not_answer_is_waited_for_with_a_word(tree: Path, tm
         waited = time.monotonic() - began
         process.terminate()
         process.communicate(timeout=60)
-    assert first.startswith("Looking whether https://download.pytorch.org/models/densenet121-a639ec97.pth can be had")
+    assert first.startswith(
+        "Checking whether https://download.pytorch.org/models/densenet121-a639ec97.pth can be downloaded"
+    )
     assert waited < 2
 
 
-@pytest.mark.parametrize(
-    ("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder; name the file in it")]
-)
+@pytest.mark.parametrize(("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder, not a file")])
 def test_weights_that_are_no_file_are_named(tree: Path, weights: str, words: str) -> None:
     process = make(tree, "serve", f"WEIGHTS={weights}")
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert log.splitlines()[0] == f"WEIGHTS={weights}: {words}, a state dict (.pth or .safetensors)"
+    assert log.splitlines()[0] == f"WEIGHTS={weights}: {words}; a state dict (.pth or .safetensors) is needed"
 
 
 @pytest.mark.parametrize("command", [[], ["classify", "tests"]])

@@ -1,4 +1,4 @@
-"""int8: integer arithmetic that cannot saturate, close to fp32, the same bytes each time, for three architectures."""
+"""int8 models cannot saturate, answer like fp32 and are the same bytes each time, for three architectures."""
 
 import json
 from collections.abc import Callable
@@ -13,16 +13,16 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.architectures import ARCHITECTURES, Architecture
-from export.errors import CalibrationError, QuantisationError
-from export.evaluate import compare, label_of, logits_of
-from export.int8 import pipeline
-from export.int8.calibration import Calibration, Ranges, load
-from export.int8.pipeline import RECORDS, calibrate, make_int8, require_fit
-from export.int8.quant_params import PAIR_LIMIT, Scale, pair_sums, quantise_weights
-from export.int8.quantize import quantise
+from export.errors import CalibrationError, QuantizationError
+from export.evaluate import class_numbers, compare, label_of, logits_of
+from export.int8 import gate, pipeline
+from export.int8.calibration import RECORDS, Calibration, Ranges, load, record_file
+from export.int8.gate import require_fit
+from export.int8.pipeline import calibrate, make_int8
+from export.int8.quant_params import PAIR_LIMIT, QuantParams, pair_sums, quantize_weights
+from export.int8.quantize import quantize
 from export.onnx_graph import Array, Graph
-from export.parity import find_photographs, read_photograph
-from export.report import class_numbers
+from export.photographs import find_photographs, read_photograph
 from serve.config.settings import ROOT
 from serve.model.postprocess import load_class_index
 from tests.export.conftest import REAL, Network
@@ -31,15 +31,21 @@ from tests.small_densenet import batches
 
 
 def calibrated(network: Network) -> Calibration:
-    names = [str(number) for number in range(len(network.calibrated_on))]
+    names = [str(number) for number in range(len(network.calibration_images))]
     calibration = Calibration("patterns", dict.fromkeys(names, ""), None)
-    calibrate(network.model, network.calibration_pictures, calibration, lambda done, total: None)
+    calibrate(network.model, network.calibration_batches, calibration, lambda done, total: None)
     return calibration
 
 
-def logits(model: onnx.ModelProto, pictures: Array) -> Array:
+def rewritten_graph(network: Network, calibration: Calibration) -> Graph:
+    graph = Graph(network.model)
+    pipeline.rewrite(graph, calibration.ranges)
+    return graph
+
+
+def logits(model: onnx.ModelProto, images: Array) -> Array:
     session = ort.InferenceSession(model.SerializeToString())
-    return np.concatenate([session.run(["logits"], {"input": picture[None]})[0] for picture in pictures])
+    return np.concatenate([session.run(["logits"], {"input": image[None]})[0] for image in images])
 
 
 def conv_weights(model: onnx.ModelProto) -> list[Array]:
@@ -48,12 +54,12 @@ def conv_weights(model: onnx.ModelProto) -> list[Array]:
 
 
 def assert_cannot_saturate(model: onnx.ModelProto) -> None:
-    """`vpmaddubsw` adds two products of a byte 0..255 and a weight in 16 bits: no two neighbours may leave them."""
+    """`vpmaddubsw` adds two products of a byte 0..255 and a weight in 16 bits: no two neighbours may overflow."""
     weights = conv_weights(model)
     assert weights
-    for codes in weights:
-        assert codes.dtype == np.int8
-        flat = codes.transpose(0, 2, 3, 1).reshape(codes.shape[0], -1).astype(np.int64)
+    for quantized in weights:
+        assert quantized.dtype == np.int8
+        flat = quantized.transpose(0, 2, 3, 1).reshape(quantized.shape[0], -1).astype(np.int64)
         left, right = flat[:, :-1], flat[:, 1:]
         highest = 255 * (np.maximum(left, 0) + np.maximum(right, 0))
         lowest = 255 * (np.minimum(left, 0) + np.minimum(right, 0))
@@ -61,19 +67,19 @@ def assert_cannot_saturate(model: onnx.ModelProto) -> None:
         assert lowest.min(initial=0) >= -32_768
 
 
-# The bounds are twice the mean error that was measured.
+# The bounds are twice the measured mean error.
 @pytest.mark.parametrize(("name", "bound"), [("small_densenet", 0.13), ("small_mobilenet", 0.03), ("resnet18", 0.02)])
 def test_int8_answers_like_fp32_and_cannot_saturate(name: str, bound: float, request: pytest.FixtureRequest) -> None:
     network: Network = request.getfixturevalue(name)
     model = make_int8(network.model, network.architecture, calibrated(network))
     assert_cannot_saturate(model)
-    wanted, got = logits(network.model, network.other_pictures), logits(model, network.other_pictures)
+    wanted, got = logits(network.model, network.other_images), logits(model, network.other_images)
     assert got.shape == wanted.shape
     assert np.abs(got - wanted).mean() <= bound
     operators = {node.op_type for node in model.graph.node}
     assert "QLinearConv" in operators
     assert not operators & {"Conv", "BatchNormalization", "Relu", "Clip"}
-    assert ("Add" in operators) == (name == "small_densenet")  # the one whose classifier's input needs a correction
+    assert ("Add" in operators) == (name == "small_densenet")  # only there the classifier's input needs a correction
     assert model.ir_version == network.model.ir_version
     assert model.metadata_props == network.model.metadata_props
     assert (model.producer_name, model.producer_version) == (
@@ -86,26 +92,23 @@ def test_a_classifier_in_8_bits_is_half_the_size_and_uses_all_of_them(small_mobi
     network = small_mobilenet
     calibration = calibrated(network)
     models = [
-        make_int8(network.model, replace(network.architecture, small_classifier=small), calibration)
-        for small in (False, True)
+        make_int8(network.model, replace(network.architecture, classifier_bits=bits), calibration) for bits in (16, 8)
     ]
     wide, narrow = (Graph(model).constants["logits.weight"] for model in models)
     assert (wide.dtype, narrow.dtype) == (np.float16, np.int8)
     assert np.abs(narrow.astype(int)).max(1).tolist() == [127] * len(narrow)
-    steps = Graph(models[1]).constants["logits.weight_step"]
-    np.testing.assert_allclose(narrow * steps, wide, rtol=0, atol=0.51 * steps.max())
-    answers = [logits(model, network.other_pictures) for model in models]
+    scales = Graph(models[1]).constants["logits.weight_step"]
+    np.testing.assert_allclose(narrow * scales, wide, rtol=0, atol=0.51 * scales.max())
+    answers = [logits(model, network.other_images) for model in models]
     assert 0 < np.abs(answers[0] - answers[1]).mean() <= 0.03
 
 
-def test_a_class_without_weights_is_quantised_too(small_mobilenet: Network) -> None:
+def test_a_class_without_weights_is_quantized_too(small_mobilenet: Network) -> None:
     graph = Graph(small_mobilenet.model)
     graph.constants["matrix"] = graph.constants["matrix"] * (np.arange(10) != 4)[:, None].astype(np.float32)
     model = graph.to_model()
-    int8_model = make_int8(
-        model, replace(small_mobilenet.architecture, small_classifier=True), calibrated(small_mobilenet)
-    )
-    got = logits(int8_model, small_mobilenet.other_pictures)
+    int8_model = make_int8(model, replace(small_mobilenet.architecture, classifier_bits=8), calibrated(small_mobilenet))
+    got = logits(int8_model, small_mobilenet.other_images)
     np.testing.assert_allclose(got[:, 4], graph.constants["offset"][4], rtol=1e-5)
 
 
@@ -114,14 +117,18 @@ def test_activations_are_stored_on_their_range_with_headroom_and_relu6s_up_to_6(
     graph = Graph(make_int8(small_mobilenet.model, small_mobilenet.architecture, calibration))
     stored = {}
     for node in graph.of_type("QLinearConv", "QLinearAdd"):
-        step, zero = node.input[6:8]
-        stored[node.output[0]] = graph.constants[step].item(), graph.constants[zero].item()
-    assert stored.keys() == calibration.ranges.keys() - {"dilated.relu.maxpool"}  # which stores what it reads
-    for name, (step, zero) in stored.items():
+        scale, zero_point = node.input[6:8]
+        stored[node.output[0]] = graph.constants[scale].item(), graph.constants[zero_point].item()
+    assert stored.keys() == calibration.ranges.keys() - {"dilated.relu.maxpool"}  # has the parameters of its input
+    for name, (scale, zero_point) in stored.items():
         low, high = (1.3 * end.item() for end in calibration.ranges[name])
-        wanted = Scale(6 / 255) if "clip" in name else Scale((high - low) / 255, round(-low * 255 / (high - low)))
-        assert (step, zero) == (pytest.approx(wanted.step, rel=1e-6), wanted.zero_point), name
-    assert calibration.ranges["grouped"][0].item() < -1  # one that needs a zero point
+        wanted = (
+            QuantParams(6 / 255)
+            if "clip" in name
+            else QuantParams((high - low) / 255, round(-low * 255 / (high - low)))
+        )
+        assert (scale, zero_point) == (pytest.approx(wanted.scale, rel=1e-6), wanted.zero_point), name
+    assert calibration.ranges["grouped"][0].item() < -1  # it needs a zero point
 
 
 def test_the_models_input_is_stored_between_black_and_white(small_mobilenet: Network) -> None:
@@ -129,67 +136,67 @@ def test_the_models_input_is_stored_between_black_and_white(small_mobilenet: Net
     low, high = pipeline.input_range(spec)
     assert (low, high) == (pytest.approx(-0.485 / 0.229), pytest.approx((1 - 0.406) / 0.225))
     graph = Graph(make_int8(small_mobilenet.model, small_mobilenet.architecture, calibrated(small_mobilenet)))
-    step, zero = (graph.constants[name].item() for name in graph.of_type("QuantizeLinear")[0].input[1:])
-    assert (step, zero) == (pytest.approx((high - low) / 255), round(-low * 255 / (high - low)))
+    scale, zero_point = (graph.constants[name].item() for name in graph.of_type("QuantizeLinear")[0].input[1:])
+    assert (scale, zero_point) == (pytest.approx((high - low) / 255), round(-low * 255 / (high - low)))
 
 
 def test_bias_correction_lowers_the_error(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = calibrated(small_densenet)
-    wanted = logits(small_densenet.model, small_densenet.other_pictures)
+    wanted = logits(small_densenet.model, small_densenet.other_images)
 
     def error() -> float:
         model = make_int8(small_densenet.model, small_densenet.architecture, calibration)
-        return float(np.abs(logits(model, small_densenet.other_pictures) - wanted).mean())
+        return float(np.abs(logits(model, small_densenet.other_images) - wanted).mean())
 
     corrected = error()
     calibration.means, calibration.active = {}, {}
     assert corrected < 0.1 * error()
 
 
-def test_bounds_are_the_codes_nearest_to_the_thresholds(small_densenet: Network) -> None:
+def test_bounds_are_the_quantized_values_nearest_to_the_thresholds(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
-    rewritten = Graph(pipeline.rewrite(small_densenet.model, calibration.ranges))
-    quantised = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
-    clips = quantised.of_type("Max", "Min")
+    rewritten = rewritten_graph(small_densenet, calibration)
+    quantized = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
+    clips = quantized.of_type("Max", "Min")
     assert len(clips) > 8
     for clip in clips:
         before = next(node for node in rewritten.of_type("Max", "Min") if node.output[0] == clip.output[0])
         threshold = np.clip(rewritten.value(before.input[1]).reshape(-1), 0, 1)
-        assert np.abs(quantised.value(clip.input[1]) / 255 - threshold).max() <= 0.5 / 255 + 1e-6
+        assert np.abs(quantized.value(clip.input[1]) / 255 - threshold).max() <= 0.5 / 255 + 1e-6
 
 
-def features(model: onnx.ModelProto, pictures: Array) -> Array:
-    """What the classifier reads, the mean over these pictures."""
+def features(model: onnx.ModelProto, images: Array) -> Array:
+    """The classifier's input, its mean over these images."""
     watched = onnx.ModelProto()
     watched.CopyFrom(model)
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
     watched.graph.output.append(helper.make_tensor_value_info(gemm.input[0], onnx.TensorProto.FLOAT, None))
     session = ort.InferenceSession(watched.SerializeToString())
-    seen: Array = np.concatenate([session.run([gemm.input[0]], {"input": picture[None]})[0] for picture in pictures])
+    seen: Array = np.concatenate([session.run([gemm.input[0]], {"input": image[None]})[0] for image in images])
     return seen.mean(0)
 
 
 def test_what_the_classifier_reads_is_corrected_too(small_densenet: Network) -> None:
-    """By channel, what rounding the last thresholds adds to the mean is taken off it again."""
+    """What rounding the last thresholds adds to the mean of each channel is subtracted again."""
     calibration = calibrated(small_densenet)
-    quantised = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
-    correction = next(values for name, values in quantised.constants.items() if name.endswith(".correction"))
-    rewritten = Graph(pipeline.rewrite(small_densenet.model, calibration.ranges))
-    exact = features(rewritten.to_model(), small_densenet.calibrated_on)
+    quantized = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
+    correction = next(values for name, values in quantized.constants.items() if name.endswith(".correction"))
+    rewritten = rewritten_graph(small_densenet, calibration)
+    exact = features(rewritten.to_model(), small_densenet.calibration_images)
     last = rewritten.of_type("Min")[-1].output[0]
     for name in (f"{last}.low", f"{last}.high"):
         values = rewritten.constants[name]
         within = (values >= 0) & (values <= 1)
         rewritten.constants[name] = np.where(within, np.rint(values * 255) / np.float32(255), values)
-    rounded = features(rewritten.to_model(), small_densenet.calibrated_on)
+    rounded = features(rewritten.to_model(), small_densenet.calibration_images)
     np.testing.assert_allclose(rounded + correction, exact, rtol=0, atol=5e-5)
 
 
 def test_int8_answers_the_same_alone_and_in_a_batch(small_densenet: Network) -> None:
     model = make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet))
     session = ort.InferenceSession(model.SerializeToString())
-    together = session.run(["logits"], {"input": small_densenet.other_pictures})[0]
-    np.testing.assert_allclose(together, logits(model, small_densenet.other_pictures), rtol=0, atol=1e-4)
+    together = session.run(["logits"], {"input": small_densenet.other_images})[0]
+    np.testing.assert_allclose(together, logits(model, small_densenet.other_images), rtol=0, atol=1e-4)
 
 
 def test_the_models_that_are_served_cannot_saturate(exported: Path) -> None:
@@ -199,7 +206,7 @@ def test_the_models_that_are_served_cannot_saturate(exported: Path) -> None:
 
 
 def test_full_range_weights_would_saturate(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check above can fail: it does on weights scaled to the full range, as quantisers usually do."""
+    """The check above can fail: it does on weights scaled to the full range, as quantizers usually do."""
     monkeypatch.setattr("export.int8.quant_params.pair_sums", lambda weights: np.zeros(len(weights)))
     model = make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet))
     with pytest.raises(AssertionError):
@@ -232,35 +239,37 @@ def one_conv(weights: Array, bias: Array) -> onnx.ModelProto:
 UNIT: dict[str, tuple[Array, Array]] = {"conv": (np.array([0.0]), np.array([1.0]))}
 
 
-def test_biases_are_the_nearest_codes_and_leave_half_of_32_bits_for_the_sum() -> None:
+def test_quantized_biases_are_the_nearest_and_leave_half_of_32_bits_for_the_sum() -> None:
     bias = np.array([3.21, -1.5, 0.777])
     weights = np.array([[0.5, -0.2, 0.1], [1e-9, 0, 0], [0, 0, 0]])[:, :, None, None]
-    graph = Graph(quantise(one_conv(weights, bias), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
-    codes, steps = graph.constants["conv.bias_codes"].astype(np.float64), graph.constants["conv.weight_step"]
-    step_in = 4 / 255
-    assert graph.constants["logits.weight"].dtype == np.float16  # unless 8 bits are asked for
-    np.testing.assert_allclose(codes * step_in * steps, bias, rtol=0, atol=0.5001 * step_in * steps.max())
-    assert abs(codes[0] - bias[0] / (step_in * float(steps[0]))) <= 0.51
-    assert np.abs(codes[1:]) == pytest.approx(2**30, rel=1e-6)  # weights so small alone would want finer steps
+    graph = Graph(quantize(Graph(one_conv(weights, bias)), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
+    quantized, scales = graph.constants["conv.bias_codes"].astype(np.float64), graph.constants["conv.weight_step"]
+    input_scale = 4 / 255
+    assert graph.constants["logits.weight"].dtype == np.float16  # 16 bits are the default
+    np.testing.assert_allclose(quantized * input_scale * scales, bias, rtol=0, atol=0.5001 * input_scale * scales.max())
+    assert abs(quantized[0] - bias[0] / (input_scale * float(scales[0]))) <= 0.51
+    assert np.abs(quantized[1:]) == pytest.approx(
+        2**30, rel=1e-6
+    )  # weights so small would get smaller scales by themselves
 
 
 def test_biases_are_corrected_by_the_inputs_mean_times_what_rounding_took(small_mobilenet: Network) -> None:
     weights = np.array([[0.5, -0.203, 0.101], [0.3, 0.3, -0.1]])[:, :, None, None]
     means = {"input": np.array([0.3, -0.7, 1.1])}
     plain, corrected = (
-        Graph(quantise(one_conv(weights, np.zeros(2)), Calibration("", {}, None, UNIT, known), (-2.0, 2.0)))
+        Graph(quantize(Graph(one_conv(weights, np.zeros(2))), Calibration("", {}, None, UNIT, known), (-2.0, 2.0)))
         for known in ({}, means)
     )
-    steps = plain.constants["conv.weight_step"].astype(np.float64)
-    lost = weights[:, :, 0, 0] - plain.constants["conv.weight"][:, :, 0, 0] * steps[:, None]
-    added = (corrected.constants["conv.bias_codes"] - plain.constants["conv.bias_codes"]) * steps * 4 / 255
-    np.testing.assert_allclose(added, lost @ means["input"], rtol=0, atol=0.51 * steps.max() * 4 / 255)
-    assert np.abs(lost @ means["input"]).min() > steps.max() * 4 / 255
+    scales = plain.constants["conv.weight_step"].astype(np.float64)
+    lost = weights[:, :, 0, 0] - plain.constants["conv.weight"][:, :, 0, 0] * scales[:, None]
+    added = (corrected.constants["conv.bias_codes"] - plain.constants["conv.bias_codes"]) * scales * 4 / 255
+    np.testing.assert_allclose(added, lost @ means["input"], rtol=0, atol=0.51 * scales.max() * 4 / 255)
+    assert np.abs(lost @ means["input"]).min() > scales.max() * 4 / 255
 
 
 def test_a_channels_expected_input_is_corrected_for_its_rounded_threshold() -> None:
-    """By the share of values that lie on it; one outside of [0, 1] counts only where most values do."""
-    cases = [  # lower bound, upper bound, share off it: what rounding the bound adds to the mean
+    """By the share of values that lie on it; one outside of [0, 1] counts only if most values do."""
+    cases = [  # lower bound, upper bound, share between them, what rounding the bound adds to the mean
         (0.501, np.inf, 0.4, (128 / 255 - 0.501) * 0.6),
         (-np.inf, 0.303, 0.25, (77 / 255 - 0.303) * 0.75),
         (-0.3, np.inf, 0.9, 0),
@@ -285,22 +294,15 @@ def test_a_channels_expected_input_is_corrected_for_its_rounded_threshold() -> N
     ]
     graph.nodes[4].input[0] = "second"
     known = Calibration("", {}, None, {"second": UNIT["conv"]}, {"clip": np.full(channels, 0.5)}, {"clip": active})
-    quantised = Graph(quantise(graph.to_model(), known, (-1, 1)))
-    bias = quantised.constants["second.bias_codes"] * quantised.constants["second.weight_step"] / 255
+    quantized = Graph(quantize(graph, known, (-1, 1)))
+    bias = quantized.constants["second.bias_codes"] * quantized.constants["second.weight_step"] / 255
     np.testing.assert_allclose(bias, -added, rtol=0, atol=2e-5)
 
 
 def test_a_calibration_of_other_channels_is_refused() -> None:
     calibration = Calibration("", {}, None, UNIT, {"input": np.zeros(4)})
-    with pytest.raises(QuantisationError, match="the calibration knows 4 channels of 'input', not 3"):
-        quantise(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)), calibration, (-1, 1))
-
-
-def changed(change: Callable[[list[onnx.NodeProto]], None]) -> onnx.ModelProto:
-    """`one_conv` with other nodes."""
-    graph = Graph(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)))
-    change(graph.nodes)
-    return graph.to_model()
+    with pytest.raises(QuantizationError, match="the calibration has 4 channels for 'input', the graph has 3"):
+        quantize(Graph(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2))), calibration, (-1, 1))
 
 
 def relu_first(nodes: list[onnx.NodeProto]) -> None:
@@ -316,11 +318,11 @@ def concat_of_two_scales(nodes: list[onnx.NodeProto]) -> None:
     nodes.insert(1, helper.make_node("Concat", ["input", "conv"], ["both"], axis=1))
 
 
-def flat_picture(nodes: list[onnx.NodeProto]) -> None:
+def flat_image(nodes: list[onnx.NodeProto]) -> None:
     nodes[2].input[0] = "conv"
 
 
-def transposed_gemm(nodes: list[onnx.NodeProto]) -> None:
+def untransposed_gemm(nodes: list[onnx.NodeProto]) -> None:
     nodes[3].attribute[0].i = 0
 
 
@@ -331,25 +333,27 @@ def default_gemm(nodes: list[onnx.NodeProto]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (relu_first, "Relu 'positive' follows nothing that can absorb it"),
-        (relu_then_clip, "Clip 'clipped' follows nothing that can absorb it"),
-        (concat_of_two_scales, "what meets in Concat 'both' has not one scale"),
-        (flat_picture, "Flatten 'flat' flattens a picture, not its mean"),
-        (transposed_gemm, "Gemm 'logits' has its weights the other way round"),
-        (default_gemm, "Gemm 'logits' has its weights the other way round"),
+        (relu_first, "Relu 'positive' cannot be fused into the node before it"),
+        (relu_then_clip, "Clip 'clipped' cannot be fused into the node before it"),
+        (concat_of_two_scales, "the inputs of Concat 'both' do not have a common scale"),
+        (flat_image, "Flatten 'flat' flattens an image, not its mean"),
+        (untransposed_gemm, "Gemm 'logits' cannot be quantized: its weights are not transposed"),
+        (default_gemm, "Gemm 'logits' cannot be quantized: its weights are not transposed"),
     ],
 )
 def test_what_has_no_integer_form_is_refused_by_name(
     change: Callable[[list[onnx.NodeProto]], None], words: str
 ) -> None:
     calibration = Calibration("", {}, None, {**UNIT, "relu": UNIT["conv"]})
-    with pytest.raises(QuantisationError, match=words):
-        quantise(changed(change), calibration, (-1, 1))
+    graph = Graph(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)))
+    change(graph.nodes)
+    with pytest.raises(QuantizationError, match=words):
+        quantize(graph, calibration, (-1, 1))
 
 
 @pytest.mark.parametrize(("sign", "left_out"), [(1, "Min"), (-1, "Max")])
 def test_a_clip_that_changes_nothing_is_left_out(sign: int, left_out: str, small_densenet: Network) -> None:
-    """Scales of one sign need one of the two comparisons only."""
+    """With scales of one sign only one of the two comparisons is needed."""
     graph = Graph(small_densenet.model)
     for norm in graph.of_type("BatchNormalization"):
         graph.constants[norm.input[1]] = sign * np.maximum(np.abs(graph.constants[norm.input[1]]), 0.1)
@@ -363,8 +367,8 @@ def test_a_clip_that_changes_nothing_is_left_out(sign: int, left_out: str, small
 def test_progress_is_told_of_both_passes(small_mobilenet: Network) -> None:
     told: list[tuple[int, int]] = []
     calibration = Calibration("", {"a": "", "b": "", "c": ""}, None)
-    pictures = small_mobilenet.calibrated_on[:3]
-    calibrate(small_mobilenet.model, lambda: batches(pictures), calibration, lambda *now: told.append(now))
+    images = small_mobilenet.calibration_images[:3]
+    calibrate(small_mobilenet.model, lambda: batches(images), calibration, lambda *now: told.append(now))
     assert told == [(done, 6) for done in (1, 2, 3, 4, 5, 6)]
 
 
@@ -377,42 +381,42 @@ def test_statistics_are_rounded_to_three_digits(small_mobilenet: Network) -> Non
 
 def test_weight_scales_use_as_much_of_8_bits_as_neighbours_allow() -> None:
     lone = np.array([1.0, 0.0, -0.5, 0.0]).reshape(1, 4, 1, 1)
-    codes, steps = quantise_weights(lone)
-    assert codes.reshape(-1).tolist() == [127, 0, -64, 0]
-    np.testing.assert_allclose(codes.reshape(-1) * steps, lone.reshape(-1), atol=steps[0] / 2)
+    quantized, scales = quantize_weights(lone)
+    assert quantized.reshape(-1).tolist() == [127, 0, -64, 0]
+    np.testing.assert_allclose(quantized.reshape(-1) * scales, lone.reshape(-1), atol=scales[0] / 2)
     twins = np.array([1.0, 1.0, -1.0, 1.0]).reshape(1, 4, 1, 1)
-    assert np.abs(quantise_weights(twins)[0]).max() == 64
+    assert np.abs(quantize_weights(twins)[0]).max() == 64
     assert pair_sums(twins).tolist() == [2.0]
     assert pair_sums(np.array([[1.0, -0.5], [-0.5, 1.0]])[:, :, None, None]).tolist() == [1.0, 1.0]
     assert pair_sums(np.ones((1, 1, 1, 1))).tolist() == [0.0]  # it has no neighbour
-    np.testing.assert_array_equal(quantise_weights(lone, 0.5)[0].reshape(-1), [2, 0, -1, 0])
+    np.testing.assert_array_equal(quantize_weights(lone, 0.5)[0].reshape(-1), [2, 0, -1, 0])
     opposite = np.array([1.0, -1.0]).reshape(1, 2, 1, 1)
-    assert np.abs(quantise_weights(opposite)[0]).max() == 127
+    assert np.abs(quantize_weights(opposite)[0]).max() == 127
 
 
 def test_no_weights_can_be_made_to_saturate() -> None:
     random = np.random.default_rng(0)
     for shape in ((64, 37, 3, 3), (64, 3, 7, 7), (64, 128, 1, 1), (64, 1, 3, 3), (64, 1, 1, 1)):
         for weights in (random.standard_normal(shape), random.choice([-1.0, 1.0, 0.5], shape), np.zeros(shape)):
-            codes, _ = quantise_weights(weights)
-            assert pair_sums(codes.astype(np.float64)).max() <= PAIR_LIMIT
+            quantized, _ = quantize_weights(weights)
+            assert pair_sums(quantized.astype(np.float64)).max() <= PAIR_LIMIT
     assert 255 * PAIR_LIMIT <= 32_767 < 255 * (PAIR_LIMIT + 1)
-    # Rounding can make the largest sum one more than what is scaled to.
-    codes, _ = quantise_weights(np.array([0.5, 0.5]).reshape(1, 2, 1, 1))
-    assert pair_sums(codes.astype(np.float64)).tolist() == [PAIR_LIMIT]
+    # Rounding can make the largest sum one more than the value scaled to.
+    quantized, _ = quantize_weights(np.array([0.5, 0.5]).reshape(1, 2, 1, 1))
+    assert pair_sums(quantized.astype(np.float64)).tolist() == [PAIR_LIMIT]
 
 
-def test_a_scale_has_a_code_for_zero() -> None:
+def test_zero_is_represented_exactly() -> None:
     for low, high in ((-1.0, 3.0), (0.0, 6.0), (2.0, 5.0), (-3.0, -1.0), (0.0, 0.0)):
-        scale = Scale.of_range(low, high)
-        assert 0 <= scale.zero_point <= 255
-        assert (255 - scale.zero_point) * scale.step >= high - scale.step
-        assert -scale.zero_point * scale.step <= low + scale.step
-    assert Scale.of_range(-1.0, 3.0) == Scale(4 / 255, 64)
-    assert Scale.of_range(2.0, 5.0) == Scale(5 / 255, 0)
-    assert Scale.of_range(-3.0, -1.0) == Scale(cast(float, pytest.approx(3 / 255)), 255)
-    assert Scale.of_range(0.0, 0.0) == Scale(1e-6 / 255, 0)
-    assert Scale.of_range(0.0, 0.3) == Scale(0.3 / 255, 0)
+        params = QuantParams.from_range(low, high)
+        assert 0 <= params.zero_point <= 255
+        assert (255 - params.zero_point) * params.scale >= high - params.scale
+        assert -params.zero_point * params.scale <= low + params.scale
+    assert QuantParams.from_range(-1.0, 3.0) == QuantParams(4 / 255, 64)
+    assert QuantParams.from_range(2.0, 5.0) == QuantParams(5 / 255, 0)
+    assert QuantParams.from_range(-3.0, -1.0) == QuantParams(cast(float, pytest.approx(3 / 255)), 255)
+    assert QuantParams.from_range(0.0, 0.0) == QuantParams(1e-6 / 255, 0)
+    assert QuantParams.from_range(0.0, 0.3) == QuantParams(0.3 / 255, 0)
 
 
 def test_the_same_calibration_gives_the_same_bytes(small_densenet: Network) -> None:
@@ -426,50 +430,49 @@ def test_the_same_calibration_gives_the_same_bytes(small_densenet: Network) -> N
 def test_a_rewrite_that_changes_an_answer_is_refused_with_its_figure(
     small_densenet: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibration, pictures = calibrated(small_densenet), list(small_densenet.calibration_pictures())
-    make_int8(small_densenet.model, small_densenet.architecture, calibration, pictures)
+    calibration, images = calibrated(small_densenet), list(small_densenet.calibration_batches())
+    make_int8(small_densenet.model, small_densenet.architecture, calibration, images)
     rewrite = pipeline.rewrite
 
-    def broken(model: onnx.ModelProto, ranges: Ranges) -> onnx.ModelProto:
-        graph = Graph(rewrite(model, ranges))
+    def broken(graph: Graph, ranges: Ranges) -> None:
+        rewrite(graph, ranges)
         gemm = graph.of_type("Gemm")[0]
         graph.constants[gemm.input[2]] = graph.constants[gemm.input[2]] + np.float32(0.01)
-        return graph.to_model()
 
     monkeypatch.setattr(pipeline, "rewrite", broken)
-    with pytest.raises(QuantisationError, match=r"max .Δ logit. is 0\.01, more than 0\.001"):
-        make_int8(small_densenet.model, small_densenet.architecture, calibration, pictures)
+    with pytest.raises(QuantizationError, match=r"max .Δ logit. is 0\.01, more than 0\.001"):
+        make_int8(small_densenet.model, small_densenet.architecture, calibration, images)
 
 
 def test_an_operator_without_an_integer_form_is_named(small_densenet: Network) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(small_densenet.model)
     model.graph.node.insert(0, helper.make_node("Sigmoid", ["input"], ["squashed"]))
-    with pytest.raises(QuantisationError, match="Sigmoid 'squashed' has no integer form"):
-        quantise(model, calibrated(small_densenet), (-1, 1))
+    with pytest.raises(QuantizationError, match="Sigmoid 'squashed' cannot be quantized"):
+        quantize(Graph(model), calibrated(small_densenet), (-1, 1))
 
 
 def test_a_calibration_with_a_gap_names_the_tensor(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
-    with pytest.raises(QuantisationError, match="the calibration knows nothing of"):
-        quantise(pipeline.rewrite(small_densenet.model, calibration.ranges), Calibration("", {}, None), (-1, 1))
+    with pytest.raises(QuantizationError, match=r"the calibration has no range for '[a-z0-9_.]+'"):
+        quantize(rewritten_graph(small_densenet, calibration), Calibration("", {}, None), (-1, 1))
     del calibration.ranges[next(iter(calibration.ranges))]
-    with pytest.raises(CalibrationError, match="of another graph"):
-        require_fit(small_densenet.model, small_densenet.calibration_pictures(), calibration)
+    with pytest.raises(CalibrationError, match="for another graph"):
+        require_fit(small_densenet.model, small_densenet.calibration_batches(), calibration)
 
 
 def test_the_recorded_calibration_fits_its_weights_and_no_others(exported: Path, densenet121: Architecture) -> None:
-    calibration = load(RECORDS / "densenet121.json")
-    pictures = [read_photograph(path, densenet121.preprocessing) for path in find_photographs([DATA / "photos"])]
+    calibration = load(record_file("densenet121"))
+    images = [read_photograph(path, densenet121.preprocessing) for path in find_photographs([DATA / "photos"])]
     model = onnx.load(exported)
     card = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
     its_own = card["weights"]["sha256"] == calibration.weights_sha256
     assert exported.with_suffix(".int8.onnx").exists() == its_own
     if its_own:
-        require_fit(model, pictures, calibration)
+        require_fit(model, images, calibration)
     else:
         with pytest.raises(CalibrationError, match="recorded range"):
-            require_fit(model, pictures, calibration)
+            require_fit(model, images, calibration)
 
 
 def embedded_card() -> dict[str, Any]:
@@ -479,10 +482,10 @@ def embedded_card() -> dict[str, Any]:
 
 def test_the_embedded_models_own_figures_are_within_the_gate() -> None:
     figures = embedded_card()["accuracy"]
-    assert figures["photographs"] >= pipeline.ENOUGH
-    assert figures["agreement"] >= pipeline.MIN_AGREEMENT
-    assert figures["fp32_top1"] - figures["top1"] <= pipeline.MAX_TOP1_LOSS
-    assert embedded_card()["weights"]["sha256"] == load(RECORDS / "efficientnet_lite0.json").weights_sha256
+    assert figures["photographs"] >= gate.MIN_PHOTOGRAPHS
+    assert figures["agreement"] >= gate.MIN_AGREEMENT
+    assert figures["fp32_top1"] - figures["top1"] <= gate.MAX_TOP1_LOSS
+    assert embedded_card()["weights"]["sha256"] == load(record_file("efficientnet_lite0")).weights_sha256
 
 
 def answers_of(model: Path, photographs: list[Path], architecture: Architecture) -> Array:
@@ -494,7 +497,7 @@ def answers_of(model: Path, photographs: list[Path], architecture: Architecture)
     )
 
 
-def test_the_embedded_model_knows_the_projects_own_pictures() -> None:
+def test_the_embedded_model_knows_the_projects_own_images() -> None:
     names = load_class_index(ROOT / "imagenet_class_index.json", 1000)
     paths = find_photographs([DATA / "photos"])
     answers = answers_of(ROOT / "models" / "efficientnet_lite0.onnx", paths, ARCHITECTURES["efficientnet_lite0"])
@@ -505,8 +508,8 @@ def test_the_embedded_model_knows_the_projects_own_pictures() -> None:
 if REAL:
 
     def held_out(photo_folder: Path) -> tuple[list[Path], list[int | None]]:
-        paths = load(RECORDS / "densenet121.json").held_out(find_photographs([photo_folder]))
-        assert len(paths) >= pipeline.ENOUGH
+        paths = load(record_file("densenet121")).held_out(find_photographs([photo_folder]))
+        assert len(paths) >= gate.MIN_PHOTOGRAPHS
         numbers = class_numbers()
         return paths, [label_of(path, numbers) for path in paths]
 

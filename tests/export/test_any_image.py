@@ -1,4 +1,4 @@
-"""Property: whatever mode, size, format and orientation, the server feeds what torchvision would, or says why not."""
+"""Images of any mode, size, format and orientation give torchvision's pixels, or an error that says why not."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ from serve.problems import RULES
 SPEC = Preprocessing(32, "bilinear", 28, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 PRESET = ImageClassification(resize_size=32, crop_size=28)
 LIMITS = ImageLimits(100_000)
-# What Pillow can write of each format.
+# The modes that Pillow can write in each format.
 MODES = {
     "JPEG": ("L", "RGB", "CMYK"),
     "PNG": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
@@ -34,7 +34,7 @@ ORIENTATION = 0x0112
 
 @st.composite
 def files(draw: st.DrawFn) -> bytes:
-    """An encoded picture of random pixels."""
+    """An encoded image of random pixels."""
     kind = draw(st.sampled_from(sorted(MODES)))
     mode = draw(st.sampled_from(MODES[kind]))
     width, height = draw(st.integers(1, 90)), draw(st.integers(1, 90))
@@ -55,12 +55,12 @@ def files(draw: st.DrawFn) -> bytes:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("any") / "picture"
+    return tmp_path_factory.mktemp("any") / "image"
 
 
 @given(data=files())
 @settings(max_examples=400, deadline=None, derandomize=True, print_blob=False)
-def test_any_picture_gets_torchvisions_pixels_or_a_problem_of_the_contract(file: Path, data: bytes) -> None:
+def test_any_image_gets_torchvisions_pixels_or_a_documented_problem(file: Path, data: bytes) -> None:
     file.write_bytes(data)
     try:
         got = to_input(decode(open_image(data, SPEC, LIMITS)), SPEC)
@@ -77,7 +77,7 @@ def test_any_picture_gets_torchvisions_pixels_or_a_problem_of_the_contract(file:
 
 @given(data=files(), cut=st.floats(0, 1), noise=st.binary(max_size=40))
 @settings(max_examples=400, deadline=None, derandomize=True, print_blob=False)
-def test_any_broken_picture_is_a_picture_or_a_problem(data: bytes, cut: float, noise: bytes) -> None:
+def test_any_broken_image_is_an_image_or_a_problem(data: bytes, cut: float, noise: bytes) -> None:
     at = int(len(data) * cut)
     try:
         batch = to_input(decode(open_image(data[:at] + noise + data[at + len(noise) :], SPEC, LIMITS)), SPEC)

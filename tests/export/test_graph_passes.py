@@ -1,4 +1,4 @@
-"""Each rewrite leaves the network's answers alone, and does what it is for; on a small DenseNet and on the real one."""
+"""Each graph pass keeps the network's answers and does what it is for, on a small DenseNet and on the real one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,52 +8,74 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from export.errors import QuantisationError
+from export.errors import QuantizationError
 from export.int8.calibration import Ranges, observe_ranges
-from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalise_channels, merge_average_pools
+from export.int8.graph_passes import HEADROOM, chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
 from export.int8.pipeline import rewrite
-from export.onnx_graph import Array, Graph, concat_pieces
+from export.onnx_graph import Array, Graph, concat_inputs
 from tests.export.conftest import Network
 
 UNCHANGED = 1e-3
 
 
-def logits(model: onnx.ModelProto, pictures: np.ndarray) -> np.ndarray:
-    result: np.ndarray = ort.InferenceSession(model.SerializeToString()).run(["logits"], {"input": pictures})[0]
+def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
+    result: np.ndarray = ort.InferenceSession(model.SerializeToString()).run(["logits"], {"input": images})[0]
     return result
 
 
 def ranges_of(network: Network) -> Ranges:
-    return observe_ranges(network.model, network.calibration_pictures(), lambda done: None)
+    return ranges_in(network.model, network)
 
 
-def steps(network: Network) -> list[Callable[[onnx.ModelProto], onnx.ModelProto]]:
+def ranges_in(model: onnx.ModelProto, network: Network) -> Ranges:
+    """The ranges of another model on a network's images."""
+    return observe_ranges(Graph(model), network.calibration_batches(), lambda done: None)
+
+
+Pass = Callable[[Graph], object]
+
+
+def passes(network: Network) -> list[Pass]:
     ranges = ranges_of(network)
-    return [lambda model: equalise_channels(model, ranges), clip_batchnorms, merge_average_pools, chain_concats]
+    return [lambda graph: equalize_channels(graph, ranges), clip_batchnorms, merge_average_pools, chain_concats]
 
 
-def test_no_step_changes_an_answer(any_network: Network) -> None:
-    model = any_network.model
-    pictures = any_network.other_pictures
-    wanted = logits(model, pictures)
-    for step in steps(any_network):
-        before = model.SerializeToString()
-        rewritten = step(model)
-        assert model.SerializeToString() == before  # the step made a model of its own
+def run_pass(apply: Pass, model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model that a pass leaves; the one given stays as it is."""
+    graph = Graph(model)
+    apply(graph)
+    return graph.to_model()
+
+
+def assert_not_equalized(model: onnx.ModelProto, ranges: Ranges) -> None:
+    graph = Graph(model)
+    before = graph.to_model()
+    assert not equalize_channels(graph, ranges)
+    assert graph.to_model() == before
+
+
+def test_no_pass_changes_an_answer(any_network: Network) -> None:
+    before = any_network.model.SerializeToString()
+    graph = Graph(any_network.model)
+    images = any_network.other_images
+    wanted = logits(any_network.model, images)
+    for apply in passes(any_network):
+        apply(graph)
+        rewritten = graph.to_model()
         onnx.checker.check_model(rewritten, full_check=True)
-        assert np.abs(logits(rewritten, pictures) - wanted).max() <= UNCHANGED
-        model = rewritten
+        assert np.abs(logits(rewritten, images) - wanted).max() <= UNCHANGED
+    assert any_network.model.SerializeToString() == before  # a graph is a copy
 
 
-def test_equalised_channels_lie_between_0_and_1(small_densenet: Network) -> None:
-    equalised = equalise_channels(small_densenet.model, ranges_of(small_densenet))
-    graph = Graph(equalised)
-    pieces = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_pieces(graph, norm.input[0])}
-    seen = observe_ranges(equalised, small_densenet.calibration_pictures(), lambda done: None)
+def test_equalized_channels_lie_between_0_and_1(small_densenet: Network) -> None:
+    graph = Graph(small_densenet.model)
+    assert equalize_channels(graph, ranges_of(small_densenet))
+    pieces = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_inputs(graph, norm.input[0])}
+    seen = observe_ranges(graph, small_densenet.calibration_batches(), lambda done: None)
     assert pieces <= set(seen)
     used = np.concatenate([np.clip(seen[piece][1], 0, 1) - np.clip(seen[piece][0], 0, 1) for piece in pieces])
-    assert np.quantile(used, 0.3) == pytest.approx(1 / HEADROOM, abs=1e-4)  # all of it but for pictures that go further
-    # What lies outside no ReLU tells apart.
+    assert np.quantile(used, 0.3) == pytest.approx(1 / HEADROOM, abs=1e-4)  # all of it except for the headroom
+    # No ReLU passes on a difference between values outside of it.
     for piece in pieces:
         producer = graph.producer(piece)
         assert producer is not None
@@ -61,15 +83,15 @@ def test_equalised_channels_lie_between_0_and_1(small_densenet: Network) -> None
         graph.constants |= {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
         clip = onnx.helper.make_node("Clip", [f"{piece}.any", "zero", "one"], [piece])
         graph.nodes.insert(graph.nodes.index(producer) + 1, clip)
-    pictures = small_densenet.calibrated_on
+    images = small_densenet.calibration_images
     np.testing.assert_allclose(
-        logits(graph.to_model(), pictures), logits(small_densenet.model, pictures), rtol=0, atol=UNCHANGED
+        logits(graph.to_model(), images), logits(small_densenet.model, images), rtol=0, atol=UNCHANGED
     )
 
 
 def test_no_batchnorm_or_relu_after_one_is_left(small_densenet: Network) -> None:
-    clipped = clip_batchnorms(small_densenet.model)
-    graph = Graph(clipped)
+    graph = Graph(small_densenet.model)
+    clip_batchnorms(graph)
     assert not graph.of_type("BatchNormalization")
     assert (
         len(graph.of_type("Max"))
@@ -86,41 +108,41 @@ def test_clipping_holds_for_negative_and_zero_scales(small_densenet: Network) ->
         scale[1::5] = 0
         graph.constants[norm.input[1]] = scale
     changed = graph.to_model()
-    pictures = small_densenet.other_pictures
+    images = small_densenet.other_images
     np.testing.assert_allclose(
-        logits(clip_batchnorms(changed), pictures), logits(changed, pictures), rtol=0, atol=UNCHANGED
+        logits(run_pass(clip_batchnorms, changed), images), logits(changed, images), rtol=0, atol=UNCHANGED
     )
 
 
 def test_average_pools_become_strided_convs(small_densenet: Network) -> None:
     assert Graph(small_densenet.model).of_type("AveragePool")
-    assert not Graph(merge_average_pools(small_densenet.model)).of_type("AveragePool")
+    assert not Graph(run_pass(merge_average_pools, small_densenet.model)).of_type("AveragePool")
 
 
 def test_concats_have_two_pieces_at_most(small_densenet: Network) -> None:
     assert max(len(node.input) for node in Graph(small_densenet.model).of_type("Concat")) > 2
-    assert max(len(node.input) for node in Graph(chain_concats(small_densenet.model)).of_type("Concat")) == 2
+    assert max(len(node.input) for node in Graph(run_pass(chain_concats, small_densenet.model)).of_type("Concat")) == 2
 
 
 def test_another_architecture_passes_unchanged(resnet18: Network) -> None:
-    model = resnet18.model
-    for step in steps(resnet18):
-        model = step(model)
-    assert [node.op_type for node in model.graph.node] == [node.op_type for node in resnet18.model.graph.node]
+    graph = Graph(resnet18.model)
+    for apply in passes(resnet18):
+        apply(graph)
+    assert [node.op_type for node in graph.nodes] == [node.op_type for node in resnet18.model.graph.node]
 
 
 @pytest.mark.parametrize("reader", ["Relu", "Conv"])
 def test_a_concat_that_something_else_reads_is_left_alone(reader: str, small_densenet: Network) -> None:
-    """Its channels may not be rescaled, for only a BatchNorm scales them back."""
+    """Its channels must not be scaled, because only BatchNorms scale them back."""
     graph = Graph(small_densenet.model)
     concat = graph.of_type("Concat")[0]
     norm = next(node for node in graph.consumers(concat.output[0]) if node.op_type == "BatchNormalization")
     inputs = [concat.input[0]] if reader == "Relu" else [concat.input[0], _weight_reading(graph, concat.input[0])]
     graph.nodes.insert(graph.nodes.index(norm), onnx.helper.make_node(reader, inputs, ["aside"]))
     model = graph.to_model()
-    assert equalise_channels(model, ranges_of(small_densenet)) is model
-    with pytest.raises(QuantisationError, match="has no common scale"):
-        rewrite(model, ranges_of(small_densenet))
+    assert_not_equalized(model, ranges_of(small_densenet))
+    with pytest.raises(QuantizationError, match="cannot have a common scale"):
+        rewrite(graph, ranges_of(small_densenet))
 
 
 def _weight_reading(graph: Graph, tensor: str) -> str:
@@ -130,14 +152,14 @@ def _weight_reading(graph: Graph, tensor: str) -> str:
 
 
 def give(node: onnx.NodeProto, **attributes: object) -> None:
-    """Set attributes, those that it has already too."""
+    """Set attributes of a node, replacing those it has."""
     others = [entry for entry in node.attribute if entry.name not in attributes]
     del node.attribute[:]
     node.attribute.extend([*others, *(onnx.helper.make_attribute(name, value) for name, value in attributes.items())])
 
 
 def with_norm_on_the_input(network: Network, *after: str) -> Graph:
-    """The network with a BatchNormalization before its first Conv, and maybe a ReLU."""
+    """The network with a BatchNormalization, and maybe a ReLU, before its first Conv."""
     graph = Graph(network.model)
     graph.constants |= {
         "first.scale": np.array([0.9, -1.1, 1.2], np.float32),
@@ -159,11 +181,11 @@ def test_a_batchnorm_that_no_pointwise_conv_follows_is_left_alone_and_the_others
     after: tuple[str, ...], small_densenet: Network
 ) -> None:
     model = with_norm_on_the_input(small_densenet, *after).to_model()
-    clipped = clip_batchnorms(model)
+    clipped = run_pass(clip_batchnorms, model)
     assert [norm.output[0] for norm in Graph(clipped).of_type("BatchNormalization")] == ["first"]
-    assert equalise_channels(model, ranges_of(small_densenet)) is model  # for no Conv makes what that one reads
-    pictures = small_densenet.other_pictures
-    np.testing.assert_allclose(logits(clipped, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
+    assert_not_equalized(model, ranges_of(small_densenet))  # because no Conv makes what the first BatchNorm reads
+    images = small_densenet.other_images
+    np.testing.assert_allclose(logits(clipped, images), logits(model, images), rtol=0, atol=UNCHANGED)
 
 
 @pytest.mark.parametrize("epsilon", [0.25, None])
@@ -173,26 +195,31 @@ def test_epsilon_is_each_batchnorms_own_or_the_standards(epsilon: float | None, 
         del norm.attribute[:]
         if epsilon is not None:
             give(norm, epsilon=epsilon)
-    model, pictures = graph.to_model(), small_densenet.other_pictures
-    ranges = observe_ranges(model, small_densenet.calibration_pictures(), lambda done: None)
-    wanted = logits(model, pictures)
-    assert (np.abs(wanted - logits(small_densenet.model, pictures)).max() > 0.1) == (epsilon is not None)
-    for rewritten in (equalise_channels(model, ranges), clip_batchnorms(model), rewrite(model, ranges)):
-        np.testing.assert_allclose(logits(rewritten, pictures), wanted, rtol=0, atol=UNCHANGED)
+    model, images = graph.to_model(), small_densenet.other_images
+    ranges = ranges_in(model, small_densenet)
+    wanted = logits(model, images)
+    assert (np.abs(wanted - logits(small_densenet.model, images)).max() > 0.1) == (epsilon is not None)
+    applied: tuple[Pass, ...] = (
+        lambda graph: equalize_channels(graph, ranges),
+        clip_batchnorms,
+        lambda graph: rewrite(graph, ranges),
+    )
+    for apply in applied:
+        np.testing.assert_allclose(logits(run_pass(apply, model), images), wanted, rtol=0, atol=UNCHANGED)
 
 
 def test_a_channel_that_never_moves_is_left_at_an_ordinary_scale(small_densenet: Network) -> None:
     graph = Graph(small_densenet.model)
     conv = graph.of_type("Conv")[2]
-    assert graph.only_consumer(conv.output[0], "Concat") is None  # several read it
+    assert graph.only_consumer(conv.output[0], "Concat") is None  # several nodes read it
     weights = graph.constants[conv.input[1]].copy()
     weights[3] = 0
     graph.constants[conv.input[1]] = weights
-    model, pictures = graph.to_model(), small_densenet.other_pictures
-    ranges = observe_ranges(model, small_densenet.calibration_pictures(), lambda done: None)
-    equalised = equalise_channels(model, ranges)
-    np.testing.assert_allclose(logits(equalised, pictures), logits(model, pictures), rtol=0, atol=UNCHANGED)
-    made = Graph(equalised)
+    model, images = graph.to_model(), small_densenet.other_images
+    ranges = ranges_in(model, small_densenet)
+    equalized = run_pass(lambda graph: equalize_channels(graph, ranges), model)
+    np.testing.assert_allclose(logits(equalized, images), logits(model, images), rtol=0, atol=UNCHANGED)
+    made = Graph(equalized)
     bias = made.constants[next(node for node in made.of_type("Conv") if node.output[0] == conv.output[0]).input[2]]
     assert np.abs(bias[3]) <= np.abs(bias).max() <= 10
 
@@ -200,16 +227,16 @@ def test_a_channel_that_never_moves_is_left_at_an_ordinary_scale(small_densenet:
 def test_only_the_ranges_that_are_needed_are_asked_for(small_densenet: Network) -> None:
     ranges = ranges_of(small_densenet)
     graph = Graph(small_densenet.model)
-    needed = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_pieces(graph, norm.input[0])}
+    needed = {piece for norm in graph.of_type("BatchNormalization") for piece in concat_inputs(graph, norm.input[0])}
     assert needed < set(ranges)
     exact = {name: ranges[name] for name in needed}
-    assert equalise_channels(small_densenet.model, exact) is not small_densenet.model
+    assert equalize_channels(Graph(small_densenet.model), exact)
     del exact[next(iter(exact))]
-    assert equalise_channels(small_densenet.model, exact) is small_densenet.model
+    assert_not_equalized(small_densenet.model, exact)
 
 
 def test_what_a_merged_conv_replaces_is_gone(small_densenet: Network) -> None:
-    merged = merge_average_pools(small_densenet.model)
+    merged = run_pass(merge_average_pools, small_densenet.model)
     read = {name for node in merged.graph.node for name in node.input}
     assert all(node.output[0] in read or node.output[0] == "logits" for node in merged.graph.node)
     assert len(merged.graph.node) == len(small_densenet.model.graph.node) - 1
@@ -247,21 +274,21 @@ def read_twice(graph: Graph, pool: onnx.NodeProto) -> None:
 def test_an_average_pool_that_is_no_part_of_a_conv_stays(
     change: Callable[[Graph, onnx.NodeProto], None], small_densenet: Network
 ) -> None:
-    """And one behind it that is does not."""
+    """Another one, which can be merged, is merged."""
     graph = Graph(small_densenet.model)
     change(graph, graph.of_type("AveragePool")[0])
-    # A second one, at the end, that can be merged: after a Conv on the picture.
+    # A second one at the end, which can be merged: after a Conv on the input.
     graph.constants["late.weight"] = np.ones((2, 3, 1, 1), np.float32)
     late = onnx.helper.make_node("Conv", ["input", "late.weight"], ["late"])
     pool = onnx.helper.make_node("AveragePool", ["late"], ["late.pool"], kernel_shape=[2, 2], strides=[2, 2])
     graph.nodes += [late, pool]
-    merged = Graph(merge_average_pools(graph.to_model()))
+    merged = Graph(run_pass(merge_average_pools, graph.to_model()))
     assert [node.output[0] for node in merged.of_type("AveragePool")] == ["avg_pool2d"]
     assert [node.input[0] for node in merged.nodes if node.output[0] == "late.pool"] == ["input"]
 
 
 def conv_and_norms(*affines: tuple[Array, Array]) -> onnx.ModelProto:
-    """A Conv that copies one value to each channel, read by BatchNorms of these scales and shifts."""
+    """A Conv that copies one value to each channel, and BatchNorms with these scales and shifts that read it."""
     channels = len(affines[0][0])
     constants = {"weight": np.ones((channels, 1, 1, 1), np.float32), "mean": np.zeros(channels, np.float32)}
     constants["variance"] = np.ones(channels, np.float32)
@@ -277,9 +304,10 @@ def conv_and_norms(*affines: tuple[Array, Array]) -> onnx.ModelProto:
 
 
 def kept(ranges: Array, *affines: Array) -> Array:
-    """Of each channel's range, `[C, 2]`, the part that equalisation keeps; affines: scale and shift, `[C, 2]` each."""
+    """The part of each channel's range `[C, 2]` that equalization keeps; affines: scales and shifts, `[C, 2]` each."""
     model = conv_and_norms(*((affine[:, 0], affine[:, 1]) for affine in affines))
-    graph = Graph(equalise_channels(model, {"conv": (ranges[:, 0], ranges[:, 1])}))
+    graph = Graph(model)
+    assert equalize_channels(graph, {"conv": (ranges[:, 0], ranges[:, 1])})
     width = 1 / graph.constants["conv.weight"].reshape(-1)
     low = -graph.constants["conv.bias"] * width
     return np.stack([low, low + width / HEADROOM], axis=1)
@@ -287,7 +315,7 @@ def kept(ranges: Array, *affines: Array) -> Array:
 
 def test_of_a_channel_the_part_that_some_relu_lets_through_is_kept() -> None:
     cases = {
-        # (scale, shift) of a reader: the part of [0, 3] that it tells apart
+        # (scale, shift) of a reader: the part of [0, 3] that its ReLU passes on
         (0.5, -0.5): (1, 3),  # above 1
         (-0.5, 0.5): (0, 1),  # below 1
         (2.0, 1.0): (0, 3),  # all is above -0.5
@@ -300,7 +328,7 @@ def test_of_a_channel_the_part_that_some_relu_lets_through_is_kept() -> None:
     affine, wanted = np.array(list(cases)), np.array(list(cases.values()))
     ranges = np.tile([0.0, 3.0], (len(cases), 1))
     np.testing.assert_allclose(kept(ranges, affine), wanted, rtol=0, atol=1e-5)
-    # Of two readers, what either needs.
+    # With two readers, what either of them needs is kept.
     whole, upper = np.tile([[0.0, 0.0]], (len(cases), 1)), np.tile([[0.5, -1.0]], (len(cases), 1))
     np.testing.assert_allclose(kept(ranges, affine, whole), ranges, rtol=0, atol=1e-5)
     wanted_by_both = np.stack([np.minimum(wanted[:, 0], 2), np.full(len(cases), 3)], axis=1)
@@ -313,7 +341,7 @@ def test_a_channel_that_no_relu_lets_through_or_that_hardly_moves_gets_the_wides
     ranges = np.array([[0.0, 4.0], [0.0, 3.0], [0.0, 3.0], [2.0, 2.0039], [2.0, 2.0041]])
     wanted = [[0.0, 4.0], [0.0, 4.0], [0.0, 4.0], [2.0, 6.0], [2.0, 2.0041]]
     np.testing.assert_allclose(kept(ranges, affine), wanted, rtol=0, atol=1e-4)
-    # A thousandth of the widest, also where that is narrow or wide itself.
+    # The limit is a thousandth of the widest channel, whatever its width.
     for factor in (1e-3, 1e3):
         got = kept(ranges * factor, affine * [1, factor])
         np.testing.assert_allclose(got, np.array(wanted) * factor, rtol=1e-4, atol=1e-4 * factor)
@@ -360,7 +388,7 @@ def test_a_batchnorm_is_folded_into_a_pointwise_conv_alone(
         [onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
-    clipped = clip_batchnorms(model)
+    clipped = run_pass(clip_batchnorms, model)
     assert bool(Graph(clipped).of_type("BatchNormalization")) is not folded
-    pictures = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
-    np.testing.assert_allclose(logits(clipped, pictures), logits(model, pictures), rtol=0, atol=1e-5)
+    images = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(logits(clipped, images), logits(model, images), rtol=0, atol=1e-5)

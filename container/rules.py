@@ -1,0 +1,89 @@
+"""What of the standard library and the installed packages is left out of the container image."""
+
+from typing import Final
+
+# Patterns of paths relative to a folder; `*` matches any characters, slashes too.
+LEFT_OUT_OF_STANDARD_LIBRARY: Final = (
+    "site-packages/*",
+    "config-*",  # for embedding the interpreter in C programs
+    # Tk, the editor and demos that need it, and terminals
+    "tkinter/*",
+    "idlelib/*",
+    "turtle*",
+    "curses/*",
+    "lib-dynload/_tkinter.*",
+    "lib-dynload/_curses*",
+    "lib-dynload/readline.*",
+    # installing, converting and documenting packages
+    "ensurepip/*",
+    "venv/*",
+    "distutils/*",
+    "lib2to3/*",
+    "pydoc*",
+    # databases, and other things that an image server does not use
+    "sqlite3/*",
+    "lib-dynload/_sqlite3.*",
+    "dbm/*",
+    "lib-dynload/_*dbm.*",
+    "lib-dynload/nis.*",
+    "lib-dynload/_crypt.*",
+    "lib-dynload/ossaudiodev.*",
+    "lib-dynload/_test*",
+    "lib-dynload/_ctypes_test.*",
+    "lib-dynload/xx*",
+    "*/test/*",
+    "*/tests/*",
+    "test/*",
+    "unittest/*",
+    "doctest*",
+    "__phello__/*",
+    "ctypes/macholib/*",  # for macOS
+    "lib-dynload/_codecs_*",  # East Asian encodings older than Unicode
+)
+LEFT_OUT_OF_PACKAGES: Final = (
+    # files that a server does not import, in any package
+    "bin/*",
+    "*/tests/*",
+    "*/testing/*",
+    "*.pyi",
+    "*.pxd",
+    "*.pyx",
+    "*.h",
+    "*.a",
+    "*/py.typed",
+    # numpy: Fortran and C interfaces, build tools
+    "numpy/f2py/*",
+    "numpy/distutils/*",
+    "numpy/_pyinstaller/*",
+    "numpy/_core/lib/*",
+    # numpy: modules of its tests, and mathematics that the server does not use
+    "numpy/_core/*_tests.*",
+    "numpy/_core/_simd.*",
+    "numpy/random/*",
+    "numpy/fft/*",
+    "numpy/ma/*",
+    "numpy/polynomial/*",
+    # onnxruntime: making and changing models, and a second copy of the engine for C programs
+    "onnxruntime/transformers/*",
+    "onnxruntime/tools/*",
+    "onnxruntime/quantization/*",
+    "onnxruntime/datasets/*",
+    "onnxruntime/backend/*",
+    "onnxruntime/capi/libonnxruntime.so.*",
+    # Pillow: windows, fonts and colour management
+    "PIL/_imagingtk.*",
+    "PIL/_imagingft.*",
+    "PIL/_imagingcms.*",
+)
+# Dependencies of onnxruntime that only its tools import.
+LEFT_OUT_DISTRIBUTIONS: Final = ("flatbuffers", "protobuf", "packaging")
+# The files of a `.dist-info` that name a package's authors and licence; the others are for installers.
+KEPT_METADATA: Final = (
+    "*/METADATA",
+    "*/LICEN[CS]E*",
+    "*/NOTICE*",
+    "*/AUTHORS*",
+    "*/COPYING*",
+    "*/licenses/*",
+    "*/sboms/*",
+)

@@ -1,0 +1,65 @@
+"""The model card: what a model file says about itself in its ONNX metadata, which the server shows at `GET /model`."""
+
+import json
+from typing import Any
+
+import onnx
+import onnxruntime
+import torch
+import torchvision
+
+from export.architectures import Architecture
+from export.evaluate import Comparison
+from export.int8.calibration import Calibration
+from export.weights import Weights
+
+
+def make_card(
+    model: onnx.ModelProto, architecture: Architecture, weights: Weights, opset: int, parity: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the entries that fp32 and int8 have in common.
+
+    Args:
+        model: the exported fp32 model.
+        architecture: what it was exported from.
+        weights: what it was exported with.
+        opset: the ONNX opset.
+        parity: the figures of the parity check.
+    """
+    spec = architecture.preprocessing
+    return {
+        "name": architecture.name,
+        "weights": {"source": weights.source, "sha256": weights.sha256, "licence": weights.licence},
+        "input_size": [3, spec.crop, spec.crop],
+        **spec.to_card(),
+        "class_count": model.graph.output[0].type.tensor_type.shape.dim[1].dim_value,
+        "opset": opset,
+        "versions": {
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__,
+        },
+        "parity": parity,
+    }
+
+
+def fp32_card(card: dict[str, Any], comparison: Comparison | None, photographs: str) -> dict[str, Any]:
+    """Return the fp32 model's card, with its accuracy on the set of photographs if it was measured."""
+    accuracy = comparison and {"set": photographs, **comparison.reference_card()}
+    return {**card, "variant": "fp32", "accuracy": accuracy}
+
+
+def int8_card(
+    card: dict[str, Any], comparison: Comparison | None, photographs: str, calibration: Calibration
+) -> dict[str, Any]:
+    """Return the int8 model's card, with its calibration and its accuracy on the set of photographs."""
+    used = {"source": calibration.source, "photographs": len(calibration.photographs)}
+    accuracy = comparison and {"set": photographs, **comparison.to_card()}
+    return {**card, "variant": "int8", "calibration": used, "accuracy": accuracy}
+
+
+def serialize(model: onnx.ModelProto, card: dict[str, Any]) -> bytes:
+    """Write the card into the model's metadata, each value as JSON, and return the model file's content."""
+    onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in sorted(card.items())})
+    return bytes(model.SerializeToString(deterministic=True))
