@@ -21,7 +21,7 @@ def output_file(path: Path | None, resume: bool) -> Iterator[TextIO]:
     name.
 
     Raises:
-        OutputError: the file cannot be used, or an `OSError` left the block.
+        OutputError: the file cannot be used, or the block raised an `OSError`.
     """
     if path is None:
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]

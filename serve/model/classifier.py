@@ -102,11 +102,6 @@ class Classifier:
         """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
         return self.compute(self.prepare(self.open(data, k)), all_threads)
 
-    @property
-    def card(self) -> dict[str, Any]:
-        """The model card, which `GET /model` returns."""
-        return self.model.card
-
 
 def load_classifier(config: Config) -> Classifier:
     """Loads the model and labels that `config` names.

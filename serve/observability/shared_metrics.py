@@ -53,7 +53,7 @@ def shared_metrics(workers: int) -> Iterator[None]:
             "each worker counts for itself, and /metrics shows only one of them, because there is no room for %d KB of "
             "shared files (%s); mount a tmpfs at /tmp, or serve with --workers 1",
             _FILE_BYTES * len(_KINDS) * workers // 1024,
-            reason or "no folder for temporary files",
+            reason,
         )
         yield
         return
@@ -68,7 +68,7 @@ def shared_metrics(workers: int) -> Iterator[None]:
 
 
 def has_shared_files(number: int) -> bool:
-    """Whether this worker's files exist; they may have been removed, as systemd does after a user's logout."""
+    """Returns whether this worker's files exist; they may have been removed, as systemd does after a user's logout."""
     folder = os.environ.get(FOLDER)
     if folder and not all(_file(folder, kind, number).exists() for kind in _KINDS):
         log.warning("worker %d counts for itself, because %s is gone", number + 1, folder)
@@ -85,7 +85,7 @@ def clear_gauges(number: int) -> None:
 
 
 def shared_process_ids(workers: int) -> memoryview:
-    """An integer for each worker, in memory that is shared with processes forked from this one."""
+    """Returns an integer for each worker, in memory that is shared with processes forked from this one."""
     return memoryview(mmap.mmap(-1, 4 * workers)).cast("i")
 
 

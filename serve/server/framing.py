@@ -49,7 +49,7 @@ def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes
 
 
 def _authority(url: bytes) -> bytes:
-    """The host and port of a target in absolute form; empty for any other form."""
+    """Returns the host and port of a target in absolute form; empty for any other form."""
     _, separator, rest = url.partition(b"://")
     is_absolute = separator and not url.startswith(b"/")
     return rest.partition(b"/")[0].partition(b"?")[0] if is_absolute else b""

@@ -29,7 +29,7 @@ _RETRY_SECONDS: Final = 1.0
 _EARLY_SECONDS: Final = 5.0
 # How much longer than the grace period workers may take before they are killed.
 _KILL_AFTER_SECONDS: Final = 3.0
-# How long a worker may send no heartbeat: once it is ready, and while it loads its model.
+# How long a worker may send no heartbeat before it is killed: once it is ready, and while it loads its model.
 _SILENT_SECONDS: Final = 30
 _LOADING_SECONDS: Final = 600
 
@@ -37,7 +37,7 @@ log = logging.getLogger("serve")
 
 
 def cpu_share(count: int, workers: int, number: int) -> int:
-    """The CPUs of worker `number` out of `count`: as even as possible, and at least one."""
+    """Returns how many of `count` CPUs worker `number` gets: as even as possible, and at least one."""
     return max(1, count // workers + (number < count % workers))
 
 
@@ -59,20 +59,12 @@ class Supervisor:
         listeners: a listening socket for each worker.
         work: runs a worker.
         grace_seconds: how long workers may take to answer the requests in flight.
-        silent_seconds: a worker that sends no heartbeat for longer is killed.
     """
 
-    def __init__(
-        self,
-        listeners: Sequence[socket.socket],
-        work: RunWorker,
-        grace_seconds: float,
-        silent_seconds: int = _SILENT_SECONDS,
-    ) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], work: RunWorker, grace_seconds: float) -> None:
         self._listeners = listeners
         self._work = work
         self._grace = grace_seconds
-        self._silent_limit = silent_seconds
         self._running: dict[int, _Worker] = {}  # by number
         self._due = {0: 0.0}  # number → time to start it; the first starts alone, so that a failure is reported once
         self._pids = shared_process_ids(len(listeners))
@@ -89,7 +81,7 @@ class Supervisor:
         """
         handle_stop_signals(self._end)
         signal.signal(signal.SIGALRM, self._kill_late)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if it is ignored, nobody can wait for a worker
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would discard workers' exit statuses
         with shared_metrics(len(self._listeners)):
             while self._running or (self._due and not self._ending):
                 self._start_due()
@@ -162,7 +154,7 @@ class Supervisor:
         self._watched = time.monotonic()
         for number, worker in self._running.items():
             worker.silent += 1
-            if worker.silent > (self._silent_limit if worker.is_ready else _LOADING_SECONDS):
+            if worker.silent > (_SILENT_SECONDS if worker.is_ready else _LOADING_SECONDS):
                 _send_signal(worker.pid, signal.SIGKILL)
                 log.error("worker %d (process %d) hangs and is killed", number + 1, worker.pid)
 
@@ -215,7 +207,7 @@ def _send_signal(pid: int, number: int) -> None:
 
 
 def _signal_name(number: int) -> str:
-    """A signal's name; some have none, such as real-time signals."""
+    """Returns a signal's name; some have none, such as real-time signals."""
     try:
         return signal.Signals(number).name
     except ValueError:
