@@ -34,7 +34,7 @@ Require = Callable[[bytes | None], None]
 
 
 def metrics_of(classifier: Classifier) -> Metrics:
-    """Return new metrics labelled with this release and this model."""
+    """Returns new metrics labelled with this release and this model."""
     model, variant = classifier.model.name, str(classifier.card["variant"])
     return Metrics({"version": __version__, "model": model, "variant": variant})
 
@@ -76,14 +76,16 @@ class _RefusedPreflight(Response):
         self._kept = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = problem(400, "Bad Request", f"The CORS preflight is refused; not allowed: {self._refused}.")
+        content = problem(400, "Bad Request", f"The CORS preflight was refused; not allowed: {self._refused}.")
         await problem_response(scope["path"], content, self._kept)(scope, receive, send)
 
 
 def create_app(
     config: Config, classifier: Classifier, lifecycle: Lifecycle | None = None, metrics: Metrics | None = None
 ) -> Starlette:
-    """Return the ASGI application of a loaded classifier; it answers 503 until its lifespan has started.
+    """Returns the ASGI application of a loaded classifier.
+
+    Until its lifespan has started, uploads, inference requests and readiness probes get 503.
 
     Args:
         config: the settings.
@@ -144,7 +146,7 @@ def create_app(
 
 
 def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
-    """Return a function from a scope to its route's template, also for requests refused before routing."""
+    """Returns a function from a scope to its route's template, also for requests refused before routing."""
 
     def template(scope: Scope) -> str:
         matching = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
@@ -165,7 +167,7 @@ def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awa
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
-    """Respond to what the framework refuses: an unknown route, or a method that the route does not have."""
+    """Responds to what the framework refuses: an unknown route, or a method that the route does not have."""
     headers = error.headers or {}
     if error.status_code == 405:
         detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies images."
@@ -177,5 +179,5 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
-    """Give the log a status, nginx's 499, for a client that disconnected before its response."""
+    """Gives the log a status, nginx's 499, for a client that disconnected before its response."""
     return Response(status_code=499)

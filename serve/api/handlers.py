@@ -86,7 +86,7 @@ class Handlers:
         return JSONLineResponse({"results": results}, headers=timing)
 
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
-        """Return one outcome per file; files that fail their header check are never queued."""
+        """Returns one outcome per file; files that fail their header check are never queued."""
         async with until(deadline):
             # The start page sends an empty file beside its image, which therefore still counts as alone.
             alone = sum(bool(file.data) for file in files) == 1
@@ -96,7 +96,7 @@ class Handlers:
         return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
 
     async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Job | RequestError:
-        """Return the job, or what is wrong with this file; `QueueFull` is raised, because it concerns every file."""
+        """Returns the job, or what is wrong with this file; `QueueFull` is raised, because it concerns every file."""
         try:
             return await self._pipeline.open(file.data, top_k, alone)
         except QueueFull:

@@ -29,7 +29,7 @@ _LINGER_BYTES: Final = 64 * 2**20
 
 
 class RequestLog:
-    """Give each request an id, a line in the access log and a count, and turn a defect into a 500 problem.
+    """Gives each request an id, a line in the access log and a count, and turns a defect into a 500 problem.
 
     It puts `request_id` into the scope, and reads from it: `stages`, the seconds of each stage; `answered`, the time of
     the response by `time.perf_counter`; `refused`, the status that the protocol sent by itself.
@@ -69,7 +69,7 @@ class RequestLog:
         try:
             await self.app(scope, counting_receive, stamping_send)
         except Exception:
-            error_log.exception("unforeseen error", extra={"fields": {"request_id": request_id}})
+            error_log.exception("unexpected error", extra={"fields": {"request_id": request_id}})
             if record["status"]:
                 raise  # part of the response is sent: only closing the connection tells the client
             detail = "The server failed on this request, which is a defect; its log has more under this request id."
@@ -83,7 +83,7 @@ class RequestLog:
 
 
 class LingeringClose:
-    """Close the connection after a response that was sent before its request's body had arrived, or at shutdown.
+    """Closes the connection after a response that was sent before its request's body had arrived, or at shutdown.
 
     The rest of the body is read for a short time first, so that the client gets the response.
 
@@ -129,7 +129,7 @@ class LingeringClose:
 
 
 class OriginGuard:
-    """Refuse requests for a host that is not allowed, and requests from web pages of another origin.
+    """Refuses requests for a host that is not allowed, and requests from web pages of another origin.
 
     Args:
         app: the wrapped application.
@@ -196,7 +196,7 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
 
 
 def api_key(scope: Scope) -> bytes | None:
-    """Return the API key of a request, from `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    """Returns the API key of a request, from `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     scheme, _, token = _header(scope, b"authorization").partition(b" ")
     if scheme.lower() == b"bearer":
         return token.strip()

@@ -22,7 +22,7 @@ from serve.scheduling.malloc import trim_malloc
 from serve.scheduling.scheduler import Outcome, Scheduler
 from serve.scheduling.upload_budget import Upload, UploadBudget
 
-# Every request is answered before the scheduler closes, so a thread that is still busy works for no client.
+# Every request is answered before the scheduler closes, so the work of a thread that is still busy is not needed.
 _CLOSING_SECONDS: Final = 0.3
 _TRIM_SECONDS: Final = 5.0
 
@@ -44,7 +44,7 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Start the threads and accept requests; on exit refuse requests and stop the threads."""
+        """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self.header_checks = Inspector(self.config.max_queue)
         self.scheduler: Scheduler[Job | Prepared, Prepared, Classified] = Scheduler(
             self._prepare,
@@ -66,7 +66,7 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
-        """Admit a request with images until the end of the `async with` block.
+        """Admits a request with images until the end of the `async with` block.
 
         Raises:
             NotReady: the server is starting or shutting down.
@@ -78,11 +78,11 @@ class Pipeline:
                 yield in_flight, upload
 
     def timeout_of(self, request: Request) -> float:
-        """Return the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
+        """Returns the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
         return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
 
     async def open(self, image: bytes, top_k: int, alone: bool) -> Job:
-        """Check an image by its header.
+        """Checks an image by its header.
 
         Args:
             image: the encoded file.
@@ -98,14 +98,14 @@ class Pipeline:
         return await self.header_checks.check(self.classifier.open, image, top_k)
 
     async def compute(self, jobs: Sequence[Job | Prepared], deadline: float) -> list[Outcome[Classified]]:
-        """Classify images; the arguments, outcomes and errors are those of `Scheduler.run`."""
+        """Classifies images; the arguments, outcomes and errors are those of `Scheduler.run`."""
         asyncio.get_running_loop().call_soon(self.metrics.update_queue_depth)  # by then the jobs are queued
         return await self.scheduler.run(jobs, deadline)
 
     def record_stages(
         self, request: Request, read_seconds: float, outcomes: Sequence[Outcome[Classified]]
     ) -> dict[str, str]:
-        """Record in metrics and log how long each stage took; return the headers that tell the client, if it may know.
+        """Records in metrics and log how long each stage took; returns `Server-Timing` if the client may see it.
 
         Args:
             request: gets the stages and the headers in its scope, for the access log and for a problem response.
@@ -130,7 +130,7 @@ class Pipeline:
         return self.classifier.prepare(job)
 
     async def _trim_after_bursts(self) -> None:
-        """Call malloc_trim() every few seconds while images are processed; glibc rarely does by itself."""
+        """Calls malloc_trim() every few seconds while images are processed; glibc rarely does by itself."""
         done = 0
         while True:
             await asyncio.sleep(_TRIM_SECONDS)
@@ -140,7 +140,7 @@ class Pipeline:
 
 
 def _asks_for_timing(request: Request) -> bool:
-    """Return whether the request asks for `Server-Timing` and comes from one of this server's own pages."""
+    """Returns whether the request asks for `Server-Timing` and comes from one of this server's own pages."""
     headers = request.headers
     site, origin, host = (headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
     return headers.get(TIMING_HEADER) == "1" and is_same_origin(origin, site, request.scope["scheme"], host)

@@ -26,7 +26,7 @@ class UploadLimits:
 async def read_upload(
     headers: Mapping[str, str], chunks: AsyncIterator[bytes], limits: UploadLimits
 ) -> list[UploadedFile]:
-    """Read a request's files, at least one, in the order sent.
+    """Reads a request's files, at least one, in the order sent.
 
     Args:
         headers: the request's headers, with lower-case lookup.
@@ -57,7 +57,7 @@ async def read_upload(
 
 
 async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    """Read a request's whole body, of any kind; raises `UnboundedBody` and `UploadTooLarge`."""
+    """Reads a request's whole body, of any kind; raises `UnboundedBody` and `UploadTooLarge`."""
     data = bytearray()
     async for chunk in _bounded(headers, chunks, max_bytes):
         data += chunk
@@ -65,7 +65,7 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], ma
 
 
 async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
-    """Yield the chunks, and raise `UploadTooLarge` before the first one that goes over the limit."""
+    """Yields the chunks, and raises `UploadTooLarge` before the first one that goes over the limit."""
     length = headers.get("content-length")
     if length is None and "transfer-encoding" not in headers:
         raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")

@@ -36,7 +36,11 @@ _MIN_GAIN: Final = 0.05
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting's measured values. figures: milliseconds or images per second, by value of the setting."""
+    """One setting's measured values.
+
+    Attributes:
+        figures: milliseconds or images per second, by value of the setting.
+    """
 
     setting: str
     unit: str
@@ -61,7 +65,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         StartError: a setting, the model or the settings file is unusable.
     """
     parser = argument_parser(
-        "python -m serve autotune", "Measure and print the thread settings that suit this machine."
+        "python -m serve autotune", "Measure and print the thread settings that suit this machine.", "[--write]"
     )
     parser.add_argument("--write", action="store_true", help="also save them in the settings file")
     flags = parser.parse_args(arguments)
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        print(printable(f"Saved in {target}; start the server in this folder, or with --config {target}."))
+        print(printable(f"Saved in {target}; the server reads it if started with --config {target}."))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Decoding, model and limits are those of the server. All CPUs are used; memory does not grow with the number of files.
 Exit status: 0 if every file was classified, 1 if some have problems, 2 if the run cannot start or go on, 128 plus the
-signal's number after Ctrl-C or SIGTERM.
+signal's number after Ctrl-C or SIGTERM, 141 if the reader of its output goes away.
 """
 
 import argparse
@@ -42,7 +42,11 @@ class _Stopped(BaseException):
 
 @dataclass
 class _Run:
-    """One run and what it has counted. stopped_by: the number of the signal that ended it, else 0."""
+    """One run and what it has counted.
+
+    Attributes:
+        stopped_by: the number of the signal that ended it, else 0.
+    """
 
     output: Path | None
     top_k: int
@@ -94,7 +98,7 @@ def _read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> t
     config = load_config(arguments, environment, parser)
     set_up_logging(config.log_format, "warning")
     if options.resume and (not options.output or options.format == "table"):
-        raise ConfigError("--resume needs an --output file in JSON lines or CSV, which it continues")
+        raise ConfigError("--resume needs an --output file in JSON Lines or CSV, which it continues")
     if options.resume and options.evaluate:
         raise ConfigError("--evaluate counts only what this run classifies; leave out --resume")
     options.format = options.format or _default_format(options.output)
@@ -117,7 +121,7 @@ def _remaining_paths(options: argparse.Namespace, output: TextIO, model: str) ->
     if skipped != existing.last_file:
         raise OutputError(
             f"output file {options.output} ends with {existing.last_file!r}, but file {existing.count} of these is "
-            f"{skipped!r}; give the same paths, or another --output"
+            f"{skipped!r}; give the same paths, or choose another --output"
         )
     output.seek(existing.end)
     output.truncate()
@@ -172,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     formats = parser.add_mutually_exclusive_group()
     texts = (
-        "write a JSON object per line (default)",
-        "write CSV with a header",
+        "write JSON Lines (default, except as below)",
+        "write CSV with a header line (default if FILE ends in .csv)",
         "write a table (default on a terminal)",
     )
     for name, text in zip(FORMATS, texts, strict=True):
@@ -186,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="report accuracy; names of files or folders give WordNet ids (n02124075)",
+        help="report accuracy; the right class is the WordNet id (n02124075) in a file's or folder's name",
     )
     return parser
 
@@ -233,10 +237,10 @@ def _summary(run: _Run) -> list[str]:
     lines = [
         f"{total} file{'s' * (total != 1)} in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} a second: "
         f"{statuses[200]} classified, {problems} with problems{f' ({parts})' if parts else ''}"
-        + (f"; {existing.count} done before" if existing.count else "")
+        + (f"; {existing.count} from the earlier run" if existing.count else "")
         + (f", {existing.problems} of them with problems" if existing.problems else "")
     ]
     if run.stopped_by:
-        how = f"continue {run.output} with --resume" if run.output else "a run with --output can be continued"
+        how = f"continue {run.output} with --resume" if run.output else "with --output, --resume can continue a run"
         lines.append(f"stopped; {how}")
     return lines

@@ -50,7 +50,8 @@ class Classified:
 class Classifier:
     """A warm model with its preprocessing and labels; thread-safe.
 
-    pixel_budget: limits the pixels decoded at once, each of which takes up to 15 bytes meanwhile.
+    Attributes:
+        pixel_budget: limits the pixels decoded at once, each of which takes up to 15 bytes during decoding.
     """
 
     model: Model
@@ -75,7 +76,7 @@ class Classifier:
         return Job(image, k, time.perf_counter() - started)
 
     def prepare(self, job: Job | Prepared) -> Prepared:
-        """Decodes and preprocesses an image on the calling thread, unless that is done; CPU-bound for milliseconds.
+        """Decodes and preprocesses an image on the calling thread, unless it is prepared; CPU-bound for milliseconds.
 
         Raises:
             RequestError: as from `decode`.
@@ -122,10 +123,10 @@ def load_classifier(config: Config) -> Classifier:
             raise ModelError(
                 f"its metadata has crop={preprocessing.crop}, but its input is {model.input_side} pixels wide"
             )
-        if config.model_variant not in (AUTO, model.card["variant"]):
-            raise ModelError(f"it is {model.card['variant']}, not {config.model_variant}")
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
+    if config.model_variant not in (AUTO, variant := model.card["variant"]):
+        raise ModelError(f"model {path}: it is {variant}, not {config.model_variant}; change --model-variant")
     return make_classifier(config, model, preprocessing)
 
 

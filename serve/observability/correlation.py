@@ -17,13 +17,13 @@ _FIRST_VERSION: Final = "00"
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The valid X-Request-ID of a client, or else a new id. The headers' names are in lower case."""
+    """Returns the client's X-Request-ID if it is valid, else a new id. Header names must be lower-case."""
     sent = next((value for name, value in headers if name == b"x-request-id"), b"")
     return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def parse_traceparent(traceparent: str) -> dict[str, str]:
-    """The log fields `trace_id` and `parent_id`; empty if the header is invalid, as the standard requires."""
+    """Returns the log fields `trace_id` and `parent_id`; empty if the header is invalid, as the standard requires."""
     found = _TRACEPARENT.fullmatch(traceparent)
     if not found:
         return {}

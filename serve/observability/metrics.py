@@ -38,7 +38,7 @@ STAGES: Final = ("read", "decode", "preprocess", "queue", "infer")
 _BUCKETS: Final = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_BUCKETS: Final = (0.0005, 0.001, 0.0025, *_BUCKETS)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody needs to know when a series began
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the *_created series would double the output
 
 
 # Ids of the processes that share their metrics, including this one; 0 for a worker that is not running.
@@ -58,7 +58,11 @@ def join_shared_metrics(number: int, process_ids: Sequence[int]) -> None:
 
 
 class Metrics:
-    """The metrics of a server, which may be several processes. build: labels of `serve_build_info`."""
+    """The metrics of a server, which may be several processes.
+
+    Args:
+        build: labels of `serve_build_info`.
+    """
 
     def __init__(self, build: Mapping[str, str]) -> None:
         self._registry = self._shown = CollectorRegistry()
@@ -71,7 +75,7 @@ class Metrics:
         counter = partial(Counter, registry=self._registry)
         gauge = partial(Gauge, registry=self._registry)
         histogram = partial(Histogram, registry=self._registry)
-        self._requests = counter("serve_requests", "Requests that were answered.", ["route", "code"])
+        self._requests = counter("serve_requests", "Requests ended, and connections refused.", ["route", "code"])
         self._durations = histogram(
             "serve_request_duration_seconds",
             "From a request's head to the end of its response.",
@@ -129,7 +133,7 @@ class Metrics:
         self._in_progress.inc()
 
     def request_finished(self, route: str, code: int, seconds: float) -> None:
-        """Counts a request that was answered or abandoned. route: its template, or `NO_ROUTE`."""
+        """Counts a request that was answered or abandoned; `route` is its template, or `NO_ROUTE`."""
         self._in_progress.dec()
         self.update_queue_depth()
         if self._dropped_now() > self._dropped:
@@ -150,7 +154,7 @@ class Metrics:
         self._stages[stage].observe(seconds)
 
     def render(self) -> bytes:
-        """All metrics, as `MEDIA_TYPE`."""
+        """Returns all metrics, as `MEDIA_TYPE`."""
         self.update_queue_depth()
         self._update_dropped_lines()
         return generate_latest(self._shown)
@@ -160,7 +164,7 @@ class _Processes(Collector):
     """Memory, CPU time and open files of all processes together, and the earliest start time."""
 
     def collect(self) -> Iterable[Metric]:
-        """The families of `ProcessCollector`, summed over the processes."""
+        """Returns the families of `ProcessCollector`, summed over the processes."""
         total: dict[str, Metric] = {}
         for pid in filter(None, _process_ids):
             for family in ProcessCollector(pid=partial(str, pid), registry=None).collect():
@@ -175,7 +179,7 @@ class _Processes(Collector):
 
 
 def _parent_cpu_seconds() -> float:
-    """CPU seconds of the supervisor and of workers that have ended, because a counter must never decrease."""
+    """Returns CPU seconds of the supervisor and of ended workers, because a counter must never decrease."""
     try:
         fields = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

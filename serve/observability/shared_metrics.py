@@ -50,8 +50,8 @@ def shared_metrics(workers: int) -> Iterator[None]:
             reason = f"{parent}: {(error.strerror or 'unusable').lower()}"
     if allocated is None:
         log.warning(
-            "each worker counts for itself, and /metrics shows only one of them, because there is no room for %d KB of "
-            "shared files (%s); mount a tmpfs at /tmp, or serve with --workers 1",
+            "/metrics shows one worker only: there is no room for %d KB of shared files (%s); mount a tmpfs at /tmp, "
+            "or use --workers 1",
             _FILE_BYTES * len(_KINDS) * workers // 1024,
             reason or "no folder for temporary files",
         )
@@ -68,10 +68,10 @@ def shared_metrics(workers: int) -> Iterator[None]:
 
 
 def has_shared_files(number: int) -> bool:
-    """Whether this worker's files exist; they may have been removed, as systemd does after a user's logout."""
+    """Returns whether this worker's files exist; if they were removed (by systemd, at logout), stops sharing."""
     folder = os.environ.get(FOLDER)
     if folder and not all(_file(folder, kind, number).exists() for kind in _KINDS):
-        log.warning("worker %d counts for itself, because %s is gone", number + 1, folder)
+        log.warning("worker %d no longer shares its metrics: %s was removed", number + 1, folder)
         use_unshared_metrics()
     return FOLDER in os.environ
 
@@ -85,7 +85,7 @@ def clear_gauges(number: int) -> None:
 
 
 def shared_process_ids(workers: int) -> memoryview:
-    """An integer for each worker, in memory that is shared with processes forked from this one."""
+    """Returns an integer for each worker, in memory that is shared with processes forked from this one."""
     return memoryview(mmap.mmap(-1, 4 * workers)).cast("i")
 
 

@@ -1,4 +1,4 @@
-"""Runs tasks of one or more items on as many threads as there are CPUs.
+"""Runs tasks of one or more items on `streams` threads, by default one per CPU.
 
 A thread takes an item through two steps: `prepare`, which uses one CPU, and `compute`, which can use all of them. It
 gets all CPUs if no other item is running or waiting; otherwise items run side by side on one CPU each. So a single
@@ -55,7 +55,7 @@ class _Task:
 
     def settle(self, error: NotReady | None = None) -> None:
         """Wakes the caller of `run` with the outcomes or an error; called on any thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so no caller waits any more
             self._loop.call_soon_threadsafe(self._settle, error)
 
     def _settle(self, error: NotReady | None) -> None:
@@ -105,7 +105,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             thread.start()
 
     async def run(self, items: Sequence[Item], deadline: float) -> list[Outcome[Result]]:
-        """The outcomes of the items, in their order. Cancelling the caller discards the items that have not begun.
+        """Runs the items and returns their outcomes in order; cancelling the caller discards those that have not begun.
 
         Args:
             items: at least one.
@@ -208,13 +208,13 @@ class Scheduler(Generic[Item, Prepared, Result]):
                 return task, position, item
 
     def _claim_all_cpus(self) -> bool:
-        """Whether no other item is running or waiting, so the calling thread has all CPUs until `_release`."""
+        """Returns whether no other item runs or waits, so that the calling thread has all CPUs until `_release`."""
         with self._changed:
             self._one_has_all_cpus = self._busy == 1 and not self._tasks
             return self._one_has_all_cpus
 
     def _release(self, seconds: float | None) -> None:
-        """Frees the calling thread's CPU. seconds: the time its item took on one CPU, if known."""
+        """Frees the calling thread's CPU after the `seconds` that its item took on one CPU, if known."""
         with self._changed:
             self._busy -= 1
             self.done += 1

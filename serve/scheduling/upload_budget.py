@@ -34,7 +34,7 @@ class UploadBudget:
 
     @contextlib.contextmanager
     def track(self) -> Iterator["Upload"]:
-        """An upload whose bytes count until the end of the `with` block."""
+        """Yields an upload whose bytes count until the end of the `with` block."""
         upload = Upload(self)
         try:
             yield upload
@@ -61,7 +61,12 @@ class UploadBudget:
 
 
 class Upload:
-    """One upload. held: bytes counted against the budget. last_received: when its latest bytes arrived."""
+    """One upload.
+
+    Attributes:
+        held: bytes counted against the budget.
+        last_received: when its latest bytes arrived.
+    """
 
     def __init__(self, budget: UploadBudget) -> None:
         self.held = 0

@@ -147,7 +147,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.loop.call_later(_CHECK_SECONDS, self._check_for_reset)
 
     def pause_writing(self) -> None:
-        """The client doesn't read: the connection may be evicted from now on, and is after a time limit."""
+        """Marks the connection as unread: it may be evicted from now on, and is after a time limit."""
         super().pause_writing()
         self.all_connections.mark_idle(self)
         unread = self.transport.get_write_buffer_size()
@@ -228,7 +228,7 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
-        """Never, because only HTTP is supported; so the `Connection` header need not be parsed."""
+        """Returns False, because only HTTP is supported; so the `Connection` header need not be parsed."""
         return False
 
     def send_400_response(self, msg: str) -> None:
@@ -247,7 +247,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._received = b""
 
     def _wants_upgrade(self) -> bool:
-        """Whether the current request asks for another protocol; it is then parsed again without its Upgrade."""
+        """Returns whether the request asks for another protocol; it is then parsed again without its Upgrade."""
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
     def _decline_upgrade(self, rest: bytes) -> None:

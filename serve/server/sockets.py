@@ -12,7 +12,7 @@ _SEND_BUFFER: Final = 128 * 1024
 
 
 def listen(config: Config) -> list[socket.socket]:
-    """A TCP socket for each worker, all of them listening on the configured address.
+    """Returns a TCP socket for each worker, all of them listening on the configured address.
 
     Clients that connect while the model is still loading wait until it is ready.
 
@@ -36,9 +36,9 @@ def listen(config: Config) -> list[socket.socket]:
             listener.listen()
         return listeners
     except (OSError, UnicodeError) as error:  # UnicodeError comes from names that no host can have
-        reason = error.strerror if isinstance(error, OSError) else "no valid host name"
+        reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
         raise StartError(
-            f"cannot listen on {config.host} port {config.port}: {reason}; choose others with --host and --port"
+            f"cannot listen on {config.host} port {config.port}: {reason}; choose another with --host or --port"
         ) from error
 
 

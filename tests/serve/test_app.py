@@ -299,11 +299,11 @@ def test_a_refused_preflight_gets_a_problem(client_for: ClientFor) -> None:
     client = client_for(cors_origins=("https://elsewhere.example",))
     asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "FETCH"}
     answer = client.options("/upload", headers=asked)
-    assert_problem(answer, 400, "The CORS preflight is refused; not allowed: method.")
+    assert_problem(answer, 400, "The CORS preflight was refused; not allowed: method.")
     assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
     assert "Access-Control-Request-Method" in answer.headers["vary"]
     assert client.options("/v2", headers=asked).json() == {
-        "error": "The CORS preflight is refused; not allowed: method."
+        "error": "The CORS preflight was refused; not allowed: method."
     }
 
 

@@ -181,7 +181,7 @@ def test_a_bad_file_is_a_record_with_its_problem_and_not_the_end(tree: Path, tmp
     found = records(printed)
     assert [record["file"] for record in found] == [*map(str, paths), str(tree / "b.jpg")]
     assert [record.get("status", 200) for record in found] == [200, 422, 415, 413, 413, 404, 415, 404, 200]
-    assert found[3]["detail"] == "The picture has 3000 × 3000 pixels; the limit is 1000000 pixels."
+    assert found[3]["detail"] == "The image has 3000 × 3000 pixels; the limit is 1000000 pixels."
     assert found[4]["detail"] == "The file has 30000000 bytes; the limit is 20971520 bytes."
     assert found[6]["detail"] == "This is not a file but a device, a pipe or a socket."
     assert {**found[0], "file": ""} == {**found[8], "file": ""}
@@ -237,7 +237,7 @@ def test_an_interrupted_run_goes_on_where_its_output_ends(tmp_path: Path, form: 
         assert (status, printed) == (0, ""), summary
         assert output.read_bytes() == content, cut
     assert "0 files in" in summary
-    assert "40 done before" in summary
+    assert "40 from the earlier run" in summary
 
 
 def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_resuming_with_another_number_of_classes_is_refused(tmp_path: Path, form
     before = output.read_bytes()
     for top_k in (2, 4, 30):
         status, _, error = classify(cat, cat, form, "--output", output, "--resume", "--top-k", top_k)
-        assert (status, "--top-k; name another --output" in error) == (2, True), error
+        assert (status, "--top-k; choose another --output" in error) == (2, True), error
     assert output.read_bytes() == before
 
 
@@ -313,7 +313,7 @@ def test_problems_of_the_earlier_run_count_for_the_exit_status(tmp_path: Path, f
     assert classify(*paths, form, "--output", output)[0] == 1
     status, _, summary = classify(*paths, PHOTOS / "coffee.jpg", form, "--output", output, "--resume")
     assert status == 1
-    assert "1 classified, 0 with problems; 2 done before, 1 of them with problems" in summary
+    assert "1 classified, 0 with problems; 2 from the earlier run, 1 of them with problems" in summary
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -507,7 +507,7 @@ def test_the_form_is_that_of_the_outputs_name(tmp_path: Path) -> None:
         assert classify(odd, "--output", output)[0] == 0
         assert output.read_text().startswith(begins)
         status, _, summary = classify(odd, "--output", output, "--resume")
-        assert (status, "1 done before" in summary) == (0, True), summary
+        assert (status, "1 from the earlier run" in summary) == (0, True), summary
 
 
 def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -> None:
@@ -554,7 +554,7 @@ def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None
     evaluation.add(record("x/e.jpg", first))
     report = evaluation.report()
     assert report[0] == "top-1 25.00%, top-5 50.00% of 4 files in 2 classes"
-    assert report[1:3] == ["1 of them have problems and count as wrong", "1 more give no class and are left out"]
+    assert report[1:3] == ["1 of them with problems, counted as wrong", "1 more without a WordNet id, left out"]
     assert [line.split()[0] for line in report[4:]] == [second, first]
     assert "never predicted" in report[4]
     assert "0 of 2 right" in report[4]

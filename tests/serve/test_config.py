@@ -62,7 +62,7 @@ def test_settings_are_read_in_their_own_types() -> None:
         (["--exif-orientation", "yes"], {}, "--exif-orientation='yes': not one of on, off"),
         (["--log-format", "xml"], {}, "--log-format='xml': not one of auto, text, json"),
         (["--cors-origins", "*"], {}, "'\\*' is not an origin such as https://example.org"),
-        (["--model", ""], {}, "--model='': empty"),
+        (["--model", ""], {}, "--model='': must not be empty"),
     ],
 )
 def test_an_error_names_the_key_the_value_and_what_is_allowed(
@@ -95,11 +95,11 @@ def test_the_default_file_is_read_where_it_is_there(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prot = 1", "unknown setting prot"),
+        ("prot = 1", "unknown setting prot; --help lists the settings"),
         ("port = high", "is not TOML"),
         ("port = 70000", "settings.toml: port='70000': not a whole number from 0 to 65535"),
         ("max_queue = 8", "max_files=32 is more than max_queue=8"),
-        ("port = true", "port cannot be True"),
+        ("port = true", "port=True has the wrong type"),
         ('model = ["a", "b"]', r"model cannot be \['a', 'b'\]"),
     ],
 )

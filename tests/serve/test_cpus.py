@@ -109,7 +109,7 @@ def test_the_setting_can_only_lower_it(tmp_path: Path) -> None:
     root = machine(tmp_path, V2.format(shown="/"), "0::/\n", {"sys/fs/cgroup/cpu.max": "9999999 1000\n"})
     budget = cpu_budget(1, root)
     assert budget.count == 1
-    assert budget.reason == ("the setting" if HERE > 1 else "all that this process may run on")
+    assert budget.reason == ("the threads setting" if HERE > 1 else "all that this process may run on")
 
 
 def test_a_real_affinity_is_followed() -> None:

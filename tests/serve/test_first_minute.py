@@ -182,7 +182,7 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
         status, log = serve("--port", port, "--model", TINY_MODEL)
     assert status == 2
     assert log == [
-        f"serve: cannot listen on 127.0.0.1 port {port}: Address already in use; choose others with --host and --port"
+        f"serve: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --host or --port"
     ]
     assert time.monotonic() - began < 2
 
@@ -192,10 +192,10 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
     [
         (["--prot", "5001"], "unrecognized arguments: --prot 5001"),
         (["5001"], "unknown command '5001'; the commands are classify, autotune, config, health; without one"),
-        (["--model", "densenet"], "no model densenet in models/; make one with 'make export', or name a file with"),
-        (["--model", "tests"], "model tests is a folder; name an .onnx file ('make export WEIGHTS=PATH' makes one"),
-        (["--model", "Makefile"], "model Makefile is not an .onnx file; name an .onnx file"),
-        (["--model", TINY_MODEL, "--class-index", "tests"], "class index tests: Is a directory; name another with"),
+        (["--model", "densenet"], "no model densenet in models/; make one with 'make export', or choose a file with"),
+        (["--model", "tests"], "model tests is a folder; give an .onnx file ('make export WEIGHTS=PATH' makes one"),
+        (["--model", "Makefile"], "model Makefile is not an .onnx file; give an .onnx file"),
+        (["--model", TINY_MODEL, "--class-index", "tests"], "class index tests: Is a directory; choose another with"),
         (["--model", TINY_MODEL, "--api-keys-file", "tests"], "API keys file tests: Is a directory"),
         (["--config", "tests"], "settings file tests: is a directory"),
         (["classify"], "the following arguments are required: PATH"),
@@ -223,7 +223,7 @@ def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[obje
          "The part 'file' is the text 'cat.jpg', not a file; with curl, write -F 'file=@cat.jpg'."),
         ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder as an empty file, too."),
         ({"files": {"file": ("README.md", b"# densenet-server")}}, 415,
-         "The file is not a picture in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),
+         "The file is not an image in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),
         ({"files": {"file": ("half.jpg", (ROOT / "tests/data/photos/cat.jpg").read_bytes()[:9000])}}, 422, "truncated"),
     ],
     ids=["-d", "-X POST", "-F image=@", "-F file= without @", "a folder", "no picture", "half a picture"],
@@ -243,4 +243,4 @@ def test_another_address_is_told_the_right_one(client: TestClient, method: str, 
 
 def test_the_server_says_how_to_ask_it_once_it_is_ready() -> None:
     with running_server(sys.executable, "--model", str(TINY_MODEL), "--log-format", "json") as server:
-        assert f"try: curl -F 'file=@picture.jpg' {server.url}/upload" in server.log[0]["message"]
+        assert f"try: curl -F 'file=@cat.jpg' {server.url}/upload" in server.log[0]["message"]

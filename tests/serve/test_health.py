@@ -78,7 +78,7 @@ def test_a_server_that_is_draining_is_1() -> None:
 def test_what_speaks_no_http_is_1() -> None:
     with answering(b"220 mail.example.org\r\n") as port:
         status, line, _ = ask("--port", str(port))
-    assert (status, line) == (1, f"not ready: http://127.0.0.1:{port}/readyz: BadStatusLine\n")
+    assert (status, line) == (1, f"not ready: http://127.0.0.1:{port}/readyz: no HTTP response (BadStatusLine)\n")
 
 
 def test_silence_is_1_and_soon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

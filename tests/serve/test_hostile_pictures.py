@@ -60,7 +60,7 @@ def test_it_is_refused_in_little_time_and_memory(name: str, capfd: pytest.Captur
     assert peak_megabytes() - before <= MOST_MEGABYTES
     problem = problem_of(refusal.value)
     assert problem["status"] == status, problem
-    assert re.search("the limit|is given|truncated or corrupt", problem["detail"]), problem
+    assert re.search("the limit|truncated or corrupt", problem["detail"]), problem
     assert capfd.readouterr() == ("", "")  # no library writes past the log
 
 
@@ -96,10 +96,10 @@ def test_it_is_odd_and_all_the_same_a_picture(name: str) -> None:
 
 
 def test_limits_are_named_with_what_broke_them() -> None:
-    with pytest.raises(TooManyFrames, match="The picture has 11 frames; the limit is 10 frames"):
+    with pytest.raises(TooManyFrames, match="The image has 11 frames; the limit is 10 frames"):
         classify(animated_gif(11), ImageLimits(50_000_000, 10))
     classify(animated_gif(10), ImageLimits(50_000_000, 10))
-    with pytest.raises(TooComplex, match=r"takes too long: decoding it is given 0.1 s"):
+    with pytest.raises(TooComplex, match=r"takes too long to decode; the limit is 0.1 s"):
         classify(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), ImageLimits(50_000_000, 10, 0.1))
 
 

@@ -41,7 +41,7 @@ def test_an_answer_that_tells_of_the_inside_is_not_honest() -> None:
         return json.dumps({"status": status, "detail": detail}).encode()
 
     kind = "application/problem+json"
-    assert matches_contract(422, kind, problem("The PNG picture cannot be decoded."))
+    assert matches_contract(422, kind, problem("The PNG image cannot be decoded."))
     assert not matches_contract(422, kind, problem("Traceback (most recent call last)"))
     assert not matches_contract(
         422, kind, problem("ValueError('x') in /usr/local/lib/python3.11/site-packages/PIL/Image.py")

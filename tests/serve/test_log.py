@@ -67,7 +67,7 @@ def test_a_traceback_carries_no_escapes_and_is_bounded(formatter: logging.Format
             raise ValueError("\x1b[31m\udc80\r" + "x" * 60_000)
         (lambda: fail(depth - 1))()  # alternating frames, or Python would fold the repetition
 
-    made = record("unforeseen error")
+    made = record("unexpected error")
     try:
         fail(300)
     except ValueError:

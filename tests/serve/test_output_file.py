@@ -58,7 +58,7 @@ def test_an_output_that_another_run_writes_to_is_refused_by_any_name_and_stays_w
             assert (status, printed) == (2, ""), error
             assert error == (
                 f"serve: output file {name}: another run is writing to it, process {first.pid}; wait for its end, or "
-                "name another --output\n"
+                "choose another --output\n"
             )
         assert output.read_bytes() == before
         listed.write(f"{COFFEE}\n")
@@ -93,7 +93,7 @@ def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.wait(PATIENCE)
     status, _, summary = classify(CAT, COFFEE, "--output", output, "--resume")
-    assert (status, "1 done before" in summary) == (0, True), summary
+    assert (status, "1 from the earlier run" in summary) == (0, True), summary
 
 
 def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
@@ -203,7 +203,7 @@ def refuse(path: Path, good: str, bad: str, form: str) -> None:
     with path.open("rb") as file, pytest.raises(OutputError, match="record 2 ") as found:
         read_existing(file, path, form, 5, "tiny")
     assert time.monotonic() - started < 10
-    assert str(found.value).endswith("name another --output")
+    assert str(found.value).endswith("choose another --output")
     assert path.read_bytes() == content
 
 
@@ -223,7 +223,7 @@ def test_what_was_tampered_with_ends_the_command_with_2_and_one_line(tmp_path: P
     output.write_text(TAMPERED["depth"])
     status, printed, error = classify(CAT, "--output", output, "--resume")
     assert (status, printed) == (2, "")
-    assert error == f"serve: output file {output}: record 1 is not jsonl; name another --output\n"
+    assert error == f"serve: output file {output}: record 1 is not jsonl; choose another --output\n"
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])

@@ -104,7 +104,7 @@ def test_half_a_file_is_undecodable_and_never_a_crash(path: Path) -> None:
     if path.name == "one_pixel.png":  # its second half is checksums and the end mark; cut into the pixels
         data = data[:50] + b"\0" * 19
     words = (
-        r"The \w+ picture cannot be decoded: (its [a-z ]+ have more bytes than the file; )?it is truncated or corrupt\."
+        r"The \w+ image cannot be decoded: (its [a-z ]+ have more bytes than the file; )?it is truncated or corrupt\."
     )
     with pytest.raises(UndecodableImage, match=f"^{words}$"):
         prepared(data[: len(data) // 2] if len(data) > 69 else data)

@@ -140,7 +140,7 @@ def test_without_any_folder_metrics_are_not_shared_and_a_warning_says_so(
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nonexistent"])
     with shared_metrics(2):
         assert counted_in() is None
-    assert "each worker counts for itself" in caplog.text
+    assert "/metrics shows one worker only" in caplog.text
 
 
 def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: pytest.LogCaptureFixture) -> None:
@@ -151,7 +151,7 @@ def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: py
         assert has_shared_files(0)
         assert not has_shared_files(1)
         os.environ[VARIABLE] = str(folder)  # as in the supervisor
-    assert "worker 2 counts for itself" in caplog.text
+    assert "worker 2 no longer shares its metrics" in caplog.text
 
 
 ALL_SERIES = """

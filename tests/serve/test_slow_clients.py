@@ -448,7 +448,9 @@ def test_it_raises_the_limit_on_open_files_or_reports_why_not() -> None:
     command = [sys.executable, "-m", "serve", "--model", str(TINY_MODEL), "--port", "0", "--max-connections"]
     done = subprocess.run([*command, "1000"], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "serve: max_connections=1000 needs 1576 open files, and the system allows 1200 (ulimit -n)\n"
+    assert (
+        done.stderr == "serve: max_connections=1000 needs 1576 open files; lower it, or raise ulimit -Hn above 1200\n"
+    )
     process = subprocess.Popen([*command, "400"], cwd=ROOT, preexec_fn=limit, stderr=subprocess.PIPE, text=True)
     assert process.stderr
     assert "is ready" in process.stderr.readline()

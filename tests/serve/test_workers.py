@@ -132,7 +132,7 @@ def test_a_worker_that_does_not_end_in_time_is_killed() -> None:
         stuck = children(server)[0]
         os.kill(stuck, signal.SIGSTOP)
         assert server.stop() == 1
-        assert "did not end in time and is killed" in server.lines[-1]
+        assert "did not end within the grace period; killed it" in server.lines[-1]
         assert not Path(f"/proc/{stuck}").exists()
 
 
@@ -173,7 +173,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced(impatient: ServerProcess, ca
     said = [line["message"] for line in impatient.log if f"(process {gone})" in line["message"]]
     number = before.index(gone) + 1
     assert said == [
-        f"worker {number} (process {gone}) hangs and is killed",
+        f"worker {number} (process {gone}) sent no heartbeat; killed it",
         f"worker {number} (process {gone}) ended by SIGKILL; starting another",
     ]
     assert impatient.stop() == 0
@@ -223,7 +223,7 @@ def test_shared_files_neither_grow_nor_are_needed(server: ServerProcess, cat: by
     os.kill(children(server)[0], signal.SIGKILL)
     wait_for_ready(server, 6)
     assert [upload(server, cat) for _ in range(12)] == [200] * 12
-    assert any("counts for itself" in line["message"] for line in server.log)
+    assert any("no longer shares its metrics" in line["message"] for line in server.log)
     assert server.stop() == 0
 
 

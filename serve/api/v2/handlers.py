@@ -33,11 +33,11 @@ class InferenceHandlers:
         self._signature = Signature(model.name, model.input_side, labels, pipeline.limits.max_files)
 
     def health(self) -> dict[str, Handler]:
-        """Return the protocol's probes, which need no API key, by path."""
+        """Returns the protocol's probes, which need no API key, by path."""
         return {"/v2/health/live": self.live, "/v2/health/ready": self.ready}
 
     def routes(self) -> Iterator[tuple[str, Handler, list[str]]]:
-        """Yield the path, handler and methods of every other route."""
+        """Yields the path, handler and methods of every other route."""
         yield "/v2", self.metadata, ["GET"]
         for model in (MODEL, MODEL_VERSION):
             yield model, self.model_metadata, ["GET"]
@@ -71,7 +71,7 @@ class InferenceHandlers:
             started = time.monotonic()
             seconds = pipeline.timeout_of(request)
             if request.headers.get("content-encoding", "identity").lower() != "identity":
-                raise UnsupportedBody("The body is compressed, which is not supported; send it as it is.")
+                raise UnsupportedBody("The body is compressed, which is not supported; send it uncompressed.")
             chunks = upload.limit_rate(request.stream())
             body = await read_body(request.headers, chunks, pipeline.limits.max_bytes)
             in_flight.body_received()
