@@ -72,7 +72,7 @@ def problem_body(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
     return json.dumps(content, ensure_ascii=False).encode() + b"\n", MEDIA_TYPE
 
 
-def problem_of(error: errors.RequestError) -> dict[str, Any]:
+def problem_from(error: errors.RequestError) -> dict[str, Any]:
     """Returns the problem object of an error."""
     rule = RULES[type(error)]
     return problem(rule.status, rule.title, str(error))

@@ -30,10 +30,10 @@ from serve.problems import problem
 from serve.scheduling.lifecycle import Lifecycle
 
 # Raises `Unauthorized` unless the key is accepted; None is a request without a key.
-Require = Callable[[bytes | None], None]
+KeyCheck = Callable[[bytes | None], None]
 
 
-def metrics_of(classifier: Classifier) -> Metrics:
+def create_metrics(classifier: Classifier) -> Metrics:
     """Returns new metrics labelled with this release and this model."""
     model, variant = classifier.model.name, str(classifier.card["variant"])
     return Metrics({"version": __version__, "model": model, "variant": variant})
@@ -46,7 +46,7 @@ class GuardedRoute(Route):
     at the end.
     """
 
-    def __init__(self, path: str, endpoint: Handler, methods: Sequence[str], require: Require | None = None) -> None:
+    def __init__(self, path: str, endpoint: Handler, methods: Sequence[str], require: KeyCheck | None = None) -> None:
         super().__init__(path, endpoint, methods=methods)
         self.require = require
 
@@ -94,7 +94,7 @@ def create_app(
         metrics: for a caller that counts in the same metrics.
     """
     lifecycle = lifecycle or Lifecycle(config.grace_seconds)
-    metrics = metrics or metrics_of(classifier)
+    metrics = metrics or create_metrics(classifier)
     pipeline = Pipeline(config, classifier, lifecycle, metrics)
     handlers = Handlers(pipeline)
     inference = InferenceHandlers(pipeline)
@@ -129,7 +129,7 @@ def create_app(
         routes=routes,
         middleware=[
             Middleware(RequestLog, metrics, route_of=_route_template(routes)),
-            Middleware(LingeringClose, leaving=lambda: lifecycle.draining),
+            Middleware(LingeringClose, draining=lambda: lifecycle.draining),
             Middleware(OriginGuard, metrics, AllowedHosts(config.allowed_hosts, config.host), config.cors_origins),
             *([cors] if config.cors_origins else []),
         ],
@@ -160,7 +160,7 @@ def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
 def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
     async def answer(request: Request, error: RequestError) -> Response:
         error.__traceback__ = None  # its frames refer to the upload and to the error: a cycle of megabytes
-        metrics.request_rejected(error)
+        metrics.count_rejected_request(error)
         return error_response(request.scope["path"], error, request.scope.get("timing"))
 
     return answer

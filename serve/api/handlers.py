@@ -15,7 +15,7 @@ from serve.api.responses import JSONLineResponse, result_entry
 from serve.api.start_page import prefers_html, security_headers, start_page, with_address
 from serve.api.upload import read_upload
 from serve.errors import QueueFull, RequestError
-from serve.model.classifier import Classified, Job, prediction
+from serve.model.classifier import Classified, Opened, prediction
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.scheduling.scheduler import Outcome
 
@@ -65,12 +65,12 @@ class Handlers:
 
     async def upload(self, request: Request) -> Response:
         pipeline = self._pipeline
-        async with pipeline.admitted() as (in_flight, upload):
+        async with pipeline.admit() as (in_flight, upload):
             started = time.monotonic()
             top_k = parse_top_k(
                 parse_query(request.scope["query_string"]).get("top_k", []), len(pipeline.classifier.labels)
             )
-            seconds = pipeline.timeout_of(request)
+            seconds = pipeline.request_timeout(request)
             files = await read_upload(request.headers, upload.limit_rate(request.stream()), pipeline.limits)
             in_flight.body_received()
             read = time.monotonic()
@@ -91,11 +91,11 @@ class Handlers:
             # The start page sends an empty file beside its image, which therefore still counts as alone.
             alone = sum(bool(file.data) for file in files) == 1
             opened = [await self._open(file, top_k, alone) for file in files]
-        jobs = [job for job in opened if isinstance(job, Job)]
+        jobs = [job for job in opened if isinstance(job, Opened)]
         computed = iter(await self._pipeline.compute(jobs, deadline) if jobs else [])
-        return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
+        return [next(computed) if isinstance(job, Opened) else Outcome(0.0, error=job) for job in opened]
 
-    async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Job | RequestError:
+    async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Opened | RequestError:
         """Returns the job, or what is wrong with this file; `QueueFull` is raised, because it concerns every file."""
         try:
             return await self._pipeline.open(file.data, top_k, alone)

@@ -14,7 +14,7 @@ from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
 from serve.imaging.formats import is_quick_to_open
-from serve.model.classifier import Classified, Classifier, Job, Prepared
+from serve.model.classifier import Classified, Classifier, Opened, Prepared
 from serve.observability.metrics import Metrics
 from serve.scheduling.header_checks import Inspector
 from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
@@ -46,7 +46,7 @@ class Pipeline:
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self.header_checks = Inspector(self.config.max_queue)
-        self.scheduler: Scheduler[Job | Prepared, Prepared, Classified] = Scheduler(
+        self.scheduler: Scheduler[Opened | Prepared, Prepared, Classified] = Scheduler(
             self._prepare,
             self.classifier.compute,
             streams=self.config.thread_plan.streams,
@@ -65,7 +65,7 @@ class Pipeline:
             self.scheduler.close(_CLOSING_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
+    async def admit(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
         """Admits a request with images until the end of the `async with` block.
 
         Raises:
@@ -77,11 +77,11 @@ class Pipeline:
                 self.scheduler.require_room()
                 yield in_flight, upload
 
-    def timeout_of(self, request: Request) -> float:
+    def request_timeout(self, request: Request) -> float:
         """Returns the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
         return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
 
-    async def open(self, image: bytes, top_k: int, alone: bool) -> Job:
+    async def open(self, image: bytes, top_k: int, alone: bool) -> Opened:
         """Checks an image by its header.
 
         Args:
@@ -97,7 +97,7 @@ class Pipeline:
             return self.classifier.open(image, top_k)
         return await self.header_checks.check(self.classifier.open, image, top_k)
 
-    async def compute(self, jobs: Sequence[Job | Prepared], deadline: float) -> list[Outcome[Classified]]:
+    async def compute(self, jobs: Sequence[Opened | Prepared], deadline: float) -> list[Outcome[Classified]]:
         """Classifies images; the arguments, outcomes and errors are those of `Scheduler.run`."""
         asyncio.get_running_loop().call_soon(self.metrics.update_queue_depth)  # by then the jobs are queued
         return await self.scheduler.run(jobs, deadline)
@@ -125,7 +125,7 @@ class Pipeline:
         request.scope["timing"] = headers
         return headers
 
-    def _prepare(self, job: Job | Prepared) -> Prepared:
+    def _prepare(self, job: Opened | Prepared) -> Prepared:
         self.metrics.update_queue_depth()  # this job has just left the queue
         return self.classifier.prepare(job)
 

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.errors import RequestError, Unauthorized
 from serve.model.classifier import Classified, prediction
-from serve.problems import problem_body, problem_of, retry_after
+from serve.problems import problem_body, problem_from, retry_after
 from serve.scheduling.scheduler import Outcome
 
 
@@ -31,7 +31,7 @@ def error_response(path: str, error: RequestError, headers: Mapping[str, str] | 
         headers["Retry-After"] = str(seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem_response(path, problem_of(error), headers)
+    return problem_response(path, problem_from(error), headers)
 
 
 def result_entry(outcome: Outcome[Classified], model_name: str) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def result_entry(outcome: Outcome[Classified], model_name: str) -> dict[str, Any
     Any other error is a defect, and is raised.
     """
     if isinstance(outcome.error, RequestError):
-        return problem_of(outcome.error)
+        return problem_from(outcome.error)
     return prediction(outcome.unwrap(), model_name)
 
 

@@ -12,7 +12,7 @@ from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLar
 
 _SHOWN_CHARACTERS: Final = 40
 # Digits of a Content-Length; without leading zeros, the HTTP parser accepts at most twenty.
-_MOST_DIGITS: Final = 20
+_MAX_DIGITS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max
         raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
     too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes per request.")
     if length is not None:
-        if len(length) > _MOST_DIGITS:  # may all be zeros; `int` refuses thousands of them
-            raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MOST_DIGITS} digits.")
+        if len(length) > _MAX_DIGITS:  # may all be zeros; `int` refuses thousands of them
+            raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MAX_DIGITS} digits.")
         if int(length) > max_bytes:  # the HTTP parser has let only digits through
             raise too_large
     received = 0

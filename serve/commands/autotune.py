@@ -28,8 +28,8 @@ from serve.model.session import Model, load_model
 from serve.printable import printable
 
 _ROUNDS: Final = 5
-_LONE_INFERENCES: Final = 12
-_LOADED_SECONDS: Final = 0.5
+_SINGLE_IMAGE_RUNS: Final = 12
+_LOAD_SECONDS: Final = 0.5
 # A smaller gain over the default could be noise.
 _MIN_GAIN: Final = 0.05
 
@@ -131,7 +131,7 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
         ConfigError: the file cannot be read or written.
     """
     try:
-        lines = _lines_of(path)
+        lines = _read_lines(path)
         lines = [line for line in lines if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
         lines += [f"{setting} = {value}" for setting, value in settings.items() if value is not None]
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
@@ -141,7 +141,7 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
         raise ConfigError(f"settings file {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
-def _lines_of(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """Reads the file's lines, none if it does not exist; raises `OSError` for a device, which must not be replaced."""
     try:
         return read_text(path, MAX_BYTES).splitlines()
@@ -159,7 +159,7 @@ def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:
 
 def _single_image_ms(model: Model, image: FloatArray) -> float:
     times = []
-    for _ in range(_LONE_INFERENCES):
+    for _ in range(_SINGLE_IMAGE_RUNS):
         started = time.perf_counter()
         model.logits(image, all_threads=True)
         times.append(time.perf_counter() - started)
@@ -172,7 +172,7 @@ def _images_per_second(model: Model, image: FloatArray, streams: int) -> float:
     started = time.perf_counter()
 
     def work(stream: int) -> None:
-        while time.perf_counter() - started < _LOADED_SECONDS:
+        while time.perf_counter() - started < _LOAD_SECONDS:
             model.logits(image)
             counts[stream] += 1
 

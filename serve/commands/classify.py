@@ -22,8 +22,8 @@ from typing import Final, TextIO
 from serve.config.settings import Config, argument_parser, load_config
 from serve.errors import ConfigError, OutputError
 from serve.files.evaluation import TOP_K, Evaluation
-from serve.files.output_file import output_file, without_output
-from serve.files.paths import FILE_LIST, expand_paths, parse_file_list, standard_input
+from serve.files.output_file import exclude_output, output_file
+from serve.files.paths import STDIN_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
 from serve.files.records import FORMATS, ExistingRecords, read_existing, record_format
 from serve.files.runner import Record, classify_files, is_problem
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         existing, paths = _remaining_paths(options, output, classifier.model.name)
         run = _Run(options.output, options.top_k, existing, evaluation, FileProgress(existing.count))
         with _stop_on_signals():
-            if run.progress.visible and FILE_LIST not in options.paths:
+            if run.progress.visible and STDIN_LIST not in options.paths:
                 threading.Thread(target=_count_files, args=(run.progress, options), daemon=True).start()
             records = classify_files(
                 classifier, paths, classes, config.thread_plan.streams, config.max_request_bytes, output.flush
@@ -111,7 +111,7 @@ def _remaining_paths(options: argparse.Namespace, output: TextIO, model: str) ->
     Raises:
         OutputError: the output is not the beginning of this run's records.
     """
-    paths = without_output(expand_paths(options.paths, parse_file_list(standard_input())), options.output)
+    paths = exclude_output(expand_paths(options.paths, parse_file_list(standard_input())), options.output)
     if not options.resume:
         return ExistingRecords(), paths
     existing = read_existing(output.buffer, options.output, options.format, options.top_k, model)
@@ -203,7 +203,7 @@ def _default_format(output: Path | None) -> str:
 
 
 def _count_files(progress: FileProgress, options: argparse.Namespace) -> None:
-    progress.total = sum(1 for _ in without_output(expand_paths(options.paths, ()), options.output))
+    progress.total = sum(1 for _ in exclude_output(expand_paths(options.paths, ()), options.output))
 
 
 @contextmanager

@@ -103,14 +103,14 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     Raises:
         Exception: whatever stops the start.
     """
-    from serve.api.app import create_app, metrics_of
+    from serve.api.app import create_app, create_metrics
     from serve.model.classifier import load_classifier
     from serve.scheduling.lifecycle import Lifecycle
     from serve.server.http_server import http_server
 
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
-    metrics = metrics_of(classifier)
+    metrics = create_metrics(classifier)
     metrics.track_dropped_lines(lambda: getattr(sys.stderr, "dropped", 0))
     server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, heartbeat)
     trim_malloc()

@@ -48,7 +48,7 @@ def output_file(path: Path | None, resume: bool) -> Iterator[TextIO]:
         raise OutputError(f"output {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
-def without_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
+def exclude_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
     """Yields the paths that are not the output file, even through a link; iterate only once the output is open."""
     own: tuple[int, int] | None = None
     for number, path in enumerate(paths):

@@ -16,7 +16,7 @@ from typing import Final
 
 from serve.errors import ConfigError
 
-FILE_LIST: Final = "-"
+STDIN_LIST: Final = "-"
 _MAX_NAME: Final = 65536  # bytes; Linux allows a sixteenth of it
 _ANY_DEPTH: Final = "**"
 _STDIN: Final = 0  # read by its descriptor, because a thread waiting in sys.stdin would delay the end of the process
@@ -26,7 +26,7 @@ _CHUNK_BYTES: Final = 65536
 def expand_paths(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
     """Yields the files that `paths` stand for; `-` stands for the paths in `listed`."""
     for path in paths:
-        if path == FILE_LIST:
+        if path == STDIN_LIST:
             yield from listed
         elif glob.has_magic(path) and not os.path.lexists(path):
             yield from _expand_pattern(path)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Final
 from serve.config.regular_file import NotRegular, open_regular
 from serve.errors import EmptyFile, RequestError, UploadTooLarge
 from serve.model.classifier import Classifier, prediction
-from serve.problems import problem, problem_of
+from serve.problems import problem, problem_from
 
 Record = dict[str, Any]
 # Start of the detail for a file that exists but could not be read; trying again may help.
@@ -106,7 +106,7 @@ def classify_file(
         classified = classifier.classify(read(path, max_bytes), top_k)
         return {"file": path, **prediction(classified, classifier.model.name)}
     except RequestError as error:
-        return {"file": path, **problem_of(error)}
+        return {"file": path, **problem_from(error)}
     except OSError as error:
         return {"file": path, **_unreadable(error)}
     except Exception:

@@ -38,10 +38,10 @@ _HEADER_SECONDS: Final = 0.5
 
 # A JPEG is reduced to at least this multiple of the side it is resized to; with less, aliasing changes predictions (the
 # figures are in docs/serving.md).
-_REDUCED_TO: Final = 2
+_MIN_REDUCED_RATIO: Final = 2
 
 # From EXIF orientation (CIPA DC-008, 4.6.4), except 1 for upright, to the operation that makes the image upright.
-_TURNS: Final = {
+_TRANSPOSE_BY_ORIENTATION: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,8 +51,8 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 # A lossless WebP has up to 65,536 sets of code tables. Their memory, as pixels: per byte of the file, and at most.
-_TABLE_PIXELS_A_BYTE: Final = 80
-_MOST_TABLE_PIXELS: Final = 24_000_000
+_TABLE_PIXELS_PER_BYTE: Final = 80
+_MAX_TABLE_PIXELS: Final = 24_000_000
 
 
 @dataclass(frozen=True)
@@ -148,12 +148,12 @@ def _read_header(data: bytes, format_name: str, limits: ImageLimits) -> tuple[Im
         raise _undecodable(format_name) from error
 
 
-def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
+def estimate_decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
     """Estimates the pixels that `decode` holds: fewer for a reduced JPEG, more for a lossless WebP."""
     pixels = image.width * image.height
     if image.format == "WEBP":
         data = cast(io.BytesIO, image.fp).getvalue()  # type: ignore[attr-defined]
-        tables = min(_MOST_TABLE_PIXELS, _TABLE_PIXELS_A_BYTE * len(data))
+        tables = min(_MAX_TABLE_PIXELS, _TABLE_PIXELS_PER_BYTE * len(data))
         return pixels + (tables if b"VP8L" in data or b"ALPH" in data else 0)
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.info.get("progressive") or not reduce_for:
         return pixels
@@ -203,7 +203,7 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
     Size and box are those of `resize` at full scale; the last pixel of a reduced row may stand for fewer full pixels.
     """
     target = resized_size(image.size, spec.resize)
-    enough = (target[0] * _REDUCED_TO, target[1] * _REDUCED_TO)
+    enough = (target[0] * _MIN_REDUCED_RATIO, target[1] * _MIN_REDUCED_RATIO)
     if (
         not isinstance(image, JpegImagePlugin.JpegImageFile)
         or min(image.width // enough[0], image.height // enough[1]) < 2
@@ -227,7 +227,7 @@ def _upright(rgb: Image.Image) -> Image.Image:
     """Turns an image upright by its EXIF orientation; without readable EXIF it is taken as upright."""
     # Not by ImageOps.exif_transpose, which parses the whole EXIF to rewrite it.
     try:
-        turn = _TURNS.get(rgb.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = _TRANSPOSE_BY_ORIENTATION.get(rgb.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
     except Exception:  # broken EXIF in a sound image: torchvision's loader would ignore it

@@ -29,7 +29,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredLabel:
     """One predicted class with its probability, 0 to 1."""
 
     label: Label
@@ -83,7 +83,7 @@ def softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
     return probabilities
 
 
-def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[Scored]:
+def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[ScoredLabel]:
     """Returns the `k` most probable classes of one image, in descending order, ties in the order of the class index.
 
     Args:
@@ -91,4 +91,4 @@ def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[Scored]
     """
     probabilities = softmax(logits)
     order = np.argsort(-logits, kind="stable")[:k]
-    return [Scored(labels[index], float(probabilities[index])) for index in order]
+    return [ScoredLabel(labels[index], float(probabilities[index])) for index in order]

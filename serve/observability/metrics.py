@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serve import errors
-from serve.observability.shared_metrics import FOLDER
+from serve.observability.shared_metrics import FOLDER_VARIABLE
 from serve.problems import RULES
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -66,7 +66,7 @@ class Metrics:
 
     def __init__(self, build: Mapping[str, str]) -> None:
         self._registry = self._shown = CollectorRegistry()
-        if folder := os.environ.get(FOLDER):
+        if folder := os.environ.get(FOLDER_VARIABLE):
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown, folder)  # type: ignore[no-untyped-call]
             self._shown.register(_Processes())
@@ -141,7 +141,7 @@ class Metrics:
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
 
-    def request_rejected(self, error: errors.RequestError) -> None:
+    def count_rejected_request(self, error: errors.RequestError) -> None:
         """Counts a request that was refused with this error."""
         self._rejected[_REASONS[type(error)]].inc()
 

@@ -11,7 +11,7 @@ from serve.config.hosts import host_name
 _VERSIONS: Final = ("1.1", "1.0")
 
 
-class Fault(NamedTuple):
+class Refusal(NamedTuple):
     """The status, title and detail of the problem that a request is refused with."""
 
     status: int
@@ -19,7 +19,7 @@ class Fault(NamedTuple):
     detail: str
 
 
-def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
+def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
     """Returns the first violation of RFC 9112, sections 2.3, 3.2 and 6.1, or None.
 
     Args:
@@ -55,5 +55,5 @@ def _authority(url: bytes) -> bytes:
     return rest.partition(b"/")[0].partition(b"?")[0] if is_absolute else b""
 
 
-def _bad_request(detail: str) -> Fault:
-    return Fault(400, "Bad Request", detail)
+def _bad_request(detail: str) -> Refusal:
+    return Refusal(400, "Bad Request", detail)

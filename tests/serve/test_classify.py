@@ -198,7 +198,7 @@ def test_csv_has_a_column_for_each_class(tree: Path, tmp_path: Path) -> None:
     assert header == ["file", "error", *[f"{name}_{rank}" for rank in (1, 2) for name in columns]]
     assert (status, first[0], first[1]) == (1, str(odd), "")
     assert float(first[4]) >= float(first[7]) > 0
-    assert (second[1].startswith("The file is not a picture"), second[2:]) == (True, [""] * 6)
+    assert (second[1].startswith("The file is not an image"), second[2:]) == (True, [""] * 6)
 
 
 def test_names_that_are_no_text_come_back_as_they_were(tmp_path: Path) -> None:
@@ -264,13 +264,13 @@ def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("form", "content", "words"),
     [
-        ("--jsonl", b"my thesis in one line", "does not begin like jsonl"),
-        ("--jsonl", b"no json\n", "does not begin like jsonl"),
+        ("--jsonl", b"my thesis in one line", "is not a jsonl file of records"),
+        ("--jsonl", b"no json\n", "is not a jsonl file of records"),
         ("--jsonl", b'{"file": "x"}\n', "record 1 is not jsonl"),
         ("--jsonl", b'{"file": "x", "status": 404}\nmy thesis\n', "record 2 is not jsonl"),
-        ("--csv", b"my thesis\n", "does not begin like csv"),
-        ("--csv", b'a "thesis\nin lines', "does not begin like csv"),
-        ("--csv", b'{"file": "x"', "does not begin like csv"),
+        ("--csv", b"my thesis\n", "is not a csv file of records"),
+        ("--csv", b'a "thesis\nin lines', "is not a csv file of records"),
+        ("--csv", b'{"file": "x"', "is not a csv file of records"),
     ],
 )
 def test_a_file_that_is_somebody_elses_is_neither_cut_nor_gone_on_with(

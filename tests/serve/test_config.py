@@ -100,7 +100,7 @@ def test_the_default_file_is_read_where_it_is_there(tmp_path: Path, monkeypatch:
         ("port = 70000", "settings.toml: port='70000': not a whole number from 0 to 65535"),
         ("max_queue = 8", "max_files=32 is more than max_queue=8"),
         ("port = true", "port=True has the wrong type"),
-        ('model = ["a", "b"]', r"model cannot be \['a', 'b'\]"),
+        ('model = ["a", "b"]', r"model=\['a', 'b'\] has the wrong type"),
     ],
 )
 def test_a_mistake_in_a_file_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:

@@ -171,7 +171,7 @@ def test_a_python_without_the_packages_says_which_one_has_them(command: list[str
         [sys.executable, "-S", "-m", "serve", *command], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "'make serve' makes .venv/runtime/bin/python, which has all it takes" in done.stderr
+    assert "run 'make serve', or use .venv/runtime/bin/python, which it creates" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

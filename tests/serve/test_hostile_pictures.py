@@ -14,9 +14,9 @@ from PIL import Image
 from benchmarks.harness.processes import ProcessTree
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
 from serve.imaging.claims import require_modest_scans
-from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
+from serve.imaging.decode import ImageLimits, decode, estimate_decoding_pixels, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
-from serve.problems import problem_of
+from serve.problems import problem_from
 from tests.hostile.client import megabytes
 from tests.hostile.pictures import (
     ACCEPTED,
@@ -58,7 +58,7 @@ def test_it_is_refused_in_little_time_and_memory(name: str, capfd: pytest.Captur
         classify(data)
     assert time.thread_time() - started <= MOST_SECONDS
     assert peak_megabytes() - before <= MOST_MEGABYTES
-    problem = problem_of(refusal.value)
+    problem = problem_from(refusal.value)
     assert problem["status"] == status, problem
     assert re.search("the limit|truncated or corrupt", problem["detail"]), problem
     assert capfd.readouterr() == ("", "")  # no library writes past the log
@@ -124,7 +124,7 @@ def test_only_jpegs_that_are_decoded_as_they_are_read_count_for_less() -> None:
     assert plain[header + 4] == 3  # components in its only scan
     apart = plain[: header + 4] + b"\1" + plain[header + 5 :]
     grey = encoded(Image.new("L", (1024, 1024)), format="JPEG")
-    counts = [decoding_pixels(open_image(data, SPEC, LIMITS), SPEC) for data in (plain, grey, apart)]
+    counts = [estimate_decoding_pixels(open_image(data, SPEC, LIMITS), SPEC) for data in (plain, grey, apart)]
     assert counts == [1024**2 // 4, 1024**2 // 4, 1024**2]
 
 

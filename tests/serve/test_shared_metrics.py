@@ -12,7 +12,7 @@ import pytest
 
 from serve.config.settings import ROOT
 from serve.observability import shared_metrics as shared
-from serve.observability.shared_metrics import clear_gauges, has_shared_files, shared_metrics, use_unshared_metrics
+from serve.observability.shared_metrics import check_shared_files, clear_gauges, shared_metrics, use_unshared_metrics
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -42,7 +42,7 @@ def test_files_are_fully_allocated_beforehand_and_removed_afterwards(parents: tu
         assert len(files) == 12
         for file in files:
             assert file.stat().st_blocks * 512 >= file.stat().st_size == 256 * 1024
-        assert has_shared_files(2)
+        assert check_shared_files(2)
     assert counted_in() is None
     assert not list(parents[0].iterdir())
 
@@ -124,7 +124,7 @@ def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
     try:
         with shared_metrics(2):
             assert counted_in() is None
-            assert not has_shared_files(0)
+            assert not check_shared_files(0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
     assert not [path for parent in parents for path in parent.iterdir()]
@@ -148,8 +148,8 @@ def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: py
         folder = counted_in()
         assert folder
         (folder / "counter_1.db").unlink()
-        assert has_shared_files(0)
-        assert not has_shared_files(1)
+        assert check_shared_files(0)
+        assert not check_shared_files(1)
         os.environ[VARIABLE] = str(folder)  # as in the supervisor
     assert "worker 2 no longer shares its metrics" in caplog.text
 

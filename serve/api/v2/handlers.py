@@ -14,7 +14,7 @@ from serve.api.pipeline import Pipeline
 from serve.api.upload import read_body
 from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
 from serve.errors import UnknownModel, UnsupportedBody
-from serve.model.classifier import Classified, Job, Prepared
+from serve.model.classifier import Classified, Opened, Prepared
 from serve.scheduling.scheduler import Outcome
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -67,9 +67,9 @@ class InferenceHandlers:
     async def infer(self, request: Request) -> Response:
         self._require_model(request)
         pipeline = self._pipeline
-        async with pipeline.admitted() as (in_flight, upload):
+        async with pipeline.admit() as (in_flight, upload):
             started = time.monotonic()
-            seconds = pipeline.timeout_of(request)
+            seconds = pipeline.request_timeout(request)
             if request.headers.get("content-encoding", "identity").lower() != "identity":
                 raise UnsupportedBody("The body is compressed, which is not supported; send it uncompressed.")
             chunks = upload.limit_rate(request.stream())
@@ -93,7 +93,7 @@ class InferenceHandlers:
         async with until(deadline):
             inference = await self._pipeline.header_checks.check(parse_request, length_header, body, self._signature)
             # One bad image fails the request, because the protocol has one answer for all of them.
-            jobs: list[Job | Prepared] = [await self._pipeline.open(each, 1, alone=False) for each in inference.images]
+            jobs: list[Opened | Prepared] = [await self._pipeline.open(one, 1, alone=False) for one in inference.images]
         jobs += [Prepared(row, 1, {}) for row in inference.rows]
         return inference, await self._pipeline.compute(jobs, deadline)
 

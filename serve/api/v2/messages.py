@@ -31,10 +31,10 @@ OUTPUT: Final = "logits"
 VERSION: Final = "1"  # of the model; there is one
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 # Reading JSON holds the GIL, and so stops the event loop, for a time that grows with the number of values. The limits
-# allow `MAX_JSON_ROWS` tensors and `_MORE_PARTS` other values. The 150,528 values of one image take 3 MB.
+# allow `MAX_JSON_ROWS` tensors and `_MAX_OTHER_VALUES` other values. The 150,528 values of one image take 3 MB.
 MAX_JSON_BYTES: Final = 8 * 2**20
 MAX_JSON_ROWS: Final = 4
-_MORE_PARTS: Final = 1000
+_MAX_OTHER_VALUES: Final = 1000
 _MAX_ID_CHARACTERS: Final = 1024
 _SIGNIFICANT_DIGITS: Final = 9  # enough to restore the same FP32
 
@@ -169,18 +169,18 @@ def _split(length_header: str | None, body: bytes, signature: Signature) -> tupl
             "counted."
         )
     brackets = body.count(b"[", 0, length) + body.count(b"{", 0, length)
-    most = MAX_JSON_ROWS * (1 + 3 + 3 * signature.side) + _MORE_PARTS
+    most = MAX_JSON_ROWS * (1 + 3 + 3 * signature.side) + _MAX_OTHER_VALUES
     if brackets > most:
         raise BadTensor(f"The request has {brackets} lists and objects; the limit is {most}.")
     values = body.count(b",", 0, length)
-    most = MAX_JSON_ROWS * 3 * signature.side**2 + _MORE_PARTS
+    most = MAX_JSON_ROWS * 3 * signature.side**2 + _MAX_OTHER_VALUES
     if values > most:
         raise UploadTooLarge(
             f"The request has more than {most} values in JSON, the limit; binary tensors are not counted."
         )
     keys = body.count(b":", 0, length)
-    if keys > _MORE_PARTS:
-        raise BadTensor(f"The request has {keys} keys; the limit is {_MORE_PARTS}.")
+    if keys > _MAX_OTHER_VALUES:
+        raise BadTensor(f"The request has {keys} keys; the limit is {_MAX_OTHER_VALUES}.")
     try:
         # Decoded here, because json.loads would let surrogates through, at the cost of an exception each.
         text = str(memoryview(body)[:length], "utf-8-sig")
