@@ -112,7 +112,7 @@ def test_tensors_give_what_pictures_give(
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
-def test_classification_names_what_upload_names(
+def test_classification_names_the_same_classes_as_upload(
     client: Any, model: str, server: ServerProcess, photos: dict[str, bytes], binary: bool
 ) -> None:
     encoded = list(photos.values())

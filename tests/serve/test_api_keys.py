@@ -54,7 +54,7 @@ def test_a_key_of_the_file_opens(client: TestClient, cat: bytes, headers: dict[s
         ({"X-API-Key": "first-key second-key"}, "not one of those"),
     ],
 )
-def test_anything_else_is_401_and_told_what_is_wanted(
+def test_any_other_key_gets_a_401_that_says_what_is_needed(
     client: TestClient, cat: bytes, headers: dict[str, str], words: str
 ) -> None:
     answer = upload(client, cat, **headers)
@@ -151,7 +151,7 @@ def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
         keys.require(b"third-key")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_key(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbffirst-key\r\nsecond-key\r\n")
     keys = KeyFile(file)
     keys.require(b"first-key")
@@ -178,7 +178,7 @@ def put_too_many(path: Path) -> None:
     ("put", "why"),
     [(put_pipe, "not a regular file"), (put_zeros, "not a regular file"), (put_too_many, "more than 1048576 bytes")],
 )
-def test_what_takes_the_files_place_while_serving_is_neither_waited_for_nor_read_for_ever(
+def test_a_pipe_or_device_in_place_of_the_file_is_not_read(
     client: TestClient, file: Path, cat: bytes, caplog: pytest.LogCaptureFixture, put: Any, why: str
 ) -> None:
     assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 200
@@ -203,7 +203,7 @@ def test_what_takes_the_files_place_while_serving_is_neither_waited_for_nor_read
     assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401
 
 
-def test_a_file_without_keys_is_looked_at_once_and_told_of_again_when_it_is_gone_again(
+def test_a_keyless_file_is_read_once_and_each_change_is_logged_once(
     file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = KeyFile(file)
@@ -233,9 +233,7 @@ def test_comments_are_found_in_time_that_grows_with_the_file(file: Path, line: s
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "No such file"), (b"# none\n", "it contains no key"), (b"\xff", "not UTF-8")]
 )
-def test_a_server_does_not_start_without_the_keys_it_was_told_of(
-    tmp_path: Path, content: bytes | None, words: str
-) -> None:
+def test_an_unusable_key_file_stops_the_start(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "keys"
     if content is not None:
         path.write_bytes(content)

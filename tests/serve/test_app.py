@@ -179,19 +179,19 @@ def test_a_body_of_unknown_length_is_asked_for_one(client: TestClient) -> None:
         (JPEG, b"", 400, ["empty"]),
     ],
 )
-def test_a_body_that_is_no_upload_is_a_problem(
+def test_a_body_that_is_not_an_upload_is_a_problem(
     client: TestClient, media_type: str, body: bytes, status: int, words: list[str]
 ) -> None:
     headers = {"Content-Type": media_type} if media_type else {}
     assert_problem(client.post("/upload", content=body, headers=headers), status, *words)
 
 
-def test_a_form_without_the_part_says_what_it_has_instead(client: TestClient, cat: bytes) -> None:
+def test_a_form_without_the_file_part_lists_its_parts(client: TestClient, cat: bytes) -> None:
     answer = client.post("/upload", files={"image": ("cat.jpg", cat)}, data={"note": "hi"})
     assert_problem(answer, 400, "'file'", "'image'", "'note'", "With curl: -F 'file=@cat.jpg'")
 
 
-def test_a_name_sent_in_place_of_the_file_is_told_from_a_bad_picture(client: TestClient) -> None:
+def test_a_file_name_instead_of_a_file_gets_its_own_message(client: TestClient) -> None:
     answer = client.post("/upload", files={"file": (None, b"dog.jpg")})
     assert_problem(answer, 400, "the text 'dog.jpg', not a file", "-F 'file=@dog.jpg'")
 
@@ -232,7 +232,7 @@ def test_unknown_routes_and_methods_are_problems(client: TestClient) -> None:
     assert_problem(client.delete("/"), 405, "DELETE")
 
 
-def test_the_model_card_is_what_the_file_says_of_itself(client: TestClient, classifier: Classifier) -> None:
+def test_the_model_card_is_the_files_metadata(client: TestClient, classifier: Classifier) -> None:
     card = client.get("/model").json()
     assert card["name"] == "tiny"
     assert re.fullmatch("[0-9a-f]{64}", card["sha256"])
@@ -373,7 +373,7 @@ def test_each_request_is_one_line_in_the_access_log(
     json.dumps(fields)
 
 
-def test_server_timing_is_told_where_switched_on(client_for: ClientFor, cat: bytes) -> None:
+def test_server_timing_is_sent_if_switched_on(client_for: ClientFor, cat: bytes) -> None:
     assert "server-timing" not in post_file(client_for(), cat).headers
     timed = client_for(server_timing=True)
     stages = dict(re.findall(r"(\w+);dur=([0-9.]+)", post_file(timed, cat).headers["server-timing"]))
@@ -384,7 +384,7 @@ def test_server_timing_is_told_where_switched_on(client_for: ClientFor, cat: byt
 
 
 @pytest.mark.parametrize(("length", "status"), [(None, 200), (5000, 422)])
-def test_the_stages_in_the_log_are_those_that_the_client_is_told(
+def test_the_stages_in_the_log_equal_those_in_server_timing(
     client_for: ClientFor, cat: bytes, caplog: pytest.LogCaptureFixture, length: int | None, status: int
 ) -> None:
     caplog.set_level(logging.INFO, "serve.access")
@@ -408,7 +408,7 @@ def test_the_stages_in_the_log_are_those_that_the_client_is_told(
         ({"Sec-Fetch-Site": "same-origin"}, False),
     ],
 )
-def test_server_timing_is_told_to_the_own_page(
+def test_server_timing_is_sent_to_the_servers_own_page(
     client: TestClient, cat: bytes, headers: dict[str, str], told: bool
 ) -> None:
     assert ("server-timing" in post_file(client, cat, headers=headers).headers) == told
@@ -448,7 +448,7 @@ def test_a_deadline_that_passes_is_a_504_whether_the_servers_or_the_clients_own(
     assert post_file(client, cat).status_code == 200
 
 
-def test_a_full_queue_is_a_429_that_says_when_to_come_back(
+def test_a_full_queue_is_a_429_with_retry_after(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -480,7 +480,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
     assert gate.inferences == 3
 
 
-def test_pictures_that_wait_for_their_header_check_are_bounded_too(
+def test_images_waiting_for_their_header_check_are_limited_too(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     png = (PICTURES / "rgb.png").read_bytes()
@@ -504,7 +504,7 @@ def test_pictures_that_wait_for_their_header_check_are_bounded_too(
         assert first.result(10).status_code == 200
 
 
-def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
+def test_an_invalid_image_is_refused_while_another_is_computed(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image fails its header check before it is queued."""
@@ -518,7 +518,7 @@ def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
         assert first.result(10).status_code == 200
 
 
-def test_large_photographs_are_decoded_at_a_reduced_scale_unless_told_otherwise(
+def test_large_photographs_are_decoded_at_a_reduced_scale_by_default(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []

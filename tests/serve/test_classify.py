@@ -201,7 +201,7 @@ def test_csv_has_a_column_for_each_class(tree: Path, tmp_path: Path) -> None:
     assert (second[1].startswith("The file is not an image"), second[2:]) == (True, [""] * 6)
 
 
-def test_names_that_are_no_text_come_back_as_they_were(tmp_path: Path) -> None:
+def test_names_that_are_not_text_are_written_unchanged(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff\xfe.jpg"
     Path(os.fsdecode(path)).write_bytes((PHOTOS / "cat.jpg").read_bytes())
     for form in ("--jsonl", "--csv", "--table"):
@@ -273,9 +273,7 @@ def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) 
         ("--csv", b'{"file": "x"', "is not a csv file of records"),
     ],
 )
-def test_a_file_that_is_somebody_elses_is_neither_cut_nor_gone_on_with(
-    tmp_path: Path, form: str, content: bytes, words: str
-) -> None:
+def test_an_output_of_another_program_is_left_unchanged(tmp_path: Path, form: str, content: bytes, words: str) -> None:
     other = tmp_path / "other"
     other.write_bytes(content)
     status, _, error = classify(PHOTOS / "cat.jpg", form, "--output", other, "--resume")
@@ -317,7 +315,7 @@ def test_problems_of_the_earlier_run_count_for_the_exit_status(tmp_path: Path, f
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_the_first_record_is_no_success(tmp_path: Path, number: int) -> None:
+def test_a_signal_before_the_first_record_is_not_a_success(tmp_path: Path, number: int) -> None:
     (tmp_path / "onnxruntime.py").write_text(SLOW_IMPORT)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with subprocess.Popen(
@@ -342,7 +340,7 @@ except BaseException:
 """
 
 
-def test_ctrl_c_ends_it_between_two_records_and_says_so(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_run_between_two_records_and_is_reported(tmp_path: Path) -> None:
     folder, output = tmp_path / "many", tmp_path / "output.jsonl"
     folder.mkdir()
     for number in range(3000):
@@ -368,7 +366,7 @@ def test_ctrl_c_ends_it_between_two_records_and_says_so(tmp_path: Path) -> None:
     assert 0 < len(text.splitlines()) < 3000
 
 
-def test_whoever_stops_reading_ends_it_quietly(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_ends_the_run_without_an_error(tmp_path: Path) -> None:
     for number in range(300):
         (tmp_path / f"{number}.jpg").symlink_to(PHOTOS / "cat.jpg")
     command = [*COMMAND, str(tmp_path)]
@@ -434,7 +432,7 @@ def test_a_record_is_printed_when_it_is_ready_and_not_when_the_list_goes_on() ->
         assert process.wait(60) == 128 + signal.SIGTERM
 
 
-def test_a_list_may_hold_names_that_are_no_text_and_be_of_print0(tmp_path: Path) -> None:
+def test_a_list_may_have_names_that_are_not_text_and_nul_separators(tmp_path: Path) -> None:
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.jpg")
     Path(odd).symlink_to(PHOTOS / "cat.jpg")
     for paths, end in (([odd, "none.jpg"], "\0"), ([odd.replace("\n", ""), "none.jpg"], "\n")):
@@ -445,7 +443,7 @@ def test_a_list_may_hold_names_that_are_no_text_and_be_of_print0(tmp_path: Path)
     assert list(parse_file_list([b"a\nb\n", b"c\0d"])) == ["a", "b", "c", "d"]
 
 
-def test_a_list_that_is_none_is_refused_soon_and_bounded() -> None:
+def test_input_without_separators_is_refused_early() -> None:
     chunks = iter([b"a" * 1000] * 1000)
     with pytest.raises(ConfigError, match="standard input: a name of more than 65536 bytes"):
         list(parse_file_list(chunks))
@@ -471,14 +469,14 @@ def test_a_name_that_is_too_long_for_the_system_is_its_own_record() -> None:
     assert records(printed)[0]["detail"] == "The file cannot be read: file name too long."
 
 
-def test_a_byte_order_mark_before_a_list_is_no_part_of_its_first_name() -> None:
+def test_a_byte_order_mark_before_a_list_is_not_part_of_its_first_name() -> None:
     for chunks in ([b"\xef\xbb\xbfa\nb\n"], [b"\xef", b"\xbb\xbf", b"a\nb"], [b"\xef\xbb\xbfa\0b\0"]):
         assert list(parse_file_list(chunks)) == ["a", "b"]
     assert list(parse_file_list([b"\xef\xbb\xbf"])) == []
     assert list(parse_file_list([])) == []
 
 
-def test_an_output_inside_the_folder_is_no_record_of_itself(tree: Path) -> None:
+def test_an_output_inside_the_folder_is_not_classified(tree: Path) -> None:
     output = tree / "a" / "0.jsonl"
     for arguments in ([], ["--resume"]):
         status, _, summary = classify(tree / "a", "--output", output, *arguments)
@@ -489,17 +487,17 @@ def test_an_output_inside_the_folder_is_no_record_of_itself(tree: Path) -> None:
     assert found == ["0.jsonl", "10.png"]
 
 
-def test_an_empty_file_is_told_so_without_http(tmp_path: Path) -> None:
+def test_an_empty_file_is_reported_without_advice_for_http(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     status, printed, _ = classify(tmp_path)
     assert (status, records(printed)[0]["detail"]) == (1, "The file is empty.")
 
 
-def test_a_folder_without_files_is_told_so(tmp_path: Path) -> None:
+def test_a_folder_without_files_is_reported(tmp_path: Path) -> None:
     assert classify(tmp_path) == (0, "", "no files found\n")
 
 
-def test_the_form_is_that_of_the_outputs_name(tmp_path: Path) -> None:
+def test_the_format_follows_the_output_suffix(tmp_path: Path) -> None:
     odd = tmp_path / "a\rb.jpg"
     odd.symlink_to(PHOTOS / "cat.jpg")
     for suffix, begins in ((".csv", "file,error,"), (".jsonl", '{"file": '), (".txt", '{"file": ')):
@@ -579,7 +577,7 @@ def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(
     assert (status, error) == (2, "serve: --evaluate counts only what this run classifies; leave out --resume\n")
 
 
-def test_an_unknown_command_is_told_those_there_are() -> None:
+def test_an_unknown_command_lists_the_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "serve", "clasify", "x"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -126,7 +126,7 @@ def test_streams_and_intra_op_threads_stay_within_the_cpus_that_are_there() -> N
     assert (plan.budget.count, plan.streams, plan.intra_op_threads) == (1, 1, 1)
 
 
-def test_the_effective_settings_are_told_with_their_sources(tmp_path: Path) -> None:
+def test_config_prints_each_setting_with_its_source(tmp_path: Path) -> None:
     path = tmp_path / "settings.toml"
     path.write_text("max_files = 3\nport = 6000\n")
     environment = {**os.environ, "SERVE_CONFIG": str(path), "SERVE_EXIF_ORIENTATION": "off"}
@@ -146,7 +146,7 @@ def test_the_effective_settings_are_told_with_their_sources(tmp_path: Path) -> N
     assert done.stderr == "serve: --max-files='0': not a whole number from 1 to 10000\n"
 
 
-def test_settings_that_nobody_reads_to_the_end_are_no_error() -> None:
+def test_config_survives_a_closed_output_pipe() -> None:
     command = f"{sys.executable} -m serve config | true"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -165,7 +165,7 @@ def test_a_misspelt_variable_is_named_in_one_line() -> None:
     assert warnings == ["unknown setting SERVE_QUX in the environment"]
 
 
-def test_what_kubernetes_tells_pods_of_services_is_no_misspelt_setting() -> None:
+def test_kubernetes_service_variables_are_not_reported_as_unknown() -> None:
     """For Services named "serve" and "serve-model": https://kubernetes.io/docs/concepts/services-networking/service."""
     links: dict[str, str] = {}
     for service in ("SERVE", "SERVE_MODEL"):
@@ -191,7 +191,7 @@ def test_execution_providers_have_short_names(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " , ", "cu da,cp-u"])
-def test_what_is_no_execution_provider_is_named(text: str) -> None:
-    words = "(empty|is not an execution provider such as cuda or cpu)"
+def test_an_invalid_execution_provider_is_named(text: str) -> None:
+    words = "(must not be empty|is not an execution provider such as cuda or cpu)"
     with pytest.raises(ConfigError, match=f"SERVE_PROVIDERS=.*{words}"):
         load_config([], {"SERVE_PROVIDERS": text})

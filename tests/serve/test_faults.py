@@ -26,9 +26,7 @@ def classify(url: str, cat: bytes) -> int:
     return httpx2.post(f"{url}/upload", files={"file": ("cat.jpg", cat)}, timeout=30).status_code
 
 
-def test_a_model_file_that_turns_to_rubbish_is_served_from_memory_and_refused_at_the_next_start(
-    tmp_path: Path, cat: bytes
-) -> None:
+def test_a_model_file_corrupted_while_serving_matters_only_at_the_next_start(tmp_path: Path, cat: bytes) -> None:
     model = tmp_path / "model.onnx"
     shutil.copy(TINY_MODEL, model)
     with running_server(sys.executable, *FLAGS, str(model)) as server:
@@ -93,7 +91,7 @@ time.time_ns = lambda: int(1e9 * time.time())
 """
 
 
-def test_a_clock_that_jumps_ends_no_request_and_no_connection(tmp_path: Path, cat: bytes) -> None:
+def test_a_clock_jump_ends_no_request_and_no_connection(tmp_path: Path, cat: bytes) -> None:
     (tmp_path / "sitecustomize.py").write_text(OTHER_CLOCK)
     off = tmp_path / "off"
     off.write_text("0")
@@ -169,7 +167,7 @@ def restrict(server: ServerProcess, cpus: set[int]) -> None:
         os.sched_setaffinity(int(task.name), cpus)
 
 
-def test_a_batch_of_32_delays_a_neighbours_single_picture_by_little(cat: bytes) -> None:
+def test_a_batch_of_32_delays_another_clients_single_image_only_a_little(cat: bytes) -> None:
     with running_server(sys.executable, *FLAGS, str(TINY_MODEL), "--threads", "1") as server:
         large = (ROOT / "tests" / "data" / "photos" / "coffee.jpg").read_bytes()
         finished: dict[str, float] = {}

@@ -71,7 +71,7 @@ def test_a_target_that_is_mistyped_is_named_with_the_way_to_the_others(tree: Pat
     assert errors.splitlines()[0] == "There is no target 'sevre'. Run make without a target to list them."
 
 
-def test_a_python_that_is_too_old_says_so_and_how_to_name_another(tree: Path, tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_is_refused_with_how_to_choose_another(tree: Path, tmp_path: Path) -> None:
     old = stand_in_python(tmp_path / "python3.8", "sys.version_info = (3, 8, 18, 'final', 0)")
     process = make(tree, "serve", f"PYTHON={old}")
     _, log = process.communicate(timeout=60)
@@ -100,7 +100,7 @@ def test_a_python_without_venv_names_the_package_to_install(tree: Path, tmp_path
     assert not (tree / ".venv").exists()
 
 
-def test_without_a_network_an_installation_says_what_it_was_doing_and_what_failed(tree: Path) -> None:
+def test_an_installation_without_a_network_reports_what_failed(tree: Path) -> None:
     (tree / ".venv").unlink()
     settings = {"PIP_INDEX_URL": NOWHERE, "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     process = make(tree, "serve", **settings)
@@ -111,7 +111,7 @@ def test_without_a_network_an_installation_says_what_it_was_doing_and_what_faile
     assert "Traceback" not in log
 
 
-def test_make_serve_without_weights_or_network_serves_the_embedded_model_and_says_so(
+def test_make_serve_without_weights_or_network_serves_the_embedded_model_with_a_warning(
     tree: Path, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -129,7 +129,7 @@ def test_make_serve_without_weights_or_network_serves_the_embedded_model_and_say
     assert "DenseNet-121 is not exported; serving the small embedded model" in log  # the server's own log says it too
 
 
-def test_make_serve_that_insists_on_densenet_says_what_to_do(tree: Path, tmp_path: Path) -> None:
+def test_make_serve_of_densenet_without_weights_says_what_to_do(tree: Path, tmp_path: Path) -> None:
     """The hub's cache is empty and the proxy refuses: the one error names what was tried and WEIGHTS=PATH."""
     environment = {"TORCH_HOME": str(tmp_path), "https_proxy": NOWHERE, "http_proxy": NOWHERE}
     process = make(tree, "serve", "MODEL=densenet121", **environment)
@@ -158,7 +158,7 @@ def test_a_network_that_does_not_answer_is_waited_for_with_a_word(tree: Path, tm
 
 
 @pytest.mark.parametrize(("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder, not a file")])
-def test_weights_that_are_no_file_are_named(tree: Path, weights: str, words: str) -> None:
+def test_weights_that_are_not_a_file_are_named(tree: Path, weights: str, words: str) -> None:
     process = make(tree, "serve", f"WEIGHTS={weights}")
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -203,7 +203,7 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
         (["classify", "--xml", "tests"], "unrecognized arguments: --xml"),
     ],
 )  # fmt: skip
-def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[object], words: str) -> None:
+def test_a_command_that_cannot_run_ends_with_the_reason(arguments: list[object], words: str) -> None:
     status, log = serve(*(["--port", "0", *arguments] if str(arguments[0]).startswith("-") else arguments))
     assert status == 2
     assert words in log[-1]
@@ -228,7 +228,7 @@ def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[obje
     ],
     ids=["-d", "-X POST", "-F image=@", "-F file= without @", "a folder", "no picture", "half a picture"],
 )  # fmt: skip
-def test_an_upload_that_is_none_is_told_what_curl_wants(
+def test_an_invalid_upload_gets_the_correct_curl_command(
     client: TestClient, sent: dict[str, object], status: int, words: str
 ) -> None:
     answer = client.post("/upload", **sent)  # type: ignore[arg-type]
@@ -237,10 +237,10 @@ def test_an_upload_that_is_none_is_told_what_curl_wants(
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/"), ("GET", "/uploads"), ("POST", "/upload/cat.jpg")])
-def test_another_address_is_told_the_right_one(client: TestClient, method: str, path: str) -> None:
+def test_a_wrong_path_gets_the_right_one(client: TestClient, method: str, path: str) -> None:
     assert "POST /upload classifies" in client.request(method, path).json()["detail"]
 
 
-def test_the_server_says_how_to_ask_it_once_it_is_ready() -> None:
+def test_the_start_line_has_a_curl_command() -> None:
     with running_server(sys.executable, "--model", str(TINY_MODEL), "--log-format", "json") as server:
         assert f"try: curl -F 'file=@cat.jpg' {server.url}/upload" in server.log[0]["message"]

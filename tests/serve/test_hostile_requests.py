@@ -11,7 +11,7 @@ from tests.hostile.requests import matches_contract
 from tests.tiny_model import PATH as TINY_MODEL
 
 
-def test_two_thousand_hostile_requests_get_what_the_contract_has_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_thousand_hostile_requests_get_responses_within_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.hostile.__main__.PROBE_SECONDS", 2.0)  # other tests may have the CPUs
     report = hostile(2000, 7, "--model", str(TINY_MODEL))
     assert report.wrong == [], table(report)

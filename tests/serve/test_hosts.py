@@ -81,7 +81,7 @@ def test_a_server_on_loopback_answers_to_loopback_alone(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.7", "server.invalid"])
-def test_a_server_on_a_network_answers_to_any_unless_told(address: str) -> None:
+def test_a_server_on_a_network_answers_to_any_host_by_default(address: str) -> None:
     assert all(host in AllowedHosts((), address) for host in ["", *LOOPBACK, *ELSEWHERE])
     hosts = AllowedHosts(("Example.org.", "*.example.net"), address)
     for host in ("example.org:443", "EXAMPLE.ORG", "a.example.net", "a.b.example.net:80", "10.1.2.3:5000", "[::1]", ""):
@@ -149,7 +149,7 @@ def test_a_listed_page_may_read_the_headers_it_needs(client_for: ClientFor) -> N
     assert exposed == {"X-Request-ID", "Retry-After", "Server-Timing", "Inference-Header-Content-Length"}
 
 
-def test_a_host_that_is_not_served_is_told_the_setting(client_for: ClientFor) -> None:
+def test_a_host_that_is_not_served_gets_a_403_that_names_the_setting(client_for: ClientFor) -> None:
     client = client_for(allowed_hosts=("example.org",))
     assert client.get("/livez", headers={"Host": "example.org"}).status_code == 200
     answer = client.get("/livez", headers={"Host": "evil.example", "Origin": "http://evil.example"})

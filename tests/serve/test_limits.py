@@ -30,7 +30,7 @@ def chunked(body: bytes) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("send", [bytes, chunked], ids=["with a length", "chunked"])
 @pytest.mark.parametrize(("more", "status"), [(0, 200), (-1, 413)])
-def test_a_body_may_have_just_as_many_bytes_as_the_setting_says(
+def test_a_body_may_have_as_many_bytes_as_the_setting_and_no_more(
     client_for: ClientFor, cat: bytes, send: Any, more: int, status: int
 ) -> None:
     client = client_for(max_request_bytes=len(cat) + more)
@@ -39,7 +39,7 @@ def test_a_body_may_have_just_as_many_bytes_as_the_setting_says(
 
 @pytest.mark.parametrize("send", [bytes, chunked], ids=["with a length", "chunked"])
 @pytest.mark.parametrize(("more", "status"), [(0, 200), (-1, 413)])
-def test_so_may_that_of_an_inference_request(
+def test_an_inference_body_has_the_same_limit(
     client_for: ClientFor, cat: bytes, send: Any, more: int, status: int
 ) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(cat) + 4}}

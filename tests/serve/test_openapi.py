@@ -180,7 +180,7 @@ def test_every_route_is_documented_and_no_other(client: TestClient) -> None:
     assert set(HANDLERS) == {path for path, _ in routes}
 
 
-def test_every_documented_status_is_what_the_server_answers(driver: Driver, keys: Path) -> None:
+def test_the_server_answers_with_every_documented_status(driver: Driver, keys: Path) -> None:
     """Except for the responses of connections, which the next test covers."""
     asked = 0
     for path, method, status, response in list(documented(driver.client_for(api_keys_file=keys))):
@@ -211,7 +211,7 @@ def test_every_documented_status_is_what_the_server_answers(driver: Driver, keys
         (503, ("--max-connections", "1", "--max-decode-ms", "5000"), b"%s %s HTTP/1.1\r\n\r\n"),
     ],
 )
-def test_what_answers_connections_answers_them_wherever_they_go(
+def test_connection_errors_are_documented_for_every_operation(
     client: TestClient, status: int, flags: tuple[str, ...], sent: bytes
 ) -> None:
     document = client.get("/openapi.json").json()
@@ -334,7 +334,7 @@ def test_generators_of_clients_find_names_and_whole_schemas(client: TestClient) 
     assert all("$ref" in each for each in results["items"]["oneOf"])
 
 
-def test_examples_have_what_their_schemas_require(client: TestClient) -> None:
+def test_examples_have_the_entries_of_their_schemas(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     shown = [each for each in nodes(document["paths"]) if "example" in each]
     assert len(shown) == 5
@@ -344,7 +344,7 @@ def test_examples_have_what_their_schemas_require(client: TestClient) -> None:
         assert set(schema["required"]) <= each["example"].keys() <= schema["properties"].keys()
 
 
-def test_the_limits_of_json_are_told(client: TestClient) -> None:
+def test_the_limits_of_json_are_documented(client: TestClient) -> None:
     infer = client.get("/openapi.json").json()["paths"]["/v2/models/{name}/infer"]["post"]
     assert "8388608 bytes and as many values as 4 tensors" in infer["description"]
     assert "`file`" not in infer["responses"]["400"]["description"]
@@ -372,7 +372,7 @@ def test_limits_and_keys_are_this_servers_own(client_for: ClientFor, keys: Path)
     assert set(guarded["components"]["securitySchemes"]) == {"bearer", "apiKey"}
 
 
-def test_docs_is_a_page_that_needs_no_other_host_and_no_script(client: TestClient) -> None:
+def test_docs_is_a_page_without_scripts_and_other_hosts(client: TestClient) -> None:
     answer = client.get("/docs")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     policy = answer.headers["content-security-policy"]

@@ -96,9 +96,7 @@ def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     assert (status, "1 from the earlier run" in summary) == (0, True), summary
 
 
-def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_omits_a_lock_holder_in_another_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in another container, whose lock holds but is not in this one's /proc/locks."""
     path = tmp_path / "output"
     read_text = Path.read_text
@@ -114,7 +112,7 @@ def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_written_to_and_that_is_said(
+def test_a_file_system_without_locks_is_written_to_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     def no_locks(descriptor: int, operation: int) -> None:
@@ -131,14 +129,14 @@ def test_a_file_system_without_locks_is_written_to_and_that_is_said(
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
-def test_devices_are_everybodys(device: str) -> None:
+def test_devices_are_not_locked(device: str) -> None:
     with run("--output", device) as (first, listed):
         assert classify(CAT, "--output", device)[0] == 0
         listed.close()
         assert first.wait(PATIENCE) == 0
 
 
-def test_a_pipe_is_written_to_as_ever(tmp_path: Path) -> None:
+def test_a_pipe_can_be_written_but_not_resumed(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen([*COMMAND, str(CAT), "--output", str(pipe)], cwd=ROOT) as process:
@@ -167,9 +165,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_lines_of_json_that_somebody_meddled_with_are_refused_soon_and_left_as_they_are(
-    tmp_path: Path, what: str
-) -> None:
+def test_a_modified_jsonl_output_is_refused_unchanged(tmp_path: Path, what: str) -> None:
     refuse(tmp_path / "output", GOOD, TAMPERED[what], "jsonl")
 
 
@@ -190,9 +186,7 @@ def header() -> str:
         ("length", "a" * LONG + "\n"),
     ],
 )
-def test_rows_of_csv_that_somebody_meddled_with_are_refused_soon_and_left_as_they_are(
-    tmp_path: Path, what: str, row: str
-) -> None:
+def test_a_modified_csv_output_is_refused_unchanged(tmp_path: Path, what: str, row: str) -> None:
     refuse(tmp_path / "output", header() + "x,," + "," * 14 + "\n", row, "csv")
 
 
@@ -218,7 +212,7 @@ def test_a_thousand_lines_within_quotes_are_one_record_read_in_a_moment(tmp_path
     assert time.monotonic() - started < 5
 
 
-def test_what_was_tampered_with_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:
+def test_a_modified_output_ends_the_command_with_status_2_and_one_line(tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.write_text(TAMPERED["depth"])
     status, printed, error = classify(CAT, "--output", output, "--resume")
@@ -227,7 +221,7 @@ def test_what_was_tampered_with_ends_the_command_with_2_and_one_line(tmp_path: P
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_what_an_interruption_left_is_cut_off_though_what_follows_is_shorter(tmp_path: Path, form: str) -> None:
+def test_an_incomplete_record_is_cut_off_even_if_a_shorter_one_follows(tmp_path: Path, form: str) -> None:
     whole, output = tmp_path / f"whole.{form}", tmp_path / f"output.{form}"
     assert classify(CAT, COFFEE, "--output", whole, "--top-k", "1")[0] == 0
     lines = whole.read_bytes().splitlines(keepends=True)

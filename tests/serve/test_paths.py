@@ -136,7 +136,7 @@ def test_paths_with_control_characters_are_counted_as_no_route(client: TestClien
     assert 'code="404",route="/' not in text
 
 
-def test_what_is_refused_before_it_is_routed_is_counted_on_its_route(client_for: ClientFor, tmp_path: Path) -> None:
+def test_requests_refused_before_routing_are_counted_on_their_route(client_for: ClientFor, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("key\n")
     client = client_for(api_keys_file=keys)

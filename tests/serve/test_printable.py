@@ -28,7 +28,7 @@ def test_printable_text_stays_as_it_is(text: str) -> None:
         ("\udc9b", "\\udc9b"),  # a byte of a file name that is not UTF-8
     ],
 )
-def test_what_is_not_printable_is_escaped(character: str, escaped: str) -> None:
+def test_unprintable_characters_are_escaped(character: str, escaped: str) -> None:
     assert printable(f"a{character}b") == f"a{escaped}b"
 
 

@@ -61,7 +61,7 @@ def start_and_fail(*flags: str, environment: dict[str, str] | None = None) -> tu
     return done.returncode, done.stderr, time.perf_counter() - started
 
 
-def test_the_start_up_line_says_which_limit_decided_on_the_cpus(tiny_model: Path) -> None:
+def test_the_start_up_line_names_the_smallest_cpu_limit(tiny_model: Path) -> None:
     one = str(min(os.sched_getaffinity(0)))
     command = ["taskset", "--cpu-list", one, sys.executable]
     process = subprocess.Popen(

@@ -45,7 +45,7 @@ def test_decoding_is_fast_by_default_and_exact_where_asked(
     assert (widths[0] <= 800) == reduced  # libjpeg reduces as it reads
 
 
-def test_pictures_are_turned_upright_unless_told_not_to(client_for: ClientFor) -> None:
+def test_images_are_turned_upright_by_default(client_for: ClientFor) -> None:
     upright, turned = ((PICTURES / f"orientation_{number}.jpg").read_bytes() for number in (1, 6))
 
     def first(client: TestClient, picture: bytes) -> Any:
@@ -63,7 +63,7 @@ def test_pictures_are_turned_upright_unless_told_not_to(client_for: ClientFor) -
         ({"max_frames": 2}, "animated.gif", 200, ""),
     ],
 )
-def test_a_pictures_limits_are_those_of_the_settings(
+def test_an_images_limits_are_those_of_the_settings(
     client_for: ClientFor, setting: dict[str, int], picture: str, status: int, words: str
 ) -> None:
     answer = post(client_for(**setting), (PICTURES / picture).read_bytes())
@@ -72,7 +72,7 @@ def test_a_pictures_limits_are_those_of_the_settings(
 
 
 @pytest.mark.parametrize(("pixels", "status"), [(600 * 500, 200), (600 * 500 - 1, 413)])
-def test_an_image_may_have_just_as_many_pixels_as_the_setting_says(
+def test_an_image_may_have_as_many_pixels_as_the_setting_and_no_more(
     client_for: ClientFor, pixels: int, status: int
 ) -> None:
     buffer = io.BytesIO()

@@ -116,7 +116,7 @@ def test_without_room_in_shared_memory_the_temporary_folder_is_used(
         assert not list(parents[0].iterdir())
 
 
-def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
+def test_without_any_room_metrics_are_not_shared_and_a_warning_is_logged(
     parents: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -132,7 +132,7 @@ def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
     assert "file too large" in caplog.text
 
 
-def test_without_any_folder_metrics_are_not_shared_and_a_warning_says_so(
+def test_without_any_folder_metrics_are_not_shared_and_a_warning_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(shared, "_SHARED_MEMORY", "/nonexistent")

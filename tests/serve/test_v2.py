@@ -85,7 +85,7 @@ def test_classes_of_equal_logits_come_in_the_order_of_the_index() -> None:
     assert ranked == sorted(range(1000), key=lambda number: (-logits[0, number], number))
 
 
-def test_server_and_model_say_what_they_are(client: TestClient) -> None:
+def test_server_and_model_metadata_follow_the_protocol(client: TestClient) -> None:
     assert client.get("/v2").json()["extensions"] == ["binary_tensor_data", "classification"]
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
@@ -138,7 +138,9 @@ def test_several_rows_come_back_in_their_order(client: TestClient, cat: bytes, c
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_classification_names_what_upload_names(client: TestClient, cat: bytes, coffee: bytes, binary: bool) -> None:
+def test_classification_names_the_same_classes_as_upload(
+    client: TestClient, cat: bytes, coffee: bytes, binary: bool
+) -> None:
     raw = framed(cat, coffee)
     outputs = [{"name": "logits", "parameters": {"classification": 3, "binary_data": binary}}]
     answer = infer(client, images(2, parameters={"binary_data_size": len(raw)}) | {"outputs": outputs}, raw)
@@ -161,7 +163,7 @@ def test_classification_names_what_upload_names(client: TestClient, cat: bytes, 
         assert ratio == pytest.approx(top[0]["probability"] / top[1]["probability"], rel=1e-4)
 
 
-def test_a_bad_picture_gets_its_own_status_as_the_protocols_error(client: TestClient, cat: bytes) -> None:
+def test_an_invalid_image_gets_its_own_status_as_the_protocols_error(client: TestClient, cat: bytes) -> None:
     for picture, status, words in (
         (b"text", 415, "accepted format"),
         (cat[:5000], 422, "truncated or corrupt"),
@@ -246,7 +248,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("body", "words"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_a_malformed_request_is_told_what_is_wrong(client: TestClient, body: dict[str, Any], words: str) -> None:
+def test_a_malformed_request_gets_a_message_that_says_why(client: TestClient, body: dict[str, Any], words: str) -> None:
     answer = client.post(INFER, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
     assert_error(answer, 400, words)
     assert len(answer.text) < 500
@@ -266,7 +268,7 @@ def test_a_malformed_request_is_told_what_is_wrong(client: TestClient, body: dic
         (b"1" * 5000, "not JSON"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(client: TestClient, body: bytes, words: str) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(client: TestClient, body: bytes, words: str) -> None:
     assert_error(client.post(INFER, content=body), 400, words)
 
 
@@ -285,7 +287,7 @@ def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> 
         (b"\x01\0\0\0a" * 2, "The shape of 'image' is [1], but it has more elements"),
     ],
 )
-def test_truncated_binary_pictures_are_refused(client: TestClient, raw: bytes, words: str) -> None:
+def test_truncated_binary_images_are_refused(client: TestClient, raw: bytes, words: str) -> None:
     assert_error(infer(client, images(1, parameters={"binary_data_size": len(raw)}), raw), 400, words)
 
 
@@ -299,7 +301,7 @@ def test_binary_floats_have_the_bytes_that_their_shape_takes(client: TestClient)
     assert_error(infer(client, images(1, data=["AAAA"]), b"more"), 400, "4 bytes follow the JSON")
 
 
-def test_values_that_the_model_makes_nothing_of_are_refused(client: TestClient) -> None:
+def test_values_with_non_finite_logits_are_refused(client: TestClient) -> None:
     raw = np.full(GOOD, 3e38, "<f4").tobytes()
     answer = infer(client, floats(1, 3, 224, 224, parameters={"binary_data_size": len(raw)}), raw)
     assert_error(answer, 400, "logits for these values are not finite")
@@ -310,7 +312,7 @@ def test_outputs_are_a_list_or_not_there(client: TestClient, outputs: Any) -> No
     assert_error(infer(client, images(1, data=["AAAA"]) | {"outputs": outputs}), 400, "'outputs' is not a list")
 
 
-def test_no_more_elements_are_made_than_the_shape_says() -> None:
+def test_no_more_elements_are_read_than_the_shape_has() -> None:
     signature = Signature("tiny", 224, (), 32)
     body = b"\0" * (20 * 2**20)
     head = json.dumps(images(1, parameters={"binary_data_size": len(body)})).encode()
@@ -376,7 +378,7 @@ def read_badly(body: bytes) -> None:
     ],
     ids=["surrogates", "names"],
 )
-def test_what_would_hold_python_at_one_piece_is_refused(body: bytes, words: str) -> None:
+def test_json_that_would_hold_the_gil_is_refused(body: bytes, words: str) -> None:
     taken = []
     for _ in range(3):
         began = time.process_time()
@@ -409,7 +411,7 @@ def test_no_request_wants_a_thread_that_is_not_there(
     assert client.get("/readyz").status_code == 200
 
 
-def test_stages_are_told_where_switched_on(client_for: ClientFor, cat: bytes) -> None:
+def test_stages_are_sent_if_switched_on(client_for: ClientFor, cat: bytes) -> None:
     raw = framed(cat)
     body = images(1, parameters={"binary_data_size": len(raw)})
     assert "server-timing" not in infer(client_for(), body, raw).headers
@@ -436,14 +438,14 @@ def test_much_json_and_compressed_bodies_are_refused(client: TestClient) -> None
     assert_error(client.post(INFER, content=b"x", headers={"Content-Encoding": "gzip"}), 415, "compressed")
 
 
-def test_what_says_nothing_may_be_said(client: TestClient, cat: bytes) -> None:
+def test_null_and_empty_fields_are_accepted(client: TestClient, cat: bytes) -> None:
     tensor = images(1, data=[base64.b64encode(cat).decode()], parameters=None)
     body = tensor | {"id": None, "parameters": None, "outputs": [{"name": "logits", "parameters": None}]}
     answer = client.post(INFER, json=body, headers={"Content-Encoding": "Identity"})
     assert logits_of(answer).shape == (1, 1000)
 
 
-def test_other_pictures_than_jpegs_are_taken(client: TestClient) -> None:
+def test_images_other_than_jpegs_are_accepted(client: TestClient) -> None:
     png = (PICTURES / "rgb.png").read_bytes()
     raw = framed(png)
     assert logits_of(infer(client, images(1, parameters={"binary_data_size": len(raw)}), raw)).shape == (1, 1000)
