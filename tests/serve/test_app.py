@@ -455,14 +455,14 @@ def test_a_full_queue_is_a_429_with_retry_after(
     queued = threading.Event()
     original = Scheduler.run
 
-    async def noting(scheduler: Any, jobs: Any, deadline: float) -> Any:
+    async def record_call(scheduler: Any, jobs: Any, deadline: float) -> Any:
         running = asyncio.ensure_future(original(scheduler, jobs, deadline))
         await asyncio.sleep(0)  # it is in the queue as soon as it has begun
         if len(jobs) == 2:
             queued.set()
         return await running
 
-    monkeypatch.setattr(Scheduler, "run", noting)
+    monkeypatch.setattr(Scheduler, "run", record_call)
     client = client_for(max_queue=2, max_files=2, threads=1)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post_file, client, cat)
@@ -524,11 +524,11 @@ def test_large_photographs_are_decoded_at_a_reduced_scale_by_default(
     sizes = []
     original = JpegImageFile.load
 
-    def noting(image: JpegImageFile) -> Any:
+    def record_call(image: JpegImageFile) -> Any:
         sizes.append(image.size)
         return original(image)
 
-    monkeypatch.setattr(JpegImageFile, "load", noting)
+    monkeypatch.setattr(JpegImageFile, "load", record_call)
     large = io.BytesIO()
     Image.open(io.BytesIO(cat)).resize((2000, 1400)).save(large, "JPEG")
     sizes.clear()

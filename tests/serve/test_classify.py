@@ -329,7 +329,7 @@ def test_a_signal_before_the_first_record_is_not_a_success(tmp_path: Path, numbe
         assert process.stderr.read() == ""
 
 
-# Like an extension that replaces any error with its own.
+# Stands for an extension module that turns any exception during its import into ImportError.
 SLOW_IMPORT = """
 import time
 print("importing", flush=True)
@@ -527,10 +527,10 @@ def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -
 def test_a_defect_is_its_own_files_problem(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Classifier.classify
 
-    def broken(self: Classifier, data: bytes, k: int, wide: bool = False) -> Any:
+    def broken(self: Classifier, data: bytes, k: int, all_threads: bool = False) -> Any:
         if data.startswith(b"\x89PNG"):
             raise ZeroDivisionError
-        return original(self, data, k, wide)
+        return original(self, data, k, all_threads)
 
     monkeypatch.setattr(Classifier, "classify", broken)
     paths = [str(PHOTOS / "cat.jpg"), str(PICTURES / "rgb.png"), str(PHOTOS / "cat.jpg")]

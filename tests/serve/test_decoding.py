@@ -1,4 +1,4 @@
-"""Large JPEGs are decoded at a reduced scale: close to the full one and much faster; no other images are."""
+"""Tests that only large JPEGs are decoded at a reduced scale, which is nearly as exact and much faster."""
 
 import io
 import os
@@ -23,7 +23,7 @@ ORIENTATION = 0x0112
 
 
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Detail at every scale down to single pixels, falling off as it does in photographs (1/f), from a seed.
+    """Draws noise with the 1/f spectrum of photographs, from a fixed seed.
 
     As in photographs the colours differ less than the brightness does.
     """
@@ -119,14 +119,14 @@ def test_a_large_jpeg_is_decoded_to_no_more_pixels_than_it_takes(
     sizes: list[tuple[int, int]] = []
     convert = Image.Image.convert
 
-    def noting(image: Image.Image, *arguments: object) -> Image.Image:
+    def record_call(image: Image.Image, *arguments: object) -> Image.Image:
         converted = convert(image, *arguments)  # type: ignore[arg-type]
         sizes.append(converted.size)
         return converted
 
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, "JPEG")
-    monkeypatch.setattr(Image.Image, "convert", noting)
+    monkeypatch.setattr(Image.Image, "convert", record_call)
     prepared(buffer.getvalue(), reduced=True)
     assert sizes == [decoded]
 

@@ -1,4 +1,4 @@
-"""What goes wrong around a running server: its model file, the disk, the clock, signals, CPUs."""
+"""Faults around a running server: a corrupt model file, a full disk, clock jumps, signals, fewer CPUs."""
 
 import ast
 import os
@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_loses_the_log_and_nothing_else(cat: bytes) -> None:
         assert [classify(url, cat) for _ in range(5)] == [200] * 5
         assert httpx2.get(f"{url}/nowhere").status_code == 404
         process.terminate()
-        assert process.wait(30) in (0, 120)  # 120: Python could not flush what it had to say
+        assert process.wait(30) in (0, 120)  # 120: Python could not flush standard output
     finally:
         process.kill()
         process.wait()
@@ -81,7 +81,7 @@ def test_nothing_but_the_log_reads_a_clock_that_can_jump(path: Path) -> None:
     assert not jumping
 
 
-# What a process of this Python imports before all else: a time of day that is so many seconds off.
+# sitecustomize, imported by each Python of this server: shifts the time of day by the seconds in a file.
 OTHER_CLOCK = """
 import os, time
 from pathlib import Path
@@ -103,7 +103,7 @@ def test_a_clock_jump_ends_no_request_and_no_connection(tmp_path: Path, cat: byt
         days = []
         for seconds in (0, 86_400, -30 * 86_400, 3600):
             (tmp_path / "next").write_text(str(seconds))
-            (tmp_path / "next").replace(off)  # at once: the server reads it all the time
+            (tmp_path / "next").replace(off)  # atomically, because the server reads it all the time
             time.sleep(1.2)  # uvicorn looks at the clock for its Date header once a second
             files = [("file", ("cat.jpg", cat))] * 8
             results = client.post("/upload", files=files).json()["results"]
@@ -126,7 +126,7 @@ def test_a_second_sigterm_changes_nothing(cat: bytes) -> None:
         def ask() -> None:
             try:
                 statuses.append(classify(server.url, cat))
-            except httpx2.TransportError:  # it came too late even to be refused
+            except httpx2.TransportError:  # the server had stopped listening
                 statuses.append(0)
 
         threads = [threading.Thread(target=ask) for _ in range(20)]

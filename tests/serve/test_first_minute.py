@@ -1,20 +1,20 @@
-"""What a newcomer sees, waits for and mistypes in the first minute, each with what the project says to it.
+"""Mistakes and waits of a newcomer's first minute, and what the project prints for each.
 
-| they                                              | and get                                                       |
-|---------------------------------------------------|---------------------------------------------------------------|
-| type `make` alone                                 | the targets and settings                                      |
-| have a Python that is too old, or none            | one line with the version wanted and how to name another      |
-| have a Python without venv                        | the package to install                                        |
-| run `python -m serve` with a Python of their own  | the one that has the packages                                 |
-| have no network                                   | what could not be reached; the embedded model in its place    |
-| wait for the network, an installation, a folder   | a line that says for what, before the waiting                 |
-| have no weights, or name a folder or nothing      | what was tried, and WEIGHTS=PATH                              |
-| start it twice                                    | the port that is taken, and the flag for another              |
-| mistype a target                                  | how to see those there are                                    |
-| mistype a flag, or a model's name                 | the mistake in the last line, on a screen that still shows it |
-| name a folder where a file was meant              | that it is a folder, and what takes folders                   |
-| send `-d` for `-F`, `image` for `file`, no `@`    | the words that curl wants                                     |
-| send what is no picture, or to another address    | the formats there are, the address there is                   |
+| the newcomer                                       | gets                                                          |
+|----------------------------------------------------|---------------------------------------------------------------|
+| types `make` alone                                 | the targets and settings                                      |
+| has a Python that is too old, or none              | one line with the version needed and how to choose another    |
+| has a Python without venv                          | the package to install                                        |
+| runs `python -m serve` with another Python         | the Python that has the packages                              |
+| has no network                                     | what could not be reached; the embedded model in its place    |
+| waits for the network, an installation, a folder   | a line first that says what it waits for                      |
+| has no weights, or gives a folder or nothing       | what was tried, and WEIGHTS=PATH                              |
+| starts the server twice                            | the port that is in use, and the flag for another             |
+| mistypes a target                                  | how to list the targets                                       |
+| mistypes a flag, or a model's name                 | the mistake in the last line, on a screen that still shows it |
+| gives a folder instead of a file                   | that it is a folder, and what takes folders                   |
+| sends `-d` for `-F`, `image` for `file`, no `@`    | the correct curl command                                      |
+| sends a file that is no image, or to a wrong path  | the accepted formats, the right path                          |
 """
 
 import os
@@ -40,7 +40,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def stand_in_python(path: Path, changes: str) -> Path:
-    """A Python of which something is different."""
+    """Writes a Python interpreter that first runs `changes`."""
     path.write_text(
         f"#!{sys.executable}\nimport runpy, sys\n{changes}\n"
         "del sys.argv[0]\nsys.path[0] = 'requirements'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -1,4 +1,4 @@
-"""The fuzz targets on their seeds and on what was ever found, without a fuzzer."""
+"""Runs the fuzz targets on their seeds and on earlier findings, without a fuzzer."""
 
 from pathlib import Path
 
@@ -32,9 +32,9 @@ def test_whole_and_truncated_images_give_an_input_or_raise_a_serve_error(path: P
 
 
 def test_a_target_that_lets_another_error_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fuzz.targets.decode", break_)
+    monkeypatch.setattr("fuzz.targets.decode", fail)
     with pytest.raises(ZeroDivisionError):
         TARGETS["picture"](pictures()[0].read_bytes())

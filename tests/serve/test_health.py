@@ -32,7 +32,7 @@ def ask(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[int]:
-    """A port on which one connection gets these bytes, or no answer if there are none."""
+    """Listens on a port and answers one connection with these bytes, or never if there are none; yields the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         held: list[socket.socket] = []
 

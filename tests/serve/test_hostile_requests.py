@@ -1,4 +1,4 @@
-"""A short run of `make hostile`, and that its judge can say no."""
+"""Tests a short run of `make hostile`, and that its verdict can fail."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Who may import whom, read off the source; what the server loads, read off a running interpreter."""
+"""Tests the import rule between the rooms of serve/ on the source, and which packages a running server loads."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ import pytest
 from serve.config.settings import ROOT
 
 SERVE = ROOT / "serve"
-# Each may import what stands in a later row, and itself; those in one row don't know each other.
+# Each row may import from the rows below it and from itself; rooms of one row don't import each other.
 FLOORS = (
     {"__main__"},
     {"commands"},
@@ -43,7 +43,7 @@ def room_of(module: Path) -> str:
 
 
 def imported_by(module: Path) -> set[str]:
-    """Dotted names: of packages, and of what is imported from `serve` with the room it lies in."""
+    """Returns the dotted names that a module imports; names imported from `serve` include their room."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -15,7 +15,7 @@ def started(grace_seconds: float = 30.0) -> Lifecycle:
     return lifecycle
 
 
-async def visit(lifecycle: Lifecycle, seconds: float, body_received: bool = True) -> str:
+async def make_request(lifecycle: Lifecycle, seconds: float, body_received: bool = True) -> str:
     async with lifecycle.track() as one:
         if body_received:
             one.body_received()
@@ -28,13 +28,13 @@ def test_no_request_is_accepted_before_the_start_nor_while_draining() -> None:
         early = Lifecycle(1)
         assert not early.ready
         with pytest.raises(NotReady, match="not loaded yet"):
-            await visit(early, 0)
+            await make_request(early, 0)
         late = started()
         assert late.ready
         assert [late.begin_drain(), late.begin_drain()] == [True, False]
         assert not late.ready
         with pytest.raises(NotReady, match="shutting down"):
-            await visit(late, 0)
+            await make_request(late, 0)
 
     asyncio.run(scenario())
 
@@ -55,8 +55,8 @@ def test_draining_stops_accepting_requests_at_once() -> None:
 def test_draining_waits_for_the_requests_in_flight() -> None:
     async def scenario() -> None:
         lifecycle = started()
-        await visit(lifecycle, 0)
-        inside = [asyncio.ensure_future(visit(lifecycle, seconds)) for seconds in (0.1, 0.2)]
+        await make_request(lifecycle, 0)
+        inside = [asyncio.ensure_future(make_request(lifecycle, seconds)) for seconds in (0.1, 0.2)]
         await asyncio.sleep(0)
         await lifecycle.drain()
         assert all(one.done() for one in inside)
@@ -74,8 +74,8 @@ def test_a_server_without_requests_drains_at_once() -> None:
 def test_a_stalled_upload_is_cancelled_in_time_for_the_others() -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=4)
-        stalled = asyncio.ensure_future(visit(lifecycle, 60, body_received=False))
-        computing = asyncio.ensure_future(visit(lifecycle, 0.5))
+        stalled = asyncio.ensure_future(make_request(lifecycle, 60, body_received=False))
+        computing = asyncio.ensure_future(make_request(lifecycle, 0.5))
         await asyncio.sleep(0)
         started_at = time.monotonic()
         await lifecycle.drain()
@@ -128,7 +128,7 @@ def test_a_short_grace_period_keeps_time_for_refusals_and_last_responses(
 def test_no_request_outlasts_the_grace_period(body_received: bool) -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=1.6)
-        endless = asyncio.ensure_future(visit(lifecycle, 60, body_received))
+        endless = asyncio.ensure_future(make_request(lifecycle, 60, body_received))
         await asyncio.sleep(0)
         started_at = time.monotonic()
         await lifecycle.drain()
@@ -142,7 +142,7 @@ def test_no_request_outlasts_the_grace_period(body_received: bool) -> None:
 def test_cancelling_all_requests_ends_draining() -> None:
     async def scenario() -> None:
         lifecycle = started()
-        endless = asyncio.ensure_future(visit(lifecycle, 60))
+        endless = asyncio.ensure_future(make_request(lifecycle, 60))
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(lifecycle.drain())
         await asyncio.sleep(0)

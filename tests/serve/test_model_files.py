@@ -1,4 +1,4 @@
-"""The model file found by name and variant, and the embedded model."""
+"""Tests that the model file is found by name and variant, and tests the embedded model."""
 
 from dataclasses import replace
 from pathlib import Path

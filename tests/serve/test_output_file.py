@@ -26,7 +26,7 @@ PATIENCE = 60
 
 @contextmanager
 def run(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", IO[str]]]:
-    """A run that still reads its list, and that list."""
+    """Starts a run that waits for more paths on standard input; yields it and its standard input."""
     command = [*COMMAND, "-", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

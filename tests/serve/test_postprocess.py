@@ -47,7 +47,7 @@ def test_the_class_index_has_every_imagenet_class() -> None:
     assert len({label.imagenet_id for label in labels}) == 1000
     content = json.loads((ROOT / "imagenet_class_index.json").read_text())
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    # of the usual file's content, as every Keras and torchvision tutorial has it
+    # SHA-256 of the content of Keras's file, in canonical form
     assert hashlib.sha256(canonical).hexdigest() == "064f533445b64af28920110f37e5bee0270d41f45c1384c25bd2c533dc9dbdb4"
 
 

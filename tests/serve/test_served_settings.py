@@ -34,13 +34,13 @@ def test_decoding_is_fast_by_default_and_exact_where_asked(
     widths = []
     original = Image.Image.resize
 
-    def noting(image: Image.Image, *arguments: Any, **named: Any) -> Image.Image:
+    def record_call(image: Image.Image, *arguments: Any, **named: Any) -> Image.Image:
         widths.append(image.width)
         return original(image, *arguments, **named)
 
     picture = large_jpeg()
     classifier = load_classifier(replace(config, decode=decode))
-    monkeypatch.setattr(Image.Image, "resize", noting)
+    monkeypatch.setattr(Image.Image, "resize", record_call)
     classifier.classify(picture, 1)
     assert (widths[0] <= 800) == reduced  # libjpeg reduces as it reads
 
@@ -85,7 +85,7 @@ def test_the_seconds_of_each_stage_are_its_own(
 ) -> None:
     now = 0.0
 
-    def taking(owner: Any, name: str, seconds: float) -> None:
+    def add_seconds(owner: Any, name: str, seconds: float) -> None:
         original = getattr(owner, name)
 
         def step(*arguments: Any) -> Any:
@@ -96,8 +96,8 @@ def test_the_seconds_of_each_stage_are_its_own(
         monkeypatch.setattr(owner, name, step)
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
-    taking(module, "open_image", 1)
-    taking(module, "decode", 2)
-    taking(module, "to_input", 4)
-    taking(Model, "logits", 8)
+    add_seconds(module, "open_image", 1)
+    add_seconds(module, "decode", 2)
+    add_seconds(module, "to_input", 4)
+    add_seconds(Model, "logits", 8)
     assert classifier.classify(cat, 1).seconds == {"decode": 3, "preprocess": 4, "infer": 8}

@@ -1,4 +1,4 @@
-"""The judges of `make soak` and `make overload`: what they count, and that they can say no."""
+"""Tests the verdicts of `make soak` and `make overload`: what they count, and that they can fail."""
 
 from collections import Counter
 from dataclasses import replace

@@ -323,7 +323,7 @@ def test_no_more_elements_are_read_than_the_shape_has() -> None:
 
 
 def test_the_worst_json_takes_a_fraction_of_a_second() -> None:
-    """Nothing else runs while JSON is read, so its size and its lists are limited."""
+    """Parsing holds the GIL, so the size of JSON and its lists are limited."""
     signature = Signature("tiny", 224, (), 32)
     numbers = b'{"a":[' + b"1," * 600_000 + b"1]}"
     lists = b"[" + b"[0]," * 3_500 + b"1," * 590_000 + b"0]"
@@ -350,10 +350,10 @@ def list_of(number: bytes) -> bytes:
     ids=["digits", "floats", "hard floats", "quoted in the error"],
 )
 def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
-    """A thread that keeps asking for Python's lock never waits for most of the time that reading takes."""
+    """Another thread never waits for the GIL for more than half of the parsing time."""
     shares = []
     for _ in range(3):
-        reader = threading.Thread(target=read_badly, args=(body,))
+        reader = threading.Thread(target=parse_ignoring_errors, args=(body,))
         began = last = time.perf_counter()
         longest = 0.0
         reader.start()
@@ -365,7 +365,7 @@ def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
     assert min(shares) < 0.5
 
 
-def read_badly(body: bytes) -> None:
+def parse_ignoring_errors(body: bytes) -> None:
     with contextlib.suppress(BadTensor):
         parse_request(None, body, Signature("tiny", 224, (), 32))
 
