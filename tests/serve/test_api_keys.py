@@ -39,7 +39,7 @@ def upload(client: TestClient, cat: bytes, **headers: str) -> Any:
         {"X-API-Key": "second-key"},
     ],
 )
-def test_a_key_of_the_file_opens(client: TestClient, cat: bytes, headers: dict[str, str]) -> None:
+def test_a_key_in_the_file_is_accepted(client: TestClient, cat: bytes, headers: dict[str, str]) -> None:
     assert upload(client, cat, **headers).status_code == 200
 
 
@@ -110,7 +110,7 @@ def test_probes_and_the_card_stay_open_and_other_methods_of_a_guarded_route_do_n
         assert client.get(path).status_code == 404
 
 
-def test_a_changed_file_counts_from_the_next_request_on(
+def test_a_changed_file_is_used_from_the_next_request(
     client: TestClient, file: Path, cat: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "serve")
@@ -121,7 +121,7 @@ def test_a_changed_file_counts_from_the_next_request_on(
     assert said == [f"API keys: 1 reloaded from {file.name}"]
 
 
-def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
+def test_a_change_with_the_same_size_and_time_is_noticed(file: Path) -> None:
     keys = KeyFile(file)
     before = file.stat()
     file.write_text(file.read_text().replace("first-key", "other-key"))
@@ -131,9 +131,7 @@ def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
         keys.require(b"first-key")
 
 
-def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
-    file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unreadable_file_keeps_the_previous_keys(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = KeyFile(file)
     for broken in (b"", b"\xff\xfe"):
         file.write_bytes(broken)
@@ -223,7 +221,7 @@ def test_a_keyless_file_is_read_once_and_each_change_is_logged_once(
 
 
 @pytest.mark.parametrize("line", ["key " + " " * 500_000 + "x", "key" + " #" * 250_000, "#" * 500_000, "\t" * 500_000])
-def test_comments_are_found_in_time_that_grows_with_the_file(file: Path, line: str) -> None:
+def test_comments_are_parsed_in_linear_time(file: Path, line: str) -> None:
     file.write_text(f"first-key\n{line}\n")
     started = time.monotonic()
     KeyFile(file).require(b"first-key")

@@ -44,7 +44,7 @@ def assert_problem(answer: httpx2.Response, status: int, *words: str) -> dict[st
     return problem
 
 
-def test_the_root_says_that_it_runs(client: TestClient) -> None:
+def test_the_root_answers_that_the_server_is_running(client: TestClient) -> None:
     answer = client.get("/")
     assert (answer.status_code, answer.text) == (200, "Server is Running\n")
     assert answer.headers["content-type"].startswith("text/plain")
@@ -80,7 +80,7 @@ def test_a_chunked_body_is_read_too(client: TestClient, cat: bytes) -> None:
     assert answer.json() == post_file(client, cat).json()
 
 
-def test_top_k_is_as_many_as_asked_for_and_sums_to_one_over_all(client: TestClient, cat: bytes) -> None:
+def test_top_k_has_the_requested_number_of_classes_and_all_sum_to_one(client: TestClient, cat: bytes) -> None:
     assert len(post_file(client, cat, params={"top_k": 1}).json()["top_k"]) == 1
     everything = post_file(client, cat, params={"top_k": 1000}).json()["top_k"]
     assert len({entry["imagenet_id"] for entry in everything}) == 1000
@@ -96,7 +96,7 @@ def test_a_repeated_top_k_is_refused(client: TestClient, cat: bytes) -> None:
     assert_problem(post_file(client, cat, params=[("top_k", "1"), ("top_k", "2")]), 400, "top_k='1,2'")
 
 
-def test_a_bad_file_in_a_list_leaves_its_neighbours_alone(client: TestClient, cat: bytes, coffee: bytes) -> None:
+def test_a_bad_file_in_a_list_does_not_affect_the_others(client: TestClient, cat: bytes, coffee: bytes) -> None:
     files = [
         ("file", ("cat.jpg", cat)),
         ("file", ("notes.txt", b"hello")),
@@ -125,14 +125,14 @@ def test_a_file_that_cannot_be_classified_is_a_problem(
     assert_problem(post_file(client, data), status, *words)
 
 
-def test_limits_are_settings_and_name_themselves(client_for: ClientFor, cat: bytes) -> None:
+def test_messages_name_the_configured_limits(client_for: ClientFor, cat: bytes) -> None:
     assert_problem(post_file(client_for(max_pixels=100_000), cat), 413, "451 × 300", "100000 pixels")
     assert_problem(post_file(client_for(max_request_bytes=10_000), cat), 413, "10000 bytes")
     files = [("file", (f"{number}.jpg", cat)) for number in range(3)]
     assert_problem(client_for(max_files=2).post("/upload", files=files), 413, "limit of 2")
 
 
-def test_a_body_of_unknown_length_is_asked_for_one(client: TestClient) -> None:
+def test_a_body_without_a_length_gets_411(client: TestClient) -> None:
     request = client.build_request("POST", "/upload", headers={"Content-Type": JPEG})
     del request.headers["content-length"]
     assert_problem(client.send(request), 411, "Content-Length")
@@ -196,7 +196,7 @@ def test_a_file_name_instead_of_a_file_gets_its_own_message(client: TestClient) 
     assert_problem(answer, 400, "the text 'dog.jpg', not a file", "-F 'file=@dog.jpg'")
 
 
-def test_other_fields_beside_the_file_are_ignored_but_not_without_end(client: TestClient, cat: bytes) -> None:
+def test_other_fields_beside_the_file_are_ignored_up_to_a_limit(client: TestClient, cat: bytes) -> None:
     assert post_file(client, cat, data={"note": "hi"}).status_code == 200
     many = {f"field{number}": "x" for number in range(33)}
     assert_problem(post_file(client, cat, data=many), 413, "more than 32 parts")
@@ -324,7 +324,7 @@ def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
 
 
 @pytest.mark.parametrize("step", ["open", "prepare", "compute"])
-def test_neither_header_check_nor_inference_holds_up_the_event_loop(
+def test_neither_header_check_nor_inference_blocks_the_event_loop(
     step: str, client_for: ClientFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another request is answered meanwhile, which would be impossible if the step ran on the event loop."""
@@ -437,7 +437,7 @@ class Gate:
         monkeypatch.setattr(Classifier, "compute", held_up)
 
 
-def test_a_deadline_that_passes_is_a_504_whether_the_servers_or_the_clients_own(
+def test_a_passed_deadline_is_a_504_whether_the_servers_or_the_clients(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)

@@ -24,7 +24,7 @@ def autotune(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_prints_settings_that_the_server_takes_and_saves_them_where_asked(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_printed_settings_are_those_saved_in_the_file(tiny_model: Path, tmp_path: Path) -> None:
     done = autotune("--model", str(tiny_model), "--write", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "images/s" in done.stdout
@@ -67,7 +67,7 @@ def test_every_power_of_two_and_all_cpus_are_tried_in_turn(tiny_model: Path) -> 
         ("images/s", {1: 50.0, 2: 99.0, 4: 98.0}, 4),
     ],
 )
-def test_a_setting_leaves_its_default_only_for_a_gain(unit: str, figures: dict[int, float], chosen: int) -> None:
+def test_a_setting_differs_from_its_default_only_for_a_gain(unit: str, figures: dict[int, float], chosen: int) -> None:
     choice = _choose("any", unit, figures)
     assert choice.chosen == chosen
     assert choice.gain >= 1

@@ -70,7 +70,7 @@ def test_folders_are_walked_in_the_order_of_names(tree: Path) -> None:
     assert walked == ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
 
 
-def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
+def test_patterns_lists_and_missing_paths_are_expanded(tree: Path) -> None:
     (tree / "a[1].jpg").write_bytes(b"x")
     paths = [f"{tree}/a/*.jpg", "-", "none.jpg", f"{tree}/none*", f"{tree}/a[1].jpg"]
     found = list(expand_paths(paths, parse_file_list([b"x y.j", b"pg\n\nz.jpg\r\n"])))
@@ -85,7 +85,7 @@ def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
     ]
 
 
-def test_an_entry_that_cannot_be_looked_at_is_its_own_record(tree: Path) -> None:
+def test_an_unreadable_entry_gets_a_record(tree: Path) -> None:
     (tree / "itself.jpg").symlink_to("itself.jpg")
     walked = [os.path.relpath(path, tree) for path in expand_paths([str(tree)], ())]
     assert walked == ["b.jpg", "itself.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
@@ -125,7 +125,7 @@ def test_a_pattern_is_matched_while_it_is_walked(tree: Path, monkeypatch: pytest
     assert scanned == [f"{tree}/"]
 
 
-def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
+def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path: Path) -> None:
     folder = tmp_path
     back = os.open(".", os.O_RDONLY)
     try:
@@ -167,7 +167,7 @@ print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], data, {"Content
 """
 
 
-def test_a_bad_file_is_a_record_with_its_problem_and_not_the_end(tree: Path, tmp_path: Path) -> None:
+def test_a_bad_file_is_a_record_with_its_problem(tree: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.jpg"
     half.write_bytes((PHOTOS / "cat.jpg").read_bytes()[:5000])
     large = tmp_path / "large.png"
@@ -213,7 +213,7 @@ def test_names_that_are_not_text_are_written_unchanged(tmp_path: Path) -> None:
             assert os.fsencode(list(csv.reader(io.StringIO(printed)))[1][0]) == path
 
 
-def test_a_table_is_for_people_and_cannot_be_broken_by_a_name(tmp_path: Path) -> None:
+def test_a_table_has_one_line_for_a_name_with_control_characters(tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[2Jb\n.jpg"
     path.write_bytes((PHOTOS / "cat.jpg").read_bytes())
     _, printed, _ = classify(path, "--table")
@@ -411,14 +411,14 @@ def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -
     assert '"file"' not in text
 
 
-def test_a_list_on_standard_input_is_read_as_it_comes() -> None:
+def test_a_list_on_standard_input_is_read_as_it_arrives() -> None:
     process = subprocess.Popen([*COMMAND, "-"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     printed, _ = process.communicate("\n".join([str(PHOTOS / "cat.jpg"), "none.jpg"]), timeout=60)
     assert process.returncode == 1
     assert [record.get("status", 200) for record in records(printed)] == [200, 404]
 
 
-def test_a_record_is_printed_when_it_is_ready_and_not_when_the_list_goes_on() -> None:
+def test_a_record_is_printed_as_soon_as_it_is_ready() -> None:
     command = [*COMMAND, "-"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
@@ -453,7 +453,7 @@ def test_input_without_separators_is_refused_early() -> None:
     assert error.startswith("serve: standard input: a name of more than 65536 bytes; - reads a list of files")
 
 
-def test_a_long_list_takes_time_in_step_with_its_length() -> None:
+def test_a_long_list_takes_linear_time() -> None:
     """The worst cases: one name per chunk, names of the greatest length, single bytes."""
     started = time.monotonic()
     assert sum(1 for _ in parse_file_list([b"a" * 60_000 + b"\n"] * 300)) == 300
@@ -508,7 +508,7 @@ def test_the_format_follows_the_output_suffix(tmp_path: Path) -> None:
         assert (status, "1 from the earlier run" in summary) == (0, True), summary
 
 
-def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -> None:
+def test_only_a_few_files_are_read_ahead(classifier: Classifier) -> None:
     asked = 0
 
     def endless() -> Any:
@@ -538,7 +538,7 @@ def test_a_defect_is_its_own_files_problem(classifier: Classifier, monkeypatch: 
     assert [record.get("status", 200) for record in found] == [200, 500, 200]
 
 
-def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None:
+def test_evaluation_takes_the_classes_from_file_and_folder_names(tmp_path: Path) -> None:
     def record(path: str, *ids: str) -> dict[str, Any]:
         top = [{"imagenet_id": each, "label": each.upper(), "probability": 0.1} for each in ids]
         return {"file": path, "top_k": top}

@@ -84,7 +84,7 @@ def test_a_file_is_read_below_the_environment_and_the_flags(tmp_path: Path) -> N
     assert load_config([], {"SERVE_CONFIG": str(path)}).port == 6000
 
 
-def test_the_default_file_is_read_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_file_is_read_if_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_config([], {}).port == 5000
     assert load_config([], {"SERVE_CONFIG": ""}).port == 5000

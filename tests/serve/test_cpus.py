@@ -68,7 +68,7 @@ def test_a_container_that_sees_only_its_own_group_finds_its_quota(tmp_path: Path
     assert cgroup_quota(elsewhere) == 0.7
 
 
-def test_both_versions_mounted_side_by_side_are_both_asked(tmp_path: Path) -> None:
+def test_both_cgroup_versions_are_read_if_mounted_side_by_side(tmp_path: Path) -> None:
     mounts = V1.format(shown="/") + V2.format(shown="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
     groups = "4:cpu,cpuacct:/one\n0::/two\n"
     files = {**v1("200000", folder="sys/fs/cgroup/cpu/one"), "sys/fs/cgroup/unified/two/cpu.max": "90000 100000\n"}

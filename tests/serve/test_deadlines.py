@@ -103,7 +103,7 @@ def test_work_completes_while_the_client_is_connected_and_leaves_no_task() -> No
     asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_ends_its_work_and_nothing_else() -> None:
+def test_a_disconnect_cancels_only_the_clients_own_work() -> None:
     async def scenario() -> None:
         receive, left = messages("http.request", "http.request")
         cancelled = asyncio.Event()
@@ -139,7 +139,7 @@ def test_other_cancellations_are_not_reported_as_disconnects() -> None:
     asyncio.run(scenario())
 
 
-def test_work_that_ends_as_its_client_leaves_has_its_result() -> None:
+def test_work_that_completes_during_a_disconnect_returns_its_result() -> None:
     async def scenario() -> None:
         receive, left = messages()
 

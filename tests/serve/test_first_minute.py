@@ -64,7 +64,7 @@ def test_make_alone_prints_the_targets(tree: Path) -> None:
         assert words in output
 
 
-def test_a_target_that_is_mistyped_is_named_with_the_way_to_the_others(tree: Path) -> None:
+def test_a_mistyped_target_is_named_with_how_to_list_the_targets(tree: Path) -> None:
     process = make(tree, "sevre")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -81,7 +81,7 @@ def test_a_python_that_is_too_old_is_refused_with_how_to_choose_another(tree: Pa
     )
 
 
-def test_a_python_that_is_not_there_is_named(tree: Path) -> None:
+def test_a_missing_python_is_named(tree: Path) -> None:
     process = make(tree, "serve", "PYTHON=python3.99")
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -141,7 +141,7 @@ def test_make_serve_of_densenet_without_weights_says_what_to_do(tree: Path, tmp_
     assert not list((tree / "models").glob("densenet121*"))
 
 
-def test_a_network_that_does_not_answer_is_waited_for_with_a_word(tree: Path, tmp_path: Path) -> None:
+def test_a_wait_for_the_network_is_announced(tree: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
         process = make(tree, "serve", TORCH_HOME=str(tmp_path), https_proxy=proxy, http_proxy=proxy)
@@ -175,7 +175,7 @@ def test_a_python_without_the_packages_says_which_one_has_them(command: list[str
     assert done.stderr.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_one_line_at_once() -> None:
+def test_a_port_in_use_is_reported_at_once_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         began = time.monotonic()

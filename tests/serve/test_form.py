@@ -60,7 +60,7 @@ def test_preamble_and_epilogue_are_skipped(ahead: bytes, behind: bytes, step: in
     assert read(ahead + b"--b\r\n" + HEAD + b"x\r\n--b--" + behind, step) == [("a.jpg", b"x")]
 
 
-def test_a_boundary_may_be_padded_but_not_without_end() -> None:
+def test_a_boundary_may_be_padded_up_to_a_limit() -> None:
     for step in (1, 1000):
         assert read(b"--b \t \r\n" + HEAD + b"1\r\n--b\t\r\n" + HEAD + b"2\r\n--b--", step) == [
             ("a.jpg", b"1"),
@@ -91,7 +91,7 @@ def test_a_boundary_may_be_padded_but_not_without_end() -> None:
         (b'Content-Disposition: x; name="note"\r\n', MissingFile, "the parts sent are named 'note'"),
     ],
 )
-def test_a_parts_headers_are_bounded_and_sound(
+def test_malformed_and_excessive_headers_of_a_part_are_refused(
     headers: bytes, error: type[RequestError], words: str, step: int
 ) -> None:
     with pytest.raises(error, match=words):
@@ -104,7 +104,7 @@ def test_headers_may_be_as_many_and_as_long_as_the_limits_say() -> None:
         assert read(b"--b\r\n" + longest * 7 + HEAD + b"1\r\n--b--", step) == [("a.jpg", b"1")]
 
 
-def test_files_are_counted_before_they_come() -> None:
+def test_a_file_over_the_limit_is_refused_at_its_header() -> None:
     form = Form("multipart/form-data; boundary=b", 1)
     form.feed(b"--b\r\n" + HEAD + b"1\r\n--b\r\n")
     with pytest.raises(TooManyFiles, match="more files than the limit of 1"):
@@ -191,7 +191,7 @@ def test_the_worst_of_content_types_takes_less_than_five_milliseconds(worst: str
     assert min(taken) < 0.005
 
 
-def test_nothing_but_its_owner_keeps_a_form_and_its_files() -> None:
+def test_a_form_has_no_reference_cycle() -> None:
     """A reference cycle would hold megabytes until the garbage collector runs."""
     form = Form("multipart/form-data; boundary=b", 1)
     form.feed(b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ndata\r\n--b--\r\n')

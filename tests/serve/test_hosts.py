@@ -121,7 +121,7 @@ def test_a_page_is_the_servers_own_by_scheme_host_and_port(
 @pytest.mark.parametrize(
     "origin", ["http://eviltestserver", "https://testserver", "http://testserver:8080", "testserver"]
 )
-def test_pages_nearly_of_this_server_are_refused(client: TestClient, cat: bytes, origin: str) -> None:
+def test_pages_of_similar_origins_are_refused(client: TestClient, cat: bytes, origin: str) -> None:
     answer = client.post("/upload", files={"file": cat}, headers={"Origin": origin})
     assert (answer.status_code, origin in answer.json()["detail"]) == (403, True)
 
@@ -135,7 +135,7 @@ def test_pages_nearly_of_this_server_are_refused(client: TestClient, cat: bytes,
         "https://elsewhere.exampl",
     ],
 )
-def test_origins_nearly_listed_are_refused(client_for: ClientFor, cat: bytes, origin: str) -> None:
+def test_origins_similar_to_a_listed_one_are_refused(client_for: ClientFor, cat: bytes, origin: str) -> None:
     client = client_for(cors_origins=("https://elsewhere.example",))
     answer = client.post("/upload", files={"file": cat}, headers={"Origin": origin})
     assert answer.status_code == 403
@@ -169,7 +169,7 @@ def server() -> Iterator[ServerProcess]:
         yield process
 
 
-def test_a_page_whose_name_was_pointed_at_this_machine_is_refused(server: ServerProcess, cat: bytes) -> None:
+def test_dns_rebinding_is_refused(server: ServerProcess, cat: bytes) -> None:
     port = urlsplit(server.url).port
     for name, status in (("127.0.0.1", 200), ("localhost", 200), ("rebound.example", 403)):
         own = f"{name}:{port}"

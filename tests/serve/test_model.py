@@ -107,7 +107,7 @@ def test_a_provider_that_does_not_start_is_an_error(tiny_model: Path, monkeypatc
 
 
 @pytest.mark.parametrize("provider", ["CUDA", "Tensorrt"])
-def test_cuda_is_loaded_from_where_pip_puts_it_before_a_session_wants_it(
+def test_cuda_is_preloaded_before_a_session_is_created(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], provider: str
 ) -> None:
     monkeypatch.setattr(

@@ -393,7 +393,7 @@ def test_docs_is_a_page_without_scripts_and_other_hosts(client: TestClient) -> N
         assert not link.startswith("#") or f'id="{link[1:]}"' in answer.text
 
 
-def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path) -> None:
+def test_docs_shows_headers_keys_and_examples(client_for: ClientFor, keys: Path) -> None:
     text = client_for().get("/docs").text
     assert "Keys" not in text
     for header in ("Retry-After", "WWW-Authenticate", "X-Request-ID"):
@@ -408,7 +408,7 @@ def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert '<a href="#header-WWW-Authenticate">' in guarded
 
 
-def test_docs_tells_the_address_it_was_asked_at(client: TestClient) -> None:
+def test_docs_has_the_requested_address(client: TestClient) -> None:
     text = client.get("/docs", headers={"Host": "pictures.example:8080"}).text
     assert "http://pictures.example:8080/upload" in text
     assert "127.0.0.1:5000" not in text

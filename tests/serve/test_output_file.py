@@ -68,7 +68,7 @@ def test_an_output_that_another_run_writes_to_is_refused_by_any_name_and_stays_w
 
 
 @pytest.mark.parametrize("arguments", [[], ["--resume"], ["--csv", "--resume"]])
-def test_of_two_runs_that_begin_at_once_one_gets_the_output(tmp_path: Path, arguments: list[str]) -> None:
+def test_one_of_two_simultaneous_runs_gets_the_output(tmp_path: Path, arguments: list[str]) -> None:
     output = tmp_path / "output"
     with run("--output", output, *arguments) as first, run("--output", output, *arguments) as second:
         give_up = time.monotonic() + PATIENCE
@@ -86,7 +86,7 @@ def test_of_two_runs_that_begin_at_once_one_gets_the_output(tmp_path: Path, argu
     assert len(output.read_text().splitlines()) == (2 if "--csv" in arguments else 1)
 
 
-def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
     output = tmp_path / "output"
     with run("--output", output) as (process, _):
         wait_for_a_record(output)

@@ -75,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-def test_every_route_is_among_them(client: TestClient) -> None:
+def test_the_tested_paths_include_every_route(client: TestClient) -> None:
     assert isinstance(client.app, Starlette)
     routes = [route for route in client.app.routes if isinstance(route, Route)]
     templates = {route.path.format(name="tiny", version="1") for route in routes}
@@ -104,7 +104,7 @@ class Asking:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("absolute", [False, True], ids=["origin form", "absolute form"])
 @pytest.mark.parametrize("path", [*OPEN, *GUARDED])
-def test_no_spelling_of_a_path_goes_round_its_guard(
+def test_no_spelling_of_a_path_bypasses_the_key_check(
     server: ServerProcess, path: str, absolute: bool, method: str
 ) -> None:
     ask = Asking(server)

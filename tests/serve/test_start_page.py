@@ -42,11 +42,11 @@ def test_browsers_prefer_html(accept: str) -> None:
         ";;;,,,q=",
     ],
 )
-def test_others_do_not(accept: str) -> None:
+def test_other_clients_do_not_prefer_html(accept: str) -> None:
     assert not prefers_html(accept)
 
 
-def test_curl_gets_the_words_and_a_browser_the_page(client: TestClient) -> None:
+def test_curl_gets_plain_text_and_a_browser_the_page(client: TestClient) -> None:
     plain, page = client.get("/"), client.get("/", headers={"Accept": BROWSER})
     assert (plain.text, plain.headers["content-type"]) == ("Server is Running\n", "text/plain; charset=utf-8")
     assert page.headers["content-type"] == "text/html; charset=utf-8"

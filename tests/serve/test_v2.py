@@ -273,7 +273,7 @@ def test_a_body_that_is_not_a_json_object_is_refused(client: TestClient, body: b
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "999", "9" * 5000, "0x10", "", "٣", "1,1"])
-def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> None:
+def test_an_invalid_json_length_is_refused(client: TestClient, length: str) -> None:
     answer = client.post(INFER, content=b"{}", headers={LENGTH: length.encode()})  # type: ignore[arg-type]
     assert_error(answer, 400, LENGTH)
 
@@ -308,7 +308,7 @@ def test_values_with_non_finite_logits_are_refused(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("outputs", [{}, 0, "", False, "logits"])
-def test_outputs_are_a_list_or_not_there(client: TestClient, outputs: Any) -> None:
+def test_malformed_outputs_are_refused(client: TestClient, outputs: Any) -> None:
     assert_error(infer(client, images(1, data=["AAAA"]) | {"outputs": outputs}), 400, "'outputs' is not a list")
 
 
@@ -349,7 +349,7 @@ def list_of(number: bytes) -> bytes:
     ],
     ids=["digits", "floats", "hard floats", "quoted in the error"],
 )
-def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
+def test_other_threads_run_while_the_worst_json_is_parsed(body: bytes) -> None:
     """Another thread never waits for the GIL for more than half of the parsing time."""
     shares = []
     for _ in range(3):
@@ -393,9 +393,7 @@ def test_json_may_begin_with_a_byte_order_mark(client: TestClient, cat: bytes) -
     assert client.post(INFER, content=b"\xef\xbb\xbf" + body).json() == client.post(INFER, content=body).json()
 
 
-def test_no_request_wants_a_thread_that_is_not_there(
-    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_request_starts_a_thread(client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once started, the application answers even if the system refuses new threads."""
     client = client_for()
 
