@@ -106,7 +106,7 @@ def create_app(
         "/livez": handlers.livez,
         "/readyz": handlers.readyz,
         "/healthz": handlers.readyz,
-        "/metrics": handlers.show_metrics,
+        "/metrics": handlers.metrics,
         "/openapi.json": handlers.openapi,
         "/docs": handlers.docs,
         **inference.health(),

@@ -7,8 +7,8 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from serve.api.deadlines import until, while_connected
 from serve.api.form import UploadedFile
-from serve.api.openapi.docs_page import page
-from serve.api.openapi.document import document
+from serve.api.openapi.docs_page import render_docs_page
+from serve.api.openapi.document import openapi_document
 from serve.api.parameters import parse_query, parse_top_k
 from serve.api.pipeline import Pipeline
 from serve.api.responses import JSONLineResponse, result_entry
@@ -27,9 +27,9 @@ class Handlers:
         self._pipeline = pipeline
         self._pacer = pipeline.uploads.pacer
         config, model = pipeline.config, pipeline.classifier.model
-        openapi_document = document(config, model.name, model.input_side, model.class_count)
-        self._openapi = bytes(JSONLineResponse(openapi_document).body)
-        self._docs = page(openapi_document)
+        document = openapi_document(config, model.name, model.input_side, model.class_count)
+        self._openapi = bytes(JSONLineResponse(document).body)
+        self._docs = render_docs_page(document)
         self._page = start_page(config, model.name, str(model.card["variant"]), model.class_count)
         self._page_headers = security_headers(self._page)
 
@@ -51,7 +51,7 @@ class Handlers:
         self._pipeline.lifecycle.require_ready()
         return JSONLineResponse(self._pipeline.classifier.card)
 
-    async def show_metrics(self, request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         await self._pacer.wait_for_turn()
         return Response(self._pipeline.metrics.render(), headers={"Content-Type": METRICS_MEDIA_TYPE})
 

@@ -45,7 +45,7 @@ class InFlightRequest:
 
 
 class Lifecycle:
-    """The state of one server. Only `ready` and `begin_drain` may be used outside its event loop.
+    """The state of one server. Only `begin_drain` may be called outside its event loop.
 
     Args:
         grace_seconds: how long requests in flight may go on once draining has begun.

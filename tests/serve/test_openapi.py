@@ -19,8 +19,8 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.api.handlers import Handlers
-from serve.api.openapi.docs_page import page
-from serve.api.openapi.document import TEMPLATE, document, values
+from serve.api.openapi.docs_page import render_docs_page
+from serve.api.openapi.document import TEMPLATE, openapi_document, placeholder_values
 from serve.api.parameters import TIMEOUT_HEADER, TIMING_HEADER
 from serve.api.v2.handlers import InferenceHandlers
 from serve.api.v2.messages import LENGTH_HEADER
@@ -42,7 +42,7 @@ HANDLERS = {
     "/livez": (Handlers, "livez"),
     "/readyz": (Handlers, "readyz"),
     "/healthz": (Handlers, "readyz"),
-    "/metrics": (Handlers, "show_metrics"),
+    "/metrics": (Handlers, "metrics"),
     "/openapi.json": (Handlers, "openapi"),
     "/docs": (Handlers, "docs"),
     "/v2": (InferenceHandlers, "metadata"),
@@ -290,14 +290,14 @@ def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> N
 def test_every_placeholder_is_filled_and_every_value_is_used() -> None:
     arguments = (Config(api_keys_file=Path("keys")), "own", 224, 7)
     placeholders = re.findall(r"\{\{(\w+)\}\}", TEMPLATE.read_text(encoding="utf-8"))
-    assert set(placeholders) == values(*arguments).keys()
-    assert "{{" not in json.dumps(document(*arguments))
-    assert "{{" not in page(document(*arguments))
+    assert set(placeholders) == placeholder_values(*arguments).keys()
+    assert "{{" not in json.dumps(openapi_document(*arguments))
+    assert "{{" not in render_docs_page(openapi_document(*arguments))
 
 
 def test_a_placeholder_becomes_a_typed_value_or_a_part_of_a_text() -> None:
     name = '"own" \\ {{side}} é'  # nothing in a value is special
-    described = document(Config(max_files=3), name, 224, 7)
+    described = openapi_document(Config(max_files=3), name, 224, 7)
     form = described["paths"]["/upload"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert form["schema"]["properties"]["file"]["maxItems"] == 3
     assert "3 files" in described["paths"]["/upload"]["post"]["description"]
@@ -309,7 +309,7 @@ def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     template = TEMPLATE.read_text(encoding="utf-8")
     shared = {f"#/x-responses/{name}" for name in json.loads(template)["x-responses"]}
     assert set(re.findall(r"#/x-responses/\w+", template)) == shared
-    described = document(Config(api_keys_file=Path("keys")), "own", 224, 7)
+    described = openapi_document(Config(api_keys_file=Path("keys")), "own", 224, 7)
     assert "x-responses" not in json.dumps(described)
     references = {each["$ref"] for each in nodes(described) if "$ref" in each}
     components = described["components"]
@@ -366,7 +366,7 @@ def test_limits_and_keys_are_this_servers_own(client_for: ClientFor, keys: Path)
     assert open_one["components"]["parameters"]["topK"]["schema"]["maximum"] == 1000
     assert "401" not in upload["responses"]
     assert "security" not in upload
-    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
+    assert openapi_document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/openapi.json").json()
     assert guarded["paths"]["/upload"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
     assert set(guarded["components"]["securitySchemes"]) == {"bearer", "apiKey"}
@@ -401,7 +401,7 @@ def test_docs_shows_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert '<a href="#header-Retry-After">Retry-After</a>' in text
     assert "path, required" in text
     assert text.count("<summary>Example</summary>") == 5
-    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
+    assert openapi_document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/docs").text
     assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
     assert guarded.count('Requires <a href="#key">an API key</a>.') == 8

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve.api.openapi.docs_page import page
-from serve.api.openapi.document import document
+from serve.api.openapi.docs_page import render_docs_page
+from serve.api.openapi.document import openapi_document
 from serve.api.start_page import prefers_html, start_page, with_address
 from serve.config.settings import Config
 from tests.serve.conftest import ClientFor
@@ -95,8 +95,8 @@ def test_markup_in_names_stays_text() -> None:
     text = start_page(Config(), name, name, 7)
     assert html.escape(name) in text
     assert "<script>alert" not in text
-    described = document(Config(), name, 224, 7)
-    docs = page(described)
+    described = openapi_document(Config(), name, 224, 7)
+    docs = render_docs_page(described)
     assert "<script>alert" not in docs
 
 

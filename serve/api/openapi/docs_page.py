@@ -13,7 +13,7 @@ _TEMPLATE: Final = Path(__file__).with_name("docs_page.html")
 _ON_EVERY_RESPONSE: Final = "X-Request-ID"  # a header that is not repeated for each response
 
 
-def page(document: Json) -> str:
+def render_docs_page(document: Json) -> str:
     """Returns the page as HTML."""
     information, components = document["info"], document["components"]
     operations = [

@@ -22,13 +22,13 @@ Json = dict[str, Any]
 TEMPLATE: Final = Path(__file__).with_name("openapi.json")
 
 
-def document(config: Config, model_name: str, side: int, class_count: int) -> Json:
+def openapi_document(config: Config, model_name: str, side: int, class_count: int) -> Json:
     """Returns the document of a server with these settings and this model.
 
     Args:
         side: height and width of the model's input, in pixels.
     """
-    openapi = _filled(TEMPLATE.read_text(encoding="utf-8"), values(config, model_name, side, class_count))
+    openapi = _filled(TEMPLATE.read_text(encoding="utf-8"), placeholder_values(config, model_name, side, class_count))
     shared = {f"#/x-responses/{name}": response for name, response in openapi.pop("x-responses").items()}
     operations = [operation for path in openapi["paths"].values() for operation in path.values()]
     for operation in operations:
@@ -42,7 +42,7 @@ def document(config: Config, model_name: str, side: int, class_count: int) -> Js
     return openapi
 
 
-def values(config: Config, model_name: str, side: int, class_count: int) -> dict[str, str | int]:
+def placeholder_values(config: Config, model_name: str, side: int, class_count: int) -> dict[str, str | int]:
     """Returns the value of each placeholder in openapi.json."""
     return {
         "version": __version__,
