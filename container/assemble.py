@@ -61,7 +61,7 @@ def assemble(packages: Path, output: Path) -> None:
 
 
 def copy_interpreter(output: Path) -> None:
-    """Copies the interpreter's binary, and link `python` and `python3` to it."""
+    """Copies the interpreter's binary, and links `python` and `python3` to it."""
     binary = Path(sys.executable).resolve()
     target = below(output, binary)
     copy(binary, target)

@@ -28,7 +28,7 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
 
 
 def show_progress(done: int, total: int) -> None:
-    """Draws a progress bar if standard output is a terminal, and erase it when all is done."""
+    """Draws a progress bar if standard output is a terminal, and erases it when all is done."""
     if sys.stdout.isatty():
         filled = _BAR_WIDTH * done // total
         text = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done}/{total}"

@@ -29,7 +29,7 @@ class QuantParams:
 
     @classmethod
     def from_range(cls, low: float, high: float) -> "QuantParams":
-        """Covers [low, high] and represent 0 exactly, which padding needs."""
+        """Covers [low, high] and represents 0 exactly, which padding needs."""
         low, high = min(low, 0.0), max(high, 0.0, 1e-6)
         scale = (high - low) / UINT8_MAX
         return cls(scale, round(-low / scale))
