@@ -111,7 +111,8 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     one, two = (measure_latency(contents, architecture.preprocessing.crop, threads) for threads in (1, 2))
     say(
         f"{len(paths)} photographs, {sum(label is not None for label in labels)} of them labelled; "
-        f"{len(found) - len(paths)} left out, calibrated on or unreadable; {cpu()['model']}, {cpu()['features']}"
+        f"{len(found) - len(paths)} left out, calibrated on or unreadable; "
+        f"{', '.join([cpu()['model'], *cpu()['features']])}"
     )
     say("")
     say(_HEADER)

@@ -95,7 +95,7 @@ def _targets() -> str:
 
 def _verdict(row: dict[str, Any] | None) -> str:
     if row is None or row["met"] is None:
-        return "–"
+        return "not measured"
     against = f", {row['against']}" if "best peer" in row["target"] else ""
     return f"{'met' if row['met'] else '**missed**'}: {format_figure(row['measured'], 3)}{against}"
 
@@ -137,6 +137,16 @@ def _side_by_side(kind: str, one: str, many: str) -> str:
             rows.append(
                 (name, format_figure(figures[one].get("p50_ms")), format_figure(figures[many].get("images_per_s")))
             )
+    return _with_source(_code([format_table(rows)]), result)
+
+
+def _engines() -> str:
+    """The engines of `peers.py` without a server: onnxruntime, PyTorch and OpenVINO."""
+    result = read_result("peers")
+    rows = [("engine", "threads", "p50 ms", "images/s")]
+    for name, threads in result["engines"].items():
+        for count, figures in threads.items():
+            rows.append((name, count, format_figure(figures.get("p50_ms")), format_figure(figures["images_per_s"])))
     return _with_source(_code([format_table(rows)]), result)
 
 
@@ -203,6 +213,7 @@ BLOCKS: Final[dict[str, Callable[[], str]]] = {
     "latency": _latency,
     "peers": _peers,
     "large": _large,
+    "engines": _engines,
     "sizes": _sizes,
     "sizing": _sizing,
 }

@@ -35,8 +35,8 @@ KeyCheck = Callable[[bytes | None], None]
 
 def create_metrics(classifier: Classifier) -> Metrics:
     """Returns new metrics labelled with this release and this model."""
-    model, variant = classifier.model.name, str(classifier.card["variant"])
-    return Metrics({"version": __version__, "model": model, "variant": variant})
+    model = classifier.model
+    return Metrics({"version": __version__, "model": model.name, "variant": str(model.card["variant"])})
 
 
 class GuardedRoute(Route):

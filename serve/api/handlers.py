@@ -49,7 +49,7 @@ class Handlers:
 
     async def model(self, request: Request) -> Response:
         self._pipeline.lifecycle.require_ready()
-        return JSONLineResponse(self._pipeline.classifier.card)
+        return JSONLineResponse(self._pipeline.classifier.model.card)
 
     async def metrics(self, request: Request) -> Response:
         await self._pacer.wait_for_turn()

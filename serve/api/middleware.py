@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -164,15 +165,13 @@ class OriginGuard:
 
 async def _drop_rest(receive: Receive, seconds: float) -> None:
     dropped = 0
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             while dropped < _LINGER_BYTES:
                 message = await receive()
                 if message["type"] != "http.request" or not message.get("more_body", False):
                     return
                 dropped += len(message["body"])
-    except TimeoutError:
-        pass
 
 
 def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: float) -> None:

@@ -53,7 +53,7 @@ class Pipeline:
             max_queue=self.config.max_queue,
             item_seconds=self.classifier.model.infer_seconds,
         )
-        self.metrics.track_queue_depth(lambda: self.scheduler.depth)
+        self.metrics.queue_depth = lambda: self.scheduler.depth
         self.lifecycle.start()
         trimming = asyncio.ensure_future(self._trim_after_bursts())
         try:

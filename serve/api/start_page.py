@@ -16,8 +16,7 @@ from serve.model.postprocess import DEFAULT_TOP_K
 
 _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
-_MEBIBYTE: Final = 2**20
-_ADDRESS: Final = "http://127.0.0.1:5000"  # the placeholder in page.html and docs_page.py
+_ADDRESS: Final = "http://127.0.0.1:5000"  # the placeholder in page.html and docs_page.html
 # How much of an Accept header is read, in characters; browsers send about 150.
 _MAX_ACCEPT: Final = 1024
 
@@ -40,7 +39,7 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
         "classes": str(class_count),
         "accept": ",".join(f"image/{name.lower()}" for name in ACCEPTED_FORMATS),
         "formats": ", ".join(ACCEPTED_FORMATS),
-        "megabytes": f"{config.max_request_bytes / _MEBIBYTE:g}",
+        "megabytes": f"{config.max_request_bytes / 2**20:g}",
         "megapixels": f"{config.max_pixels / 1e6:g}",
     }
     text = _FILE.read_text(encoding="utf-8")

@@ -42,14 +42,13 @@ async def read_upload(
     """
     content_type = headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip(" \t").lower()
-    multipart = media_type == "multipart/form-data"
-    if not (multipart or media_type.startswith("image/") or media_type == "application/octet-stream"):
-        raise UnsupportedBody(_unsupported(media_type))
-    if multipart:
+    if media_type == "multipart/form-data":
         form = Form(content_type, limits.max_files)
         async for chunk in _bounded(headers, chunks, limits.max_bytes):
             form.feed(chunk)
         return form.end()
+    if not (media_type.startswith("image/") or media_type == "application/octet-stream"):
+        raise UnsupportedBody(_unsupported(media_type))
     data = await read_body(headers, chunks, limits.max_bytes)
     if not data:
         raise EmptyFile("The body is empty; send the image's bytes.")

@@ -64,9 +64,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     Raises:
         StartError: a setting, the model or the settings file is unusable.
     """
-    parser = argument_parser(
-        "python -m serve autotune", "Measure and print the thread settings that suit this machine.", "[--write]"
-    )
+    parser = argument_parser("autotune", "Measure and print the thread settings that suit this machine.", "[--write]")
     parser.add_argument("--write", action="store_true", help="also save them in the settings file")
     flags = parser.parse_args(arguments)
     config = load_config(arguments, environment, parser)
@@ -131,8 +129,7 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
         ConfigError: the file cannot be read or written.
     """
     try:
-        lines = _read_lines(path)
-        lines = [line for line in lines if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
+        lines = [line for line in _read_lines(path) if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
         lines += [f"{setting} = {value}" for setting, value in settings.items() if value is not None]
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -25,7 +25,7 @@ from serve.files.evaluation import TOP_K, Evaluation
 from serve.files.output_file import exclude_output, output_file
 from serve.files.paths import STDIN_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
-from serve.files.records import FORMATS, ExistingRecords, read_existing, record_format
+from serve.files.records import ExistingRecords, read_existing, record_format
 from serve.files.runner import Record, classify_files, is_problem
 from serve.model.classifier import load_classifier
 from serve.model.postprocess import DEFAULT_TOP_K
@@ -164,7 +164,7 @@ def _write_records(run: _Run, records: Generator[Record, None, None], output: Te
 
 def _parser() -> argparse.ArgumentParser:
     parser = argument_parser(
-        "python -m serve classify",
+        "classify",
         "Classify the images in files and folders, without a server.",
         "PATH... [--jsonl | --csv | --table] [--top-k K] [--output FILE] [--resume] [--evaluate]",
     )
@@ -175,12 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         help="file, folder (hidden files are skipped), pattern such as '**/*.jpg', or - for a list on standard input",
     )
     formats = parser.add_mutually_exclusive_group()
-    texts = (
-        "write JSON Lines (default, except as below)",
-        "write CSV with a header line (default if FILE ends in .csv)",
-        "write a table (default on a terminal)",
-    )
-    for name, text in zip(FORMATS, texts, strict=True):
+    for name, text in (
+        ("jsonl", "write JSON Lines (default, except as below)"),
+        ("csv", "write CSV with a header line (default if FILE ends in .csv)"),
+        ("table", "write a table (default on a terminal)"),
+    ):
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=text)
     parser.add_argument(
         "--top-k", type=int, default=DEFAULT_TOP_K, metavar="K", help="classes per image (default: %(default)s)"

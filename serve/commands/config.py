@@ -20,7 +20,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     Raises:
         ConfigError: a setting is not allowed.
     """
-    parser = argument_parser("python -m serve config", "Print each setting in effect and its source.", "")
+    parser = argument_parser("config", "Print each setting in effect and its source.", "")
     config, sources = load_settings(arguments, environment, parser)
     rows = [
         (setting.name, printable(_format(getattr(config, setting.name))), sources.get(setting.name, "default"))

@@ -111,7 +111,7 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
     metrics = create_metrics(classifier)
-    metrics.track_dropped_lines(lambda: getattr(sys.stderr, "dropped", 0))
+    metrics.dropped_lines = lambda: getattr(sys.stderr, "dropped", 0)
     server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, heartbeat)
     trim_malloc()
     gc.freeze()  # objects loaded by now live as long as the process, so no collection has to visit them again
@@ -127,7 +127,7 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
         "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d); "
         "try: curl -F 'file=@cat.jpg' %s/upload",
         classifier.model.name,
-        classifier.card["variant"],
+        classifier.model.card["variant"],
         url,
         plan.budget.count,
         "s" * (plan.budget.count > 1),

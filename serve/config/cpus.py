@@ -46,13 +46,6 @@ class ThreadPlan:
     intra_op_threads: int
 
 
-def plan_threads(threads: int, streams: int, intra_op_threads: int) -> ThreadPlan:
-    """Makes the plan for these settings, each an upper limit and 0 for none."""
-    budget = cpu_budget(threads)
-    count = budget.count
-    return ThreadPlan(budget, min(streams or count, count), min(intra_op_threads or count, count))
-
-
 def cgroup_quota(root: Path = _ROOT) -> float | None:
     """Returns the smallest quota of this process's cgroup and its ancestors, in CPUs; None if there is none.
 

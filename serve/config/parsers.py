@@ -52,20 +52,13 @@ def file_path(text: str) -> Path:
 
 def origins(text: str) -> tuple[str, ...]:
     """Parses origins of web pages, separated by commas or spaces."""
-    found = split_list(text)
-    for origin in found:
-        if not re.fullmatch(r"https?://[^/\s]+", origin):
-            raise ValueError(f"{origin!r} is not an origin such as https://example.org")
-    return found
+    return _matching(split_list(text), r"https?://[^/\s]+", "an origin such as https://example.org")
 
 
 def host_names(text: str) -> tuple[str, ...]:
     """Parses host names and addresses without port, `*.example.org` for all subdomains, or `*` for any host."""
-    found = split_list(text)
-    for name in found:
-        if name != "*" and not re.fullmatch(r"(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]{0,252}|[0-9A-Fa-f:.]{2,45}", name):
-            raise ValueError(f"{name!r} is not a host such as example.org or *.example.org, without scheme and port")
-    return found
+    host = r"\*|(\*\.)?[A-Za-z0-9_-][A-Za-z0-9_.-]{0,252}|[0-9A-Fa-f:.]{2,45}"
+    return _matching(split_list(text), host, "a host such as example.org or *.example.org, without scheme and port")
 
 
 def execution_providers(text: str) -> tuple[str, ...]:
@@ -73,10 +66,7 @@ def execution_providers(text: str) -> tuple[str, ...]:
     found = tuple(word.lower().removesuffix("executionprovider") for word in split_list(text))
     if not found:
         raise ValueError("must not be empty")
-    for name in found:
-        if not re.fullmatch(r"[a-z0-9]+", name):
-            raise ValueError(f"{name!r} is not an execution provider such as cuda or cpu")
-    return found
+    return _matching(found, r"[a-z0-9]+", "an execution provider such as cuda or cpu")
 
 
 def split_list(text: str) -> tuple[str, ...]:
@@ -84,3 +74,11 @@ def split_list(text: str) -> tuple[str, ...]:
     if len(text) > _MAX_LIST:
         raise ValueError(f"longer than {_MAX_LIST} characters")
     return tuple(part for part in re.split(r"[,\s]+", text) if part)
+
+
+def _matching(entries: tuple[str, ...], pattern: str, what: str) -> tuple[str, ...]:
+    """Returns the entries if each matches the pattern. what: what an entry should be, for the error message."""
+    for entry in entries:
+        if not re.fullmatch(pattern, entry):
+            raise ValueError(f"{entry!r} is not {what}")
+    return entries

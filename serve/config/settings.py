@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
-from serve.config.cpus import ThreadPlan, plan_threads
+from serve.config.cpus import ThreadPlan, cpu_budget
 from serve.config.parsers import (
     Parser,
     execution_providers,
@@ -119,7 +119,9 @@ class Config:
     @property
     def thread_plan(self) -> ThreadPlan:
         """The thread counts that these settings give on the CPUs available now."""
-        return plan_threads(self.threads, self.streams, self.intra_op_threads)
+        budget = cpu_budget(self.threads)
+        count = budget.count
+        return ThreadPlan(budget, min(self.streams or count, count), min(self.intra_op_threads or count, count))
 
 
 def load_config(
@@ -200,15 +202,17 @@ def _names(setting: str) -> tuple[str, str]:
 
 
 def argument_parser(
-    prog: str = "python -m serve",
+    command: str = "",
     description: str = "Classify images over HTTP: curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload",
     usage: str = "[COMMAND]",
 ) -> argparse.ArgumentParser:
     """Makes a parser with a flag for each setting.
 
     Args:
+        command: the command's name, empty for the server.
         usage: the command's own arguments, as its usage line shows them.
     """
+    prog = f"python -m serve {command}".rstrip()
     parser = ArgumentParser(
         prog=prog,
         # Thirty flags would push the error that follows them off the screen.

@@ -12,16 +12,13 @@ from serve.errors import OutputError
 from serve.files.runner import Record, is_problem
 from serve.printable import printable
 
-Formatter = Callable[[Record], str]
-
-FORMATS: Final = ("jsonl", "csv", "table")
 _TABLE_CLASSES: Final = 3
 _JSON_START: Final = b'{"file": "'
 _MAX_BYTES: Final = 16 * 2**20  # of a record; the longest name and 20,000 classes take 4 MB
 
 
-def record_format(name: str, top_k: int) -> tuple[str, Formatter]:
-    """Returns the header of a format in `FORMATS` and the function that formats a record."""
+def record_format(name: str, top_k: int) -> tuple[str, Callable[[Record], str]]:
+    """Returns the header of the format jsonl, csv or table, and the function that formats a record."""
     if name == "csv":
         header = ["file", "error"]
         for rank in range(1, top_k + 1):

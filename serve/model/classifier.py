@@ -51,7 +51,7 @@ class Classifier:
     """A warm model with its preprocessing and labels; thread-safe.
 
     Attributes:
-        pixel_budget: limits the pixels decoded at once, each of which takes up to 15 bytes during decoding.
+        pixel_budget: limits the pixels decoded at once, each of which takes up to 16 bytes during decoding.
     """
 
     model: Model
@@ -102,11 +102,6 @@ class Classifier:
     def classify(self, data: bytes, k: int, all_threads: bool = False) -> Classified:
         """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
         return self.compute(self.prepare(self.open(data, k)), all_threads)
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """The model card, which `GET /model` returns."""
-        return self.model.card
 
 
 def load_classifier(config: Config) -> Classifier:

@@ -10,9 +10,11 @@ from typing import Final
 
 # A client's id is logged and sent back, so only characters that are harmless in both places are accepted.
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
-# version "-" trace-id "-" parent-id "-" flags; later versions may append more fields.
-_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
-_INVALID_VERSION: Final = "ff"
+# version "-" trace-id "-" parent-id "-" flags, where version ff and ids of zeros are invalid. Versions after the first
+# may append more fields.
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(-.*)?"
+)
 _FIRST_VERSION: Final = "00"
 
 
@@ -23,16 +25,11 @@ def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def parse_traceparent(traceparent: str) -> dict[str, str]:
-    """Returns the log fields `trace_id` and `parent_id`; empty if the header is invalid, as the standard requires."""
+    """Returns the log fields `trace_id` and `parent_id`; none if the header is invalid, as the standard requires."""
     found = _TRACEPARENT.fullmatch(traceparent)
     if not found:
         return {}
     version, trace_id, parent_id, more = found.groups()
-    if (
-        version == _INVALID_VERSION
-        or (version == _FIRST_VERSION and more)
-        or not int(trace_id, 16)
-        or not int(parent_id, 16)
-    ):
+    if version == _FIRST_VERSION and more:
         return {}
     return {"trace_id": trace_id, "parent_id": parent_id}

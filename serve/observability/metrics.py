@@ -62,6 +62,10 @@ class Metrics:
 
     Args:
         build: labels of `serve_build_info`.
+
+    Attributes:
+        queue_depth: returns how many images wait for a CPU now.
+        dropped_lines: returns how many log lines standard error has not accepted so far.
     """
 
     def __init__(self, build: Mapping[str, str]) -> None:
@@ -90,10 +94,10 @@ class Metrics:
         )
         self._stages = {stage: stages.labels(stage) for stage in STAGES}
         self._depth = gauge("serve_queue_depth", "Images that wait for a CPU.", multiprocess_mode="livesum")
-        self._depth_now: Callable[[], int] = lambda: 0
+        self.queue_depth: Callable[[], int] = lambda: 0
         self._depth_lock = threading.Lock()
         self._lines_dropped = counter("serve_log_lines_dropped", "Log lines that standard error did not accept.")
-        self._dropped_now: Callable[[], int] = lambda: 0
+        self.dropped_lines: Callable[[], int] = lambda: 0
         self._dropped = 0
         self._in_progress = gauge(
             "serve_requests_in_progress", "Requests begun and not yet answered.", multiprocess_mode="livesum"
@@ -110,21 +114,13 @@ class Metrics:
         for route in (*routes, NO_ROUTE):
             self._requests.labels(route, 500)
 
-    def track_queue_depth(self, depth: Callable[[], int]) -> None:
-        """Sets the function that returns the queue's depth."""
-        self._depth_now = depth
-
-    def track_dropped_lines(self, dropped: Callable[[], int]) -> None:
-        """Sets the function that returns how many log lines were dropped."""
-        self._dropped_now = dropped
-
     def update_queue_depth(self) -> None:
         """Records the queue's depth; call it on each change, because another process may be asked for the metrics."""
         with self._depth_lock:  # or an older depth could be recorded last
-            self._depth.set(self._depth_now())
+            self._depth.set(self.queue_depth())
 
     def _update_dropped_lines(self) -> None:
-        dropped = self._dropped_now()
+        dropped = self.dropped_lines()
         self._lines_dropped.inc(dropped - self._dropped)
         self._dropped = dropped
 
@@ -136,7 +132,7 @@ class Metrics:
         """Counts a request that was answered or abandoned; `route` is its template, or `NO_ROUTE`."""
         self._in_progress.dec()
         self.update_queue_depth()
-        if self._dropped_now() > self._dropped:
+        if self.dropped_lines() > self._dropped:
             self._update_dropped_lines()
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
@@ -179,7 +175,7 @@ class _Processes(Collector):
 
 
 def _parent_cpu_seconds() -> float:
-    """Returns CPU seconds of the supervisor and of ended workers, because a counter must never decrease."""
+    """Returns the CPU seconds of the supervisor and of ended workers, because a counter must never decrease."""
     try:
         fields = Path(f"/proc/{os.getppid()}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

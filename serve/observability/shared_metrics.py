@@ -53,7 +53,7 @@ def shared_metrics(workers: int) -> Iterator[None]:
             "/metrics shows one worker only: there is no room for %d KB of shared files (%s); mount a tmpfs at /tmp, "
             "or use --workers 1",
             _FILE_BYTES * len(_KINDS) * workers // 1024,
-            reason or "no folder for temporary files",
+            reason,
         )
         yield
         return

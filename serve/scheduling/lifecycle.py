@@ -45,28 +45,21 @@ class InFlightRequest:
 
 
 class Lifecycle:
-    """The state of one server. Only `begin_drain` may be called outside its event loop.
+    """The state of one server. Only `draining` and `begin_drain` may be used outside its event loop.
 
     Args:
         grace_seconds: how long requests in flight may go on once draining has begun.
+
+    Attributes:
+        draining: whether the server is shutting down.
     """
 
     def __init__(self, grace_seconds: float) -> None:
         self._grace = grace_seconds
         self._started = False
-        self._draining = False
+        self.draining = False
         self._in_flight: set[InFlightRequest] = set()
         self._idle = asyncio.Event()
-
-    @property
-    def ready(self) -> bool:
-        """Whether requests are accepted."""
-        return self._started and not self._draining
-
-    @property
-    def draining(self) -> bool:
-        """Whether the server is shutting down."""
-        return self._draining
 
     def start(self) -> None:
         """Accepts requests from now on; call it once the model is loaded and warm."""
@@ -74,8 +67,8 @@ class Lifecycle:
 
     def begin_drain(self) -> bool:
         """Stops accepting requests; returns whether this was the first call. Safe to call from a signal handler."""
-        first = not self._draining
-        self._draining = True
+        first = not self.draining
+        self.draining = True
         return first
 
     async def drain(self) -> None:
@@ -96,7 +89,7 @@ class Lifecycle:
 
     def require_ready(self) -> None:
         """Raises `NotReady` unless requests are accepted."""
-        if self._draining:
+        if self.draining:
             raise NotReady("The server is not ready: it is shutting down.")
         if not self._started:
             raise NotReady("The server is not ready: its model is not loaded yet.")

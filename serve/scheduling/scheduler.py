@@ -92,7 +92,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._compute = compute
         self._limit = QueueLimit(max_queue, streams, item_seconds)
         self._tasks: deque[_Task] = deque()
-        self._waiting = 0
+        self.depth = 0  # items that wait for a thread
         self._busy = 0
         self._one_has_all_cpus = False
         self._closed = False
@@ -105,7 +105,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             thread.start()
 
     async def run(self, items: Sequence[Item], deadline: float) -> list[Outcome[Result]]:
-        """Runs the items and returns their outcomes in order; cancelling the caller discards those that have not begun.
+        """Returns the items' outcomes, in order. Cancelling the caller discards the items that have not begun.
 
         Args:
             items: at least one.
@@ -120,7 +120,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         with self._changed:
             self.require_room(len(items))
             self._tasks.append(task)
-            self._waiting += len(items)
+            self.depth += len(items)
             self._changed.notify(len(items))
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
@@ -133,17 +133,12 @@ class Scheduler(Generic[Item, Prepared, Result]):
                     self._tasks.remove(task)
                     self._discard_waiting(task)
 
-    @property
-    def depth(self) -> int:
-        """The number of items that wait for a thread."""
-        return self._waiting
-
     def require_room(self, count: int = 1) -> None:
         """Raises the `QueueFull` or `NotReady` that `run` would raise now for `count` items."""
         with self._changed:  # reentrant
             if self._closed:
                 raise NotReady("The server is shutting down.")
-            self._limit.require_room(count, self._waiting, self._busy)
+            self._limit.require_room(count, self.depth, self._busy)
 
     def close(self, seconds: float) -> None:
         """Ends the threads, each after its current item. Tasks that still wait end with `NotReady`.
@@ -161,7 +156,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             thread.join(max(0.0, until - time.monotonic()))
 
     def _discard_waiting(self, task: _Task) -> None:
-        self._waiting -= len(task.waiting)
+        self.depth -= len(task.waiting)
         task.waiting.clear()
 
     def _work(self) -> None:
@@ -183,9 +178,8 @@ class Scheduler(Generic[Item, Prepared, Result]):
             outcome = Outcome(queued, self._compute(prepared, all_cpus))
         except BaseException as error:  # any error is the outcome of this item alone
             outcome = Outcome(queued, error=error)
-        # In this order, so that once a caller has its outcome the CPU is free and the item is counted.
-        self._release(None if all_cpus or outcome.error else time.monotonic() - started)
-        self._finish(task, position, outcome)
+        task.outcomes[position] = outcome
+        self._finish(task, None if all_cpus or outcome.error else time.monotonic() - started)
         return True
 
     def _take(self) -> tuple[_Task, int, Any] | None:
@@ -201,20 +195,24 @@ class Scheduler(Generic[Item, Prepared, Result]):
                     self._discard_waiting(task)
                     continue
                 position, item = task.waiting.popleft()
-                self._waiting -= 1
+                self.depth -= 1
                 self._busy += 1
                 if task.waiting:
                     self._tasks.append(task)  # behind the others, because tasks take turns
                 return task, position, item
 
     def _claim_all_cpus(self) -> bool:
-        """Returns whether no other item runs or waits, so that the calling thread has all CPUs until `_release`."""
+        """Gives the calling thread all CPUs until `_finish` if no other item runs or waits; returns whether it did."""
         with self._changed:
             self._one_has_all_cpus = self._busy == 1 and not self._tasks
             return self._one_has_all_cpus
 
-    def _release(self, seconds: float | None) -> None:
-        """Frees the calling thread's CPU after the `seconds` that its item took on one CPU, if known."""
+    def _finish(self, task: _Task, seconds: float | None) -> None:
+        """Frees the calling thread's CPU, and then wakes the task's caller if this was its last item.
+
+        Args:
+            seconds: the time that the item took on one CPU, if known.
+        """
         with self._changed:
             self._busy -= 1
             self.done += 1
@@ -223,10 +221,6 @@ class Scheduler(Generic[Item, Prepared, Result]):
             if self._one_has_all_cpus:
                 self._one_has_all_cpus = False
                 self._changed.notify_all()
-
-    def _finish(self, task: _Task, position: int, outcome: Outcome[Result]) -> None:
-        with self._changed:
-            task.outcomes[position] = outcome
             task.missing -= 1
             if task.missing:
                 return

@@ -32,7 +32,7 @@ _CLOSING_SECONDS: Final = 1
 def http_server(
     app: Any, config: Config, lifecycle: Lifecycle, metrics: Metrics, heartbeat: Callable[[], None]
 ) -> uvicorn.Server:
-    """Returns a server for `app`, ready to run; once started, its event loop calls `heartbeat` every second."""
+    """Returns a server for `app`, ready to run on a socket. While it runs, it calls `heartbeat` every second."""
 
     class Protocol(BudgetedProtocol):
         all_connections = ConnectionLimiter(config.max_connections)

@@ -14,8 +14,6 @@ EXIT_MARGIN_SECONDS: Final = 5.0
 # The signals that end a server gracefully.
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
-Handler = Callable[[int, FrameType | None], None]
-
 
 def open_closed_streams() -> None:
     """Opens /dev/null for closed standard streams, or the next file or socket would get their descriptor."""
@@ -32,7 +30,7 @@ def exit_on_signals() -> None:
     handle_stop_signals(_exit_on_signal)
 
 
-def handle_stop_signals(handler: Handler) -> None:
+def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
     """Sets the handler of `STOP_SIGNALS`. SIGHUP and SIGQUIT stay ignored if they are, as under nohup."""
     for number in STOP_SIGNALS:
         if number in STOP_SIGNALS[:2] or signal.getsignal(number) != signal.SIG_IGN:

@@ -12,7 +12,7 @@ _SEND_BUFFER: Final = 128 * 1024
 
 
 def listen(config: Config) -> list[socket.socket]:
-    """Returns a TCP socket for each worker, all of them listening on the configured address.
+    """Returns a TCP socket for each worker, all listening on the configured address.
 
     Clients that connect while the model is still loading wait until it is ready.
 
@@ -25,13 +25,12 @@ def listen(config: Config) -> list[socket.socket]:
         )[0]
         # Without SO_REUSEPORT, even if several sockets follow, or another server on the port would go unnoticed.
         first = _bound_socket(family, address, config.body_timeout_ms)
-        if config.workers == 1:
-            first.listen()
-            return [first]
-        address = first.getsockname()
-        first.close()
-        shared = (family, address, config.body_timeout_ms, socket.SO_REUSEPORT)
-        listeners = [_bound_socket(*shared) for _ in range(config.workers)]
+        listeners = [first]
+        if config.workers > 1:
+            address = first.getsockname()
+            first.close()
+            shared = (family, address, config.body_timeout_ms, socket.SO_REUSEPORT)
+            listeners = [_bound_socket(*shared) for _ in range(config.workers)]
         for listener in listeners:
             listener.listen()
         return listeners

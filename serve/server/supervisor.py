@@ -29,7 +29,7 @@ _RETRY_SECONDS: Final = 1.0
 _EARLY_SECONDS: Final = 5.0
 # How much longer than the grace period workers may take before they are killed.
 _KILL_AFTER_SECONDS: Final = 3.0
-# How long a worker may send no heartbeat: once it is ready, and while it loads its model.
+# How long a worker may send no heartbeat before it is killed: once it is ready, and while it loads its model.
 _SILENT_SECONDS: Final = 30
 _LOADING_SECONDS: Final = 600
 
@@ -37,7 +37,7 @@ log = logging.getLogger("serve")
 
 
 def cpu_share(count: int, workers: int, number: int) -> int:
-    """Returns the CPUs of worker `number` out of `count`: as even as possible, and at least one."""
+    """Returns how many of `count` CPUs worker `number` gets: as even as possible, and at least one."""
     return max(1, count // workers + (number < count % workers))
 
 
@@ -64,20 +64,12 @@ class Supervisor:
         listeners: a listening socket for each worker.
         work: runs a worker.
         grace_seconds: how long workers may take to answer the requests in flight.
-        silent_seconds: a worker that sends no heartbeat for longer is killed.
     """
 
-    def __init__(
-        self,
-        listeners: Sequence[socket.socket],
-        work: RunWorker,
-        grace_seconds: float,
-        silent_seconds: int = _SILENT_SECONDS,
-    ) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], work: RunWorker, grace_seconds: float) -> None:
         self._listeners = listeners
         self._work = work
         self._grace = grace_seconds
-        self._silent_limit = silent_seconds
         self._running: dict[int, _Worker] = {}  # by number
         self._due = {0: 0.0}  # number → time to start it; the first starts alone, so that a failure is reported once
         self._pids = shared_process_ids(len(listeners))
@@ -94,7 +86,7 @@ class Supervisor:
         """
         handle_stop_signals(self._end)
         signal.signal(signal.SIGALRM, self._kill_late)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # while it is ignored, waitpid() reports no exit status
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would discard workers' exit statuses
         with shared_metrics(len(self._listeners)):
             while self._running or (self._due and not self._ending):
                 self._start_due()
@@ -167,7 +159,7 @@ class Supervisor:
         self._watched = time.monotonic()
         for number, worker in self._running.items():
             worker.silent += 1
-            if worker.silent > (self._silent_limit if worker.is_ready else _LOADING_SECONDS):
+            if worker.silent > (_SILENT_SECONDS if worker.is_ready else _LOADING_SECONDS):
                 _send_signal(worker.pid, signal.SIGKILL)
                 log.error("worker %d (process %d) sent no heartbeat; killed it", number + 1, worker.pid)
 

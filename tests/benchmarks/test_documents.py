@@ -24,6 +24,7 @@ SOURCES = {
     "sizing": ("latency",),
     "peers": ("peers",),
     "large": ("peers",),
+    "engines": ("peers",),
 }
 COMMANDS = ("accuracy", "decoding", "event_loop", "folder", "queueing", "sessions", "worker_processes")
 
@@ -40,10 +41,10 @@ def cpu_ms(latency: dict[str, Any]) -> str:
 SENTENCES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("docs/scaling.md", lambda r: f"These figures follow from {images_per_s(r):.0f} images a second on two CPUs"),
     ("docs/scaling.md", lambda r: f"16 clients), {r['servers'][OURS]['loaded_mb']['rss']:.0f} MB of memory,"),
-    ("docs/scaling.md", lambda r: f"replicas with two CPUs at {cpu_ms(r)} ms a picture"),
+    ("docs/scaling.md", lambda r: f"replicas with two CPUs at {cpu_ms(r)} ms per image"),
     ("docs/scaling.md", lambda r: f"DenseNet-121 in int8 takes {cpu_ms(r)} ms of a CPU"),
-    ("docs/kubernetes.md", lambda r: f"on two CPUs at {images_per_s(r):.0f} pictures a second"),
-    ("docs/serving.md", lambda r: f"is {r['servers'][OURS]['idle_mb']['rss']:.0f} MB after the first answer"),
+    ("docs/kubernetes.md", lambda r: f"on two CPUs at {images_per_s(r):.0f} images a second"),
+    ("docs/serving.md", lambda r: f"is {r['servers'][OURS]['idle_mb']['rss']:.0f} MB after the first response"),
     ("docs/serving.md", lambda r: f"and {r['servers'][OURS]['loaded_mb']['rss']:.0f} MB after 64 clients"),
 ]
 
@@ -70,7 +71,7 @@ def test_every_result_is_shown_in_a_document() -> None:
     shown = {mark for document in DOCUMENTS for mark in MARK.findall(document.read_text(encoding="utf-8"))}
     kinds = {path.stem for path in RESULTS.glob("*.json")} - {"latency", "peers"}
     assert kinds <= shown
-    assert {"targets", "large"} <= shown
+    assert {"targets", "peers", "large", "engines"} <= shown
 
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
@@ -172,9 +173,9 @@ def test_missed_and_met_targets_are_shown_with_their_figures(made_up: dict[str, 
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block("targets").splitlines() if "|" in line]
     found = {name: cells for name, *cells in rows}
     assert found["target"] == ["limit", "`latency.py`", "`peers.py`"]
-    assert found["p50, 1 client, against the baseline"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "–"]
+    assert found["p50, 1 client, against the baseline"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "not measured"]
     best = found["p50, 1 client, against the best peer, int8"]
-    assert best == ["≤ 1", "–", "**missed**: 1.500 (1.500–1.500), mosec a, int8"]
+    assert best == ["≤ 1", "not measured", "**missed**: 1.500 (1.500–1.500), mosec a, int8"]
     assert len(rows) == 2 + len(made_up["peers"]["targets"])
 
 
@@ -190,6 +191,18 @@ def test_the_blocks_show_medians_of_who_they_name(made_up: dict[str, Any]) -> No
     assert re.search(r"^baseline +16 .* 10\.0 \(10\.0–10\.0\)$", block("latency"), re.MULTILINE)
     assert re.search(r"^mosec a, int8 +40\.0 \(40\.0–40\.0\) +50\.0 \(50\.0–50\.0\)$", block("large"), re.MULTILINE)
     assert re.search(r"^mosec a, int8 +10\.0 \(10\.0–10\.0\) +40\.0 \(40\.0–40\.0\)$", block("peers"), re.MULTILINE)
+
+
+def test_the_block_of_engines_has_a_row_for_each_engine_and_number_of_threads(made_up: dict[str, Any]) -> None:
+    """Without percentiles: a round may have too few answers for those."""
+    made_up["peers"]["engines"]["OpenVINO int8 (nncf)"] = {"1": {"images_per_s": figures(30, 33)["images_per_s"]}}
+    assert [re.split("  +", line) for line in block("engines").splitlines()[1:5]] == [
+        ["engine", "threads", "p50 ms", "images/s"],
+        ["onnxruntime int8", "1", "20.0 (20.0–20.0)", "50.0 (50.0–50.0)"],
+        ["onnxruntime int8", "2", "12.0 (12.0–12.0)", "80.0 (80.0–80.0)"],
+        ["OpenVINO int8 (nncf)", "1", "–", "33.0 (33.0–33.0)"],
+    ]
+    assert "`python peers.py`: Test CPU" in block("engines")
 
 
 def test_the_sizing_of_two_loads_follows_from_the_rate(made_up: dict[str, Any]) -> None:

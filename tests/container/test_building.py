@@ -113,7 +113,10 @@ def test_two_builds_of_a_commit_have_the_same_contents(tree: Path, image_name: s
     assert list(second.steps("export").values()).count(True) >= 7
     again = Image.load(f"{TAG}:second")
     assert difference(image.entries, again.entries) == []
-    note("from nothing", f"{second.seconds:.0f} s; {len(again.entries)} files, links and folders, all as in the first")
+    note(
+        "build without cache",
+        f"{second.seconds:.0f} s; {len(again.entries)} files, links and folders, identical to the first build",
+    )
 
 
 def difference(first: dict[str, Entry], second: dict[str, Entry]) -> list[str]:

@@ -1,6 +1,7 @@
 """Settings: flags over environment over defaults, and errors that name the key and the value."""
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -10,6 +11,7 @@ import pytest
 
 from serve.config.settings import ROOT, Config, load_config, unknown_variables
 from serve.errors import ConfigError
+from tests.documents import DOCUMENTS
 from tests.server_process import running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -22,6 +24,51 @@ def test_defaults_are_the_contracts() -> None:
     assert config.max_files == 32
     assert config.exif_orientation is True
     assert config.cors_origins == ()
+
+
+# A default as the documents state it: "`--max-queue` (64)", "`SERVE_MAX_PIXELS` (50 million)", "20 MiB (`--max-...`)".
+UNITS = r"(?: (MiB|s|million))?"
+BEFORE = re.compile(r"`(?:--|SERVE_)([\w-]+)` \(([\d.,]*\d)" + UNITS + r"[),]")
+AFTER = re.compile(r"(\d[\d.,]*)" + UNITS + r"(?: (?:files|frames|pixels|images|connections))? \(`--([\w-]+)`\)")
+
+
+def stated_defaults(text: str) -> list[tuple[str, float]]:
+    """Returns the settings whose defaults a document states, with the values in the settings' own units."""
+    words = " ".join(text.split())
+    found = [(name, number, unit) for name, number, unit in BEFORE.findall(words)]
+    found += [(name, number, unit) for number, unit, name in AFTER.findall(words)]
+    values = []
+    for name, number, unit in found:
+        setting = name.lower().replace("-", "_")
+        scale = {"MiB": 2**20, "million": 10**6, "s": 1000 if setting.endswith("_ms") else 1}.get(unit, 1)
+        values.append((setting, float(number.replace(",", "")) * scale))
+    return values
+
+
+def test_the_documents_state_the_defaults() -> None:
+    stated = [(path.name, *each) for path in DOCUMENTS for each in stated_defaults(path.read_text(encoding="utf-8"))]
+    defaults = {setting.name: setting.default for setting in fields(Config)}
+    assert [each for each in stated if defaults[each[1]] != each[2]] == []
+    assert {setting for name, setting, _ in stated if name == "SECURITY.md"} >= {
+        name for name in defaults if name.startswith("max_")
+    }
+    assert len(stated) > 20
+
+
+@pytest.mark.parametrize(
+    ("text", "setting", "value"),
+    [
+        ("`--max-queue` (64) images may wait", "max_queue", 64),
+        ("`--grace-seconds` (9, because", "grace_seconds", 9),
+        ("`--request-timeout-ms` (10,000) starts", "request_timeout_ms", 10_000),
+        ("`SERVE_MAX_PIXELS` (50\nmillion)", "max_pixels", 50_000_000),
+        ("decoding 1.5 s (`--max-decode-ms`)", "max_decode_ms", 1500),
+        ("20 MiB (`--max-request-bytes`)", "max_request_bytes", 20 * 2**20),
+        ("1000 frames (`--max-frames`)", "max_frames", 1000),
+    ],
+)
+def test_a_default_in_a_document_is_found(text: str, setting: str, value: float) -> None:
+    assert stated_defaults(text) == [(setting, value)]
 
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default() -> None:

@@ -106,7 +106,7 @@ def test_requests_refused_by_a_guard_are_counted_by_route_and_reason(
 def test_the_queue_depth_is_read_for_each_scrape() -> None:
     metrics = Metrics({"model": "tiny"})
     depth = 3
-    metrics.track_queue_depth(lambda: depth)
+    metrics.queue_depth = lambda: depth
     assert b"serve_queue_depth 3.0" in metrics.render()
     depth = 5
     assert b"serve_queue_depth 5.0" in metrics.render()
@@ -116,7 +116,7 @@ def test_the_queue_depth_is_updated_at_the_end_of_each_request() -> None:
     """Some items leave the queue without being prepared, because their deadline passed or their client disconnected."""
     metrics = Metrics({"model": "tiny"})
     depth = 3
-    metrics.track_queue_depth(lambda: depth)
+    metrics.queue_depth = lambda: depth
     metrics.update_queue_depth()
     depth = 1
     metrics.request_started()

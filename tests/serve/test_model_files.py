@@ -52,7 +52,7 @@ def test_a_missing_model_is_named_in_the_error(tmp_path: Path) -> None:
 def test_the_embedded_model_classifies_a_cat_and_has_a_card(cat: bytes) -> None:
     classifier = load_classifier(Config(model=EMBEDDED_MODEL))
     assert "cat" in classifier.classify(cat, 1).scored[0].label.name
-    card = classifier.card
+    card = classifier.model.card
     assert (card["name"], card["variant"]) == (EMBEDDED_MODEL, "int8")
     assert card["weights"]["licence"] == "Apache-2.0"
     assert card["mean"] == pytest.approx([127 / 255] * 3)

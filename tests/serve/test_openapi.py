@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from serve.api import handlers, parameters
 from serve.api.handlers import Handlers
 from serve.api.openapi.docs_page import render_docs_page
 from serve.api.openapi.document import TEMPLATE, openapi_document, placeholder_values
@@ -31,7 +32,7 @@ from serve.scheduling.scheduler import Scheduler
 from serve.scheduling.upload_budget import Upload
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
-from tests.server_process import running_server
+from tests.server_process import ROOT, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
 KEY = {"X-API-Key": "key"}
@@ -250,6 +251,13 @@ def test_the_status_of_every_error_is_documented(client_for: ClientFor, keys: Pa
     assert statuses - uploads == {404}  # only inference names a model
 
 
+def test_the_table_of_statuses_has_those_of_uploads_and_of_unknown_routes(client_for: ClientFor, keys: Path) -> None:
+    rows = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = [int(status) for row in rows for status in row.split(",")]
+    uploads = {status for path, _, status, _ in documented(client_for(api_keys_file=keys)) if path == "/upload"}
+    assert sorted(told) == sorted(uploads | {404, 405})
+
+
 def test_every_other_media_type_of_a_success_is_sent(client: TestClient) -> None:
     """The first media type of each operation is what the tests above get."""
     infer = ["/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"]
@@ -273,6 +281,39 @@ def test_documented_request_headers_are_those_the_server_reads(client: TestClien
     parameters = client.get("/openapi.json").json()["components"]["parameters"].values()
     headers = {each["name"] for each in parameters if each["in"] == "header"}
     assert headers == {TIMEOUT_HEADER, TIMING_HEADER, LENGTH_HEADER, "X-Request-ID", "traceparent"}
+
+
+def test_documented_query_parameters_are_those_the_server_reads(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = set()
+
+    class Query(dict[str, list[str]]):
+        """A parsed query that records which parameters are looked up."""
+
+        def get(self, name: str, default: Any = None) -> Any:
+            read.add(name)
+            return super().get(name, default)
+
+        def __getitem__(self, name: str) -> Any:
+            read.add(name)
+            return super().__getitem__(name)
+
+        def __contains__(self, name: object) -> bool:
+            read.add(str(name))
+            return super().__contains__(name)
+
+    monkeypatch.setattr(handlers, "parse_query", lambda query: Query(parameters.parse_query(query)))
+    assert client.post("/upload?top_k=2", content=picture(300), headers={"Content-Type": "image/png"}).is_success
+    described = client.get("/openapi.json").json()
+    used = json.dumps(described["paths"])
+    queries = {
+        each["name"]
+        for key, each in described["components"]["parameters"].items()
+        if each["in"] == "query" and f'"#/components/parameters/{key}"' in used
+    }
+    assert queries == read
+    assert "top_k" in read
 
 
 def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> None:

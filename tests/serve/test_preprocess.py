@@ -13,6 +13,7 @@ from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format
 from serve.imaging.preprocess import Preprocessing, resized_size, to_input
 from tests.references import ARRAYS, DIGESTS, FULL, PICTURES, SMALL, digest, pictures
+from tests.server_process import ROOT
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LIMIT = ImageLimits(50_000_000)
@@ -131,6 +132,12 @@ def test_a_format_is_known_by_its_content_alone() -> None:
     assert sniff_format((PICTURES / "rgb.webp").read_bytes()) == "WebP"
     assert sniff_format(b"\x89PNG\r\n\x1a\n") == "PNG"
     assert sniff_format(b"") is None
+
+
+@pytest.mark.parametrize("document", ["docs/api.md", "SECURITY.md"])
+def test_the_documents_list_the_accepted_formats(document: str) -> None:
+    words = " ".join((ROOT / document).read_text(encoding="utf-8").split())
+    assert f"{', '.join(ACCEPTED_FORMATS[:-1])} and {ACCEPTED_FORMATS[-1]} are " in words
 
 
 def test_pixels_are_limited_by_the_header_alone() -> None:

@@ -163,12 +163,12 @@ from tests.tiny_model import PATH
 with shared_metrics(1):
     from serve.observability.metrics import STAGES, join_shared_metrics
     join_shared_metrics(0, shared_process_ids(1))
-    from serve.api.app import create_app, metrics_of
+    from serve.api.app import create_app, create_metrics
     from serve.model.classifier import load_classifier
     from serve.problems import RULES
     config = Config(model=str(PATH))
     classifier = load_classifier(config)
-    metrics = metrics_of(classifier)
+    metrics = create_metrics(classifier)
     routes = [route.path for route in create_app(config, classifier, metrics=metrics).routes] + ["none"]
     for route in routes:
         for code in (200, 204, 206, 301, 304, *range(400, 432), 499, *range(500, 506)):

@@ -5,9 +5,9 @@ import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-Json = dict[str, Any]
+from serve.api.openapi.document import Json
 
 _TEMPLATE: Final = Path(__file__).with_name("docs_page.html")
 _ON_EVERY_RESPONSE: Final = "X-Request-ID"  # a header that is not repeated for each response
@@ -20,7 +20,7 @@ def render_docs_page(document: Json) -> str:
         (method, path, operation) for path, item in document["paths"].items() for method, operation in item.items()
     ]
     schemas = [
-        f'<h2 id="{html.escape(name)}"><code>{html.escape(name)}</code></h2>{_details("Schema", schema)}'
+        f'<h2 id="{html.escape(name)}">{_code(name)}</h2>{_details("Schema", schema)}'
         for name, schema in components["schemas"].items()
     ]
     parts = {
@@ -43,21 +43,22 @@ def _keys(schemes: Json) -> str:
         f"{scheme['name']}: KEY" if scheme["type"] == "apiKey" else f"Authorization: {scheme['scheme'].title()} KEY"
         for scheme in schemes.values()
     ]
-    sent = " or ".join(f"<code>{html.escape(way)}</code>" for way in ways)
+    sent = " or ".join(map(_code, ways))
     return f'<h2 id="key">API keys</h2><p>Some operations require an API key, sent as {sent}.</p>'
 
 
 def _operation(method: str, path: str, operation: Json, document: Json) -> str:
+    title = f"{method.upper()} {path}"
     summary = operation["summary"]
     about = [summary if summary.endswith("?") else f"{summary}.", operation.get("description", "")]
     key = ' Requires <a href="#key">an API key</a>.' if "security" in operation else ""
     parts = [
-        f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{_text(' '.join(about).strip())}{key}</p>",
+        f"<h2>{_code(title)}</h2><p>{_text(' '.join(about).strip())}{key}</p>",
         _parameters([each for each in operation["parameters"] if not _is_shared(each)], document),
     ]
     if "requestBody" in operation:
         bodies = operation["requestBody"]["content"].items()
-        rows = [(f"<code>{html.escape(kind)}</code>", "", _schema(body["schema"])) for kind, body in bodies]
+        rows = [(_code(kind), "", _schema(body["schema"])) for kind, body in bodies]
         parts += [_table("Body", rows), *_examples(operation["requestBody"])]
     own = {status: response for status, response in operation["responses"].items() if "$ref" not in response}
     return "".join([*parts, _responses(own), *_examples(own["200"])])
@@ -81,11 +82,7 @@ def _is_shared(parameter: Json) -> bool:
 
 def _parameters(references: list[Json], document: Json) -> str:
     rows = [
-        (
-            f"<code>{html.escape(each['name'])}</code>",
-            each["in"] + (", required" if each.get("required") else ""),
-            f"{_text(each['description'])} <code>{html.escape(_in_line(each['schema']))}</code>",
-        )
+        (_code(each["name"]), each["in"] + (", required" if each.get("required") else ""), _described(each))
         for each in (_resolved(reference, document) for reference in references)
     ]
     return _table("Parameters", rows) if rows else ""
@@ -95,7 +92,7 @@ def _responses(responses: Json) -> str:
     rows = [
         (
             status,
-            "<br>".join(f"<code>{html.escape(kind)}</code>" for kind in response["content"]),
+            "<br>".join(map(_code, response["content"])),
             f"{_text(response['description'])} {_schema(next(iter(response['content'].values()))['schema'])}"
             f"{_with_headers([name for name in response['headers'] if name != _ON_EVERY_RESPONSE])}",
         )
@@ -113,7 +110,7 @@ def _headers(headers: Json) -> str:
         (
             f'<code id="header-{html.escape(name)}">{html.escape(name)}</code>',
             "always" if header.get("required") else "",
-            f"{_text(header['description'])} <code>{html.escape(_in_line(header['schema']))}</code>",
+            _described(header),
         )
         for name, header in headers.items()
     ]
@@ -125,19 +122,20 @@ def _table(title: str, rows: list[tuple[str, str, str]]) -> str:
     return f"<h3>{title}</h3><table>{''.join(lines)}</table>"
 
 
+def _described(item: Json) -> str:
+    """Renders the description and the schema of a parameter or a header."""
+    return f"{_text(item['description'])} {_schema(item['schema'])}"
+
+
 def _schema(schema: Json) -> str:
     references = [each["$ref"].rsplit("/", 1)[1] for each in schema.get("oneOf", [schema]) if "$ref" in each]
     if references:
         return " or ".join(_link(name, name) for name in references)
-    return f"<code>{html.escape(_in_line(schema))}</code>"
+    return _code(json.dumps(schema, ensure_ascii=False))
 
 
 def _link(identifier: str, name: str) -> str:
     return f'<a href="#{html.escape(identifier)}">{html.escape(name)}</a>'
-
-
-def _in_line(schema: Json) -> str:
-    return json.dumps(schema, ensure_ascii=False)
 
 
 def _examples(body: Json) -> Iterable[str]:
@@ -153,6 +151,10 @@ def _resolved(node: Json, document: Json) -> Json:
     _, kind, name = node["$ref"].removeprefix("#/").split("/")
     found: Json = document["components"][kind][name]
     return found
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>"
 
 
 def _text(words: str) -> str:

@@ -13,17 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from serve.api.v2.tensors import (
-    IMAGE,
-    INPUT,
-    LENGTH,
-    quote,
-    read_floats,
-    read_images,
-    read_parameters,
-    read_shape,
-    require_datatype,
-)
+from serve.api.v2.tensors import IMAGE, INPUT, LENGTH, quote, read_floats, read_images, read_parameters, read_shape
 from serve.errors import BadTensor, UploadTooLarge
 from serve.model.postprocess import Label
 
@@ -50,13 +40,12 @@ class Signature:
 
     def metadata(self) -> dict[str, Any]:
         """Returns the protocol's model metadata, in which -1 stands for any number."""
-        side = self.side
         return {
             "name": self.model,
             "versions": [VERSION],
             "platform": "onnxruntime_onnx",
             "inputs": [
-                {"name": INPUT, "datatype": "FP32", "shape": [-1, 3, side, side]},
+                {"name": INPUT, "datatype": "FP32", "shape": [-1, 3, self.side, self.side]},
                 {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
             ],
             "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(self.labels)]}],
@@ -101,13 +90,10 @@ def parse_request(length_header: str | None, body: bytes, signature: Signature) 
     rows: list[npt.NDArray[np.float32]] = []
     encoded: list[bytes] = []
     if name == INPUT:
-        require_datatype(tensor, INPUT, "FP32")
-        side = signature.side
-        shape = read_shape(tensor, INPUT, (3, side, side), signature.max_rows)
+        shape = read_shape(tensor, INPUT, "FP32", (3, signature.side, signature.side), signature.max_rows)
         rows = list(read_floats(tensor, shape, tail)[:, None])
     elif name == IMAGE:
-        require_datatype(tensor, IMAGE, "BYTES")
-        (count,) = read_shape(tensor, IMAGE, (), signature.max_rows)
+        (count,) = read_shape(tensor, IMAGE, "BYTES", (), signature.max_rows)
         encoded = read_images(tensor, count, tail)
     else:
         raise BadTensor(f"There is no input {quote(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
@@ -136,9 +122,8 @@ def write_response(
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
     values: list[Any]
     if request.classes:
-        values = [_ranked(row, request.classes, signature.labels) for row in logits]
         output |= {"datatype": "BYTES", "shape": [len(logits), request.classes]}
-        values = [entry for row in values for entry in row]
+        values = [entry for row in logits for entry in _ranked(row, request.classes, signature.labels)]
         raw = b"".join(LENGTH.pack(len(entry)) + entry for entry in (value.encode() for value in values))
     else:
         values = [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in logits.ravel().tolist()]

@@ -4,7 +4,6 @@ Memory is allocated for the bytes that were received, never for the sizes that a
 """
 
 import base64
-import binascii
 import contextlib
 import json
 import math
@@ -21,30 +20,27 @@ IMAGE: Final = "image"
 # The length that precedes each element of a binary BYTES tensor.
 LENGTH: Final = struct.Struct("<I")
 _SHOWN_CHARACTERS: Final = 40
-_ENCODER: Final = json.JSONEncoder()
 
 
-def require_datatype(tensor: dict[str, Any], name: str, datatype: str) -> None:
-    """Raises `BadTensor` unless the tensor has this datatype."""
-    if tensor.get("datatype") != datatype:
-        raise BadTensor(f"The datatype of '{name}' is {quote(tensor.get('datatype'))}; the model takes {datatype}.")
-
-
-def read_shape(tensor: dict[str, Any], name: str, row: tuple[int, ...], max_rows: int) -> tuple[int, ...]:
-    """Returns the tensor's shape, `(N, *row)`.
+def read_shape(
+    tensor: dict[str, Any], name: str, datatype: str, row: tuple[int, ...], max_rows: int
+) -> tuple[int, ...]:
+    """Returns the shape of a tensor of this datatype, `(N, *row)`.
 
     Raises:
-        BadTensor: the shape is not `(N, *row)` with N at least 1.
+        BadTensor: the datatype is another, or the shape is not `(N, *row)` with N at least 1.
         TooManyFiles: N is more than `max_rows`.
     """
-    shape = tensor.get("shape")
+    if tensor.get("datatype") != datatype:
+        raise BadTensor(f"The datatype of '{name}' is {quote(tensor.get('datatype'))}; the model takes {datatype}.")
+    shape: Any = tensor.get("shape")
     wanted = ", ".join(["N", *map(str, row)])
     is_shape = isinstance(shape, list) and all(type(side) is int for side in shape)
-    if not is_shape or len(shape) != 1 + len(row) or tuple(shape[1:]) != row or shape[0] < 1:  # type: ignore[arg-type,index]
+    if not is_shape or len(shape) != 1 + len(row) or tuple(shape[1:]) != row or shape[0] < 1:
         raise BadTensor(f"The shape of '{name}' is {quote(shape)}; the model takes [{wanted}] with N at least 1.")
-    if shape[0] > max_rows:  # type: ignore[index]
+    if shape[0] > max_rows:
         raise TooManyFiles(f"The shape of '{name}' is {quote(shape)}; the limit is {max_rows} rows per request.")
-    return tuple(shape)  # type: ignore[arg-type]
+    return tuple(shape)
 
 
 def read_floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> npt.NDArray[np.float32]:
@@ -90,7 +86,7 @@ def read_images(tensor: dict[str, Any], count: int, tail: memoryview) -> list[by
         _require_count(len(data), count)
         try:
             elements = [base64.b64decode(entry, validate=True) for entry in data]
-        except (binascii.Error, ValueError) as error:
+        except ValueError as error:
             raise BadTensor(f"The data of '{IMAGE}' is not base64, the encoding of images in JSON.") from error
     _require_count(len(elements), count)
     return elements
@@ -153,7 +149,7 @@ def read_parameters(owner: dict[str, Any], name: str) -> dict[str, Any]:
 def quote(value: Any) -> str:
     """Returns a message's value as JSON for an error message, shortened if it is long."""
     text = ""
-    for piece in _ENCODER.iterencode(value[:_SHOWN_CHARACTERS] if isinstance(value, str) else value):
+    for piece in json.JSONEncoder().iterencode(value[:_SHOWN_CHARACTERS] if isinstance(value, str) else value):
         text += piece
         if len(text) > _SHOWN_CHARACTERS:
             break
