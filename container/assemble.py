@@ -31,7 +31,7 @@ SITE_PACKAGES: Final = Path(sysconfig.get_path("purelib"))
 
 
 def main() -> int:
-    """Run the command and return its exit status."""
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m container.assemble", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--packages", type=Path, required=True, help="folder that pip installed into with --target")
     parser.add_argument("--output", type=Path, required=True, help="folder to make, the new root")
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def assemble(packages: Path, output: Path) -> None:
-    """Make the root file system in `output`, which must not exist.
+    """Makes the root file system in `output`, which must not exist.
 
     Raises:
         AssemblyError: a rule is out of date, a module does not compile, or a library is missing.
@@ -61,7 +61,7 @@ def assemble(packages: Path, output: Path) -> None:
 
 
 def copy_interpreter(output: Path) -> None:
-    """Copy the interpreter's binary, and link `python` and `python3` to it."""
+    """Copies the interpreter's binary, and links `python` and `python3` to it."""
     binary = Path(sys.executable).resolve()
     target = below(output, binary)
     copy(binary, target)
@@ -70,7 +70,7 @@ def copy_interpreter(output: Path) -> None:
 
 
 def copy_tree(source: Path, target: Path, left_out: Iterable[str]) -> None:
-    """Copy the files of a folder that match no pattern; `.pyc` files are left out, because they are made again."""
+    """Copies the files of a folder that match no pattern; `.pyc` files are left out, because they are made again."""
     patterns = (*left_out, "*.pyc")
     for path in sorted(source.rglob("*")):
         relative = str(path.relative_to(source))
@@ -79,7 +79,7 @@ def copy_tree(source: Path, target: Path, left_out: Iterable[str]) -> None:
 
 
 def files_of(packages: Path, distributions: Iterable[str]) -> Iterator[str]:
-    """Yield the files of installed distributions, relative to `packages`, from their records.
+    """Yields the files of installed distributions, relative to `packages`, from their records.
 
     Raises:
         AssemblyError: a distribution is not installed.
@@ -92,7 +92,7 @@ def files_of(packages: Path, distributions: Iterable[str]) -> Iterator[str]:
 
 
 def trim_metadata(site: Path) -> None:
-    """Keep name, version and licence of each `.dist-info`; descriptions are long and not needed."""
+    """Keeps name, version and licence of each `.dist-info`; descriptions are long and not needed."""
     for folder in site.glob("*.dist-info"):
         for path in folder.rglob("*"):
             relative = f"{folder.name}/{path.relative_to(folder)}"
@@ -105,7 +105,7 @@ def trim_metadata(site: Path) -> None:
 
 
 def drop_unlinked(site: Path) -> None:
-    """Remove the libraries that wheels bundle in `NAME.libs` and that no kept module links to."""
+    """Removes the libraries that wheels bundle in `NAME.libs` and that no kept module links to."""
     bundled = [path for folder in site.glob("*.libs") for path in folder.iterdir()]
     linked = {path.resolve() for path in closure(path for path in elf_files(site) if path not in bundled)}
     for path in bundled:
@@ -114,7 +114,7 @@ def drop_unlinked(site: Path) -> None:
 
 
 def compile_all(output: Path) -> None:
-    """Byte-compile all modules and remove their source; the result depends neither on the time nor on `output`."""
+    """Byte-compiles all modules and removes their source; the result depends neither on the time nor on `output`."""
     compiled = compileall.compile_dir(
         output,
         maxlevels=30,

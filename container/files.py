@@ -9,19 +9,19 @@ class AssemblyError(Exception):
 
 
 def below(root: Path, path: Path) -> Path:
-    """Return where an absolute path lies in another root."""
+    """Returns where an absolute path lies in another root."""
     return root / path.relative_to("/")
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy content and mode to the target's own name; links are followed."""
+    """Copies content and mode to the target's own name; links are followed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     shutil.copymode(source, target)
 
 
 def link_as_here(folder: Path, output: Path) -> None:
-    """If the folder, `/lib` for example, is a symbolic link here, make the same link in `output`.
+    """Makes the same symbolic link in `output` if the folder, such as `/lib`, is one here.
 
     Otherwise one root file system could not be copied over the other.
     """

@@ -11,7 +11,7 @@ from container.files import AssemblyError, below, copy, link_as_here
 
 
 def copy_libraries(output: Path) -> None:
-    """Copy the libraries that programs below `output` link to, with the licences of their Debian packages.
+    """Copies the libraries that programs below `output` link to, with the licences of their Debian packages.
 
     Raises:
         AssemblyError: a library is missing.
@@ -29,7 +29,7 @@ def copy_libraries(output: Path) -> None:
 
 
 def elf_files(folder: Path) -> list[Path]:
-    """Return the programs and shared libraries below a folder."""
+    """Returns the programs and shared libraries below a folder."""
     found = []
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink():
@@ -40,7 +40,7 @@ def elf_files(folder: Path) -> list[Path]:
 
 
 def closure(files: Iterable[Path]) -> set[Path]:
-    """Return all shared libraries that `files` need, directly or not, as the dynamic linker finds them here.
+    """Returns all shared libraries that `files` need, directly or not, as the dynamic linker finds them here.
 
     Raises:
         AssemblyError: a library is missing.
@@ -56,7 +56,7 @@ def closure(files: Iterable[Path]) -> set[Path]:
 
 
 def cache_libraries(output: Path, libraries: Iterable[Path]) -> None:
-    """Write the dynamic linker's cache of the new root, because some libraries are not in its default folders."""
+    """Writes the dynamic linker's cache of the new root, because some libraries are not in its default folders."""
     folders = sorted({str(path.parent) for path in libraries})
     (output / "etc").mkdir(exist_ok=True)
     subprocess.run(["ldconfig", "-r", str(output), "-X", *folders], check=True)
@@ -64,7 +64,7 @@ def cache_libraries(output: Path, libraries: Iterable[Path]) -> None:
 
 
 def debian_package(library: Path) -> str | None:
-    """Return the Debian package that a file is from; None if it was built separately, as CPython is."""
+    """Returns the Debian package that a file is from; None if it was built separately, as CPython is."""
     for path in (library, library.resolve(), Path("/usr") / library.relative_to("/")):
         report = subprocess.run(["dpkg", "-S", str(path)], capture_output=True, text=True, check=False)
         if report.returncode == 0:
@@ -73,12 +73,12 @@ def debian_package(library: Path) -> str | None:
 
 
 def copyright_of(package: str) -> Path:
-    """Return the file with the copyright and licence of a Debian package."""
+    """Returns the file with the copyright and licence of a Debian package."""
     return Path("/usr/share/doc") / package / "copyright"
 
 
 def licences_named_in(text: Path) -> list[Path]:
-    """Return the common licences that a Debian copyright file refers to instead of containing them."""
+    """Returns the common licences that a Debian copyright file refers to instead of containing them."""
     return [
         path
         for name in re.findall(r"/usr/share/common-licenses/([\w.-]*\w)", text.read_text(encoding="utf-8"))

@@ -39,7 +39,7 @@ class SbomError(Exception):
 
 
 def main() -> int:
-    """Run the command and return its exit status."""
+    """Runs the command and returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m container.sbom", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--lock", type=Path, required=True, help="lock file of the installed packages")
     parser.add_argument("--packages", type=Path, required=True, help="folder that pip installed into with --target")
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def components(lock: Path, packages: Path, root: Path) -> Iterator[Component]:
-    """Yield everything in the image except for the project's own files.
+    """Yields everything in the image except for the project's own files.
 
     Raises:
         SbomError: an installed version is not the locked one, or a Debian package is unknown.
@@ -91,7 +91,7 @@ def components(lock: Path, packages: Path, root: Path) -> Iterator[Component]:
 
 
 def write(parts: list[Component]) -> str:
-    """Return the document.
+    """Returns the document.
 
     Raises:
         SbomError: it does not conform to CycloneDX's schema.

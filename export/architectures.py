@@ -42,7 +42,7 @@ class Architecture:
 
 
 def torchvision_architecture(name: str, build: Callable[[], nn.Module], weights: WeightsEnum) -> Architecture:
-    """Return the record of a torchvision classifier, with the preprocessing of its weights' preset."""
+    """Returns the record of a torchvision classifier, with the preprocessing of its weights' preset."""
     preset = weights.transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
     spec = Preprocessing(resize, preset.interpolation.value, crop, tuple(preset.mean), tuple(preset.std))

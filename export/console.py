@@ -15,7 +15,7 @@ _BAR_WIDTH: Final = 20
 
 @contextmanager
 def stage(title: str) -> Iterator[Callable[[str], None]]:
-    """Print the stage's title at once, and at its end its time and the notes that were passed to the callable."""
+    """Prints the stage's title at once, and at its end its time and the notes that were passed to the callable."""
     print(f"{title:<28}", end="", flush=True)
     notes: list[str] = []
     started = time.perf_counter()
@@ -28,7 +28,7 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
 
 
 def show_progress(done: int, total: int) -> None:
-    """Draw a progress bar if standard output is a terminal, and erase it when all is done."""
+    """Draws a progress bar if standard output is a terminal, and erases it when all is done."""
     if sys.stdout.isatty():
         filled = _BAR_WIDTH * done // total
         text = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done}/{total}"

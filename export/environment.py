@@ -13,7 +13,7 @@ _PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "PIL", "safetensors", "torch
 
 
 def require_packages(script: str) -> None:
-    """Run `script` again with the Python of .venv/export if this one lacks packages that it needs.
+    """Runs `script` again with the Python of .venv/export if this one lacks packages that it needs.
 
     Where there is no such environment, or it lacks them too, print what to do and exit with status 1.
     """

@@ -45,11 +45,11 @@ class Comparison:
         return None if self.top1 is None or self.reference_top1 is None else self.reference_top1 - self.top1
 
     def reference_card(self) -> dict[str, Any]:
-        """Return the reference's accuracy, for its own model card."""
+        """Returns the reference's accuracy, for its own model card."""
         return {"photographs": self.photographs, "top1": _rounded(self.reference_top1)}
 
     def to_card(self) -> dict[str, Any]:
-        """Return the model's figures, for its model card."""
+        """Returns the model's figures, for its model card."""
         return {
             "photographs": self.photographs,
             "top1": _rounded(self.top1),
@@ -65,7 +65,7 @@ def _rounded(share: float | None) -> float | None:
 
 
 def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Comparison:
-    """Compare a model's logits `[N, classes]` with the reference's; an unknown label is None."""
+    """Compares a model's logits `[N, classes]` with the reference's; an unknown label is None."""
     known = [row for row, label in enumerate(labels) if label is not None]
     truth = np.array([labels[row] for row in known])
 
@@ -84,7 +84,7 @@ def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Co
 
 
 def open_session(model: bytes, threads: int) -> ort.InferenceSession:
-    """Open a session with the server's options."""
+    """Opens a session with the server's options."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -92,7 +92,7 @@ def open_session(model: bytes, threads: int) -> ort.InferenceSession:
 
 
 def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total: int) -> Array:
-    """Run a model on images FP32 `[1, 3, S, S]`, one at a time, and return their logits `[N, classes]`."""
+    """Runs a model on images FP32 `[1, 3, S, S]`, one at a time, and returns their logits `[N, classes]`."""
     session = open_session(model, 0)
     rows = []
     for done, batch in enumerate(batches, start=1):
@@ -102,7 +102,7 @@ def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total:
 
 
 def measure_latency(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
-    """Return each model's median latency for one image, ms; runs are interleaved, so that noise hits all alike."""
+    """Returns each model's median latency for one image, ms; runs are interleaved, so that noise hits all alike."""
     sessions = {name: open_session(model, threads) for name, model in models.items()}
     image = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
     times: dict[str, list[float]] = {name: [] for name in sessions}
@@ -118,13 +118,13 @@ def measure_latency(models: Mapping[str, bytes], side: int, threads: int) -> dic
 
 
 def class_numbers() -> dict[str, int]:
-    """Return the class number of each WordNet id."""
+    """Returns the class number of each WordNet id."""
     entries = json.loads((ROOT / "imagenet_class_index.json").read_text(encoding="utf-8"))
     return {imagenet_id: int(number) for number, (imagenet_id, _) in entries.items()}
 
 
 def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
-    """Return a photograph's class from the WordNet id in the name of its file or folder, `<wnid>_…`, else None."""
+    """Returns a photograph's class from the WordNet id in the name of its file or folder, `<wnid>_…`, else None."""
     for name in (path.name, f"{path.parent.name}_"):
         match = _WNID.match(name)
         if match:
@@ -133,7 +133,7 @@ def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
 
 
 def cpu() -> dict[str, Any]:
-    """Return the CPU's model and those of its features that decide which integer kernels run."""
+    """Returns the CPU's model and those of its features that decide which integer kernels run."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

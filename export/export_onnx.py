@@ -42,7 +42,7 @@ _FAILED: Final = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit status."""
+    """Runs the command and returns its exit status."""
     options = _parse(arguments)
     try:
         run(options)
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Export as the command line says.
+    """Exports as the command line says.
 
     Raises:
         ExportError: nothing was written.
@@ -107,7 +107,7 @@ def _check_parity(
     seed: int,
     relative: bool,
 ) -> dict[str, Any]:
-    """Compare the ONNX model with PyTorch and return the figures for the model card."""
+    """Compares the ONNX model with PyTorch and returns the figures for the model card."""
     with stage("check parity with PyTorch") as note:
         check = LogitCheck(network, model, relative)
         check.compare_batches(architecture.preprocessing.crop, seed)
@@ -120,7 +120,7 @@ def _check_parity(
 def _variants(
     model: onnx.ModelProto, int8: Int8Result, card: dict[str, Any], options: argparse.Namespace
 ) -> list[Variant]:
-    """Give each model its card; return what to write, fp32 first."""
+    """Gives each model its card; returns what to write, fp32 first."""
     set_name = options.set_name or " ".join(path.resolve().name for path in options.photos)
     if options.photos == [PROJECT_PHOTOGRAPHS]:
         set_name = "the project's own pictures"
@@ -133,7 +133,7 @@ def _variants(
 
 
 def _write(variants: Sequence[Variant], int8: Int8Result, report: dict[str, Any], options: argparse.Namespace) -> None:
-    """Write the models, the report and a new calibration, or nothing; an int8 model of an earlier export goes."""
+    """Writes the models, the report and a new calibration, or nothing; an int8 model of an earlier export goes."""
     contents = {variant.path: variant.content for variant in variants}
     if options.calibrate and int8.calibration and int8.model:
         contents[records.record_file(options.model)] = records.encode(int8.calibration)

@@ -14,13 +14,13 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file's content, in hexadecimal."""
+    """Returns the sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_all(contents: Mapping[Path, bytes], remove: Iterable[Path] = ()) -> None:
-    """Write all of `contents` and delete all of `remove`, or change nothing.
+    """Writes all of `contents` and deletes all of `remove`, or changes nothing.
 
     The new files are written beside their places first. Then the old ones are moved aside in reverse order, and the new
     ones are moved in, the last one last. A process killed in between leaves only complete files of one set, the old or

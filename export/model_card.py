@@ -17,7 +17,7 @@ from export.weights import Weights
 def make_card(
     model: onnx.ModelProto, architecture: Architecture, weights: Weights, opset: int, parity: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the entries that fp32 and int8 have in common.
+    """Returns the entries that fp32 and int8 have in common.
 
     Args:
         model: the exported fp32 model.
@@ -45,7 +45,7 @@ def make_card(
 
 
 def fp32_card(card: dict[str, Any], comparison: Comparison | None, photographs: str) -> dict[str, Any]:
-    """Return the fp32 model's card, with its accuracy on the set of photographs if it was measured."""
+    """Returns the fp32 model's card, with its accuracy on the set of photographs if it was measured."""
     accuracy = comparison and {"set": photographs, **comparison.reference_card()}
     return {**card, "variant": "fp32", "accuracy": accuracy}
 
@@ -53,13 +53,13 @@ def fp32_card(card: dict[str, Any], comparison: Comparison | None, photographs: 
 def int8_card(
     card: dict[str, Any], comparison: Comparison | None, photographs: str, calibration: Calibration
 ) -> dict[str, Any]:
-    """Return the int8 model's card, with its calibration and its accuracy on the set of photographs."""
+    """Returns the int8 model's card, with its calibration and its accuracy on the set of photographs."""
     used = {"source": calibration.source, "photographs": len(calibration.photographs)}
     accuracy = comparison and {"set": photographs, **comparison.to_card()}
     return {**card, "variant": "int8", "calibration": used, "accuracy": accuracy}
 
 
 def serialize(model: onnx.ModelProto, card: dict[str, Any]) -> bytes:
-    """Write the card into the model's metadata, each value as JSON, and return the model file's content."""
+    """Writes the card into the model's metadata, each value as JSON, and returns the model file's content."""
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in sorted(card.items())})
     return bytes(model.SerializeToString(deterministic=True))

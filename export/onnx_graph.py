@@ -25,40 +25,40 @@ class Graph:
         self.opsets = list(model.opset_import)
 
     def empty_copy(self) -> "Graph":
-        """Return a graph with the same inputs, outputs and metadata, and no nodes or constants."""
+        """Returns a graph with the same inputs, outputs and metadata, and no nodes or constants."""
         empty = copy.copy(self)
         empty.nodes, empty.constants, empty.opsets = [], {}, list(self.opsets)
         return empty
 
     def producer(self, tensor: str) -> NodeProto | None:
-        """Return the node that outputs `tensor`; None for the graph's input and for constants."""
+        """Returns the node that outputs `tensor`; None for the graph's input and for constants."""
         return next((node for node in self.nodes if tensor in node.output), None)
 
     def consumers(self, tensor: str) -> list[NodeProto]:
-        """Return the nodes that read `tensor`."""
+        """Returns the nodes that read `tensor`."""
         return [node for node in self.nodes if tensor in node.input]
 
     def only_consumer(self, tensor: str, op_type: str) -> NodeProto | None:
-        """Return the node that reads `tensor` if there is only one and it has this type."""
+        """Returns the node that reads `tensor` if there is only one and it has this type."""
         readers = self.consumers(tensor)
         return readers[0] if len(readers) == 1 and readers[0].op_type == op_type else None
 
     def of_type(self, *op_types: str) -> list[NodeProto]:
-        """Return the nodes of these types, in order."""
+        """Returns the nodes of these types, in order."""
         return [node for node in self.nodes if node.op_type in op_types]
 
     def value(self, name: str) -> Array:
-        """Return a constant in double precision, in which constants are combined before they are stored in single."""
+        """Returns a constant in double precision, in which constants are combined before they are stored in single."""
         return self.constants[name].astype(np.float64)
 
     def bias(self, conv: NodeProto) -> Array:
-        """Return the bias of a Conv or Gemm, zeros if it has none."""
+        """Returns the bias of a Conv or Gemm, zeros if it has none."""
         if len(conv.input) > 2:
             return self.value(conv.input[2])
         return np.zeros(self.constants[conv.input[1]].shape[0])
 
     def set_weights(self, conv: NodeProto, weights: Array, bias: Array) -> None:
-        """Give a Conv or Gemm new weights and a new bias, as constants that no other node reads."""
+        """Gives a Conv or Gemm new weights and a new bias, as constants that no other node reads."""
         for position, (kind, values) in enumerate((("weight", weights), ("bias", bias)), start=1):
             name = f"{conv.output[0]}.{kind}"
             self.constants[name] = values.astype(np.float32)
@@ -68,12 +68,12 @@ class Graph:
                 conv.input.append(name)
 
     def replace(self, old: NodeProto, new: Iterable[NodeProto]) -> None:
-        """Put other nodes, or none, in a node's place."""
+        """Puts other nodes, or none, in a node's place."""
         position = next(index for index, node in enumerate(self.nodes) if node is old)
         self.nodes[position : position + 1] = new
 
     def to_model(self) -> onnx.ModelProto:
-        """Return the graph as a model; constants that no node reads are left out."""
+        """Returns the graph as a model; constants that no node reads are left out."""
         read = {name for node in self.nodes for name in node.input}
         graph = helper.make_graph(
             self.nodes,
@@ -93,13 +93,13 @@ class Graph:
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """Return an attribute's value, or `default` if the node does not have it."""
+    """Returns an attribute's value, or `default` if the node does not have it."""
     found = next((entry for entry in node.attribute if entry.name == name), None)
     return default if found is None else helper.get_attribute_value(found)
 
 
 def concat_inputs(graph: Graph, tensor: str) -> list[str]:
-    """Return the tensors that a Concat joins, through Concats of Concats too; `tensor` itself if no Concat makes it."""
+    """Returns the tensors that a Concat joins, through Concats of Concats too; `tensor` if no Concat makes it."""
     node = graph.producer(tensor)
     if node is None or node.op_type != "Concat":
         return [tensor]

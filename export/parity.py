@@ -37,7 +37,7 @@ class LogitParity:
     top1_agreed: int = 0
 
     def to_card(self) -> dict[str, Any]:
-        """Return the figures for the model card."""
+        """Returns the figures for the model card."""
         return {
             "max_abs_logit_difference": _rounded_up(self.max_abs_difference),
             "tolerance": float(f"{self.tolerance:.1g}"),
@@ -54,7 +54,7 @@ class LogitCheck:
     """
 
     def __init__(self, network: nn.Module, model: onnx.ModelProto, relative: bool) -> None:
-        """Load the model.
+        """Loads the model.
 
         Args:
             network: in inference mode.
@@ -67,14 +67,14 @@ class LogitCheck:
         self.result = LogitParity()
 
     def compare_batches(self, input_side: int, seed: int) -> None:
-        """Compare on noise, with a batch of each of `BATCH_SIZES`."""
+        """Compares on noise, with a batch of each of `BATCH_SIZES`."""
         noise = np.random.default_rng(seed)
         for size in BATCH_SIZES:
             self._compare(noise.standard_normal((size, 3, input_side, input_side), np.float32), f"batch of {size}")
             self.result.batch_sizes += (size,)
 
     def compare_image(self, batch: FloatArray, name: str) -> None:
-        """Compare on one preprocessed photograph, FP32 `[1, 3, S, S]`."""
+        """Compares on one preprocessed photograph, FP32 `[1, 3, S, S]`."""
         top1_agrees = self._compare(batch, name)
         self.result.images += 1
         self.result.top1_agreed += top1_agrees
@@ -91,7 +91,7 @@ class LogitCheck:
 
 
 def compare_logits(wanted: FloatArray, got: FloatArray, tolerance: float, name: str) -> float:
-    """Compare shapes first, then max |Δ logit| with the tolerance, then the order of the top five classes.
+    """Compares shapes first, then max |Δ logit| with the tolerance, then the order of the top five classes.
 
     Classes whose logits are closer than the tolerance may swap places.
 
@@ -128,7 +128,7 @@ def compare_logits(wanted: FloatArray, got: FloatArray, tolerance: float, name: 
 def check_photographs(
     paths: Sequence[Path], architecture: Architecture, check: LogitCheck, progress: Progress
 ) -> float:
-    """Compare the preprocessed pixels, then the logits, of every photograph.
+    """Compares the preprocessed pixels, then the logits, of every photograph.
 
     Returns:
         max |Δ pixel|, in normalised units.
@@ -170,7 +170,7 @@ def compare_pixels(path: Path, preset: ImageClassification, spec: Preprocessing)
 
 
 def reference_image(path: Path) -> Image.Image:
-    """Load an image as torchvision does, with the server's two exceptions: EXIF orientation and 16-bit grey.
+    """Loads an image as torchvision does, with the server's two exceptions: EXIF orientation and 16-bit grey.
 
     It shares no code with the server on purpose.
     """
@@ -184,7 +184,7 @@ def reference_image(path: Path) -> Image.Image:
 
 
 def _rounded_up(value: float) -> float:
-    """Round up to the next 1, 2 or 5 × 10ⁿ, so that the figure doesn't depend on the order in which threads add."""
+    """Rounds up to the next 1, 2 or 5 × 10ⁿ, so that the figure doesn't depend on the order in which threads add."""
     if value == 0:
         return 0.0
     magnitude = 10.0 ** math.floor(math.log10(value))

@@ -16,7 +16,7 @@ _NO_LIMIT: Final = ImageLimits(2**40, max_frames=2**40)
 
 
 def find_photographs(places: Iterable[Path]) -> list[Path]:
-    """Return the named files and the images in the named folders, sorted within each folder.
+    """Returns the named files and the images in the named folders, sorted within each folder.
 
     Raises:
         PhotographError: a place does not exist, or a folder has no images.
@@ -36,7 +36,7 @@ def find_photographs(places: Iterable[Path]) -> list[Path]:
 
 
 def read_photograph(path: Path, spec: Preprocessing) -> FloatArray:
-    """Return a photograph as the server feeds it to the model, FP32 `[1, 3, S, S]`.
+    """Returns a photograph as the server feeds it to the model, FP32 `[1, 3, S, S]`.
 
     Raises:
         PhotographError: the file cannot be read or decoded.
@@ -48,5 +48,5 @@ def read_photograph(path: Path, spec: Preprocessing) -> FloatArray:
 
 
 def read_photographs(paths: Iterable[Path], spec: Preprocessing) -> Iterator[FloatArray]:
-    """Yield each photograph as `read_photograph` returns it."""
+    """Yields each photograph as `read_photograph` returns it."""
     return (read_photograph(path, spec) for path in paths)

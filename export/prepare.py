@@ -27,7 +27,7 @@ _UNUSABLE: Final = 2
 
 
 def main() -> int:
-    """Run the command and return its exit status."""
+    """Runs the command and returns its exit status."""
     parser = ArgumentParser(prog="python -m export.prepare", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="auto", help="the model to serve: auto, a name, or a file (default: auto)")
     parser.add_argument("--weights", type=Path, help="state dict to export DenseNet-121 from, unless it was already")
@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_URL) -> tuple[str, str]:
-    """Return `serve`, `export` or `fail`, and the reason to show to the user."""
+    """Returns `serve`, `export` or `fail`, and the reason to show to the user."""
     if model not in ("auto", NAME):
         return "serve", ""
     exported = (folder / f"{NAME}.onnx").is_file()
@@ -69,14 +69,14 @@ def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_UR
 
 
 def cached_weights(url: str) -> Path:
-    """Return where torch's hub caches the file, by the rules of `torch.hub.get_dir`."""
+    """Returns where torch's hub caches the file, by the rules of `torch.hub.get_dir`."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser()
     return home / "hub" / "checkpoints" / url.rsplit("/", 1)[-1]
 
 
 def reachable(url: str, seconds: float = GIVE_UP_SECONDS) -> bool:
-    """Return whether the file can be downloaded; waits at most `seconds`, including name resolution."""
+    """Returns whether the file can be downloaded; waits at most `seconds`, including name resolution."""
     print(f"Checking whether {url} can be downloaded", file=sys.stderr)
     answers: list[bool] = []
 
@@ -94,7 +94,7 @@ def reachable(url: str, seconds: float = GIVE_UP_SECONDS) -> bool:
 
 
 def _exported_from(folder: Path) -> str | None:
-    """Return the sha256 of the weights that the folder's model was exported from, if its report says so."""
+    """Returns the sha256 of the weights that the folder's model was exported from, if its report says so."""
     try:
         report = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
         its_own = any(row["sha256"] == sha256_of(folder / f"{NAME}.onnx") for row in report["table"])

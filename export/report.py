@@ -27,7 +27,7 @@ def make_report(
     weights_file: Path | None,
     side: int,
 ) -> dict[str, Any]:
-    """Time the variants and return the report, which is written beside them as `NAME.json` and shown by the server.
+    """Times the variants and returns the report, which is written beside them as `NAME.json` and shown by the server.
 
     Args:
         variants: the models, fp32 first.
@@ -59,7 +59,7 @@ def make_report(
 
 
 def print_table(table: list[dict[str, Any]]) -> None:
-    """Print the report's table."""
+    """Prints the report's table."""
     print(
         f"\n{'variant':<8} {'MB':>6} {'ms 1 thr':>9} {'ms 2 thr':>9} {'top-1':>7} {'agrees':>7} {'max |Δ logit|':>14}"
     )

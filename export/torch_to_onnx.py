@@ -20,7 +20,7 @@ _MACHINE_FIELDS: Final = ("metadata_props", "doc_string")  # the exporter writes
 
 
 def export_graph(network: nn.Module, input_side: int, opset: int = DEFAULT_OPSET) -> onnx.ModelProto:
-    """Export a network with input `input` FP32 `[N, 3, input_side, input_side]` and output `logits` `[N, classes]`.
+    """Exports a network with input `input` FP32 `[N, 3, input_side, input_side]` and output `logits` `[N, classes]`.
 
     Args:
         network: in inference mode.
@@ -58,7 +58,7 @@ def export_graph(network: nn.Module, input_side: int, opset: int = DEFAULT_OPSET
 
 
 def strip(message: Message) -> None:
-    """Remove the exporter's notes from a message and all messages in it: file names, stack traces, source lines."""
+    """Removes the exporter's notes from a message and all messages in it: file names, stack traces, source lines."""
     names = message.DESCRIPTOR.fields_by_name
     for field in _MACHINE_FIELDS:
         if field in names:

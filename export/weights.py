@@ -43,7 +43,7 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a state dict from a `.safetensors` file or a file of `torch.save`, without running code from it."""
+    """Reads a state dict from a `.safetensors` file or a file of `torch.save`, without running code from it."""
     if not path.is_file():
         raise WeightsError(f"weights {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     sha256 = sha256_of(path)
@@ -52,7 +52,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def default_weights(architecture: Architecture) -> Weights:
-    """Read the architecture's default weights: a package's file, or torchvision's from torch's cache or a download."""
+    """Reads the architecture's default weights: a package's file, or torchvision's from torch's cache or a download."""
     enum = architecture.default_weights
     if not isinstance(enum, WeightsEnum):
         return read_weights(enum())
@@ -69,7 +69,7 @@ def default_weights(architecture: Architecture) -> Weights:
 
 
 def untrained_weights(architecture: Architecture, seed: int) -> Weights:
-    """Make random weights from a seed; BatchNorms get their statistics from noise, which keeps activations in range."""
+    """Makes random weights from a seed; BatchNorms get statistics from noise, which keeps activations in range."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = architecture.build()
@@ -84,7 +84,7 @@ def untrained_weights(architecture: Architecture, seed: int) -> Weights:
 
 
 def build_network(architecture: Architecture, weights: Weights) -> nn.Module:
-    """Build the network with these weights, in inference mode.
+    """Builds the network with these weights, in inference mode.
 
     Raises:
         WeightsError: keys are missing or unexpected, or values have the wrong shape or are not finite.
@@ -98,7 +98,7 @@ def build_network(architecture: Architecture, weights: Weights) -> nn.Module:
 
 
 def modern_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename keys of DataParallel (`module.` in front) and of old DenseNet checkpoints (`norm.1`) to today's."""
+    """Renames keys of DataParallel (`module.` in front) and of old DenseNet checkpoints (`norm.1`) to today's."""
     return {_OLD_DENSE_LAYER_KEY.sub(r"\1\2", key.removeprefix("module.")): value for key, value in state.items()}
 
 

@@ -15,7 +15,7 @@ from serve.errors import RequestError
 from serve.imaging.decode import ImageLimits, decode, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
 from serve.model.postprocess import Label
-from serve.problems import problem_of
+from serve.problems import problem_from
 
 _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # A fifth of a megapixel, so that there are many inputs a second.
@@ -29,7 +29,7 @@ def picture(data: bytes) -> None:
     try:
         batch = to_input(decode(open_image(data, _SPEC, _LIMITS), reduce_for=_SPEC), _SPEC, exact=False)
     except RequestError as error:
-        problem_of(error)
+        problem_from(error)
         return
     if batch.shape != (1, 3, 28, 28) or not (abs(batch) <= 1.0).all():
         raise AssertionError(f"an image became {batch.shape} with values up to {abs(batch).max()}")
@@ -49,7 +49,7 @@ def multipart(data: bytes) -> None:
     try:
         files = asyncio.run(read_upload(headers, chunks(), _UPLOAD_LIMITS))
     except RequestError as error:
-        problem_of(error)
+        problem_from(error)
         return
     kept = sum(len(file.data) for file in files)
     if not 1 <= len(files) <= _UPLOAD_LIMITS.max_files or kept > len(body):
@@ -62,7 +62,7 @@ def inference(data: bytes) -> None:
     try:
         asked = parse_request(length.decode("latin-1") or None, body, _SIGNATURE)
     except RequestError as error:
-        problem_of(error)
+        problem_from(error)
         return
     rows = len(asked.rows) + len(asked.images)
     if not 1 <= rows <= _SIGNATURE.max_rows or sum(map(len, asked.images)) > len(body):

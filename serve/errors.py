@@ -1,7 +1,8 @@
 """The errors that the package raises, in the domain's terms; `problems.py` maps them to HTTP.
 
-An error's message is the whole sentence that its reader sees: what was wrong and, if a limit was exceeded, which one. A
-`RequestError` ends one request, a `StartError` the process.
+The message of a `RequestError` is a whole sentence for the client, that of a `StartError` one line for the operator;
+both say what was wrong and which limit was exceeded. A `RequestError` ends one request, or one image of several; a
+`StartError` ends the process.
 """
 
 
@@ -30,11 +31,11 @@ class OutputError(StartError):
 
 
 class RequestError(ServeError):
-    """Base class of the errors that end one request.
+    """Base class of the errors that end one request, or one image of several.
 
     Args:
         message: the whole sentence for the client.
-        retry_after: seconds after which a retry can help; None for the default in `problems.py`.
+        retry_after: seconds for Retry-After; None for the default in `problems.py`.
     """
 
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
@@ -131,7 +132,7 @@ class DeadlinePassed(RequestError):
 
     @classmethod
     def before_answer(cls) -> "DeadlinePassed":
-        """Return the error with its one message."""
+        """Returns the error with its one message."""
         return cls("The request's deadline passed before its answer was ready.")
 
 

@@ -15,7 +15,7 @@ MEDIA_TYPE: Final = "application/problem+json"
 
 @dataclass(frozen=True)
 class Rule:
-    """How one class of error is answered; `retry_after` is in seconds, None where a retry cannot help."""
+    """How one class of error is answered; `retry_after` is in seconds for Retry-After, None for no such header."""
 
     status: int
     title: str
@@ -51,18 +51,18 @@ _LONGEST_RETRY: Final = 30
 
 
 def retry_after(error: errors.RequestError) -> int | None:
-    """Return the seconds, 1 to 30, after which a retry can help; None where it cannot."""
+    """Returns the seconds for Retry-After, 1 to 30; None for no such header."""
     seconds = RULES[type(error)].retry_after if error.retry_after is None else error.retry_after
     return None if seconds is None else min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
 
 
 def problem(status: int, title: str, detail: str) -> dict[str, Any]:
-    """Return a problem object."""
+    """Returns a problem object."""
     return {"type": "about:blank", "title": title, "status": status, "detail": detail}
 
 
 def problem_body(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
-    """Return the body and the media type of a problem in response to a request for `path`.
+    """Returns the body and the media type of a problem in response to a request for `path`.
 
     Under `/v2` the body is the Open Inference Protocol's error object. Elsewhere it is the problem object, which ends
     with a line feed for readers at a terminal.
@@ -72,7 +72,7 @@ def problem_body(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
     return json.dumps(content, ensure_ascii=False).encode() + b"\n", MEDIA_TYPE
 
 
-def problem_of(error: errors.RequestError) -> dict[str, Any]:
-    """Return the problem object of an error."""
+def problem_from(error: errors.RequestError) -> dict[str, Any]:
+    """Returns the problem object of an error."""
     rule = RULES[type(error)]
     return problem(rule.status, rule.title, str(error))

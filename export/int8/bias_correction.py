@@ -9,7 +9,7 @@ from export.onnx_graph import Array, Graph
 
 
 def expected_inputs(graph: Graph, calibration: Calibration, tensor: str, channels: int) -> tuple[Array, Array]:
-    """Return the expected input of a layer per channel, in the float graph and in the quantized one, as float values.
+    """Returns the expected input of a layer per channel, in the float graph and in the quantized one, as float values.
 
     They differ if a channel's clipping threshold is rounded: clipped values move with the threshold, others don't.
 
@@ -42,7 +42,7 @@ def expected_inputs(graph: Graph, calibration: Calibration, tensor: str, channel
 
 
 def conv_of_constants(weights: Array, inputs: Array, group: int) -> Array:
-    """Return the output of a Conv without padding or bias, `[out]`, on channels that are constant, `[in]`."""
+    """Returns the output of a Conv without padding or bias, `[out]`, on channels that are constant, `[in]`."""
     totals = weights.sum((2, 3))
     per_group = inputs.reshape(group, -1)
     output: Array = np.einsum("goi,gi->go", totals.reshape(group, -1, totals.shape[1]), per_group).reshape(-1)

@@ -39,13 +39,13 @@ class Calibration:
     active: dict[str, Array] = field(default_factory=dict)
 
     def held_out(self, paths: Iterable[Path]) -> list[Path]:
-        """Return the photographs that were not used, compared by content, whatever their names are."""
+        """Returns the photographs that were not used, compared by content, whatever their names are."""
         used = set(self.photographs.values())
         return [path for path in paths if sha256_of(path) not in used]
 
 
 def observe_ranges(graph: Graph, batches: Iterable[Array], progress: Callable[[int], None]) -> Ranges:
-    """Record the minimum and maximum of every activation that the int8 graph stores.
+    """Records the minimum and maximum of every activation that the int8 graph stores.
 
     Args:
         graph: the exported graph, before any pass.
@@ -74,7 +74,7 @@ def observe_ranges(graph: Graph, batches: Iterable[Array], progress: Callable[[i
 def observe_means(
     graph: Graph, batches: Iterable[Array], progress: Callable[[int], None]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Record what bias correction needs.
+    """Records what bias correction needs.
 
     Args:
         graph: the rewritten graph.
@@ -102,17 +102,17 @@ def observe_means(
 
 
 def rounded(statistics: Mapping[str, Array]) -> dict[str, Array]:
-    """Round values as a record does."""
+    """Rounds values as a record does."""
     return {name: np.array(_listed(values)) for name, values in statistics.items()}
 
 
 def record_file(architecture: str) -> Path:
-    """Return where the project keeps the record of an architecture."""
+    """Returns where the project keeps the record of an architecture."""
     return RECORDS / f"{architecture}.json"
 
 
 def encode(calibration: Calibration) -> bytes:
-    """Encode as JSON for `load`, with a line for each photograph and tensor."""
+    """Encodes as JSON for `load`, with a line for each photograph and tensor."""
     content = {
         "source": calibration.source,
         "photographs": calibration.photographs,
@@ -134,7 +134,7 @@ def encode(calibration: Calibration) -> bytes:
 
 
 def load(path: Path) -> Calibration:
-    """Read a record.
+    """Reads a record.
 
     Raises:
         CalibrationError: the file is missing or is not a record.
@@ -156,7 +156,7 @@ def load(path: Path) -> Calibration:
 def _run(
     graph: Graph, tensors: list[str], batches: Iterable[Array], progress: Callable[[int], None]
 ) -> Iterable[dict[str, Any]]:
-    """Run the graph on each batch and yield the values of these tensors."""
+    """Runs the graph on each batch and yields the values of these tensors."""
     model = graph.to_model()
     present = {value.name for value in model.graph.output}
     model.graph.output.extend(

@@ -24,7 +24,7 @@ MAX_MEAN_DIFFERENCE: Final = 0.3  # logits; a calibration that fits gives 0.1
 
 
 def require_weights(sha256: str | None, calibration: Calibration) -> None:
-    """Check that the calibration was recorded with these weights.
+    """Checks that the calibration was recorded with these weights.
 
     Raises:
         CalibrationError: it was recorded with other weights.
@@ -37,7 +37,7 @@ def require_weights(sha256: str | None, calibration: Calibration) -> None:
 
 
 def require_fit(model: onnx.ModelProto, batches: Iterable[Array], calibration: Calibration) -> None:
-    """Check that the activations of some images stay within the recorded ranges and use enough of them.
+    """Checks that the activations of some images stay within the recorded ranges and use enough of them.
 
     Args:
         model: the exported fp32 model.
@@ -69,7 +69,7 @@ def require_fit(model: onnx.ModelProto, batches: Iterable[Array], calibration: C
 
 
 def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, images: Sequence[Array]) -> None:
-    """Check that the graph passes changed no answer.
+    """Checks that the graph passes changed no answer.
 
     Raises:
         QuantizationError: logits differ by more than `MAX_REWRITE_DIFFERENCE`.
@@ -86,7 +86,7 @@ def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, images
 
 
 def require_accuracy(comparison: Comparison) -> None:
-    """Check that int8 gives fp32's answers often enough.
+    """Checks that int8 gives fp32's answers often enough.
 
     Raises:
         GateError: with the figure that is out of bounds.

@@ -24,7 +24,7 @@ Affine = tuple[Array, Array]  # the scale and shift of each channel, `[C]` each
 
 
 def equalize_channels(graph: Graph, ranges: Ranges) -> bool:
-    """Scale every channel that enters a Concat to [0, 1] in the Conv that makes it, and back in the BatchNorms.
+    """Scales every channel that enters a Concat to [0, 1] in the Conv that makes it, and back in the BatchNorms.
 
     Only the part of a channel's range above the lowest ReLU threshold of its readers is kept: below it, all of them
     give zero.
@@ -59,7 +59,7 @@ def equalize_channels(graph: Graph, ranges: Ranges) -> bool:
 
 
 def clip_batchnorms(graph: Graph) -> None:
-    """Turn BatchNorm → ReLU → 1×1 Conv (or → mean → Gemm) into a clip of each channel → Conv.
+    """Turns BatchNorm → ReLU → 1×1 Conv (or → mean → Gemm) into a clip of each channel → Conv.
 
     With y = relu(s·x + b) and t = -b/s: y = s·max(x, t) + b where s > 0, and y = s·min(x, t) + b where s < 0. Scale and
     shift go into the Conv's weights and bias; the clip costs a comparison per value and rounds nothing in 8 bits.
@@ -88,7 +88,7 @@ def clip_batchnorms(graph: Graph) -> None:
 
 
 def merge_average_pools(graph: Graph) -> None:
-    """Turn 1×1 Conv → k×k AveragePool into one k×k Conv with stride k, which rounds once instead of twice."""
+    """Turns 1×1 Conv → k×k AveragePool into one k×k Conv with stride k, which rounds once instead of twice."""
     for pool in graph.of_type("AveragePool"):
         conv = graph.producer(pool.input[0])
         kernel = attribute(pool, "kernel_shape")
@@ -106,7 +106,7 @@ def merge_average_pools(graph: Graph) -> None:
 
 
 def chain_concats(graph: Graph) -> None:
-    """Turn Concat(a, b, c) into Concat(ab, c) if Concat(a, b) exists: two long copies instead of many short ones."""
+    """Turns Concat(a, b, c) into Concat(ab, c) if Concat(a, b) exists: two long copies instead of many short ones."""
     made: dict[tuple[str, ...], str] = {}
     for concat in graph.of_type("Concat"):
         pieces = tuple(concat.input)
@@ -118,7 +118,7 @@ def chain_concats(graph: Graph) -> None:
 
 
 def _channel_readers(graph: Graph) -> dict[str, list[Affine]]:
-    """Return what each BatchNorm does to the channels of each tensor that it reads, alone or through a Concat.
+    """Returns what each BatchNorm does to the channels of each tensor that it reads, alone or through a Concat.
 
     Empty if something else reads one of these tensors too, because then its channels must not be scaled.
     """
@@ -142,7 +142,7 @@ def _channel_readers(graph: Graph) -> dict[str, list[Affine]]:
 
 
 def _needed_interval(low: Array, high: Array, affines: list[Affine]) -> tuple[Array, Array]:
-    """Return the lower end and the width of the range that readers need of each channel, `[C]`, headroom included."""
+    """Returns the lower end and the width of the range that readers need of each channel, `[C]`, headroom included."""
     low, high = low.astype(np.float64), high.astype(np.float64)
     needed_low, needed_high = high.copy(), low.copy()
     for scale, shift in affines:
@@ -155,7 +155,7 @@ def _needed_interval(low: Array, high: Array, affines: list[Affine]) -> tuple[Ar
 
 
 def _producing_conv(graph: Graph, tensor: str) -> NodeProto | None:
-    """Return the Conv that makes these channels, also through ReLU and pooling, which treat all channels alike."""
+    """Returns the Conv that makes these channels, also through ReLU and pooling, which treat all channels alike."""
     node = graph.producer(tensor)
     while node is not None and node.op_type in {"Relu", "MaxPool", "AveragePool"}:
         node = graph.producer(node.input[0])
@@ -170,7 +170,7 @@ def _passes_relu(graph: Graph, tensor: str) -> bool:
 
 
 def _linear_consumer(graph: Graph, tensor: str) -> NodeProto | None:
-    """Return the 1×1 Conv that alone reads `tensor`, or the Gemm that reads its mean over height and width."""
+    """Returns the 1×1 Conv that alone reads `tensor`, or the Gemm that reads its mean over height and width."""
     conv = graph.only_consumer(tensor, "Conv")
     if conv is not None:
         return conv if _is_pointwise(graph, conv) else None
@@ -187,7 +187,7 @@ def _is_pointwise(graph: Graph, node: NodeProto) -> bool:
 
 
 def _affine(graph: Graph, norm: NodeProto) -> Affine:
-    """Return a BatchNormalization as scale·x + shift."""
+    """Returns a BatchNormalization as scale·x + shift."""
     gamma, beta, mean, variance = (graph.value(name) for name in norm.input[1:5])
     scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
     return scale, beta - mean * scale

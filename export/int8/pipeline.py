@@ -46,7 +46,7 @@ def try_int8(
     set_name: str | None = None,
     required: bool = False,
 ) -> Int8Result:
-    """Calibrate or read the recorded calibration, quantize, and compare int8 with fp32; print each stage.
+    """Calibrates or reads the recorded calibration, quantizes, and compares int8 with fp32; prints each stage.
 
     Args:
         model: the exported fp32 model.
@@ -90,7 +90,7 @@ def try_int8(
 
 
 def rewrite(graph: Graph, ranges: Ranges) -> None:
-    """Prepare the graph for 8 bits without changing an answer.
+    """Prepares the graph for 8 bits without changing an answer.
 
     Args:
         graph: the exported graph; it is changed in place.
@@ -112,7 +112,7 @@ def rewrite(graph: Graph, ranges: Ranges) -> None:
 def make_int8(
     model: onnx.ModelProto, architecture: Architecture, calibration: Calibration, images: Sequence[Array] = ()
 ) -> onnx.ModelProto:
-    """Rewrite and quantize an exported fp32 model; on `images` the rewritten graph must give the same answers.
+    """Rewrites and quantizes an exported fp32 model; on `images` the rewritten graph must give the same answers.
 
     Raises:
         QuantizationError: an operator is not supported, the calibration lacks a tensor, or answers changed.
@@ -125,14 +125,14 @@ def make_int8(
 
 
 def input_range(spec: Preprocessing) -> tuple[float, float]:
-    """Return the smallest and largest value of the model's input, black and white, which need no calibration."""
+    """Returns the smallest and largest value of the model's input, black and white, which need no calibration."""
     low = min((0 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     high = max((1 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
     return low, high
 
 
 def choose_photographs(paths: Sequence[Path]) -> list[Path]:
-    """Choose `CALIBRATION_PHOTOGRAPHS` to calibrate on, spread evenly over those given.
+    """Chooses `CALIBRATION_PHOTOGRAPHS` to calibrate on, spread evenly over those given.
 
     Raises:
         CalibrationError: there are too few.
@@ -146,7 +146,7 @@ def choose_photographs(paths: Sequence[Path]) -> list[Path]:
 def calibrate(
     model: onnx.ModelProto, batches: Callable[[], Iterable[Array]], calibration: Calibration, progress: Progress
 ) -> None:
-    """Fill in the statistics of `calibration`, rounded as in its file, so that both give the same int8 model.
+    """Fills in the statistics of `calibration`, rounded as in its file, so that both give the same int8 model.
 
     Args:
         model: the exported fp32 model.
@@ -167,7 +167,7 @@ def calibrate(
 def compare_int8(
     model: onnx.ModelProto, int8: onnx.ModelProto, spec: Preprocessing, photographs: Sequence[Path]
 ) -> Comparison:
-    """Compare int8 with fp32 on photographs that were not used for calibration.
+    """Compares int8 with fp32 on photographs that were not used for calibration.
 
     Raises:
         GateError: there are none.

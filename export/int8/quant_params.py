@@ -29,7 +29,7 @@ class QuantParams:
 
     @classmethod
     def from_range(cls, low: float, high: float) -> "QuantParams":
-        """Cover [low, high] and represent 0 exactly, which padding needs."""
+        """Covers [low, high] and represents 0 exactly, which padding needs."""
         low, high = min(low, 0.0), max(high, 0.0, 1e-6)
         scale = (high - low) / UINT8_MAX
         return cls(scale, round(-low / scale))
@@ -39,13 +39,13 @@ EQUALIZED: Final = QuantParams(1 / UINT8_MAX)  # of all tensors that `equalize_c
 
 
 def quantize_equalized(values: Array) -> Array:
-    """Quantize with `EQUALIZED`; values outside of [0, 1] are clipped."""
+    """Quantizes with `EQUALIZED`; values outside of [0, 1] are clipped."""
     quantized: Array = np.rint(np.clip(values, 0, 1) * UINT8_MAX)
     return quantized
 
 
 def quantize_weights(weights: Array, smallest_scales: Array | float = 0.0) -> tuple[Array, Array]:
-    """Quantize weights to 8 bits with a scale for each output channel.
+    """Quantizes weights to 8 bits with a scale for each output channel.
 
     Args:
         weights: `[out, in, height, width]`.
@@ -61,7 +61,7 @@ def quantize_weights(weights: Array, smallest_scales: Array | float = 0.0) -> tu
 
 
 def pair_sums(weights: Array) -> Array:
-    """Return the largest |w₁ + w₂| of neighbouring weights of one sign `[out]`, of `[out, in, height, width]`."""
+    """Returns the largest |w₁ + w₂| of neighbouring weights of one sign `[out]`, of `[out, in, height, width]`."""
     flat = _kernel_order(weights.astype(np.float64))
     sums = [np.maximum(sign * flat[:, 1:], 0) + np.maximum(sign * flat[:, :-1], 0) for sign in (1, -1)]
     largest: Array = np.maximum(*sums).max(1, initial=0)
@@ -69,5 +69,5 @@ def pair_sums(weights: Array) -> Array:
 
 
 def _kernel_order(weights: Array) -> Array:
-    """Reorder `[out, in, height, width]` to `[out, height · width · in]`, as a channels-last convolution sums."""
+    """Reorders `[out, in, height, width]` to `[out, height · width · in]`, as a channels-last convolution sums."""
     return weights.transpose(0, 2, 3, 1).reshape(weights.shape[0], -1)

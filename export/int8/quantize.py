@@ -33,7 +33,7 @@ _MICROSOFT: Final = "com.microsoft"
 def quantize(
     graph: Graph, calibration: Calibration, input_range: tuple[float, float], classifier_bits: int = 16
 ) -> onnx.ModelProto:
-    """Quantize a rewritten float graph; its metadata is kept.
+    """Quantizes a rewritten float graph; its metadata is kept.
 
     Args:
         graph: is left as it is.
@@ -125,7 +125,7 @@ class _Quantizer:
         self._params[tensor] = params
 
     def _conv_constants(self, node: NodeProto, weights: Array, group: int) -> list[str]:
-        """Store the quantized weights, their scales and zero points, and the corrected bias; return their names."""
+        """Stores the quantized weights, their scales and zero points, and the corrected bias; returns their names."""
         source, bias = node.input[0], self._graph.bias(node)
         input_scale = self._params[source].scale
         quantized, scales = quantize_weights(weights, np.abs(bias) / (input_scale * LARGEST_BIAS))
@@ -142,7 +142,7 @@ class _Quantizer:
         return [f"{node.output[0]}.{part}" for part in constants]
 
     def _stored(self, node: NodeProto) -> tuple[str, QuantParams]:
-        """Return the tensor that the node stores, after a ReLU or Clip that is fused into it, and its parameters."""
+        """Returns the tensor that the node stores, after a ReLU or Clip that is fused into it, and its parameters."""
         tensor = node.output[0]
         for op_type in ("Relu", "Clip"):
             activation = self._graph.only_consumer(tensor, op_type)
@@ -167,7 +167,7 @@ class _Quantizer:
         return QuantParams.from_range(low.item() * HEADROOM, min(high.item() * HEADROOM, ceiling))
 
     def _clip(self, node: NodeProto) -> None:
-        """Apply Max or Min with a constant per channel to quantized values; leave it out if it cannot change any."""
+        """Applies Max or Min with a constant per channel to quantized values; leaves it out if it cannot change any."""
         source, output = node.input[0], node.output[0]
         self._params[output] = self._params[source]
         bounds = quantize_equalized(self._graph.value(node.input[1]).reshape(-1)).astype(np.uint8)
@@ -199,7 +199,7 @@ class _Quantizer:
         self._params[tensor] = params
 
     def _mean(self, node: NodeProto) -> None:
-        """Compute the mean over height and width in float: it reads 8 bits, and little work is left after it."""
+        """Computes the mean over height and width in float: it reads 8 bits, and little work is left after it."""
         source, output = node.input[0], node.output[0]
         inputs = [self._name(source), *self._param_constants(self._params[source])]
         self._constants["spatial_axes"] = np.array([1, 2], np.int64)
@@ -213,13 +213,13 @@ class _Quantizer:
             self._nodes.append(helper.make_node("Add", [f"{output}.raw", f"{output}.correction"], [output]))
 
     def _flatten(self, node: NodeProto) -> None:
-        """Leave the node out: the mean is `[N, C]` already."""
+        """Leaves the node out: the mean is `[N, C]` already."""
         if node.input[0] in self._params:
             raise QuantizationError(f"{node.op_type} {node.output[0]!r} flattens an image, not its mean")
         self._alias[node.output[0]] = self._name(node.input[0])
 
     def _gemm(self, node: NodeProto) -> None:
-        """Compute the classifier in float, a thousandth of the work; its weights are stored small, widened at load."""
+        """Computes the classifier in float, a thousandth of the work; its weights are stored small, widened at load."""
         if attribute(node, "transB", 0) != 1:
             raise QuantizationError(f"Gemm {node.output[0]!r} cannot be quantized: its weights are not transposed")
         weights, bias = self._graph.constants[node.input[1]], self._graph.bias(node)
@@ -242,7 +242,7 @@ class _Quantizer:
         return self._alias.get(tensor, tensor)
 
     def _param_constants(self, params: QuantParams) -> tuple[str, str]:
-        """Store a scale and a zero point, each once per value; return their names."""
+        """Stores a scale and a zero point, each once per value; returns their names."""
         scale, zero_point = f"step.{params.scale:.9g}.{params.zero_point}", f"zero.{params.zero_point}"
         self._constants[scale] = np.array(params.scale, np.float32)
         self._constants[zero_point] = np.array(params.zero_point, np.uint8)

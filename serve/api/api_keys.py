@@ -32,7 +32,7 @@ class KeyFile:
         self._read_if_changed()
 
     def require(self, key: bytes | None) -> None:
-        """Raise `Unauthorized` unless `key`, in UTF-8, is in the file. Every wrong key takes the same time."""
+        """Raises `Unauthorized` unless `key`, in UTF-8, is in the file. Every wrong key takes the same time."""
         self._refresh()
         if key is None:
             raise Unauthorized("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
@@ -42,7 +42,7 @@ class KeyFile:
             raise Unauthorized("The API key is not one of those accepted here.")
 
     def _refresh(self) -> None:
-        """Keep the previous keys if the file is missing, unreadable or without keys, and log each reason once."""
+        """Keeps the previous keys if the file is missing, unreadable or without keys, and logs each reason once."""
         try:
             if self._read_if_changed():
                 log.info("API keys: %d reloaded from %s", len(self._digests), self._path.name)
@@ -54,7 +54,7 @@ class KeyFile:
                 self._last_warning = str(error)
 
     def _read_if_changed(self) -> bool:
-        """Return whether the file has changed, and read it if so; raises `ConfigError`."""
+        """Returns whether the file has changed, and reads it if so; raises `ConfigError`."""
         try:
             status = self._path.stat()
             stamp = (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)

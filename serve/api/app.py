@@ -30,11 +30,11 @@ from serve.problems import problem
 from serve.scheduling.lifecycle import Lifecycle
 
 # Raises `Unauthorized` unless the key is accepted; None is a request without a key.
-Require = Callable[[bytes | None], None]
+KeyCheck = Callable[[bytes | None], None]
 
 
-def metrics_of(classifier: Classifier) -> Metrics:
-    """Return new metrics labelled with this release and this model."""
+def create_metrics(classifier: Classifier) -> Metrics:
+    """Returns new metrics labelled with this release and this model."""
     model = classifier.model
     return Metrics({"version": __version__, "model": model.name, "variant": str(model.card["variant"])})
 
@@ -46,7 +46,7 @@ class GuardedRoute(Route):
     at the end.
     """
 
-    def __init__(self, path: str, endpoint: Handler, methods: Sequence[str], require: Require | None = None) -> None:
+    def __init__(self, path: str, endpoint: Handler, methods: Sequence[str], require: KeyCheck | None = None) -> None:
         super().__init__(path, endpoint, methods=methods)
         self.require = require
 
@@ -76,14 +76,16 @@ class _RefusedPreflight(Response):
         self._kept = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = problem(400, "Bad Request", f"The CORS preflight is refused; not allowed: {self._refused}.")
+        content = problem(400, "Bad Request", f"The CORS preflight was refused; not allowed: {self._refused}.")
         await problem_response(scope["path"], content, self._kept)(scope, receive, send)
 
 
 def create_app(
     config: Config, classifier: Classifier, lifecycle: Lifecycle | None = None, metrics: Metrics | None = None
 ) -> Starlette:
-    """Return the ASGI application of a loaded classifier; it answers 503 until its lifespan has started.
+    """Returns the ASGI application of a loaded classifier.
+
+    Until its lifespan has started, uploads, inference requests and readiness probes get 503.
 
     Args:
         config: the settings.
@@ -92,7 +94,7 @@ def create_app(
         metrics: for a caller that counts in the same metrics.
     """
     lifecycle = lifecycle or Lifecycle(config.grace_seconds)
-    metrics = metrics or metrics_of(classifier)
+    metrics = metrics or create_metrics(classifier)
     pipeline = Pipeline(config, classifier, lifecycle, metrics)
     handlers = Handlers(pipeline)
     inference = InferenceHandlers(pipeline)
@@ -104,7 +106,7 @@ def create_app(
         "/livez": handlers.livez,
         "/readyz": handlers.readyz,
         "/healthz": handlers.readyz,
-        "/metrics": handlers.show_metrics,
+        "/metrics": handlers.metrics,
         "/openapi.json": handlers.openapi,
         "/docs": handlers.docs,
         **inference.health(),
@@ -127,7 +129,7 @@ def create_app(
         routes=routes,
         middleware=[
             Middleware(RequestLog, metrics, route_of=_route_template(routes)),
-            Middleware(LingeringClose, leaving=lambda: lifecycle.draining),
+            Middleware(LingeringClose, draining=lambda: lifecycle.draining),
             Middleware(OriginGuard, metrics, AllowedHosts(config.allowed_hosts, config.host), config.cors_origins),
             *([cors] if config.cors_origins else []),
         ],
@@ -144,7 +146,7 @@ def create_app(
 
 
 def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
-    """Return a function from a scope to its route's template, also for requests refused before routing."""
+    """Returns a function from a scope to its route's template, also for requests refused before routing."""
 
     def template(scope: Scope) -> str:
         matching = (route for route in routes if route.matches(scope)[0] is not Match.NONE)
@@ -158,14 +160,14 @@ def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
 def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
     async def answer(request: Request, error: RequestError) -> Response:
         error.__traceback__ = None  # its frames refer to the upload and to the error: a cycle of megabytes
-        metrics.request_rejected(error)
+        metrics.count_rejected_request(error)
         return error_response(request.scope["path"], error, request.scope.get("timing"))
 
     return answer
 
 
 async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
-    """Respond to what the framework refuses: an unknown route, or a method that the route does not have."""
+    """Responds to what the framework refuses: an unknown route, or a method that the route does not have."""
     headers = error.headers or {}
     if error.status_code == 405:
         detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies images."
@@ -177,5 +179,5 @@ async def _answer_http_exception(request: Request, error: HTTPException) -> Resp
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:
-    """Give the log a status, nginx's 499, for a client that disconnected before its response."""
+    """Gives the log a status, nginx's 499, for a client that disconnected before its response."""
     return Response(status_code=499)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @contextlib.asynccontextmanager
 async def until(deadline: float) -> AsyncIterator[None]:
-    """Cancel the body of the `async with` block at a deadline.
+    """Cancels the body of the `async with` block at a deadline.
 
     Args:
         deadline: seconds on the clock of `time.monotonic`.
@@ -32,7 +32,7 @@ async def until(deadline: float) -> AsyncIterator[None]:
 
 
 async def while_connected(receive: Receive, work: Awaitable[T]) -> T:
-    """Await `work`, and cancel it if the client disconnects first.
+    """Awaits `work`, and cancels it if the client disconnects first.
 
     Raises:
         ClientDisconnect: the client disconnected before `work` was done.

@@ -68,14 +68,14 @@ class Form:
         self._complete = False
 
     def feed(self, chunk: bytes) -> None:
-        """Parse the next chunk; whatever follows the closing boundary is skipped."""
+        """Parses the next chunk; whatever follows the closing boundary is skipped."""
         if not self._complete:
             self._buffer += chunk
         while not self._complete and self._step(self):
             pass
 
     def end(self) -> list[UploadedFile]:
-        """Return the files, at least one, in the order sent; call it at the end of the body."""
+        """Returns the files, at least one, in the order sent; call it at the end of the body."""
         if not self._begun:
             raise MalformedUpload("The multipart body is malformed: none of its lines is its boundary.")
         if not self._complete:
@@ -87,7 +87,7 @@ class Form:
         return self._files
 
     def _read_data(self) -> bool:
-        """Read past the next delimiter; return False if more data is needed."""
+        """Reads past the next delimiter; returns False if more data is needed."""
         at = self._buffer.find(self._delimiter, self._searched)
         if at < 0:
             self._searched = max(0, len(self._buffer) - len(self._delimiter) + 1)
@@ -115,7 +115,7 @@ class Form:
         return True
 
     def _read_headers(self) -> bool:
-        """Read a part's headers, each with the line end before it; return False if more data is needed."""
+        """Reads a part's headers, each with the line end before it; returns False if more data is needed."""
         end = self._buffer.find(b"\r\n\r\n", self._searched)
         if end < 0 and len(self._buffer) <= _MAX_HEADER_BLOCK_BYTES:
             self._searched = max(0, len(self._buffer) - 3)
@@ -165,7 +165,7 @@ class Form:
 
 
 def _refuse_a_mere_name(data: bytes) -> None:
-    """Refuse the name of a file in its place, which `curl -F file=cat.jpg` sends for lack of an @."""
+    """Refuses the name of a file in its place, which `curl -F file=cat.jpg` sends for lack of an @."""
     if 0 < len(data) <= _LONGEST_NAME and data.isascii():
         text = data.decode("ascii")
         if text.isprintable():
@@ -175,7 +175,7 @@ def _refuse_a_mere_name(data: bytes) -> None:
 
 
 def _parameters(header: str | bytes) -> dict[bytes, bytes]:
-    """Return the parameters of a Content-Type or Content-Disposition."""
+    """Returns the parameters of a Content-Type or Content-Disposition."""
     text = header.decode("latin-1") if isinstance(header, bytes) else header
     if (count := text.count(";")) > _MAX_SEMICOLONS:
         raise MalformedUpload(f"A header of the form has {count} semicolons; the limit is {_MAX_SEMICOLONS}.")
@@ -187,7 +187,7 @@ def _malformed() -> MalformedUpload:
 
 
 def _decoded(raw: bytes) -> str:
-    """Decode a name as UTF-8, or as Latin-1, which older clients send and which accepts any bytes."""
+    """Decodes a name as UTF-8, or as Latin-1, which older clients send and which accepts any bytes."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:

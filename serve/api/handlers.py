@@ -7,15 +7,15 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from serve.api.deadlines import until, while_connected
 from serve.api.form import UploadedFile
-from serve.api.openapi.docs_page import page
-from serve.api.openapi.document import document
+from serve.api.openapi.docs_page import render_docs_page
+from serve.api.openapi.document import openapi_document
 from serve.api.parameters import parse_query, parse_top_k
 from serve.api.pipeline import Pipeline
 from serve.api.responses import JSONLineResponse, result_entry
 from serve.api.start_page import prefers_html, security_headers, start_page, with_address
 from serve.api.upload import read_upload
 from serve.errors import QueueFull, RequestError
-from serve.model.classifier import Classified, Job, prediction
+from serve.model.classifier import Classified, Opened, prediction
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.scheduling.scheduler import Outcome
 
@@ -27,9 +27,9 @@ class Handlers:
         self._pipeline = pipeline
         self._pacer = pipeline.uploads.pacer
         config, model = pipeline.config, pipeline.classifier.model
-        openapi_document = document(config, model.name, model.input_side, model.class_count)
-        self._openapi = bytes(JSONLineResponse(openapi_document).body)
-        self._docs = page(openapi_document)
+        document = openapi_document(config, model.name, model.input_side, model.class_count)
+        self._openapi = bytes(JSONLineResponse(document).body)
+        self._docs = render_docs_page(document)
         self._page = start_page(config, model.name, str(model.card["variant"]), model.class_count)
         self._page_headers = security_headers(self._page)
 
@@ -51,7 +51,7 @@ class Handlers:
         self._pipeline.lifecycle.require_ready()
         return JSONLineResponse(self._pipeline.classifier.model.card)
 
-    async def show_metrics(self, request: Request) -> Response:
+    async def metrics(self, request: Request) -> Response:
         await self._pacer.wait_for_turn()
         return Response(self._pipeline.metrics.render(), headers={"Content-Type": METRICS_MEDIA_TYPE})
 
@@ -65,12 +65,12 @@ class Handlers:
 
     async def upload(self, request: Request) -> Response:
         pipeline = self._pipeline
-        async with pipeline.admitted() as (in_flight, upload):
+        async with pipeline.admit() as (in_flight, upload):
             started = time.monotonic()
             top_k = parse_top_k(
                 parse_query(request.scope["query_string"]).get("top_k", []), len(pipeline.classifier.labels)
             )
-            seconds = pipeline.timeout_of(request)
+            seconds = pipeline.request_timeout(request)
             files = await read_upload(request.headers, upload.limit_rate(request.stream()), pipeline.limits)
             in_flight.body_received()
             read = time.monotonic()
@@ -86,17 +86,17 @@ class Handlers:
         return JSONLineResponse({"results": results}, headers=timing)
 
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
-        """Return one outcome per file; files that fail their header check are never queued."""
+        """Returns one outcome per file; files that fail their header check are never queued."""
         async with until(deadline):
             # The start page sends an empty file beside its image, which therefore still counts as alone.
             alone = sum(bool(file.data) for file in files) == 1
             opened = [await self._open(file, top_k, alone) for file in files]
-        jobs = [job for job in opened if isinstance(job, Job)]
+        jobs = [job for job in opened if isinstance(job, Opened)]
         computed = iter(await self._pipeline.compute(jobs, deadline) if jobs else [])
-        return [next(computed) if isinstance(job, Job) else Outcome(0.0, error=job) for job in opened]
+        return [next(computed) if isinstance(job, Opened) else Outcome(0.0, error=job) for job in opened]
 
-    async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Job | RequestError:
-        """Return the job, or what is wrong with this file; `QueueFull` is raised, because it concerns every file."""
+    async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Opened | RequestError:
+        """Returns the job, or what is wrong with this file; `QueueFull` is raised, because it concerns every file."""
         try:
             return await self._pipeline.open(file.data, top_k, alone)
         except QueueFull:

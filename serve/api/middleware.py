@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.api.responses import error_response, problem_response
 from serve.config.hosts import AllowedHosts, is_same_origin
 from serve.errors import ForeignHost, ForeignOrigin
-from serve.observability.correlation import parse_traceparent, request_id_of
+from serve.observability.correlation import parse_traceparent, request_id_from
 from serve.observability.metrics import Metrics
 from serve.problems import problem
 
@@ -25,12 +25,12 @@ error_log = logging.getLogger("serve.error")
 # After an early response, the rest of the request's body is read and dropped for a moment: closing a connection with
 # unread bytes resets it, and the client may lose the response (RFC 9112, section 9.6).
 _LINGER_SECONDS: Final = 2.0
-_LINGER_SECONDS_WHEN_LEAVING: Final = 0.5
+_LINGER_SECONDS_DRAINING: Final = 0.5
 _LINGER_BYTES: Final = 64 * 2**20
 
 
 class RequestLog:
-    """Give each request an id, a line in the access log and a count, and turn a defect into a 500 problem.
+    """Gives each request an id, a line in the access log and a count, and turns a defect into a 500 problem.
 
     It puts `request_id` into the scope, and reads from it: `stages`, the seconds of each stage; `answered`, the time of
     the response by `time.perf_counter`; `refused`, the status that the protocol sent by itself.
@@ -51,7 +51,7 @@ class RequestLog:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = scope.setdefault("request_id", request_id_of(scope["headers"]))
+        request_id = scope.setdefault("request_id", request_id_from(scope["headers"]))
         record = {"status": 0, "bytes_in": 0, "bytes_out": 0}
 
         async def counting_receive() -> Message:
@@ -70,7 +70,7 @@ class RequestLog:
         try:
             await self.app(scope, counting_receive, stamping_send)
         except Exception:
-            error_log.exception("unforeseen error", extra={"fields": {"request_id": request_id}})
+            error_log.exception("unexpected error", extra={"fields": {"request_id": request_id}})
             if record["status"]:
                 raise  # part of the response is sent: only closing the connection tells the client
             detail = "The server failed on this request, which is a defect; its log has more under this request id."
@@ -84,18 +84,18 @@ class RequestLog:
 
 
 class LingeringClose:
-    """Close the connection after a response that was sent before its request's body had arrived, or at shutdown.
+    """Closes the connection after a response that was sent before its request's body had arrived, or at shutdown.
 
     The rest of the body is read for a short time first, so that the client gets the response.
 
     Args:
         app: the wrapped application.
-        leaving: whether the server is shutting down, so that clients send their next request elsewhere.
+        draining: whether the server is shutting down, so that clients send their next request elsewhere.
     """
 
-    def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
         self.app = app
-        self.leaving = leaving
+        self.draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -114,15 +114,13 @@ class LingeringClose:
         async def closing_send(message: Message) -> None:
             if unread and message["type"] == "http.response.start" and sends:
                 await _drop_rest(watching_receive, 0.0)  # what has arrived already
-            if (unread or self.leaving()) and message["type"] == "http.response.start":
+            if (unread or self.draining()) and message["type"] == "http.response.start":
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             if unread and message["type"] == "http.response.body" and not message.get("more_body", False):
                 await send({**message, "more_body": True})
                 scope["answered"] = time.perf_counter()  # the lingering is not part of the response time
                 if sends:
-                    await _drop_rest(
-                        watching_receive, _LINGER_SECONDS_WHEN_LEAVING if self.leaving() else _LINGER_SECONDS
-                    )
+                    await _drop_rest(watching_receive, _LINGER_SECONDS_DRAINING if self.draining() else _LINGER_SECONDS)
                 message = {"type": "http.response.body", "body": b""}
             await send(message)
 
@@ -130,7 +128,7 @@ class LingeringClose:
 
 
 class OriginGuard:
-    """Refuse requests for a host that is not allowed, and requests from web pages of another origin.
+    """Refuses requests for a host that is not allowed, and requests from web pages of another origin.
 
     Args:
         app: the wrapped application.
@@ -150,7 +148,7 @@ class OriginGuard:
         if refused is None:
             await self.app(scope, receive, send)
             return
-        self.metrics.request_rejected(refused)
+        self.metrics.count_rejected_request(refused)
         await error_response(scope["path"], refused)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ForeignHost | ForeignOrigin | None:
@@ -195,7 +193,7 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
 
 
 def api_key(scope: Scope) -> bytes | None:
-    """Return the API key of a request, from `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
+    """Returns the API key of a request, from `Authorization: Bearer KEY` or `X-API-Key: KEY`."""
     scheme, _, token = _header(scope, b"authorization").partition(b" ")
     if scheme.lower() == b"bearer":
         return token.strip()

@@ -16,7 +16,7 @@ _MAX_QUERY_FIELDS: Final = 32
 
 
 def parse_query(query: bytes) -> dict[str, list[str]]:
-    """Return the values of each parameter, in the order sent.
+    """Returns the values of each parameter, in the order sent.
 
     Args:
         query: percent-encoded, as in the request's target.
@@ -33,7 +33,7 @@ def parse_query(query: bytes) -> dict[str, list[str]]:
 
 
 def parse_top_k(given: Sequence[str], classes: int) -> int:
-    """Return how many classes to name.
+    """Returns how many classes to name.
 
     Args:
         given: every `top_k` of the query.
@@ -50,7 +50,7 @@ def parse_top_k(given: Sequence[str], classes: int) -> int:
 
 
 def parse_timeout(given: Sequence[str], longest_ms: int) -> float:
-    """Return the request's timeout in seconds: the server's or the client's, whichever is shorter.
+    """Returns the request's timeout in seconds: the server's or the client's, whichever is shorter.
 
     Args:
         given: every `X-Request-Timeout-Ms` header.

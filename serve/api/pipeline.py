@@ -14,7 +14,7 @@ from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
 from serve.imaging.formats import is_quick_to_open
-from serve.model.classifier import Classified, Classifier, Job, Prepared
+from serve.model.classifier import Classified, Classifier, Opened, Prepared
 from serve.observability.metrics import Metrics
 from serve.scheduling.header_checks import Inspector
 from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
@@ -22,7 +22,7 @@ from serve.scheduling.malloc import trim_malloc
 from serve.scheduling.scheduler import Outcome, Scheduler
 from serve.scheduling.upload_budget import Upload, UploadBudget
 
-# Every request is answered before the scheduler closes, so a thread that is still busy works for no client.
+# Every request is answered before the scheduler closes, so the work of a thread that is still busy is not needed.
 _CLOSING_SECONDS: Final = 0.3
 _TRIM_SECONDS: Final = 5.0
 
@@ -44,9 +44,9 @@ class Pipeline:
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Start the threads and accept requests; on exit refuse requests and stop the threads."""
+        """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self.header_checks = Inspector(self.config.max_queue)
-        self.scheduler: Scheduler[Job | Prepared, Prepared, Classified] = Scheduler(
+        self.scheduler: Scheduler[Opened | Prepared, Prepared, Classified] = Scheduler(
             self._prepare,
             self.classifier.compute,
             streams=self.config.thread_plan.streams,
@@ -65,8 +65,8 @@ class Pipeline:
             self.scheduler.close(_CLOSING_SECONDS)
 
     @contextlib.asynccontextmanager
-    async def admitted(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
-        """Admit a request with images until the end of the `async with` block.
+    async def admit(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
+        """Admits a request with images until the end of the `async with` block.
 
         Raises:
             NotReady: the server is starting or shutting down.
@@ -77,12 +77,12 @@ class Pipeline:
                 self.scheduler.require_room()
                 yield in_flight, upload
 
-    def timeout_of(self, request: Request) -> float:
-        """Return the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
+    def request_timeout(self, request: Request) -> float:
+        """Returns the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
         return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
 
-    async def open(self, image: bytes, top_k: int, alone: bool) -> Job:
-        """Check an image by its header.
+    async def open(self, image: bytes, top_k: int, alone: bool) -> Opened:
+        """Checks an image by its header.
 
         Args:
             image: the encoded file.
@@ -97,15 +97,15 @@ class Pipeline:
             return self.classifier.open(image, top_k)
         return await self.header_checks.check(self.classifier.open, image, top_k)
 
-    async def compute(self, jobs: Sequence[Job | Prepared], deadline: float) -> list[Outcome[Classified]]:
-        """Classify images; the arguments, outcomes and errors are those of `Scheduler.run`."""
+    async def compute(self, jobs: Sequence[Opened | Prepared], deadline: float) -> list[Outcome[Classified]]:
+        """Classifies images; the arguments, outcomes and errors are those of `Scheduler.run`."""
         asyncio.get_running_loop().call_soon(self.metrics.update_queue_depth)  # by then the jobs are queued
         return await self.scheduler.run(jobs, deadline)
 
     def record_stages(
         self, request: Request, read_seconds: float, outcomes: Sequence[Outcome[Classified]]
     ) -> dict[str, str]:
-        """Record in metrics and log how long each stage took; return the headers that tell the client, if it may know.
+        """Records in metrics and log how long each stage took; returns `Server-Timing` if the client may see it.
 
         Args:
             request: gets the stages and the headers in its scope, for the access log and for a problem response.
@@ -125,12 +125,12 @@ class Pipeline:
         request.scope["timing"] = headers
         return headers
 
-    def _prepare(self, job: Job | Prepared) -> Prepared:
+    def _prepare(self, job: Opened | Prepared) -> Prepared:
         self.metrics.update_queue_depth()  # this job has just left the queue
         return self.classifier.prepare(job)
 
     async def _trim_after_bursts(self) -> None:
-        """Call malloc_trim() every few seconds while images are processed; glibc rarely does by itself."""
+        """Calls malloc_trim() every few seconds while images are processed; glibc rarely does by itself."""
         done = 0
         while True:
             await asyncio.sleep(_TRIM_SECONDS)
@@ -140,7 +140,7 @@ class Pipeline:
 
 
 def _asks_for_timing(request: Request) -> bool:
-    """Return whether the request asks for `Server-Timing` and comes from one of this server's own pages."""
+    """Returns whether the request asks for `Server-Timing` and comes from one of this server's own pages."""
     headers = request.headers
     site, origin, host = (headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
     return headers.get(TIMING_HEADER) == "1" and is_same_origin(origin, site, request.scope["scheme"], host)

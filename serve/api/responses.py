@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.errors import RequestError, Unauthorized
 from serve.model.classifier import Classified, prediction
-from serve.problems import problem_body, problem_of, retry_after
+from serve.problems import problem_body, problem_from, retry_after
 from serve.scheduling.scheduler import Outcome
 
 
@@ -19,33 +19,33 @@ class JSONLineResponse(JSONResponse):
 
 
 def problem_response(path: str, problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Return a problem as the response to a request for `path`."""
+    """Returns a problem as the response to a request for `path`."""
     body, media_type = problem_body(path, problem)
     return Response(body, problem["status"], headers, media_type)
 
 
 def error_response(path: str, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-    """Return an error as the response to a request for `path`, with the headers that belong to its status."""
+    """Returns an error as the response to a request for `path`, with the headers that belong to its status."""
     headers = dict(headers or {})
     if (seconds := retry_after(error)) is not None:
         headers["Retry-After"] = str(seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem_response(path, problem_of(error), headers)
+    return problem_response(path, problem_from(error), headers)
 
 
 def result_entry(outcome: Outcome[Classified], model_name: str) -> dict[str, Any]:
-    """Return one image's entry in a list of results: its prediction, or the problem of its `RequestError`.
+    """Returns one image's entry in a list of results: its prediction, or the problem of its `RequestError`.
 
     Any other error is a defect, and is raised.
     """
     if isinstance(outcome.error, RequestError):
-        return problem_of(outcome.error)
+        return problem_from(outcome.error)
     return prediction(outcome.unwrap(), model_name)
 
 
 def stage_seconds(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:
-    """Return how long each stage of a request took, in seconds.
+    """Returns how long each stage of a request took, in seconds.
 
     The times of several images are added up, except for `queue`, which is the longest wait among them.
     """
@@ -59,5 +59,5 @@ def stage_seconds(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) 
 
 
 def server_timing(stages: Mapping[str, float]) -> str:
-    """Return the value of `Server-Timing` (W3C), in milliseconds."""
+    """Returns the value of `Server-Timing` (W3C), in milliseconds."""
     return ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())

@@ -22,7 +22,7 @@ _MAX_ACCEPT: Final = 1024
 
 
 def start_page(config: Config, model: str, variant: str, class_count: int) -> str:
-    """Return the HTML of `GET /` for a model of this name, variant and number of classes."""
+    """Returns the HTML of `GET /` for a model of this name, variant and number of classes."""
     top_k = min(DEFAULT_TOP_K, class_count)
     settings = {
         "maxBytes": config.max_request_bytes,
@@ -47,14 +47,14 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
 
 
 def with_address(page: str, scheme: str, host: str) -> str:
-    """Return the page with the address that it was requested at, if `scheme` and `host` (with port) are valid."""
+    """Returns the page with the address that it was requested at, if `scheme` and `host` (with port) are valid."""
     if scheme not in ("http", "https") or host_name(host) is None:
         return page
     return page.replace(_ADDRESS, f"{scheme}://{host}")
 
 
 def security_headers(page: str) -> dict[str, str]:
-    """Return headers that let a page load and run only what is written in it, and connect only to its own server."""
+    """Returns headers that let a page load and run only what is written in it, and connect only to its own server."""
     styles, scripts = (_hashes(page, tag) for tag in ("style", "script"))
     policy = {
         "default-src": _NOTHING,
@@ -76,7 +76,7 @@ def security_headers(page: str) -> dict[str, str]:
 
 
 def prefers_html(accept: str) -> bool:
-    """Return whether an `Accept` header prefers HTML to plain text, as a browser's does and curl's does not."""
+    """Returns whether an `Accept` header prefers HTML to plain text, as a browser's does and curl's does not."""
     weights: dict[str, float] = {}
     for entry in accept[:_MAX_ACCEPT].lower().split(","):
         media, *parameters = (part.strip() for part in entry.split(";"))
@@ -89,7 +89,7 @@ def prefers_html(accept: str) -> bool:
 
 
 def _quality(parameters: Iterable[str]) -> float:
-    """Return the value of `q`, from 0 to 1; 1 if it is missing or malformed."""
+    """Returns the value of `q`, from 0 to 1; 1 if it is missing or malformed."""
     text = next((each[2:] for each in parameters if each.startswith("q=")), "1")
     return float(text) if text in ("0", "1") or (text[:2] in ("0.", "1.") and text[2:].isdecimal()) else 1.0
 

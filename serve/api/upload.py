@@ -12,7 +12,7 @@ from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLar
 
 _SHOWN_CHARACTERS: Final = 40
 # Digits of a Content-Length; without leading zeros, the HTTP parser accepts at most twenty.
-_MOST_DIGITS: Final = 20
+_MAX_DIGITS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class UploadLimits:
 async def read_upload(
     headers: Mapping[str, str], chunks: AsyncIterator[bytes], limits: UploadLimits
 ) -> list[UploadedFile]:
-    """Read a request's files, at least one, in the order sent.
+    """Reads a request's files, at least one, in the order sent.
 
     Args:
         headers: the request's headers, with lower-case lookup.
@@ -56,7 +56,7 @@ async def read_upload(
 
 
 async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    """Read a request's whole body, of any kind; raises `UnboundedBody` and `UploadTooLarge`."""
+    """Reads a request's whole body, of any kind; raises `UnboundedBody` and `UploadTooLarge`."""
     data = bytearray()
     async for chunk in _bounded(headers, chunks, max_bytes):
         data += chunk
@@ -64,14 +64,14 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], ma
 
 
 async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
-    """Yield the chunks, and raise `UploadTooLarge` before the first one that goes over the limit."""
+    """Yields the chunks, and raises `UploadTooLarge` before the first one that goes over the limit."""
     length = headers.get("content-length")
     if length is None and "transfer-encoding" not in headers:
         raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
     too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes per request.")
     if length is not None:
-        if len(length) > _MOST_DIGITS:  # may all be zeros; `int` refuses thousands of them
-            raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MOST_DIGITS} digits.")
+        if len(length) > _MAX_DIGITS:  # may all be zeros; `int` refuses thousands of them
+            raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MAX_DIGITS} digits.")
         if int(length) > max_bytes:  # the HTTP parser has let only digits through
             raise too_large
     received = 0

@@ -1,1 +1,1 @@
-"""The commands of `python -m serve`, one module each."""
+"""The commands of `python -m serve`, one module each, and what they share."""

@@ -28,15 +28,19 @@ from serve.model.session import Model, load_model
 from serve.printable import printable
 
 _ROUNDS: Final = 5
-_LONE_INFERENCES: Final = 12
-_LOADED_SECONDS: Final = 0.5
+_SINGLE_IMAGE_RUNS: Final = 12
+_LOAD_SECONDS: Final = 0.5
 # A smaller gain over the default could be noise.
 _MIN_GAIN: Final = 0.05
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting's measured values. figures: milliseconds or images per second, by value of the setting."""
+    """One setting's measured values.
+
+    Attributes:
+        figures: milliseconds or images per second, by value of the setting.
+    """
 
     setting: str
     unit: str
@@ -60,7 +64,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     Raises:
         StartError: a setting, the model or the settings file is unusable.
     """
-    parser = argument_parser("autotune", "Measure and print the thread settings that suit this machine.")
+    parser = argument_parser("autotune", "Measure and print the thread settings that suit this machine.", "[--write]")
     parser.add_argument("--write", action="store_true", help="also save them in the settings file")
     flags = parser.parse_args(arguments)
     config = load_config(arguments, environment, parser)
@@ -72,7 +76,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        print(printable(f"Saved in {target}; start the server in this folder, or with --config {target}."))
+        print(printable(f"Saved in {target}; the server reads it if started with --config {target}."))
     return 0
 
 
@@ -125,7 +129,7 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
         ConfigError: the file cannot be read or written.
     """
     try:
-        lines = [line for line in _lines_of(path) if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
+        lines = [line for line in _read_lines(path) if not re.match(rf"\s*\"?({'|'.join(settings)})\"?\s*=", line)]
         lines += [f"{setting} = {value}" for setting, value in settings.items() if value is not None]
         temporary = path.with_name(f"{path.name}.{os.getpid()}")
         temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -134,7 +138,7 @@ def save(path: Path, settings: dict[str, int | None]) -> None:
         raise ConfigError(f"settings file {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
-def _lines_of(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     """Reads the file's lines, none if it does not exist; raises `OSError` for a device, which must not be replaced."""
     try:
         return read_text(path, MAX_BYTES).splitlines()
@@ -152,7 +156,7 @@ def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:
 
 def _single_image_ms(model: Model, image: FloatArray) -> float:
     times = []
-    for _ in range(_LONE_INFERENCES):
+    for _ in range(_SINGLE_IMAGE_RUNS):
         started = time.perf_counter()
         model.logits(image, all_threads=True)
         times.append(time.perf_counter() - started)
@@ -165,7 +169,7 @@ def _images_per_second(model: Model, image: FloatArray, streams: int) -> float:
     started = time.perf_counter()
 
     def work(stream: int) -> None:
-        while time.perf_counter() - started < _LOADED_SECONDS:
+        while time.perf_counter() - started < _LOAD_SECONDS:
             model.logits(image)
             counts[stream] += 1
 

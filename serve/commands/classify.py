@@ -2,7 +2,7 @@
 
 Decoding, model and limits are those of the server. All CPUs are used; memory does not grow with the number of files.
 Exit status: 0 if every file was classified, 1 if some have problems, 2 if the run cannot start or go on, 128 plus the
-signal's number after Ctrl-C or SIGTERM.
+signal's number after Ctrl-C or SIGTERM, 141 if the reader of its output goes away.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from typing import Final, TextIO
 from serve.config.settings import Config, argument_parser, load_config
 from serve.errors import ConfigError, OutputError
 from serve.files.evaluation import TOP_K, Evaluation
-from serve.files.output_file import output_file, without_output
-from serve.files.paths import FILE_LIST, expand_paths, parse_file_list, standard_input
+from serve.files.output_file import exclude_output, output_file
+from serve.files.paths import STDIN_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
 from serve.files.records import ExistingRecords, read_existing, record_format
 from serve.files.runner import Record, classify_files, is_problem
@@ -42,7 +42,11 @@ class _Stopped(BaseException):
 
 @dataclass
 class _Run:
-    """One run and what it has counted. stopped_by: the number of the signal that ended it, else 0."""
+    """One run and what it has counted.
+
+    Attributes:
+        stopped_by: the number of the signal that ended it, else 0.
+    """
 
     output: Path | None
     top_k: int
@@ -73,7 +77,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         existing, paths = _remaining_paths(options, output, classifier.model.name)
         run = _Run(options.output, options.top_k, existing, evaluation, FileProgress(existing.count))
         with _stop_on_signals():
-            if run.progress.visible and FILE_LIST not in options.paths:
+            if run.progress.visible and STDIN_LIST not in options.paths:
                 threading.Thread(target=_count_files, args=(run.progress, options), daemon=True).start()
             records = classify_files(
                 classifier, paths, classes, config.thread_plan.streams, config.max_request_bytes, output.flush
@@ -94,7 +98,7 @@ def _read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> t
     config = load_config(arguments, environment, parser)
     set_up_logging(config.log_format, "warning")
     if options.resume and (not options.output or options.format == "table"):
-        raise ConfigError("--resume needs an --output file in JSON lines or CSV, which it continues")
+        raise ConfigError("--resume needs an --output file in JSON Lines or CSV, which it continues")
     if options.resume and options.evaluate:
         raise ConfigError("--evaluate counts only what this run classifies; leave out --resume")
     options.format = options.format or _default_format(options.output)
@@ -107,7 +111,7 @@ def _remaining_paths(options: argparse.Namespace, output: TextIO, model: str) ->
     Raises:
         OutputError: the output is not the beginning of this run's records.
     """
-    paths = without_output(expand_paths(options.paths, parse_file_list(standard_input())), options.output)
+    paths = exclude_output(expand_paths(options.paths, parse_file_list(standard_input())), options.output)
     if not options.resume:
         return ExistingRecords(), paths
     existing = read_existing(output.buffer, options.output, options.format, options.top_k, model)
@@ -117,7 +121,7 @@ def _remaining_paths(options: argparse.Namespace, output: TextIO, model: str) ->
     if skipped != existing.last_file:
         raise OutputError(
             f"output file {options.output} ends with {existing.last_file!r}, but file {existing.count} of these is "
-            f"{skipped!r}; give the same paths, or another --output"
+            f"{skipped!r}; give the same paths, or choose another --output"
         )
     output.seek(existing.end)
     output.truncate()
@@ -172,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     formats = parser.add_mutually_exclusive_group()
     for name, text in (
-        ("jsonl", "write a JSON object per line (default)"),
-        ("csv", "write CSV with a header"),
+        ("jsonl", "write JSON Lines (default, except as below)"),
+        ("csv", "write CSV with a header line (default if FILE ends in .csv)"),
         ("table", "write a table (default on a terminal)"),
     ):
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=text)
@@ -185,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="report accuracy; names of files or folders give WordNet ids (n02124075)",
+        help="report accuracy; the right class is the WordNet id (n02124075) in a file's or folder's name",
     )
     return parser
 
@@ -198,7 +202,7 @@ def _default_format(output: Path | None) -> str:
 
 
 def _count_files(progress: FileProgress, options: argparse.Namespace) -> None:
-    progress.total = sum(1 for _ in without_output(expand_paths(options.paths, ()), options.output))
+    progress.total = sum(1 for _ in exclude_output(expand_paths(options.paths, ()), options.output))
 
 
 @contextmanager
@@ -232,10 +236,10 @@ def _summary(run: _Run) -> list[str]:
     lines = [
         f"{total} file{'s' * (total != 1)} in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} a second: "
         f"{statuses[200]} classified, {problems} with problems{f' ({parts})' if parts else ''}"
-        + (f"; {existing.count} done before" if existing.count else "")
+        + (f"; {existing.count} from the earlier run" if existing.count else "")
         + (f", {existing.problems} of them with problems" if existing.problems else "")
     ]
     if run.stopped_by:
-        how = f"continue {run.output} with --resume" if run.output else "a run with --output can be continued"
+        how = f"continue {run.output} with --resume" if run.output else "with --output, --resume can continue a run"
         lines.append(f"stopped; {how}")
     return lines

@@ -1,4 +1,4 @@
-"""`python -m serve config`: prints each setting in effect and its source, for the same flags, environment and file."""
+"""`python -m serve config`: prints each setting and its source, as the server would read them with these flags."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     Raises:
         ConfigError: a setting is not allowed.
     """
-    parser = argument_parser("config", "Print each setting in effect and its source.")
+    parser = argument_parser("config", "Print each setting in effect and its source.", "")
     config, sources = load_settings(arguments, environment, parser)
     rows = [
         (setting.name, printable(_format(getattr(config, setting.name))), sources.get(setting.name, "default"))

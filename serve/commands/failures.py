@@ -4,12 +4,12 @@ from typing import Final
 
 from serve.errors import StartError
 
-# The first packages that a Python other than the project's own is found to lack.
+# If one of these is missing, this is not the project's own Python.
 _PACKAGES: Final = {"numpy", "PIL", "onnxruntime", "starlette", "uvicorn", "httptools", "prometheus_client"}
 
 
 def failure_reason(error: Exception) -> str:
-    """Describes an error that stopped a start; what to do is in the errors raised on purpose already."""
+    """Describes an error that stopped the start; the message of a `StartError` already says what to do."""
     if isinstance(error, StartError):
         return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name in _PACKAGES:

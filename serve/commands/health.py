@@ -27,7 +27,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     Raises:
         ConfigError: a setting is not allowed.
     """
-    parser = argument_parser("health", "Check whether the server on this machine is ready.")
+    parser = argument_parser("health", "Exit with 0 if the server on this machine is ready, else with 1.", "")
     config = load_config(arguments, environment, parser)
     host = _LOOPBACK.get(config.host, config.host)
     where = one_line(f"http://{f'[{host}]' if ':' in host else host}:{config.port}/readyz")
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         print(f"not ready: {where} did not answer within {TIMEOUT_SECONDS:g} s")
         return 1
     except (OSError, UnicodeError, http.client.HTTPException) as error:  # the last two: invalid host names
-        print(f"not ready: {where}: {getattr(error, 'strerror', None) or type(error).__name__}")
+        print(f"not ready: {where}: {getattr(error, 'strerror', None) or f'no HTTP response ({type(error).__name__})'}")
         return 1
     if status != http.client.OK:
         print(f"not ready: {where} answered {status}")

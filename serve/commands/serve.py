@@ -1,4 +1,4 @@
-"""`python -m serve`: settings, address, model, then requests until SIGINT, SIGTERM, SIGHUP or SIGQUIT.
+"""`python -m serve`: reads the settings, listens, loads the model and serves until SIGINT, SIGTERM, SIGHUP or SIGQUIT.
 
 Joins the HTTP application (`serve.api`) and the server that runs it (`serve.server`).
 """
@@ -53,7 +53,7 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     for warning in unknown_variables(environment):
         log.warning("%s", warning)
     raise_file_limit(config.max_connections)
-    # The address before the model: a port in use is the commonest mistake, and is found at once.
+    # Listen before loading the model, so that the commonest mistake, a port in use, is reported at once.
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen(config)]
         if config.workers > 1:
@@ -73,7 +73,7 @@ def raise_file_limit(connections: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise StartError(
-                f"max_connections={connections} needs {needed} open files, and the system allows {hard} (ulimit -n)"
+                f"max_connections={connections} needs {needed} open files; lower it, or raise ulimit -Hn above {hard}"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
@@ -103,14 +103,14 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     Raises:
         Exception: whatever stops the start.
     """
-    from serve.api.app import create_app, metrics_of
+    from serve.api.app import create_app, create_metrics
     from serve.model.classifier import load_classifier
     from serve.scheduling.lifecycle import Lifecycle
     from serve.server.http_server import http_server
 
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
-    metrics = metrics_of(classifier)
+    metrics = create_metrics(classifier)
     metrics.dropped_lines = lambda: getattr(sys.stderr, "dropped", 0)
     server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, heartbeat)
     trim_malloc()
@@ -125,7 +125,7 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     plan = config.thread_plan
     log.info(
         "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d); "
-        "try: curl -F 'file=@picture.jpg' %s/upload",
+        "try: curl -F 'file=@cat.jpg' %s/upload",
         classifier.model.name,
         classifier.model.card["variant"],
         url,

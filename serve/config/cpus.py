@@ -1,4 +1,4 @@
-"""Finds how many CPUs this process may use: the smallest of CPU affinity, cgroup quota and the setting.
+"""Finds how many CPUs this process may use: the smallest of CPU affinity, cgroup quota and the setting `threads`.
 
 The host's CPU count is not used, because a container sees all of it whatever its share. A limit that cannot be read
 counts as none.
@@ -33,7 +33,7 @@ def cpu_budget(setting: int, root: Path = _ROOT) -> CpuBudget:
     if quota is not None:
         limits.append(CpuBudget(max(1, math.floor(quota)), f"the cgroup's quota of {quota:g} CPUs"))
     if setting:
-        limits.append(CpuBudget(setting, "the setting"))
+        limits.append(CpuBudget(setting, "the threads setting"))
     return min(limits, key=lambda limit: limit.count)
 
 

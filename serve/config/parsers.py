@@ -39,9 +39,9 @@ def on_off(text: str) -> bool:
 def non_empty(text: str) -> str:
     """Accepts any text that is not empty and has no NUL, at which the system would end it."""
     if not text:
-        raise ValueError("empty")
+        raise ValueError("must not be empty")
     if "\0" in text:
-        raise ValueError("contains a NUL character")
+        raise ValueError("must not contain a NUL character")
     return text
 
 
@@ -65,7 +65,7 @@ def execution_providers(text: str) -> tuple[str, ...]:
     """Parses at least one execution provider, by its onnxruntime name or in short: cuda, cpu."""
     found = tuple(word.lower().removesuffix("executionprovider") for word in split_list(text))
     if not found:
-        raise ValueError("empty")
+        raise ValueError("must not be empty")
     return _matching(found, r"[a-z0-9]+", "an execution provider such as cuda or cpu")
 
 

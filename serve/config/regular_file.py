@@ -15,7 +15,7 @@ def open_regular(path: str | Path) -> io.BufferedReader:
     """Opens a regular file, or a link to one, for reading.
 
     Raises:
-        OSError: with the reason as its `strerror`.
+        OSError: the file cannot be opened, or is not regular; `strerror` says why.
     """
     try:
         # Non-blocking, because opening a pipe without a writer would never return.
@@ -35,7 +35,7 @@ def read_text(path: str | Path, max_bytes: int) -> str:
     """Reads a small UTF-8 file, dropping the byte order mark that some editors write.
 
     Raises:
-        OSError: with the reason as its `strerror`, also for more than `max_bytes` and for bytes that are not UTF-8.
+        OSError: the file cannot be read, has more than `max_bytes` or is not UTF-8; `strerror` says why.
     """
     with open_regular(path) as file:
         data = file.read(max_bytes + 1) or b""  # None from files of /proc that have no data yet

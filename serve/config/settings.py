@@ -43,7 +43,7 @@ def _setting(default: Any, parse: Parser, help_text: str) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    """All settings of a server; the names carry the units."""
+    """All settings of a server; units are in the names."""
 
     host: str = _setting("127.0.0.1", non_empty, "address to listen on; 0.0.0.0: every interface")
     port: int = _setting(5000, integer(0, 65535), "TCP port to listen on; 0: a free one, which the log names")
@@ -53,7 +53,7 @@ class Config:
         "densenet121, efficientnet_lite0, an .onnx file, or auto: densenet121 if exported, else the other",
     )
     model_variant: str = _setting(
-        "auto", one_of("auto", "int8", "fp32"), "int8, fp32, or auto: int8 if the export made it, else fp32"
+        "auto", one_of("auto", "int8", "fp32"), "int8, fp32, or auto: int8 if available, else fp32"
     )
     class_index: Path = _setting(
         ROOT / "imagenet_class_index.json", file_path, "JSON file of WordNet ids and class names"
@@ -70,7 +70,7 @@ class Config:
     decode: str = _setting(
         "fast",
         one_of("fast", "exact"),
-        "fast: large JPEGs at reduced scale, only the crop resized; exact: as torchvision",
+        "fast: decode large JPEGs at a reduced scale and resize only the crop; exact: same pixels as torchvision",
     )
     max_queue: int = _setting(64, integer(1, 100_000), "images that may wait for a CPU; more are refused")
     request_timeout_ms: int = _setting(
@@ -87,12 +87,12 @@ class Config:
         10_000, integer(1, 86_400_000), "milliseconds for request line and headers to arrive"
     )
     body_timeout_ms: int = _setting(
-        20_000, integer(1, 86_400_000), "milliseconds for a request's body to arrive, plus one second per 64 KiB"
+        20_000, integer(1, 86_400_000), "milliseconds for a request's body to arrive; each 64 KiB adds one second"
     )
     max_upload_bytes: int = _setting(
         128 * 2**20, integer(1, 2**40), "most bytes that all unanswered uploads may hold; more are refused"
     )
-    max_request_bytes: int = _setting(20 * 2**20, integer(1, 2**40), "most bytes in a request's body")
+    max_request_bytes: int = _setting(20 * 2**20, integer(1, 2**40), "most bytes in a request's body or a file")
     max_pixels: int = _setting(50_000_000, integer(1, 2**40), "most pixels in an image, by its header")
     max_frames: int = _setting(1000, integer(1, 2**40), "most frames in an animation; only the first is classified")
     max_decode_ms: int = _setting(1500, integer(1, 86_400_000), "most milliseconds of CPU time to decode an image")
@@ -144,7 +144,7 @@ def load_settings(
         The settings, and by name the source of each that is not a default.
 
     Raises:
-        ConfigError: naming key and value.
+        ConfigError: a setting is invalid; the message names it and its value.
     """
     flags = vars((parser or argument_parser()).parse_args(arguments))
     path, entries = read_settings_file(
@@ -173,7 +173,7 @@ def load_settings(
         if getattr(config, small) > getattr(config, large):
             raise ConfigError(
                 f"{small}={getattr(config, small)} is more than {large}={getattr(config, large)}: a request of that "
-                "size could never be accepted"
+                f"size could never be accepted; lower {small} or raise {large}"
             )
     return config, sources
 
@@ -204,7 +204,7 @@ def _names(setting: str) -> tuple[str, str]:
 def argument_parser(
     command: str = "",
     description: str = "Classify images over HTTP: curl -F 'file=@cat.jpg' http://127.0.0.1:5000/upload",
-    usage: str = "",
+    usage: str = "[COMMAND]",
 ) -> argparse.ArgumentParser:
     """Makes a parser with a flag for each setting.
 
@@ -216,16 +216,17 @@ def argument_parser(
     parser = ArgumentParser(
         prog=prog,
         # Thirty flags would push the error that follows them off the screen.
-        usage=f"{prog} {f'{usage} ' if usage else ''}[--SETTING VALUE ...]   (--help lists all)",
+        usage=f"{prog} {f'{usage} ' if usage else ''}[--SETTING VALUE ...]   (--help lists the settings)",
         description=description,
-        epilog="Each setting is also an environment variable, named in brackets, and an entry of a TOML file; a flag "
-        "overrides the variable, which overrides the file. `python -m serve classify` classifies files without a "
-        "server, `python -m serve autotune` finds the best thread settings, `python -m serve health` checks whether a "
-        "server is ready, `python -m serve config` prints each setting and its source. Ctrl-C or SIGTERM ends the "
-        "server with status 0; a setting it cannot start with ends it with status 2.",
+        epilog="Each setting is also an environment variable (in brackets) and an entry of the TOML file.\n"
+        "Flags override variables; variables override the file.\n\n"
+        "commands:\n  classify  classify files without a server\n  autotune  find the best thread settings\n"
+        "  health    check whether a server is ready\n  config    print each setting and its source\n\n"
+        "exit status of the server: 0 after Ctrl-C or SIGTERM, 2 if it cannot start",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    settings = parser.add_argument_group("settings")
+    settings = parser.add_argument_group("settings, shared by all commands; each uses those that concern it")
     settings.add_argument(
         "--config",
         metavar="FILE",

@@ -26,7 +26,7 @@ def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[
         The path and the entries, each as it would be written in a flag.
 
     Raises:
-        ConfigError: naming file and key.
+        ConfigError: the file or an entry is invalid; the message names both.
     """
     path = Path(named or DEFAULT_FILE)
     if named == os.devnull:
@@ -43,12 +43,12 @@ def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[
         raise ConfigError(f"settings file {path} is nested too deeply") from error
     unknown = entries.keys() - defaults.keys()
     if unknown:
-        raise ConfigError(f"settings file {path}: unknown setting {min(unknown)}")
+        raise ConfigError(f"settings file {path}: unknown setting {min(unknown)}; --help lists the settings")
     texts = {}
     for name, value in entries.items():
         text = _as_text(value, defaults[name])
         if text is None:
-            raise ConfigError(f"settings file {path}: {name} cannot be {quoted(value)}")
+            raise ConfigError(f"settings file {path}: {name}={quoted(value)} has the wrong type")
         texts[name] = text
     return path, texts
 

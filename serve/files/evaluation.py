@@ -18,7 +18,11 @@ _WORST_CLASSES: Final = 10
 
 
 class Evaluation:
-    """Counts correct predictions by class. labels: class names by WordNet id."""
+    """Counts correct predictions by class.
+
+    Args:
+        labels: class names by WordNet id.
+    """
 
     def __init__(self, labels: Mapping[str, str]) -> None:
         self._labels = labels
@@ -46,15 +50,15 @@ class Evaluation:
         """Returns the lines to print."""
         total = self._files.total()
         if not total:
-            return [f"no file gives its class: name files or folders by WordNet id, n02124075 ({self._unknown} files)"]
+            return [f"no accuracy: no file or folder has a WordNet id, n02124075, in its name ({self._unknown} files)"]
         lines = [
             f"top-1 {self._first.total() / total:.2%}, top-{TOP_K} {self._top.total() / total:.2%} of {total} files "
             f"in {len(self._files)} classes"
         ]
         if self._problems:
-            lines.append(f"{self._problems} of them have problems and count as wrong")
+            lines.append(f"{self._problems} of them with problems, counted as wrong")
         if self._unknown:
-            lines.append(f"{self._unknown} more give no class and are left out")
+            lines.append(f"{self._unknown} more without a WordNet id, left out")
         worst = sorted(self._files, key=lambda each: (self._first[each] / self._files[each], -self._files[each], each))
         wrong = [each for each in worst if self._first[each] < self._files[each]][:_WORST_CLASSES]
         if wrong:

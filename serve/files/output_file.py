@@ -15,10 +15,10 @@ from serve.printable import one_line
 
 @contextmanager
 def output_file(path: Path | None, resume: bool) -> Iterator[TextIO]:
-    """Opens the output: a new or empty file, with `resume` one that has records, or a device, a pipe or a terminal.
+    """Opens the output: a new or empty file, with `resume` one that has records; or a device, a pipe or a terminal.
 
-    Without a path it is standard output. A regular file is locked until the end of the `with` block, under whatever
-    name.
+    Without a path it is standard output. A regular file is locked until the end of the `with` block, by whichever link
+    it was opened.
 
     Raises:
         OutputError: the file cannot be used, or the block raised an `OSError`.
@@ -41,15 +41,15 @@ def output_file(path: Path | None, resume: bool) -> Iterator[TextIO]:
                 _lock(descriptor, path)
             if regular and not resume and os.fstat(descriptor).st_size:
                 raise OutputError(
-                    f"output file {path} is not empty; continue it with --resume, or name another --output"
+                    f"output file {path} is not empty; continue it with --resume, or choose another --output"
                 )
             yield file
     except OSError as error:
         raise OutputError(f"output {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
-def without_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
-    """Leaves out the file that records are written to, under whatever name; to be iterated once that is open."""
+def exclude_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
+    """Yields the paths that are not the output file, even through a link; iterate only once the output is open."""
     own: tuple[int, int] | None = None
     for number, path in enumerate(paths):
         if not number:
@@ -73,8 +73,8 @@ def _lock(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise OutputError(
-            f"output file {path}: another run is writing to it{_holder(descriptor)}; wait for its end, or name another "
-            "--output"
+            f"output file {path}: another run is writing to it{_holder(descriptor)}; wait for its end, or choose "
+            "another --output"
         ) from error
     except OSError as error:  # a file system without locks; refusing it would exclude every run
         why = (error.strerror or "unknown").lower()

@@ -16,7 +16,7 @@ from typing import Final
 
 from serve.errors import ConfigError
 
-FILE_LIST: Final = "-"
+STDIN_LIST: Final = "-"
 _MAX_NAME: Final = 65536  # bytes; Linux allows a sixteenth of it
 _ANY_DEPTH: Final = "**"
 _STDIN: Final = 0  # read by its descriptor, because a thread waiting in sys.stdin would delay the end of the process
@@ -24,9 +24,9 @@ _CHUNK_BYTES: Final = 65536
 
 
 def expand_paths(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
-    """Yields the files that `paths` stand for. listed: the paths on standard input, which `-` stands for."""
+    """Yields the files that `paths` stand for; `-` stands for the paths in `listed`."""
     for path in paths:
-        if path == FILE_LIST:
+        if path == STDIN_LIST:
             yield from listed
         elif glob.has_magic(path) and not os.path.lexists(path):
             yield from _expand_pattern(path)
@@ -86,7 +86,7 @@ def _parts(name: bytes, end: bytes) -> list[bytes]:
 
 
 def _expand_pattern(pattern: str) -> Iterator[str]:
-    """Yields the matching files, without `**` those in matching folders too; if there are none, the pattern."""
+    """Yields the matching files, without `**` also those in matching folders; if none match, the pattern itself."""
     segments = pattern.split("/")
     fixed = next(index for index, segment in enumerate(segments) if glob.has_magic(segment))
     root = "/".join([*segments[:fixed], ""])
@@ -108,7 +108,7 @@ def _walk(root: str, segments: Sequence[str]) -> Iterator[str]:
     matches = [re.compile(fnmatch.translate(segment)).match for segment in segments]
 
     def skip_empty(places: Iterable[int]) -> set[int]:
-        """Adds to places in the pattern those after each `**`, which may match no name."""
+        """Adds the place after each `**`, which may match no name at all."""
         found = set(places)
         for place, segment in enumerate(segments):
             if place in found and segment == _ANY_DEPTH:

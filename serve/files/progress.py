@@ -11,7 +11,7 @@ _CLEAR: Final = "\r\x1b[K"
 
 
 def progress_bar(share: float) -> str:
-    """Draws a bar and the percentage. share: 0 to 1."""
+    """Draws a bar and the percentage of `share`, 0 to 1."""
     filled = round(min(1.0, share) * _WIDTH)
     return f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}"
 
@@ -19,7 +19,8 @@ def progress_bar(share: float) -> str:
 class FileProgress:
     """Shows files done, rate, time left and problems on standard error, if that is a terminal.
 
-    before: files done by an earlier run, which do not count for the rate.
+    Args:
+        before: files done by an earlier run, which do not count for the rate.
     """
 
     def __init__(self, before: int) -> None:

@@ -41,7 +41,7 @@ def read_existing(file: BinaryIO, path: Path, name: str, top_k: int, model: str)
     """Reads the complete records of a file in this format; an incomplete last one is not counted.
 
     Raises:
-        OutputError: something in it was not written by a run with this format, `top_k` and model.
+        OutputError: something in it was not written by a run with this format, `top_k` and, for JSON, model.
         OSError: the file cannot be read.
     """
     header, _ = record_format(name, top_k)
@@ -49,13 +49,13 @@ def read_existing(file: BinaryIO, path: Path, name: str, top_k: int, model: str)
     count, problems, last, end = 0, 0, None, 0
     found = file.read(len(start))
     if not start.startswith(found):
-        why = "has another --top-k" if found.startswith(b"file,error,") else f"does not begin like {name}"
-        raise OutputError(f"output file {path} {why}; name another --output")
+        why = "has another --top-k" if found.startswith(b"file,error,") else f"is not a {name} file of records"
+        raise OutputError(f"output file {path} {why}; choose another --output")
     file.seek(0)
     for record in _whole_records(file, quoted=name == "csv"):
         where = f"output file {path}: record {count + 1}"
         if len(record) > _MAX_BYTES:
-            raise OutputError(f"{where} has more than {_MAX_BYTES} bytes; name another --output")
+            raise OutputError(f"{where} has more than {_MAX_BYTES} bytes; choose another --output")
         if end or not header:
             last, problem = _read_back(record, name, top_k, model, where)
             count, problems = count + 1, problems + problem
@@ -77,16 +77,16 @@ def _read_back(record: bytes, name: str, top_k: int, model: str, where: str) -> 
         path, problem = str(found["file"]), is_problem(found)
         count, its_model = (top_k, model) if problem else (len(found["top_k"]), found["model"])
     except (ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
-        raise OutputError(f"{where} is not {name}; name another --output") from error
+        raise OutputError(f"{where} is not {name}; choose another --output") from error
     if count != top_k:
-        raise OutputError(f"{where} has {count} classes, not the {top_k} of --top-k; name another --output")
+        raise OutputError(f"{where} has {count} classes, not the {top_k} of --top-k; choose another --output")
     if its_model != model:
-        raise OutputError(f"{where} is from the model {its_model}, not {model}; name another --output")
+        raise OutputError(f"{where} is from the model {its_model}, not {model}; choose another --output")
     return path, problem
 
 
 def _whole_records(file: BinaryIO, quoted: bool) -> Iterator[bytes]:
-    """Yields each record's bytes, cut if they are too many. quoted: line breaks within quotes belong to the record."""
+    """Yields each record's bytes, cut if they are too many; if `quoted`, line breaks within quotes are part of it."""
     record, within = bytearray(), False
     while line := file.readline(_MAX_BYTES + 1 - len(record)):
         record += line

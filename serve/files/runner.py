@@ -15,10 +15,10 @@ from typing import Any, BinaryIO, Final
 from serve.config.regular_file import NotRegular, open_regular
 from serve.errors import EmptyFile, RequestError, UploadTooLarge
 from serve.model.classifier import Classifier, prediction
-from serve.problems import problem, problem_of
+from serve.problems import problem, problem_from
 
 Record = dict[str, Any]
-# How the detail of a file begins that exists but could not be read, perhaps for the moment only.
+# Start of the detail for a file that exists but could not be read; trying again may help.
 UNREADABLE_DETAIL: Final = "The file cannot be read"
 
 log = logging.getLogger("serve.error")
@@ -101,12 +101,12 @@ def read_limited(file: BinaryIO, size: int, max_bytes: int) -> bytes:
 def classify_file(
     classifier: Classifier, path: str, top_k: int, max_bytes: int, read: Callable[[str, int], bytes] = read_file
 ) -> Record:
-    """Returns one file's record. read: reads files from elsewhere, raising as `read_file` does."""
+    """Returns one file's record; `read` can replace `read_file` and raises as it does."""
     try:
         classified = classifier.classify(read(path, max_bytes), top_k)
         return {"file": path, **prediction(classified, classifier.model.name)}
     except RequestError as error:
-        return {"file": path, **problem_of(error)}
+        return {"file": path, **problem_from(error)}
     except OSError as error:
         return {"file": path, **_unreadable(error)}
     except Exception:

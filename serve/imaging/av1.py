@@ -15,7 +15,7 @@ _HEADER_BYTES: Final = 512
 
 
 def units(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and first bytes of each unit (OBU) of AV1 data."""
+    """Yields the type and first bytes of each unit (OBU) of AV1 data."""
     position = 0
     while position < len(data):
         header = data[position]
@@ -35,7 +35,7 @@ def units(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def frame_size(header: bytes) -> Size:
-    """Width and height, the largest that a frame may have, of a sequence header's first bytes."""
+    """Returns the largest width and height of a frame, from a sequence header's first bytes."""
     bits = _Bits(header)
     bits.take(4)  # profile, still picture
     if bits.take(1):  # reduced header

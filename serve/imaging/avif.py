@@ -1,7 +1,7 @@
 """Checks the boxes and AV1 headers of an AVIF image before it is decoded.
 
 The decoder reads a whole file at once and cannot be stopped: it looks up items in quadratic time while it holds the
-interpreter's lock, scales each item to the size claimed for it, and decodes every frame. So the tables are limited
+GIL, scales each item to the size claimed for it, and decodes every frame. So the tables are limited
 here, and claimed sizes have to be the real ones.
 
 Formats: ISO/IEC 14496-12 (boxes, tracks) and ISO/IEC 23008-12 (items).
@@ -21,17 +21,17 @@ Pieces = tuple[tuple[int, int], ...]  # first byte and length of each
 
 # Boxes of a file, and properties among them; ordinary files have thirty.
 _BOXES: Final = 2000
-# Bytes of the tables of items together; a picture of a thousand tiles has 40 KB.
+# Bytes of the tables of items together; an image of a thousand tiles has 40 KB.
 _TABLE_BYTES: Final = 64 * 1024
 _TABLES: Final = (b"iloc", b"iinf", b"iref", b"ipma", b"grpl")
 _EXTENTS: Final = 4096
-# Frames within one item or sample: layers of a progressive picture, of which AV1 has four.
+# Frames within one item or sample: layers of a progressive image, of which AV1 has four.
 _LAYERS: Final = 8
 # Units of an item's AV1 data: tile groups, metadata.
 _UNITS: Final = 1000
-# All that may be decoded for one picture beside it: transparency, and what its tiles have too much.
+# All that may be decoded for one image beside it: transparency, and what its tiles have too much.
 _TIMES_THE_PIXELS: Final = 3
-# Bytes of a picture's EXIF, of which Pillow makes objects.
+# Bytes of an image's EXIF, of which Pillow makes objects.
 _EXIF_BYTES: Final = 256 * 1024
 
 # Of which a file's items have one each.
@@ -58,7 +58,7 @@ class _Items:
 
 
 def require_modest_avif(data: bytes, max_pixels: int, max_frames: int) -> None:
-    """Raise one of this module's errors for a file that claims other than it has, or has more than a decoder should
+    """Raises one of this module's errors for a file that claims other than it has, or has more than a decoder should
     be asked for."""
     try:
         _Reader(data, max_pixels, max_frames).check()
@@ -67,7 +67,7 @@ def require_modest_avif(data: bytes, max_pixels: int, max_frames: int) -> None:
 
 
 def _corrupt(claim: str) -> UndecodableImage:
-    return UndecodableImage(f"The AVIF picture cannot be decoded: {claim}it is truncated or corrupt.")
+    return UndecodableImage(f"The AVIF image cannot be decoded: {claim}it is truncated or corrupt.")
 
 
 class _Reader:
@@ -90,11 +90,11 @@ class _Reader:
                         self._check_track(first, last)
 
     def _boxes(self, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-        """Kind, first byte and end of what each box between two positions holds."""
+        """Yields kind, first byte and end of the content of each box between two positions."""
         while start + 8 <= end:
             self._boxes_seen += 1
             if self._boxes_seen > _BOXES:
-                raise TooComplex(f"The AVIF picture has more boxes than the limit, {_BOXES} boxes.")
+                raise TooComplex(f"The AVIF image has more boxes than the limit, {_BOXES} boxes.")
             size, kind = struct.unpack_from(">I4s", self._data, start)
             first = start + 8
             if size == 1:
@@ -107,7 +107,7 @@ class _Reader:
             start = last
 
     def _number(self, size: int, position: int) -> int:
-        """An unsigned number of so many bytes."""
+        """Returns an unsigned number of `size` bytes."""
         if position + size > len(self._data):
             raise IndexError
         return int.from_bytes(self._data[position : position + size], "big")
@@ -138,13 +138,13 @@ class _Reader:
             if kind in (b"av01", b"grid"):
                 self._check_item(items, item, kind)
             elif kind == b"Exif" and sum(length for _, length in items.extents.get(item, [])) > _EXIF_BYTES:
-                raise TooComplex(f"The AVIF picture has more EXIF data than the limit of {_EXIF_BYTES} bytes.")
+                raise TooComplex(f"The AVIF image has more EXIF data than the limit of {_EXIF_BYTES} bytes.")
 
     def _count_table(self, kind: bytes, start: int, end: int) -> None:
         if kind in _TABLES:
             self._table_bytes += end - start
             if self._table_bytes > _TABLE_BYTES:
-                raise TooComplex(f"The AVIF picture's tables of items are larger than the limit, {_TABLE_BYTES} bytes.")
+                raise TooComplex(f"The AVIF image's tables of items are larger than the limit, {_TABLE_BYTES} bytes.")
 
     def _read_kinds(self, items: _Items, start: int, end: int) -> None:
         wide = 4 if self._number(1, start) else 2
@@ -177,7 +177,7 @@ class _Reader:
             position += 4 + base
             seen += 1 + extents
             if seen > _EXTENTS:
-                raise TooComplex(f"The AVIF picture's items are in more pieces than the limit, {_EXTENTS} pieces.")
+                raise TooComplex(f"The AVIF image's items are in more pieces than the limit, {_EXTENTS} pieces.")
             if item in items.extents or position + extents * (index + offset + length) > end:
                 raise _corrupt("")
             places = items.extents[item] = []
@@ -258,7 +258,7 @@ class _Reader:
         self._check_frames(((place, length),), size)
 
     def _samples(self, chunks: int, runs_at: int, count: int) -> int:
-        """Of so many chunks; runs of them have as many each."""
+        """Returns the number of samples in the chunks; all chunks of a run have the same number."""
         runs = [struct.unpack_from(">II", self._data, runs_at + 12 * n) for n in range(count)]
         starts = [first for first, _ in runs] + [chunks + 1]
         return sum(
@@ -266,14 +266,14 @@ class _Reader:
         )
 
     def _count_frames(self, entries: int) -> None:
-        """Of a table of a track, each of which has at most one entry a frame."""
+        """Checks the number of entries of a track's table, at most one per frame."""
         if entries > self._max_frames:
-            raise TooManyFrames(f"The picture has {entries} frames; the limit is {self._max_frames} frames.")
+            raise TooManyFrames(f"The image has {entries} frames; the limit is {self._max_frames} frames.")
 
     # AV1 --------------------------------------------------------------------------------------------------------------
 
     def _check_frames(self, pieces: Pieces, claimed: Size) -> None:
-        """Of one item or sample: the size that its sequence headers give, and how many frames there are to decode."""
+        """Checks the size in the sequence headers of one item or sample, and how many frames it has to decode."""
         if pieces not in self._coded:
             self._coded[pieces] = _frames_of(self._joined(pieces))
         frames, sizes = self._coded[pieces]
@@ -283,20 +283,20 @@ class _Reader:
         self._pixels += claimed[0] * claimed[1] * max(1, frames)
         if self._pixels > _TIMES_THE_PIXELS * self._max_pixels:
             raise TooManyPixels(
-                f"The AVIF picture's parts have {self._pixels} pixels together; the limit is "
+                f"The AVIF image's parts have {self._pixels} pixels together; the limit is "
                 f"{_TIMES_THE_PIXELS * self._max_pixels} pixels."
             )
 
 
 def _frames_of(data: bytes) -> tuple[int, set[Size]]:
-    """How many frames AV1 data has, and the sizes that its sequence headers give, of which there is one at least."""
+    """Returns how many frames AV1 data has, and the sizes in its sequence headers, at least one."""
     frames, sizes = 0, set()
     for number, (kind, body) in enumerate(units(data)):
         if kind == SEQUENCE_HEADER:
             sizes.add(frame_size(body))
         frames += kind in FRAME_HEADERS
         if frames > _LAYERS or number > _UNITS:
-            raise TooComplex(f"The AVIF picture has a part of more frames than the limit, {_LAYERS} frames.")
+            raise TooComplex(f"The AVIF image has a part of more frames than the limit, {_LAYERS} frames.")
     if not sizes:
         raise _corrupt("")
     return frames, sizes

@@ -10,7 +10,7 @@ from typing import Final
 
 from serve.errors import TooComplex, TooManyPixels, UndecodableImage
 
-# A progressive JPEG's scans each pass over the whole picture (about 0.6 ms a megapixel), however few bytes they have:
+# A progressive JPEG's scans each pass over the whole image (about 0.6 ms a megapixel), however few bytes they have:
 # megapixels times scans, and so many scans in any case. Ordinary ones have ten.
 _SCAN_PIXELS: Final = 2_000_000_000
 _SCANS: Final = 40
@@ -27,9 +27,9 @@ _EXIF: Final = b"Exif\0\0"
 _EXIF_SEGMENT: Final = re.compile(rb"\xff\xe1(..)Exif\0\0", re.DOTALL)
 _EXIF_BYTES: Final = 512 * 1024
 
-# Strips or tiles; a picture of 50 megapixels in tiles of 16 × 16 has 200,000.
+# Strips or tiles; an image of 50 megapixels in tiles of 16 × 16 has 200,000.
 _TIFF_PARTS: Final = 250_000
-# A tile is decoded whole, however little of it is in the picture.
+# A tile is decoded whole, however little of it is in the image.
 _TIFF_TILE_PIXELS: Final = 2**22
 _TIFF_ENTRIES: Final = 1024
 # Some writers store tiles that are alike once: what that may come to in a file that is smaller.
@@ -69,7 +69,7 @@ _UNCOMPRESSED, _JPEG_COMPRESSIONS = 1, (6, 7)
 
 
 def require_modest_scans(data: bytes, pixels: int) -> None:
-    """Raise `TooComplex` for a JPEG of so many pixels that has more scans than its decoder should be asked to make."""
+    """Raises `TooComplex` for a JPEG of so many pixels that has more scans than its decoder should be asked to make."""
     limit = _scan_limit(pixels)
     if data.count(_START_OF_SCAN) <= limit:  # at least as many as there are
         return
@@ -77,9 +77,9 @@ def require_modest_scans(data: bytes, pixels: int) -> None:
     for number, (marker, _) in enumerate(_segments(data)):
         scans += marker == _START_OF_SCAN
         if scans > limit:
-            raise TooComplex(f"The JPEG picture has more scans than the limit for its size, {limit} scans.")
+            raise TooComplex(f"The JPEG image has more scans than the limit for its size, {limit} scans.")
         if number > _SEGMENTS:
-            raise TooComplex(f"The JPEG picture has more segments than the limit, {_SEGMENTS} segments.")
+            raise TooComplex(f"The JPEG image has more segments than the limit, {_SEGMENTS} segments.")
 
 
 def _scan_limit(pixels: int) -> int:
@@ -87,15 +87,16 @@ def _scan_limit(pixels: int) -> int:
 
 
 def is_one_scan(data: bytes, components: int) -> bool:
-    """Whether a JPEG's first scan holds all of its components, so that it is decoded as it is read; else a decoder
-    keeps the whole picture's coefficients, whatever it reduces it to.
+    """Returns whether a JPEG's first scan holds all of its components, so that it is decoded as it is read.
+
+    Otherwise a decoder keeps the coefficients of the whole image, at every scale.
     """
     first = next((start for marker, start in _segments(data) if marker == _START_OF_SCAN), len(data))
     return data[first + 2 : first + 3] == bytes((components,))
 
 
 def _segments(data: bytes) -> Iterator[tuple[bytes, int]]:
-    """Marker and start of each of a JPEG's segments, up to the end of the image and not into what follows it."""
+    """Yields marker and start of each of a JPEG's segments, up to the end of the image and not into what follows it."""
     position = len(_START_OF_IMAGE)
     while (found := _MARKER.search(data, position)) and found[0] != _END_OF_IMAGE:
         position = found.end()
@@ -105,26 +106,26 @@ def _segments(data: bytes) -> Iterator[tuple[bytes, int]]:
 
 
 def require_modest_exif(data: bytes) -> None:
-    """Raise `TooComplex` for a JPEG of much EXIF: Pillow joins its segments, and reads numbers out of them."""
+    """Raises `TooComplex` for a JPEG of much EXIF: Pillow joins its segments, and reads numbers out of them."""
     if len(data) <= _EXIF_BYTES or data.count(_EXIF) <= _EXIF_BYTES // 2**16:  # a segment has less than 64 KiB
         return
     if sum(int.from_bytes(length, "big") for length in _EXIF_SEGMENT.findall(data)) > _EXIF_BYTES:
-        raise TooComplex(f"The JPEG picture has more EXIF data than the limit, {_EXIF_BYTES} bytes.")
+        raise TooComplex(f"The JPEG image has more EXIF data than the limit, {_EXIF_BYTES} bytes.")
 
 
 def require_modest_layout(data: bytes, max_pixels: int) -> None:
-    """Raise `TooManyPixels` or `TooComplex` for a TIFF of too many pixels, in all or in a tile, too many parts, values
+    """Raises `TooManyPixels` or `TooComplex` for a TIFF of too many pixels, in all or in a tile, too many parts, values
     or scans, and `UndecodableImage` for one that says it has more bytes than it has.
     """
     try:
         directory = _Directory(data)
         width, height = directory.number(_IMAGE_WIDTH), directory.number(_IMAGE_LENGTH)
         if width * height > max_pixels:
-            raise TooManyPixels(f"The picture has {width} × {height} pixels; the limit is {max_pixels} pixels.")
+            raise TooManyPixels(f"The image has {width} × {height} pixels; the limit is {max_pixels} pixels.")
         across, down = directory.number(_TILE_WIDTH), directory.number(_TILE_LENGTH)
         limit = min(max_pixels, max(width * height, _TIFF_TILE_PIXELS))
         if across * down > limit:
-            raise TooManyPixels(f"The TIFF picture has tiles of {across} × {down}; the limit is {limit} pixels.")
+            raise TooManyPixels(f"The TIFF image has tiles of {across} × {down}; the limit is {limit} pixels.")
         compression = directory.number(_COMPRESSION)
         if compression == _UNCOMPRESSED:
             return
@@ -144,12 +145,12 @@ def _require_modest_tiff_scans(data: bytes, pixels: int, offsets: Sequence[int],
         return
     for offset, length in zip(offsets, lengths, strict=False):
         if data.count(_START_OF_SCAN, offset, offset + length) > limit:
-            raise TooComplex(f"The TIFF picture has parts of more scans than the limit for its size, {limit} scans.")
+            raise TooComplex(f"The TIFF image has parts of more scans than the limit for its size, {limit} scans.")
 
 
 def _claims_more(what: str) -> UndecodableImage:
     return UndecodableImage(
-        f"The TIFF picture cannot be decoded: its {what} have more bytes than the file; it is truncated or corrupt."
+        f"The TIFF image cannot be decoded: its {what} have more bytes than the file; it is truncated or corrupt."
     )
 
 
@@ -164,7 +165,7 @@ class _Directory:
         counter, entry = ("Q", f"{self._order}HHQ8s") if big else ("H", f"{self._order}HHI4s")
         count = self._unpack(counter, start)
         if count > _TIFF_ENTRIES:
-            raise TooComplex(f"The TIFF picture has {count} directory entries; the limit is {_TIFF_ENTRIES}.")
+            raise TooComplex(f"The TIFF image has {count} directory entries; the limit is {_TIFF_ENTRIES}.")
         self._inline = 8 if big else 4
         self._entries: dict[int, tuple[int, int, int]] = {}  # tag → kind, number of values, where the entry has them
         size, claimed = struct.calcsize(entry), 0
@@ -178,20 +179,18 @@ class _Directory:
             raise _claims_more("tags")
 
     def number(self, tag: int) -> int:
-        """The first value of a tag, where it is a whole number and in the entry itself; else 0."""
+        """Returns the first value of a tag if it is a whole number and in the entry itself, else 0."""
         kind, values, position = self._entries.get(tag, (0, 0, 0))
         if kind not in _TIFF_INTEGERS or not values:
             return 0
         if struct.calcsize(_TIFF_INTEGERS[kind]) <= self._inline:
             return self._unpack(_TIFF_INTEGERS[kind], position)
         if tag in _SIZES:
-            raise TooComplex(
-                f"The TIFF picture's tag {tag} is not a number of at most {self._inline} bytes, the limit."
-            )
+            raise TooComplex(f"The TIFF image's tag {tag} is not a number of at most {self._inline} bytes, the limit.")
         return 0
 
     def numbers(self, tag: int) -> Sequence[int]:
-        """A tag's values, where they are whole numbers; else none."""
+        """Returns a tag's values if they are whole numbers, else none."""
         kind, values, position = self._entries.get(tag, (0, 0, 0))
         if kind not in _TIFF_INTEGERS:
             return ()
@@ -207,8 +206,8 @@ class _Directory:
         """Tables have an entry for each part; of other numbers Pillow makes objects, many of them where it looks."""
         if tag in _PARTS:
             if values > _TIFF_PARTS:
-                raise TooComplex(f"The TIFF picture has {values} strips or tiles; the limit is {_TIFF_PARTS}.")
+                raise TooComplex(f"The TIFF image has {values} strips or tiles; the limit is {_TIFF_PARTS}.")
         elif kind not in _TIFF_BYTES:
             limit = _TIFF_VALUES if tag in _LISTS or tag >= _FIRST_PRIVATE else _TIFF_FEW_VALUES
             if values > limit:
-                raise TooComplex(f"The TIFF picture's tag {tag} has {values} values; the limit is {limit}.")
+                raise TooComplex(f"The TIFF image's tag {tag} has {values} values; the limit is {limit}.")

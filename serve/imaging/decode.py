@@ -2,8 +2,9 @@
 
 Before a decoder runs, format, size and frames are checked, and for JPEG, TIFF and AVIF what else their decoders would
 spend time or memory on (`claims.py`, `avif.py`). Pillow's plug-ins read from a file that stops them when their CPU time
-is used up. The pixels are those of torchvision's usual loader, `Image.open(file).convert("RGB")`, with two exceptions:
-EXIF orientation is applied (unless turned off), and 16-bit grey is scaled to 8 bits where Pillow would clip it.
+is used up. Without `reduce_for`, the pixels are those of torchvision's usual loader,
+`Image.open(file).convert("RGB")`, with two exceptions: EXIF orientation is applied (unless turned off), and 16-bit grey
+is scaled to 8 bits where Pillow would clip it.
 """
 
 import ctypes
@@ -37,10 +38,10 @@ _HEADER_SECONDS: Final = 0.5
 
 # A JPEG is reduced to at least this multiple of the side it is resized to; with less, aliasing changes predictions (the
 # figures are in docs/serving.md).
-_REDUCED_TO: Final = 2
+_MIN_REDUCED_RATIO: Final = 2
 
 # From EXIF orientation (CIPA DC-008, 4.6.4), except 1 for upright, to the operation that makes the image upright.
-_TURNS: Final = {
+_TRANSPOSE_BY_ORIENTATION: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,9 +50,9 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# A lossless WebP has up to 65,536 sets of code tables; the pixels that they count as, per byte of file and at most.
-_TABLE_PIXELS_A_BYTE: Final = 80
-_MOST_TABLE_PIXELS: Final = 24_000_000
+# A lossless WebP has up to 65,536 sets of code tables. Their memory, as pixels: per byte of the file, and at most.
+_TABLE_PIXELS_PER_BYTE: Final = 80
+_MAX_TABLE_PIXELS: Final = 24_000_000
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,15 @@ class _TimedFile(io.BytesIO):
     def __init__(self, data: bytes, limits: ImageLimits) -> None:
         super().__init__(data)
         self._decode_seconds = limits.decode_seconds
-        self.allow(_HEADER_SECONDS, "reading its header")
+        self.allow(_HEADER_SECONDS, "open")
 
     def allow_decoding(self) -> None:
-        self.allow(self._decode_seconds, "decoding it")
+        self.allow(self._decode_seconds, "decode")
 
     def allow(self, seconds: float, what: str) -> None:
         """Sets the CPU seconds that the calling thread may spend from now on."""
         self._until = time.thread_time() + seconds
-        self._refusal = f"The picture takes too long: {what} is given {seconds:g} s."
+        self._refusal = f"The image takes too long to {what}; the limit is {seconds:g} s."
 
     def read(self, size: int | None = -1, /) -> bytes:
         if time.thread_time() > self._until:
@@ -97,7 +98,7 @@ def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.I
         spec: the model's preprocessing, because the limit on pixels also holds after resizing.
 
     Raises:
-        UnsupportedFormat: no accepted format begins like it.
+        UnsupportedFormat: the first bytes are not those of an accepted format.
         UndecodableImage: the header is truncated or corrupt.
         TooManyPixels, TooManyFrames: it exceeds a limit.
         TooComplex: decoding would take more work than its size warrants.
@@ -105,21 +106,21 @@ def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.I
     format_name = sniff_format(data)
     if format_name is None:
         raise UnsupportedFormat(
-            f"The file is not a picture in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."
+            f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."
         )
     _check_structure(data, format_name, limits)
     image, frames = _read_header(data, format_name, limits)
     if frames > limits.max_frames:
-        raise TooManyFrames(f"The picture has {frames} frames; the limit is {limits.max_frames} frames.")
+        raise TooManyFrames(f"The image has {frames} frames; the limit is {limits.max_frames} frames.")
     (width, height), max_pixels = image.size, limits.max_pixels
     if width * height > max_pixels:
-        raise TooManyPixels(f"The picture has {width} × {height} pixels; the limit is {max_pixels} pixels.")
+        raise TooManyPixels(f"The image has {width} × {height} pixels; the limit is {max_pixels} pixels.")
     if format_name == "JPEG":
         require_modest_scans(data, width * height)
     resized = resized_size((width, height), spec.resize)
     if resized[0] * resized[1] > max_pixels:
         raise TooManyPixels(
-            f"The picture has {width} × {height} pixels, which is {resized[0]} × {resized[1]} once its shorter side is "
+            f"The image has {width} × {height} pixels, which is {resized[0]} × {resized[1]} once its shorter side is "
             f"{spec.resize}; the limit is {max_pixels} pixels."
         )
     return image
@@ -147,12 +148,12 @@ def _read_header(data: bytes, format_name: str, limits: ImageLimits) -> tuple[Im
         raise _undecodable(format_name) from error
 
 
-def decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
+def estimate_decoding_pixels(image: Image.Image, reduce_for: Preprocessing | None = None) -> int:
     """Estimates the pixels that `decode` holds: fewer for a reduced JPEG, more for a lossless WebP."""
     pixels = image.width * image.height
     if image.format == "WEBP":
         data = cast(io.BytesIO, image.fp).getvalue()  # type: ignore[attr-defined]
-        tables = min(_MOST_TABLE_PIXELS, _TABLE_PIXELS_A_BYTE * len(data))
+        tables = min(_MAX_TABLE_PIXELS, _TABLE_PIXELS_PER_BYTE * len(data))
         return pixels + (tables if b"VP8L" in data or b"ALPH" in data else 0)
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.info.get("progressive") or not reduce_for:
         return pixels
@@ -166,8 +167,9 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
 
     Args:
         apply_orientation: whether to turn the image upright by its EXIF orientation.
-        reduce_for: a JPEG of at least four times the side that this resizes to is decoded at 1/2, 1/4 or 1/8 of its
-            scale, to at least twice that side, and is returned resized. Only such pixels then differ slightly.
+        reduce_for: the preprocessing to reduce for, or None. A JPEG whose sides are at least four times as long as
+            after resizing is decoded at 1/2, 1/4 or 1/8 scale, to at least twice its resized size, and is returned
+            resized; its pixels differ slightly from those of a full decode.
 
     Raises:
         UndecodableImage: the file is truncated or corrupt, or has 32-bit pixels.
@@ -184,7 +186,7 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
             rgb = _scale_16_bit(image).convert("RGB")
         elif image.mode in ("I", "F"):
             raise UndecodableImage(
-                f"The {format_name} picture has 32-bit pixels, which have no agreed range; 8 and 16 bits are accepted."
+                f"The {format_name} image has 32-bit pixels, which have no agreed range; 8 and 16 bits are accepted."
             )
         else:
             rgb = image.convert("RGB")
@@ -201,7 +203,7 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
     Size and box are those of `resize` at full scale; the last pixel of a reduced row may stand for fewer full pixels.
     """
     target = resized_size(image.size, spec.resize)
-    enough = (target[0] * _REDUCED_TO, target[1] * _REDUCED_TO)
+    enough = (target[0] * _MIN_REDUCED_RATIO, target[1] * _MIN_REDUCED_RATIO)
     if (
         not isinstance(image, JpegImagePlugin.JpegImageFile)
         or min(image.width // enough[0], image.height // enough[1]) < 2
@@ -225,7 +227,7 @@ def _upright(rgb: Image.Image) -> Image.Image:
     """Turns an image upright by its EXIF orientation; without readable EXIF it is taken as upright."""
     # Not by ImageOps.exif_transpose, which parses the whole EXIF to rewrite it.
     try:
-        turn = _TURNS.get(rgb.getexif().get(ExifTags.Base.Orientation, 1))
+        turn = _TRANSPOSE_BY_ORIENTATION.get(rgb.getexif().get(ExifTags.Base.Orientation, 1))
     except MemoryError:
         raise
     except Exception:  # broken EXIF in a sound image: torchvision's loader would ignore it
@@ -234,7 +236,7 @@ def _upright(rgb: Image.Image) -> Image.Image:
 
 
 def _undecodable(format_name: str) -> UndecodableImage:
-    return UndecodableImage(f"The {format_name} picture cannot be decoded: it is truncated or corrupt.")
+    return UndecodableImage(f"The {format_name} image cannot be decoded: it is truncated or corrupt.")
 
 
 def _silence_libtiff() -> None:

@@ -1,4 +1,4 @@
-"""Recognises the accepted image formats by their first bytes, and headers that are quick to read."""
+"""Recognises the accepted image formats by their first bytes, and JPEGs whose header is quick to read."""
 
 import re
 from typing import Final
@@ -29,7 +29,7 @@ _EXIF, _PHOTOSHOP = b"Exif\0\0", b"Photos"
 
 
 def sniff_format(data: bytes) -> str | None:
-    """Returns the accepted format that `data` begins like, one of `ACCEPTED_FORMATS`, or None."""
+    """Returns the accepted format whose signature `data` begins with, one of `ACCEPTED_FORMATS`, or None."""
     head = data[:_SIGNATURE_BYTES]
     return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
 

@@ -1,6 +1,7 @@
 """Turns an RGB image into the model's input: resize, centre crop, normalise to FP32 `[1, 3, S, S]`.
 
-Pure functions on numpy and Pillow, bit-exact with torchvision's `ImageClassification` preset.
+Pure functions on numpy and Pillow. With `exact=True` the result is bit-exact with torchvision's `ImageClassification`
+preset.
 """
 
 from collections.abc import Mapping
@@ -71,7 +72,11 @@ class Preprocessing:
 
 
 def to_input(rgb: Image.Image, spec: Preprocessing, exact: bool = True) -> FloatArray:
-    """Returns the model's input, FP32 `[1, 3, crop, crop]`. exact: False to use `resize_to_crop`, in half the time."""
+    """Returns the model's input, FP32 `[1, 3, crop, crop]`.
+
+    Args:
+        exact: False to use `resize_to_crop`, in half the time.
+    """
     cropped = center_crop(resize(rgb, spec), spec.crop) if exact else resize_to_crop(rgb, spec)
     return normalise(cropped, spec)
 

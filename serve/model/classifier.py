@@ -8,10 +8,10 @@ from PIL import Image
 
 from serve.config.settings import MODELS, Config
 from serve.errors import EmptyFile, ModelError
-from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
+from serve.imaging.decode import ImageLimits, decode, estimate_decoding_pixels, open_image
 from serve.imaging.preprocess import FloatArray, Preprocessing, to_input
 from serve.model.files import AUTO, find_model
-from serve.model.postprocess import Label, Scored, load_class_index, top_k
+from serve.model.postprocess import Label, ScoredLabel, load_class_index, top_k
 from serve.model.session import Model, load_model
 from serve.scheduling.pixel_budget import PixelBudget
 
@@ -19,7 +19,7 @@ _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
 
 
 @dataclass(frozen=True)
-class Job:
+class Opened:
     """An image whose header was checked, the number of classes to predict, and the seconds the check took."""
 
     image: Image.Image
@@ -42,7 +42,7 @@ class Classified:
     was run: `decode`, `preprocess`, `infer`."""
 
     logits: FloatArray
-    scored: list[Scored]
+    scored: list[ScoredLabel]
     seconds: dict[str, float]
 
 
@@ -50,7 +50,8 @@ class Classified:
 class Classifier:
     """A warm model with its preprocessing and labels; thread-safe.
 
-    pixel_budget: limits the pixels decoded at once, each of which takes up to 16 bytes meanwhile.
+    Attributes:
+        pixel_budget: limits the pixels decoded at once, each of which takes up to 16 bytes during decoding.
     """
 
     model: Model
@@ -61,7 +62,7 @@ class Classifier:
     exact_decode: bool
     pixel_budget: PixelBudget
 
-    def open(self, data: bytes, k: int) -> Job:
+    def open(self, data: bytes, k: int) -> Opened:
         """Checks an image by its header, without decoding it.
 
         Raises:
@@ -72,10 +73,10 @@ class Classifier:
             raise EmptyFile("The file is empty; curl sends a folder as an empty file, too.")
         started = time.perf_counter()
         image = open_image(data, self.preprocessing, self.limits)
-        return Job(image, k, time.perf_counter() - started)
+        return Opened(image, k, time.perf_counter() - started)
 
-    def prepare(self, job: Job | Prepared) -> Prepared:
-        """Decodes and preprocesses an image on the calling thread, unless that is done; CPU-bound for milliseconds.
+    def prepare(self, job: Opened | Prepared) -> Prepared:
+        """Decodes and preprocesses an image on the calling thread, unless it is prepared; CPU-bound for milliseconds.
 
         Raises:
             RequestError: as from `decode`.
@@ -83,7 +84,7 @@ class Classifier:
         if isinstance(job, Prepared):
             return job
         reduce_for = None if self.exact_decode else self.preprocessing
-        with self.pixel_budget.acquire(decoding_pixels(job.image, reduce_for)):
+        with self.pixel_budget.acquire(estimate_decoding_pixels(job.image, reduce_for)):
             started = time.perf_counter()
             rgb = decode(job.image, self.exif_orientation, reduce_for)
             decoded = time.perf_counter()
@@ -117,10 +118,10 @@ def load_classifier(config: Config) -> Classifier:
             raise ModelError(
                 f"its metadata has crop={preprocessing.crop}, but its input is {model.input_side} pixels wide"
             )
-        if config.model_variant not in (AUTO, model.card["variant"]):
-            raise ModelError(f"it is {model.card['variant']}, not {config.model_variant}")
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
+    if config.model_variant not in (AUTO, variant := model.card["variant"]):
+        raise ModelError(f"model {path}: it is {variant}, not {config.model_variant}; change --model-variant")
     return make_classifier(config, model, preprocessing)
 
 

@@ -9,7 +9,7 @@ from serve.printable import shortened
 # In the order in which `auto` tries them.
 KNOWN_MODELS: Final = ("densenet121", "efficientnet_lite0")
 EMBEDDED_MODEL: Final = "efficientnet_lite0"  # in the repository; densenet121 has to be exported first
-AUTO: Final = "auto"  # as a model or a variant: the best there is
+AUTO: Final = "auto"  # as a model or a variant: the first that exists
 
 
 def find_model(model: str, variant: str, folder: Path) -> Path:
@@ -17,7 +17,7 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
 
     Args:
         model: a path ending in `.onnx`, a name in `folder`, or `auto`.
-        variant: `int8`, `fp32`, or `auto` for int8 if there is such a file.
+        variant: `int8`, `fp32`, or `auto` for `NAME.int8.onnx` if it exists, else `NAME.onnx`.
 
     Raises:
         ModelError: there is no such file.
@@ -33,13 +33,13 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
         if Path(model).exists() and model not in KNOWN_MODELS:
             kind = "a folder" if Path(model).is_dir() else "not an .onnx file"
             raise ModelError(
-                f"model {model} is {kind}; name an .onnx file ('make export WEIGHTS=PATH' makes one from weights)"
+                f"model {model} is {kind}; give an .onnx file ('make export WEIGHTS=PATH' makes one from weights)"
             )
     except OSError as error:  # the name is too long, or the folder may not be read
         raise ModelError(f"model {shortened(model, 200)}: {(error.strerror or 'unreadable').lower()}") from error
     described = " or ".join(wanted) + ("" if variant == AUTO else f", {variant},")
     raise ModelError(
-        f"no model {described} in {folder.name}/; make one with 'make export', or name a file with --model"
+        f"no model {described} in {folder.name}/; make one with 'make export', or choose a file with --model"
     )
 
 

@@ -29,7 +29,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredLabel:
     """One predicted class with its probability, 0 to 1."""
 
     label: Label
@@ -49,14 +49,14 @@ def load_class_index(path: Path, class_count: int) -> tuple[Label, ...]:
     try:
         entries = json.loads(read_text(path, _MAX_BYTES))
     except OSError as error:
-        raise ClassIndexError(f"class index {path}: {error.strerror}; name another with --class-index") from error
+        raise ClassIndexError(f"class index {path}: {error.strerror}; choose another with --class-index") from error
     except (ValueError, RecursionError) as error:
-        raise ClassIndexError(f"class index {path}: not JSON; name another with --class-index") from error
+        raise ClassIndexError(f"class index {path}: not JSON; choose another with --class-index") from error
     if not isinstance(entries, dict) or len(entries) != class_count:
         found = f"{len(entries)} entries" if isinstance(entries, dict) else "no JSON object"
         raise ClassIndexError(
-            f"class index {path} has {found}, but the model has {class_count} classes; name the one it was trained on "
-            "with --class-index"
+            f"class index {path} has {found}, but the model has {class_count} classes; choose the one it was trained "
+            "on with --class-index"
         )
     labels = []
     for position in range(class_count):
@@ -83,7 +83,7 @@ def softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
     return probabilities
 
 
-def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[Scored]:
+def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[ScoredLabel]:
     """Returns the `k` most probable classes of one image, in descending order, ties in the order of the class index.
 
     Args:
@@ -91,4 +91,4 @@ def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[Scored]
     """
     probabilities = softmax(logits)
     order = np.argsort(-logits, kind="stable")[:k]
-    return [Scored(labels[index], float(probabilities[index])) for index in order]
+    return [ScoredLabel(labels[index], float(probabilities[index])) for index in order]

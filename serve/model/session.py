@@ -1,4 +1,6 @@
-"""Runs an ONNX model that describes itself: FP32 `[N, 3, S, S]` in, logits FP32 `[N, classes]` out.
+"""Runs an ONNX model whose metadata describes its preprocessing.
+
+Its input is FP32 `[N, 3, S, S]`, its output logits FP32 `[N, classes]`.
 
 The only module that imports onnxruntime.
 """
@@ -44,7 +46,7 @@ class Model:
         card: the metadata that the export wrote into the file and its report, with the file's sha256.
         input_side: S, in pixels.
         class_count: the number of logits per image.
-        infer_seconds: what the first image took on one thread.
+        infer_seconds: seconds that the warm-up inference took on one thread.
     """
 
     card: dict[str, Any]
@@ -76,11 +78,11 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
     """Loads a model and runs it once, so that it is ready to use.
 
     Args:
-        intra_op_threads: threads that share an inference on all threads, at least 1.
+        intra_op_threads: threads that share one inference, at least 1.
         providers: execution providers by their short names, in order of preference.
 
     Raises:
-        ModelError: naming the file and what to do.
+        ModelError: the file or a provider is unusable; the message says what to do.
     """
     chosen = _provider_names(providers)
     if _CUDA_PROVIDERS & set(providers):
@@ -90,7 +92,7 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
         sha256 = _sha256(path)
     except OSError as error:
         reason = (error.strerror or "unreadable").lower()
-        raise ModelError(f"model {path}: {reason}; make it with 'make export', or name another with --model") from error
+        raise ModelError(f"model {path}: {reason}; make it with 'make export', or choose one with --model") from error
     try:
         # Two sessions, because a session's number of threads is fixed. They take twice 20 MB, as onnxruntime's Python
         # API cannot share packed weights, but one session would be slow either under load or for a single image.
@@ -104,7 +106,7 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
     if missing:  # onnxruntime falls back to others, and reports it only in its own log
         raise ModelError(
             f"providers={','.join(providers)}: {missing[0]} does not start here; its libraries or its device "
-            "are missing"
+            "are missing (see docs/operating.md)"
         )
     try:
         card = _read_card(single)

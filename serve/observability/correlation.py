@@ -18,8 +18,8 @@ _TRACEPARENT: Final = re.compile(
 _FIRST_VERSION: Final = "00"
 
 
-def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Returns the client's X-Request-ID if it is valid, else a new id. The headers' names are in lower case."""
+def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """Returns the client's X-Request-ID if it is valid, else a new id. Header names must be lower-case."""
     sent = next((value for name, value in headers if name == b"x-request-id"), b"")
     return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 

@@ -20,7 +20,7 @@ from contextlib import suppress
 from typing import Final
 
 _DESCRIPTOR: Final = 2
-# Lines that may wait; except for tracebacks, each has at most 2 KB.
+# Lines that may wait; except for tracebacks, each has at most about 3 KB.
 _MAX_WAITING: Final = 1000
 # Time to collect lines, so that a busy server's thread wakes up a hundred times a second rather than for each line.
 _BATCH_SECONDS: Final = 0.01
@@ -73,15 +73,15 @@ class ErrorStream(io.TextIOBase):
                 self._write_batch()
 
     def writable(self) -> bool:
-        """Always true."""
+        """Returns True."""
         return True
 
     def isatty(self) -> bool:
-        """Whether the descriptor is a terminal."""
+        """Returns whether the descriptor is a terminal."""
         return os.isatty(self._descriptor)
 
     def fileno(self) -> int:
-        """The descriptor, for code that writes to it directly."""
+        """Returns the descriptor, for code that writes to it directly."""
         return self._descriptor
 
     def _start(self) -> None:

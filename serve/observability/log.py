@@ -96,7 +96,7 @@ def log_uncaught_errors() -> None:
 
 def _log_error(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     if kind is not SystemExit:  # a thread may end this way
-        logging.getLogger("serve.error").error("unforeseen error", exc_info=(kind, error, trace))  # type: ignore[arg-type]
+        logging.getLogger("serve.error").error("unexpected error", exc_info=(kind, error, trace))  # type: ignore[arg-type]
 
 
 def _cut(text: str) -> str:

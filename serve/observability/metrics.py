@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serve import errors
-from serve.observability.shared_metrics import FOLDER
+from serve.observability.shared_metrics import FOLDER_VARIABLE
 from serve.problems import RULES
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,7 +38,7 @@ STAGES: Final = ("read", "decode", "preprocess", "queue", "infer")
 _BUCKETS: Final = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_BUCKETS: Final = (0.0005, 0.001, 0.0025, *_BUCKETS)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody needs to know when a series began
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the *_created series would double the output
 
 
 # Ids of the processes that share their metrics, including this one; 0 for a worker that is not running.
@@ -70,7 +70,7 @@ class Metrics:
 
     def __init__(self, build: Mapping[str, str]) -> None:
         self._registry = self._shown = CollectorRegistry()
-        if folder := os.environ.get(FOLDER):
+        if folder := os.environ.get(FOLDER_VARIABLE):
             self._shown = CollectorRegistry()
             MultiProcessCollector(self._shown, folder)  # type: ignore[no-untyped-call]
             self._shown.register(_Processes())
@@ -79,7 +79,7 @@ class Metrics:
         counter = partial(Counter, registry=self._registry)
         gauge = partial(Gauge, registry=self._registry)
         histogram = partial(Histogram, registry=self._registry)
-        self._requests = counter("serve_requests", "Requests that were answered.", ["route", "code"])
+        self._requests = counter("serve_requests", "Requests ended, and connections refused.", ["route", "code"])
         self._durations = histogram(
             "serve_request_duration_seconds",
             "From a request's head to the end of its response.",
@@ -129,7 +129,7 @@ class Metrics:
         self._in_progress.inc()
 
     def request_finished(self, route: str, code: int, seconds: float) -> None:
-        """Counts a request that was answered or abandoned. route: its template, or `NO_ROUTE`."""
+        """Counts a request that was answered or abandoned; `route` is its template, or `NO_ROUTE`."""
         self._in_progress.dec()
         self.update_queue_depth()
         if self.dropped_lines() > self._dropped:
@@ -137,7 +137,7 @@ class Metrics:
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
 
-    def request_rejected(self, error: errors.RequestError) -> None:
+    def count_rejected_request(self, error: errors.RequestError) -> None:
         """Counts a request that was refused with this error."""
         self._rejected[_REASONS[type(error)]].inc()
 

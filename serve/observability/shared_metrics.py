@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 # The environment variable in which prometheus_client looks for the folder.
-FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 _SHARED_MEMORY: Final = "/dev/shm"  # noqa: S108  writable even where a container's root is not
 _PREFIX: Final = "serve-metrics-"
 _LOCK: Final = "lock"
@@ -33,7 +33,7 @@ log = logging.getLogger("serve")
 
 def use_unshared_metrics() -> None:
     """Keeps metrics in this process's memory, even if the environment names a folder of another program."""
-    for name in (FOLDER, FOLDER.lower()):  # the library reads both
+    for name in (FOLDER_VARIABLE, FOLDER_VARIABLE.lower()):  # the library reads both
         os.environ.pop(name, None)
 
 
@@ -50,15 +50,15 @@ def shared_metrics(workers: int) -> Iterator[None]:
             reason = f"{parent}: {(error.strerror or 'unusable').lower()}"
     if allocated is None:
         log.warning(
-            "each worker counts for itself, and /metrics shows only one of them, because there is no room for %d KB of "
-            "shared files (%s); mount a tmpfs at /tmp, or serve with --workers 1",
+            "/metrics shows one worker only: there is no room for %d KB of shared files (%s); mount a tmpfs at /tmp, "
+            "or use --workers 1",
             _FILE_BYTES * len(_KINDS) * workers // 1024,
             reason,
         )
         yield
         return
     folder, lock = allocated
-    os.environ[FOLDER] = str(folder)
+    os.environ[FOLDER_VARIABLE] = str(folder)
     try:
         yield
     finally:
@@ -67,18 +67,18 @@ def shared_metrics(workers: int) -> Iterator[None]:
         os.close(lock)
 
 
-def has_shared_files(number: int) -> bool:
-    """Returns whether this worker's files exist; they may have been removed, as systemd does after a user's logout."""
-    folder = os.environ.get(FOLDER)
+def check_shared_files(number: int) -> bool:
+    """Returns whether this worker's files exist; if they were removed (by systemd, at logout), stops sharing."""
+    folder = os.environ.get(FOLDER_VARIABLE)
     if folder and not all(_file(folder, kind, number).exists() for kind in _KINDS):
-        log.warning("worker %d counts for itself, because %s is gone", number + 1, folder)
+        log.warning("worker %d no longer shares its metrics: %s was removed", number + 1, folder)
         use_unshared_metrics()
-    return FOLDER in os.environ
+    return FOLDER_VARIABLE in os.environ
 
 
 def clear_gauges(number: int) -> None:
     """Clears the gauges of a worker that has ended; its counters stay."""
-    if folder := os.environ.get(FOLDER):
+    if folder := os.environ.get(FOLDER_VARIABLE):
         for kind in _LIVE:
             with suppress(OSError), _file(folder, kind, number).open("r+b") as file:
                 file.write(bytes(8))  # the length of the file's contents

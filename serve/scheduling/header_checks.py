@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Inspector:
-    """One thread for header checks. max_queue: how many may wait, including the one that is running."""
+    """One thread for header checks, of which at most `max_queue` may wait or run."""
 
     def __init__(self, max_queue: int) -> None:
         self._max_queue = max_queue
@@ -24,7 +24,7 @@ class Inspector:
         self._thread.submit(int)  # starts the thread
 
     def check(self, function: Callable[..., T], *arguments: Any) -> Coroutine[Any, Any, T]:
-        """As `run`, but within the limit.
+        """Calls `function` as `run` does, but within the limit.
 
         Raises:
             QueueFull: too many checks are waiting.

@@ -16,7 +16,11 @@ _RESPONSE_SECONDS: Final = 1.5
 
 
 class InFlightRequest:
-    """One accepted request, from its head to its response. timeout: cancels the request when it expires."""
+    """One accepted request, from its head to its response.
+
+    Attributes:
+        timeout: cancels the request when it expires.
+    """
 
     def __init__(self, grace_seconds: float) -> None:
         self.timeout = asyncio.timeout(None)
@@ -25,13 +29,13 @@ class InFlightRequest:
         self._draining_since: float | None = None
 
     def body_received(self) -> None:
-        """Call it once the body has been read completely; the rest of the time is the server's own."""
+        """Records that the body has been read completely; the rest of the time is the server's own."""
         self._uploading = False
         if self._draining_since is not None:
             self.limit_draining(self._draining_since)
 
     def limit_draining(self, since: float) -> None:
-        """Limits the time that is left. since: when draining began, on the event loop's clock."""
+        """Limits the time that is left, with draining begun at `since` on the event loop's clock."""
         self._draining_since = since
         if self._uploading:
             seconds = min(self._grace * _UPLOAD_SHARE, self._grace - _REFUSAL_SECONDS)
@@ -92,7 +96,7 @@ class Lifecycle:
 
     @asynccontextmanager
     async def track(self) -> AsyncIterator[InFlightRequest]:
-        """A request in flight for the length of a `with` block; draining waits for it.
+        """Counts a request as in flight during the `async with` block; draining waits for it.
 
         Raises:
             NotReady: the server is not accepting requests, or could not wait for this one any longer.

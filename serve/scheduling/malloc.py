@@ -1,4 +1,4 @@
-"""Settings of glibc's malloc that suit image decoding, and `malloc_trim`.
+"""Tunes glibc's malloc for image decoding, and trims it.
 
 By default glibc returns the buffers of each decoded image to the system and requests them again for the next one, which
 costs page faults. It also creates an arena for each thread, and arenas keep what they once held.
@@ -17,9 +17,9 @@ _ARENA_MAX: Final = -8
 _SETTINGS: Final = {
     _ARENA_MAX: 1,
     _TOP_PAD: 4 * _MEBIBYTE,
-    # Up to this much free memory at the top of the heap is kept for the next image; larger buffers are mapped, and
-    # returned as soon as they are freed.
+    # Up to this much free memory at the top of the heap is kept for the next image.
     _TRIM_THRESHOLD: 32 * _MEBIBYTE,
+    # Buffers from this size on are mapped, and returned as soon as they are freed.
     _MMAP_THRESHOLD: 8 * _MEBIBYTE,
 }
 

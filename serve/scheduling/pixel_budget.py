@@ -30,7 +30,7 @@ class PixelBudget:
 
     @contextmanager
     def acquire(self, units: int) -> Iterator[None]:
-        """Holds `units` for a `with` block and waits until they are free. More than there are count as all of them."""
+        """Waits until `units`, at most all shared ones, are free, and holds them for the `with` block."""
         units = min(units, self._units)
         small = units <= self._reserve
         with self._changed:

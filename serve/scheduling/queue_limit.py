@@ -15,7 +15,7 @@ _OVERFLOW_DIVISOR: Final = 4
 
 
 class QueueLimit:
-    """The limit on one queue. Not thread-safe: the scheduler calls it while it holds its lock.
+    """The limit on one queue. Not thread-safe: the scheduler calls it with its own lock held.
 
     Args:
         max_queue: number of items that may wait.

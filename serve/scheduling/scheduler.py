@@ -1,4 +1,4 @@
-"""Runs tasks of one or more items on as many threads as there are CPUs.
+"""Runs tasks of one or more items on `streams` threads, by default one per CPU.
 
 A thread takes an item through two steps: `prepare`, which uses one CPU, and `compute`, which can use all of them. It
 gets all CPUs if no other item is running or waiting; otherwise items run side by side on one CPU each. So a single
@@ -55,7 +55,7 @@ class _Task:
 
     def settle(self, error: NotReady | None = None) -> None:
         """Wakes the caller of `run` with the outcomes or an error; called on any thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, so nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so no caller waits any more
             self._loop.call_soon_threadsafe(self._settle, error)
 
     def _settle(self, error: NotReady | None) -> None:

@@ -12,7 +12,7 @@ from serve.errors import UploadsFull, UploadTooSlow
 from serve.scheduling.pacing import Pacer
 
 # The average rate an upload has to reach after its first seconds; a large upload on a slow line gets the time it needs.
-_BYTES_A_SECOND: Final = 64 * 1024
+_BYTES_PER_SECOND: Final = 64 * 1024
 # An upload that has sent nothing for this long may be cancelled in favour of another.
 _IDLE_SECONDS: Final = 1.0
 
@@ -34,7 +34,7 @@ class UploadBudget:
 
     @contextlib.contextmanager
     def track(self) -> Iterator["Upload"]:
-        """An upload whose bytes count until the end of the `with` block."""
+        """Yields an upload whose bytes count until the end of the `with` block."""
         upload = Upload(self)
         try:
             yield upload
@@ -61,7 +61,12 @@ class UploadBudget:
 
 
 class Upload:
-    """One upload. held: bytes counted against the budget. last_received: when its latest bytes arrived."""
+    """One upload.
+
+    Attributes:
+        held: bytes counted against the budget.
+        last_received: when its latest bytes arrived.
+    """
 
     def __init__(self, budget: UploadBudget) -> None:
         self.held = 0
@@ -83,7 +88,7 @@ class Upload:
         try:
             while True:
                 # Bytes that arrived fast earn no longer pause than a new upload may make.
-                until = min(began + self.held / _BYTES_A_SECOND, self.last_received) + self._budget.seconds
+                until = min(began + self.held / _BYTES_PER_SECOND, self.last_received) + self._budget.seconds
                 self._waiting = asyncio.timeout_at(until)
                 try:
                     async with self._waiting:
@@ -122,7 +127,7 @@ class Upload:
             )
         return UploadTooSlow(
             f"The body comes too slowly: {self.held} bytes in {_now() - began:.0f} s; the limit is "
-            f"{self._budget.seconds:g} s, and another for each {_BYTES_A_SECOND} bytes."
+            f"{self._budget.seconds:g} s, and another for each {_BYTES_PER_SECOND} bytes."
         )
 
 

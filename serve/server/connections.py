@@ -27,7 +27,7 @@ C = TypeVar("C", bound=Evictable)
 
 
 class ConnectionLimiter(Generic[C]):
-    """All connections of one event loop. limit: how many may be open."""
+    """The connections of one event loop, at most `limit` of them open."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -39,7 +39,11 @@ class ConnectionLimiter(Generic[C]):
         return len(self._idle) + len(self._busy)
 
     def add(self, connection: C) -> bool:
-        """Adds a new connection, which is idle; returns False if all others are busy, so that it has to be refused."""
+        """Adds a new connection, idle at first, and evicts idle ones over the limit.
+
+        Returns:
+            False if all others are busy and the limit is reached: the caller then refuses the connection.
+        """
         while len(self) >= self._limit and self._idle:
             self._evict_first(self._idle)
         has_room = len(self) < self._limit
@@ -47,13 +51,13 @@ class ConnectionLimiter(Generic[C]):
         return has_room
 
     def mark_busy(self, connection: C) -> None:
-        """Call it when the connection's request is complete."""
+        """Marks a connection whose request is complete."""
         if connection in self._idle:
             del self._idle[connection]
             self._busy.add(connection)
 
     def mark_idle(self, connection: C) -> None:
-        """Call it when the connection's request is answered."""
+        """Marks a connection whose request is answered."""
         if connection in self._busy:
             self._busy.discard(connection)
             self._idle[connection] = None
@@ -65,7 +69,7 @@ class ConnectionLimiter(Generic[C]):
             self._evict_first(self._unread)
 
     def clear_unread(self, connection: C) -> None:
-        """Call it when the client has read everything."""
+        """Records that the client has read everything."""
         self._unread.pop(connection, None)
 
     def remove(self, connection: C) -> None:

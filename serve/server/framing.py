@@ -1,6 +1,6 @@
-"""Checks a request's head for what leaves its end or its host ambiguous, which llhttp accepts and RFC 9112 doesn't.
+"""Refuses requests whose length or host is ambiguous: llhttp accepts them, RFC 9112 forbids them.
 
-Two servers in a row may read such a request differently, which is how requests are smuggled.
+Two servers in a row may read them differently (request smuggling).
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from serve.config.hosts import host_name
 _VERSIONS: Final = ("1.1", "1.0")
 
 
-class Fault(NamedTuple):
+class Refusal(NamedTuple):
     """The status, title and detail of the problem that a request is refused with."""
 
     status: int
@@ -19,8 +19,8 @@ class Fault(NamedTuple):
     detail: str
 
 
-def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Fault | None:
-    """Finds what violates RFC 9112, sections 2.3, 3.2 and 6.1; None if nothing does.
+def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+    """Returns the first violation of RFC 9112, sections 2.3, 3.2 and 6.1, or None.
 
     Args:
         version: HTTP version, such as 1.1.
@@ -37,7 +37,7 @@ def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes
     if hosts and hosts[0] and host_name(hosts[0].decode("latin-1")) is None:
         return _bad_request("The Host header is malformed; it must be a name or an address, optionally with a port.")
     if hosts and _authority(url).lower() not in (b"", hosts[0].lower()):
-        return _bad_request("The request's target names a different host from its Host header.")
+        return _bad_request("The request target and the Host header name different hosts.")
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if not codings:
         return None
@@ -55,5 +55,5 @@ def _authority(url: bytes) -> bytes:
     return rest.partition(b"/")[0].partition(b"?")[0] if is_absolute else b""
 
 
-def _bad_request(detail: str) -> Fault:
-    return Fault(400, "Bad Request", detail)
+def _bad_request(detail: str) -> Refusal:
+    return Refusal(400, "Bad Request", detail)

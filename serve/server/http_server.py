@@ -19,8 +19,8 @@ from serve.server.connections import ACCEPTS_PER_ITERATION, ConnectionLimiter
 from serve.server.read_budget import BudgetedProtocol, ReadBudget
 from serve.server.signals import EXIT_MARGIN_SECONDS, exit_on_signals, handle_stop_signals, kill_self_after
 
-# How long the event loop waits before a thread has to release the interpreter lock. A probe waits for the lock a dozen
-# times, so Python's default of 5 ms would add up to a tenth of a second.
+# How long the event loop waits before a thread has to release the GIL. A probe waits for it a dozen times, so Python's
+# default of 5 ms would add up to a tenth of a second.
 _SWITCH_SECONDS: Final = 0.001
 # Connections that the kernel queues until they are accepted; it drops further ones, whose clients retry after a second.
 _BACKLOG: Final = 4096
@@ -101,13 +101,13 @@ class _DrainingServer(uvicorn.Server):
             exit_on_signals()
 
     async def on_tick(self, counter: int) -> bool:
-        """Called by uvicorn ten times a second."""
+        """Sends a heartbeat every second; uvicorn calls it ten times a second."""
         if counter % 10 == 0:
             self._heartbeat()
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drains, then stops; a second Ctrl-C cancels the requests in flight."""
+        """Drains, then stops; SIGINT while draining cancels the requests in flight."""
         if self._lifecycle.begin_drain():
             kill_self_after(self._max_exit_seconds)
             self._loop.call_soon_threadsafe(self._start_draining)

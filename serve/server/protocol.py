@@ -14,11 +14,11 @@ from typing import Any, Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from serve.observability.correlation import request_id_of
+from serve.observability.correlation import request_id_from
 from serve.observability.metrics import Metrics
 from serve.problems import problem, problem_body
 from serve.server.connections import ConnectionLimiter
-from serve.server.framing import Fault, check_framing
+from serve.server.framing import Refusal, check_framing
 from serve.server.transport import CoalescingTransport
 
 log = logging.getLogger("serve.access")
@@ -34,15 +34,15 @@ _MAX_HEADERS: Final = 128
 # Pipelined requests that may wait behind the one being answered; browsers send none, other clients a handful.
 _MAX_PIPELINED: Final = 8
 # The average rate at which a response has to be read, after its first seconds.
-_BYTES_A_SECOND: Final = 64 * 1024
+_BYTES_PER_SECOND: Final = 64 * 1024
 
 
-def _too_large(detail: str) -> Fault:
-    return Fault(431, "Request Header Fields Too Large", detail)
+def _too_large(detail: str) -> Refusal:
+    return Refusal(431, "Request Header Fields Too Large", detail)
 
 
 _BYTES_LIMIT: Final = _too_large(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
-_TARGET_LIMIT: Final = Fault(
+_TARGET_LIMIT: Final = Refusal(
     414, "URI Too Long", f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes."
 )
 _HEADERS_LIMIT: Final = _too_large(f"The request has more headers than the limit of {_MAX_HEADERS}.")
@@ -51,7 +51,7 @@ _CHECK_SECONDS: Final = 0.1
 _TCP_CLOSE: Final = 7
 # SO_LINGER on with 0 seconds: closing resets the connection and discards unsent data.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-_NOT_HTTP: Final = Fault(400, "Bad Request", "The request is not valid HTTP/1.1 (RFC 9112).")
+_NOT_HTTP: Final = Refusal(400, "Bad Request", "The request is not valid HTTP/1.1 (RFC 9112).")
 
 
 class _StopParsing(Exception):
@@ -81,7 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
     _kept_bytes = 0  # received since the parser last called back
     _in_body = False
     _headers = 0
-    _fault = _NOT_HTTP  # what to answer when parsing ends
+    _refusal = _NOT_HTTP  # what to answer when parsing ends
     _refused = False
     _received = b""  # the data that the current head arrived in
 
@@ -116,7 +116,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._before_head and self._head_timer is None:  # bytes between requests stop uvicorn's own timer
             self._wait_for_head()
         if self._kept_bytes > _MAX_HEAD_BYTES:
-            self._fault = _BYTES_LIMIT
+            self._refusal = _BYTES_LIMIT
             self.send_400_response("")
 
     def eof_received(self) -> bool:  # type: ignore[override]
@@ -147,12 +147,12 @@ class HttpProtocol(HttpToolsProtocol):
             self.loop.call_later(_CHECK_SECONDS, self._check_for_reset)
 
     def pause_writing(self) -> None:
-        """The client doesn't read: the connection may be evicted from now on, and is after a time limit."""
+        """Marks the connection as unread: it may be evicted from now on, and is after a time limit."""
         super().pause_writing()
         self.all_connections.mark_idle(self)
         unread = self.transport.get_write_buffer_size()
         self.all_connections.set_unread(self, unread)
-        self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_A_SECOND, self.evict)
+        self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_PER_SECOND, self.evict)
 
     def resume_writing(self) -> None:
         self._stop_waiting_for_reader()
@@ -171,7 +171,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         if self._head_bytes + len(url) > _MAX_TARGET_BYTES:
-            self._fault = _TARGET_LIMIT
+            self._refusal = _TARGET_LIMIT
             raise _StopParsing
         self._count(len(url))
         super().on_url(url)
@@ -180,7 +180,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._count(len(name) + len(value) + len(": \r\n"))
         self._headers += 1
         if self._headers > _MAX_HEADERS:
-            self._fault = _HEADERS_LIMIT
+            self._refusal = _HEADERS_LIMIT
             raise _StopParsing
         if not self._in_body:  # or it is a trailer, which is not used
             super().on_header(name, value)
@@ -192,8 +192,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise _StopParsing  # RTSP or ICE, which llhttp accepts too
         if self._wants_upgrade():
             return
-        if fault := check_framing(version, self.url, self.headers):
-            self._fault = fault
+        if refusal := check_framing(version, self.url, self.headers):
+            self._refusal = refusal
             raise _StopParsing
         if version == "1.0":  # which has no interim responses (RFC 9110, 10.1.1)
             self.expect_100_continue = False
@@ -228,11 +228,11 @@ class HttpProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def _should_upgrade(self) -> bool:
-        """Never, because only HTTP is supported; so the `Connection` header need not be parsed."""
+        """Returns False, because only HTTP is supported; so the `Connection` header need not be parsed."""
         return False
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(*self._fault)
+        self._refuse(*self._refusal)
 
     def _feed(self, data: bytes) -> None:
         self._kept_bytes += len(data)
@@ -247,7 +247,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._received = b""
 
     def _wants_upgrade(self) -> bool:
-        """Whether the current request asks for another protocol; it is then parsed again without its Upgrade."""
+        """Returns whether the request asks for another protocol; it is then parsed again without its Upgrade."""
         return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
 
     def _decline_upgrade(self, rest: bytes) -> None:
@@ -295,7 +295,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._kept_bytes = 0
         self._head_bytes += length
         if self._head_bytes > _MAX_HEAD_BYTES:
-            self._fault = _BYTES_LIMIT
+            self._refusal = _BYTES_LIMIT
             raise _StopParsing
 
     def _end_after_answers(self) -> bool:
@@ -332,10 +332,10 @@ class HttpProtocol(HttpToolsProtocol):
             scope = cast(dict[str, Any], self.cycle.scope)
             scope["refused"] = status
             method = scope["method"]
-            request_id, path = scope.setdefault("request_id", request_id_of(scope["headers"])), scope["path"]
+            request_id, path = scope.setdefault("request_id", request_id_from(scope["headers"])), scope["path"]
         else:
             method = self.parser.get_method().decode() if self._begun else ""
-            request_id, path = request_id_of(self.headers if self._begun else ()), ""
+            request_id, path = request_id_from(self.headers if self._begun else ()), ""
             fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
             log.info("%d %s", status, detail, extra={"fields": fields})
             if self.metrics is not None:

@@ -1,8 +1,8 @@
 """Limits how long an iteration of the event loop spends on reading request bodies, so that they don't delay probes.
 
 asyncio reads all connections that have data in one iteration, and a body in chunks of one byte takes forty times the
-CPU time of another. Here an iteration stops reading after its time budget; what is left is read in later iterations, in
-order of arrival.
+CPU time of an ordinary one. Here an iteration stops reading after its time budget; what is left is read in later
+iterations, in order of arrival.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ _HEAD_BYTES: Final = 4096
 
 
 class ReadBudget:
-    """The time for reading in each iteration of one event loop."""
+    """Limits the time for reading in each iteration of one event loop."""
 
     def __init__(self) -> None:
         self._seconds_left = _SECONDS
         self._waiting: deque[tuple[BudgetedProtocol, bytes]] = deque()
 
     def read(self, connection: "BudgetedProtocol", data: bytes) -> None:
-        """Has the connection read `data`, now or once there is time."""
+        """Passes `data` to the connection, now or once there is time."""
         if self._seconds_left <= 0:
             connection.transport.pause_reading()
             self._waiting.append((connection, data))
@@ -50,7 +50,11 @@ class ReadBudget:
 
 
 class BudgetedProtocol(HttpProtocol):
-    """The HTTP protocol with a time budget for reading bodies. read_budget: shared by all connections."""
+    """The HTTP protocol with a time budget for reading bodies.
+
+    Attributes:
+        read_budget: shared by all connections.
+    """
 
     read_budget: ReadBudget
 

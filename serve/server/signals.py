@@ -1,4 +1,4 @@
-"""How the process ends: on a signal at any time, including during the imports, and without delay once it is done."""
+"""Ends the process: on a signal at any time, even during the imports, and without waiting for threads."""
 
 import os
 import signal
@@ -62,5 +62,5 @@ def report_start_failure(reason: object) -> int:
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    """Status 0 for a server, which has accepted nothing yet; commands report that they were interrupted."""
+    """Exits with 0 for a server, which has no request in flight here, and else with 128 plus the signal's number."""
     exit_now(SIGNAL_STATUS_BASE + number if sys.argv[1:2] and not sys.argv[1].startswith("-") else 0)

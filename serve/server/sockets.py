@@ -35,9 +35,9 @@ def listen(config: Config) -> list[socket.socket]:
             listener.listen()
         return listeners
     except (OSError, UnicodeError) as error:  # UnicodeError comes from names that no host can have
-        reason = error.strerror if isinstance(error, OSError) else "no valid host name"
+        reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
         raise StartError(
-            f"cannot listen on {config.host} port {config.port}: {reason}; choose others with --host and --port"
+            f"cannot listen on {config.host} port {config.port}: {reason}; choose another with --host or --port"
         ) from error
 
 

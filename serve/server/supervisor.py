@@ -24,7 +24,7 @@ from serve.server.worker import Heartbeat, become_worker
 
 # Runs worker N on its socket until it ends, calling the heartbeat every second; returns the exit status.
 RunWorker = Callable[[int, socket.socket, Heartbeat], int]
-# How long to wait before another start after a worker that did not start, or ended with an error or too early.
+# How long to wait before another start after a worker that did not start, ended with an error, or ended early.
 _RETRY_SECONDS: Final = 1.0
 _EARLY_SECONDS: Final = 5.0
 # How much longer than the grace period workers may take before they are killed.
@@ -43,7 +43,12 @@ def cpu_share(count: int, workers: int, number: int) -> int:
 
 @dataclass
 class _Worker:
-    """One worker process. link: socket to it. silent: seconds since its last heartbeat."""
+    """One worker process.
+
+    Attributes:
+        link: the socket on which it sends heartbeats.
+        silent: seconds since its last heartbeat.
+    """
 
     pid: int
     link: socket.socket
@@ -130,7 +135,7 @@ class Supervisor:
                         self._replace(number, os.waitstatus_to_exitcode(ended[1]))
 
     def _replace(self, number: int, code: int) -> None:
-        """Replaces a worker that has ended. code: its exit status, or minus the signal that killed it."""
+        """Replaces a worker that has ended with exit status `code`, or was killed by signal `-code`."""
         worker = self._running.pop(number)
         worker.link.close()
         self._pids[number] = 0
@@ -156,7 +161,7 @@ class Supervisor:
             worker.silent += 1
             if worker.silent > (_SILENT_SECONDS if worker.is_ready else _LOADING_SECONDS):
                 _send_signal(worker.pid, signal.SIGKILL)
-                log.error("worker %d (process %d) hangs and is killed", number + 1, worker.pid)
+                log.error("worker %d (process %d) sent no heartbeat; killed it", number + 1, worker.pid)
 
     def _start(self, number: int) -> None:
         # A signal between the fork and the entry in `_running` would not reach the new worker.
@@ -183,7 +188,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def _end(self, number: int, frame: FrameType | None) -> None:
-        """Passes a signal on to the workers, and a second Ctrl-C too."""
+        """Begins the shutdown, and passes this and every later signal on to the workers."""
         if not self._ending:
             self._ending = True
             for listener in self._listeners:  # the workers' copies stay open until they have drained
@@ -198,7 +203,7 @@ class Supervisor:
             _send_signal(pid, signal.SIGKILL)
         for pid in late:
             self._status = 1
-            log.error("worker process %d did not end in time and is killed", pid)
+            log.error("worker process %d did not end within the grace period; killed it", pid)
 
 
 def _send_signal(pid: int, number: int) -> None:

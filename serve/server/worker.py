@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from serve.observability.shared_metrics import has_shared_files
+from serve.observability.shared_metrics import check_shared_files
 from serve.server.signals import STOP_SIGNALS, exit_now, exit_on_signals, kill_self_after, report_start_failure
 
 Heartbeat = Callable[[], None]
@@ -41,7 +41,7 @@ def become_worker(
         exit_on_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         threading.Thread(target=_end_with_supervisor, args=(link, exit_seconds), daemon=True).start()
-        if has_shared_files(number):
+        if check_shared_files(number):
             # Imported only now, because prometheus_client looks for the shared folder when it is imported.
             from serve.observability.metrics import join_shared_metrics
 

@@ -50,7 +50,7 @@ SENTENCES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_block_is_what_the_results_say(document: Path) -> None:
+def test_every_block_agrees_with_the_results(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     assert fill_blocks(text) == text, "python benchmarks/documents.py writes the blocks anew"
     marks = MARK.findall(text)
@@ -59,7 +59,7 @@ def test_every_block_is_what_the_results_say(document: Path) -> None:
 
 
 @pytest.mark.parametrize(("document", "sentence"), SENTENCES, ids=lambda value: value if isinstance(value, str) else "")
-def test_every_sentence_with_a_figure_is_what_the_results_say(
+def test_every_sentence_with_a_figure_agrees_with_the_results(
     document: str, sentence: Callable[[dict[str, Any]], str]
 ) -> None:
     text = re.sub(r"<!-- /?figure\b.*?-->", "", (ROOT / document).read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ def test_every_result_is_shown_in_a_document() -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
-def test_a_result_is_of_a_commit_and_measured_in_full_or_its_blocks_say_what_it_is(kind: str) -> None:
+def test_a_result_is_complete_and_of_a_commit_or_its_blocks_have_caveats(kind: str) -> None:
     """Only results of earlier versions (schema 1) have caveats."""
     doubts = caveats(read_result(kind))
     assert doubts == [] or read_result(kind)["schema"] == 1
@@ -169,7 +169,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return made
 
 
-def test_a_missed_target_is_told_with_its_figure_beside_one_that_is_met(made_up: dict[str, Any]) -> None:
+def test_missed_and_met_targets_are_shown_with_their_figures(made_up: dict[str, Any]) -> None:
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block("targets").splitlines() if "|" in line]
     found = {name: cells for name, *cells in rows}
     assert found["target"] == ["limit", "`latency.py`", "`peers.py`"]
@@ -179,7 +179,7 @@ def test_a_missed_target_is_told_with_its_figure_beside_one_that_is_met(made_up:
     assert len(rows) == 2 + len(made_up["peers"]["targets"])
 
 
-def test_a_block_says_which_run_it_is_from_and_what_is_wrong_with_it(made_up: dict[str, Any]) -> None:
+def test_a_block_names_its_run_and_its_caveats(made_up: dict[str, Any]) -> None:
     assert block("latency").endswith("`python latency.py`: Test CPU, 2 usable CPUs, with VNNI; 2026-01-02; abc1234\n")
     made_up["latency"]["tree"] = "dirty"
     for name in ("latency", "targets", "sizing"):
@@ -205,7 +205,7 @@ def test_the_block_of_engines_has_a_row_for_each_engine_and_number_of_threads(ma
     assert "`python peers.py`: Test CPU" in block("engines")
 
 
-def test_what_two_loads_take_follows_from_the_rate(made_up: dict[str, Any]) -> None:
+def test_the_sizing_of_two_loads_follows_from_the_rate(made_up: dict[str, Any]) -> None:
     """60 a second on two CPUs: a thousand are 33.3 CPUs at work, 47.6 with 70 % in use."""
     text = block("sizing")
     assert "| CPUs at work; with 70% in use | 34; 48 | 386; 552 |" in text

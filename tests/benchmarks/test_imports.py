@@ -44,7 +44,7 @@ def test_every_command_starts_by_its_path_and_nothing_else_does() -> None:
 @pytest.mark.parametrize(
     ("name", "environment"), [("sessions", "runtime"), ("folder", "runtime"), ("accuracy", "export")]
 )
-def test_a_command_without_its_environment_says_what_makes_it(name: str, environment: str, tmp_path: Path) -> None:
+def test_a_command_without_its_environment_says_how_to_make_it(name: str, environment: str, tmp_path: Path) -> None:
     (tmp_path / "benchmarks/harness").mkdir(parents=True)
     for path in (f"benchmarks/{name}.py", "benchmarks/harness/launch.py"):
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())

@@ -31,7 +31,7 @@ def run(clone: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=clone, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_where_nothing_is_installed_it_says_what_to_install(bare_clone: Path) -> None:
+def test_without_the_environments_it_says_what_to_install(bare_clone: Path) -> None:
     done = run(bare_clone, "benchmarks/latency.py")
     assert done.returncode == 1
     assert "requirements/install.py .venv/runtime requirements/runtime.txt" in done.stdout

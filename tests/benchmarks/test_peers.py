@@ -55,7 +55,7 @@ def test_a_peer_resizes_crops_and_normalises_as_torchvision_does(name: str, monk
     np.testing.assert_allclose(peers.preprocess((PICTURES / name).read_bytes())[0], reference, atol=1e-5)
 
 
-def test_a_peer_decodes_in_full_unless_told_to_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_decodes_in_full_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     data = large_jpeg()
     decoded: list[tuple[int, int]] = []
     convert = Image.Image.convert
@@ -95,7 +95,7 @@ def test_each_is_given_the_file_that_it_is_named_after(variant: str) -> None:
             assert model == {"int8": "densenet121.int8.onnx", "fp32": "densenet121.onnx"}[variant]
 
 
-def test_those_that_draft_are_named_so_and_are_sent_large_pictures_only() -> None:
+def test_peers_that_draft_are_named_so_and_get_only_the_large_photograph() -> None:
     for peer in PEERS:
         for plain, draft in zip(peer.specs("int8"), peer.specs("int8", draft=True), strict=True):
             assert draft.name == f"{plain.name}, draft"
@@ -105,7 +105,7 @@ def test_those_that_draft_are_named_so_and_are_sent_large_pictures_only() -> Non
 
 
 @pytest.mark.parametrize("name", STAND_INS)
-def test_a_server_starts_as_many_workers_as_it_is_told(name: str, tmp_path: Path) -> None:
+def test_a_peers_server_starts_the_requested_number_of_workers(name: str, tmp_path: Path) -> None:
     code = "\n".join(line[8:] for line in STAND_INS[name].splitlines())
     (tmp_path / f"{name}.py").write_text(f"import json\n{code}")
     (tmp_path / "fastapi.py").write_text("class UploadFile: ...")
@@ -115,7 +115,7 @@ def test_a_server_starts_as_many_workers_as_it_is_told(name: str, tmp_path: Path
     assert json.loads(done.stdout) == 6
 
 
-def test_a_peers_session_has_the_threads_that_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peers_session_has_the_requested_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime as ort
 
     asked: list[tuple[int, int]] = []

@@ -48,7 +48,7 @@ def test_decoding_measures_ours_and_the_peers_in_both_ways(monkeypatch: pytest.M
     assert found["shortened"] == ["--rounds 2"]
 
 
-def test_each_way_of_decoding_is_what_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_way_of_decoding_matches_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 255, (1200, 1200, 3), np.uint8)
     Image.fromarray(noise).resize((4800, 4800)).save(buffer, "JPEG")
@@ -92,7 +92,7 @@ def test_the_stub_server_answers_without_the_models_work(tmp_path: Path) -> None
     assert (result["errors"], result["wrong"]) == (0, 0)
 
 
-def test_what_a_second_session_takes_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_memory_of_a_second_session_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sessions, "_LOADED_SECONDS", 0.01)
     resident = iter([100.0, 122.4])
     monkeypatch.setattr(sessions, "resident_megabytes", lambda: next(resident))
@@ -102,14 +102,14 @@ def test_what_a_second_session_takes_is_measured(monkeypatch: pytest.MonkeyPatch
     assert len(found["printed"]) == 6
 
 
-def test_memory_is_what_linux_says_of_this_process() -> None:
+def test_resident_memory_is_that_of_this_process() -> None:
     held = np.ones(20_000_000, np.uint8)
     with_it = sessions.resident_megabytes()
     del held
     assert 15 < with_it - sessions.resident_megabytes() < 25
 
 
-def test_queueing_simulates_what_was_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_queueing_simulates_the_measured_rate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     latency = json.loads((ROOT / "benchmarks/results/latency.json").read_text())
     rate = latency["servers"]["ours"]["clients"]["16"]["images_per_s"]["median"]
     assert pytest.approx(latency["machine"]["usable_cpus"] / rate, abs=0.0005) == queueing.SERVICE_SECONDS

@@ -15,7 +15,7 @@ def test_one_cpu_waits_as_long_as_the_formula_says(utilisation: float, monkeypat
     assert sum(waits) / len(waits) == pytest.approx(wanted, rel=0.05)
 
 
-def test_what_is_too_much_is_refused_and_nobody_waits_longer_than_the_queue() -> None:
+def test_excess_load_is_refused_and_no_wait_exceeds_a_full_queue() -> None:
     outcome = queueing.simulate_steady_load(1, 1.5, least_busy=False, images=20_000)
     assert outcome.refused_share == pytest.approx(1 - 1 / 1.5, abs=0.02)
     assert max(outcome.waits) <= queueing.QUEUE_LIMIT * queueing.SERVICE_SECONDS / queueing.CPUS

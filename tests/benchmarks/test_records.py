@@ -72,7 +72,7 @@ def test_options_that_measure_less_than_usual_are_noted(arguments: list[str], fo
     assert shortened(parser, parser.parse_args(arguments)) == found
 
 
-def test_what_a_command_prints_is_what_its_result_says_it_printed(
+def test_the_printed_lines_are_recorded_in_the_result(
     folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     parser = argparse.ArgumentParser()

@@ -67,19 +67,19 @@ def test_a_clean_full_result_without_failures_has_no_caveats() -> None:
         ({"servers": {f"{OURS}, fp32": {"clients": {"1": {**figures(1, 6), "errors": 1}}}}}, "1 errors and wrong"),
     ],
 )
-def test_what_is_wrong_with_a_result_is_said_where_it_is_from(change: dict[str, Any], said: str) -> None:
+def test_caveats_of_a_result_are_shown_with_its_source(change: dict[str, Any], said: str) -> None:
     measured = {**result({}), **change}
     assert said in "".join(caveats(measured))
     assert f" – but {said}" in describe_run(measured)
     assert any(said in " ".join(texts_of(svg)) for svg in draw(measured).values())
 
 
-def test_the_baselines_torch_is_said_where_a_result_is_from() -> None:
+def test_the_baselines_torch_is_shown_with_the_source() -> None:
     measured = {**result({}), "baseline": {"torch": "2.14.1+cpu", "cuda": None, "megabytes": 700.0}}
     assert "baseline: torch 2.14.1, CPU build" in describe_run(measured)
 
 
-def test_a_machine_that_was_not_quiet_is_told() -> None:
+def test_a_busy_machine_is_reported() -> None:
     ours = server(15, 60)
     assert "Not a quiet machine" not in tables(result({OURS: ours}))
     ours["clients"]["1"]["others_cpu_share"] = spread([0.0, 0.4])
@@ -121,7 +121,7 @@ def test_a_percentile_that_rounds_are_too_short_for_is_that_of_all_their_answers
     assert "p99_to_p50" not in figures
 
 
-def test_a_percentile_that_all_rounds_are_too_short_for_is_none() -> None:
+def test_a_percentile_is_omitted_if_all_rounds_are_too_short() -> None:
     figures = summarize([cell([1.0] * 20), cell([2.0] * 20)])
     assert figures["p90_ms"]["rounds"] == [1, 2]
     assert "p99_ms" not in figures
@@ -136,7 +136,7 @@ def test_a_round_without_one_right_answer_gives_no_times() -> None:
     assert figures["images_per_s"]["median"] == 0
 
 
-def test_what_lies_within_the_spread_has_not_moved() -> None:
+def test_a_change_within_the_spread_is_not_reported() -> None:
     old, new = result({OURS: server(15, 60)}), result({OURS: server(15, 60)})
     old["servers"][OURS]["clients"]["1"]["p50_ms"] = spread([14, 15, 17])
     new["servers"][OURS]["clients"]["1"]["p50_ms"] = spread([16, 18, 19])
@@ -178,7 +178,7 @@ def test_a_comparison_with_too_few_rounds_or_a_busy_machine_says_so() -> None:
     assert "fewer than 3 rounds" in text  # there was only one start
 
 
-def test_what_only_one_of_two_runs_has_is_told() -> None:
+def test_results_of_only_one_run_are_listed() -> None:
     text = compare(result({OURS: server(10, 60)}), result({OURS: server(10, 60), BASELINE: server(100, 10)}))
     assert "Measured only now: " in text
 
@@ -243,7 +243,7 @@ def test_an_engines_bar_is_its_median_too() -> None:
     assert bars["int8, 1 thread"][0] == pytest.approx(2 * bars["int8, 2 threads"][0], abs=0.2)
 
 
-def test_a_stack_is_made_of_the_medians_of_its_stages_and_ends_at_what_the_client_sees() -> None:
+def test_a_stack_has_the_medians_of_the_stages_and_ends_at_the_clients_latency() -> None:
     ours = server(20, 60)
     ours["clients"]["1"]["stages_ms"] = {"decode": spread([2, 8, 4]), "infer": spread([11, 10, 15])}
     root = ElementTree.fromstring(draw(result({OURS: ours}))["latency-stages.svg"])
@@ -253,7 +253,7 @@ def test_a_stack_is_made_of_the_medians_of_its_stages_and_ends_at_what_the_clien
     assert [width / sum(widths) for width in widths] == pytest.approx([0.2, 0.55, 0.25], abs=0.01)
 
 
-def test_charts_of_large_pictures_say_that_they_are_decoded_in_two_ways() -> None:
+def test_charts_of_the_large_photograph_explain_both_ways_of_decoding() -> None:
     large = {"large 1": figures(40, 25), "large 16": figures(300, 50)}
     measured = result({OURS: server(10, 60, **large), "mosec a, int8, draft": {"clients": large}})
     measured["photos"]["large"] = {"bytes": 3_500_000, "width": 4000, "height": 3000}

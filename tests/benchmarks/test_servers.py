@@ -89,7 +89,7 @@ def test_a_server_that_gives_the_wrong_class_is_refused() -> None:
         RunningServer(SERVER, b"", "n99999999")
 
 
-def test_a_server_that_does_not_start_is_reported_with_what_it_wrote() -> None:
+def test_a_server_that_does_not_start_is_reported_with_its_output() -> None:
     broken = ServerSpec("broken", (sys.executable, "-c", "raise SystemExit('no such model')"))
     with pytest.raises(ServerFailed, match=r"broken: its process ended with status 1.*\n?.*no such model"):
         RunningServer(broken, b"", EXPECT)
@@ -121,7 +121,7 @@ def test_servers_take_turns_and_one_that_fails_is_left_out_by_name(photo: Photo)
     assert [line.split(":")[0] for line in left_out] == ["broken"]
 
 
-def test_cpu_time_of_others_is_told_from_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpu_time_of_other_processes_is_separated_from_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 20 CPU seconds 14 were used: 5 by the server, 2 by this process, 1 by an ended child."""
     spent = iter([(100.0, 10.0, 1.0, 0.0, 50.0), (114.0, 15.0, 3.0, 1.0, 60.0)])
     now: dict[str, float] = {}
@@ -143,7 +143,7 @@ def test_cpu_time_of_others_is_told_from_ones_own(monkeypatch: pytest.MonkeyPatc
     assert watch.others_share() == pytest.approx((14 - 5 - 2 - 1) / 10 / 2)
 
 
-def test_a_trees_cpu_time_is_what_its_processes_used() -> None:
+def test_a_process_trees_cpu_time_is_measured() -> None:
     burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
     with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as busy:
         assert busy.stdout
@@ -201,13 +201,13 @@ def test_answers_enough_for_a_p99_are_asked_of_all_rounds_together() -> None:
     assert [Plan(workloads, rounds=1, starts=1).min_answers(workload) for workload in workloads] == [100, 100]
 
 
-def test_an_engines_untimed_pictures_are_not_timed_and_there_are_as_many_as_are_asked_for() -> None:
+def test_an_engine_times_the_requested_number_of_images_after_the_untimed_ones() -> None:
     runs: list[object] = []
     answer = engine_worker._measure(runs.append, "picture", seconds=0.0, untimed=3, min_answers=7)
     assert (len(runs), len(answer["ms"])) == (10, 7)
 
 
-def test_the_loops_first_picture_is_not_timed_and_none_is_cut_in_two() -> None:
+def test_the_loop_times_neither_the_first_image_nor_an_unfinished_one() -> None:
     """Images take 0.3 s: in half a second one is timed."""
     calls: list[int] = []
 
@@ -230,7 +230,7 @@ def test_a_worker_that_gives_the_wrong_class_is_refused(tmp_path: Path) -> None:
     worker.stop()
 
 
-def test_a_worker_that_ends_is_reported_with_what_it_wrote(tmp_path: Path) -> None:
+def test_a_worker_that_ends_is_reported_with_its_output(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text("raise SystemExit('no such engine')")
     worker = Worker(WorkerSpec("engine", Path(sys.executable), (str(script),)))

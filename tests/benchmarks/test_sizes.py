@@ -14,7 +14,7 @@ from tests.benchmarks.results import result
 from tests.server_process import ROOT
 
 
-def test_packages_are_weighed_with_what_they_need() -> None:
+def test_packages_are_measured_with_their_dependencies() -> None:
     alone = sizes.packages_megabytes(Path(sys.executable), ("anyio",))
     with_what_it_needs = sizes.packages_megabytes(Path(sys.executable), ("starlette",))
     assert 0.1 < alone < with_what_it_needs < 20

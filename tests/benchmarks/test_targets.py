@@ -76,7 +76,7 @@ def test_each_figure_is_compared_with_whichever_peer_is_best_at_it() -> None:
     assert (found["against"], found["measured"]["median"], found["met"]) == ("many b, int8", pytest.approx(1.1), True)
 
 
-def test_the_large_picture_has_rows_of_its_own() -> None:
+def test_the_large_photograph_has_its_own_rows() -> None:
     large = {"large 1": figures(40, 25), "large 16": figures(300, 50)}
     peer = {"large 1": figures(100, 10), "large 16": figures(1000, 20)}
     draft = {"clients": {"large 1": figures(50, 20), "large 16": figures(500, 40)}}
@@ -95,7 +95,7 @@ def test_the_large_picture_has_rows_of_its_own() -> None:
         assert rates["measured"]["median"] == pytest.approx(rate)
 
 
-def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
+def test_an_unmeasured_target_is_neither_met_nor_missed() -> None:
     assert {row["met"] for row in judge(result({}))} == {None}
 
 
@@ -109,12 +109,12 @@ def test_our_own_figures_need_no_other() -> None:
 
 
 @pytest.mark.parametrize("name", [target.name for target in TARGETS])
-def test_each_target_is_met_by_what_is_much_better_and_missed_by_what_is_much_worse(name: str) -> None:
+def test_each_target_is_met_by_much_better_and_missed_by_much_worse_figures(name: str) -> None:
     assert row(everything(10), name)["met"] is True
     assert row(everything(0.1), name)["met"] is False
 
 
-def test_each_target_is_what_it_was_set_to() -> None:
+def test_the_targets_have_their_agreed_limits() -> None:
     assert {target.name: (target.at_most, *target.limits) for target in TARGETS} == WANTED
 
 
@@ -126,7 +126,7 @@ def test_the_loop_is_compared_at_sixteen_clients() -> None:
 
 
 @pytest.mark.parametrize("kind", ["errors", "wrong"])
-def test_a_figure_with_errors_or_wrong_answers_is_none_and_fails_the_judgement(kind: str) -> None:
+def test_a_figure_with_errors_or_wrong_answers_is_not_judged_and_fails_the_target_of_none(kind: str) -> None:
     measured = result({OURS: server(15, 60), BASELINE: server(150, 10)})
     measured["servers"][OURS]["clients"]["1"][kind] = 3
     assert row(measured, "p50, 1 client, against the baseline")["met"] is None

@@ -27,7 +27,7 @@ def test_a_good_and_a_bad_file_are_dropped_and_read(visit: Visit, photos: dict[s
     assert widths[0] > 2 * widths[4]
     assert re.search(r"\d+ ms at the server \(\w+ \d+\) · \w+, (int8|fp32)", good.inner_text())
     expect(half.locator(".problem")).to_contain_text("truncated or corrupt", timeout=WAIT)
-    expect(text.locator(".problem")).to_contain_text("not a picture in an accepted format", timeout=WAIT)
+    expect(text.locator(".problem")).to_contain_text("not an image in an accepted format", timeout=WAIT)
     expect(visit.page.get_by_role("status")).to_have_text("1 of 3 pictures classified, 2 failed.", timeout=WAIT)
     picture = good.locator("img")
     assert picture.evaluate("each => each.complete && each.naturalWidth") > 0

@@ -35,7 +35,7 @@ def image(data: bytes) -> dict[str, Any]:
     return {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(data).decode()]}
 
 
-def test_every_kind_of_body_is_as_its_schema_says(
+def test_every_kind_of_body_matches_its_schema(
     server: ServerProcess, document: dict[str, Any], photos: dict[str, bytes]
 ) -> None:
     cat = photos["cat"]
@@ -70,7 +70,7 @@ def test_every_kind_of_body_is_as_its_schema_says(
 
 
 @pytest.mark.parametrize("break_", [lambda body: body.pop("model"), lambda body: body.update(probability=2)])
-def test_a_body_that_is_not_as_its_schema_says_is_found(
+def test_a_body_that_violates_its_schema_is_found(
     server: ServerProcess, document: dict[str, Any], photos: dict[str, bytes], break_: Callable[[Any], Any]
 ) -> None:
     answer = requests.post(f"{server.url}/upload", files={"file": photos["cat"]}, timeout=30)

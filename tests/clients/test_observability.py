@@ -110,7 +110,7 @@ IMAGE_ROUTES = {"/upload", "/v2/models/{name}/infer", "/v2/models/{name}/version
 
 
 @pytest.mark.parametrize("read", [dashboard, alerts])
-def test_what_is_told_of_pictures_is_told_of_all_routes_that_take_them(read: Any, deployed: Path) -> None:
+def test_expressions_about_images_cover_all_routes_that_accept_them(read: Any, deployed: Path) -> None:
     named = [
         value for expression in read(deployed) for _, _, value in MATCHER.findall(expression) if "/upload" in value
     ]
@@ -118,13 +118,13 @@ def test_what_is_told_of_pictures_is_told_of_all_routes_that_take_them(read: Any
     assert all(set(value.split("|")) == IMAGE_ROUTES for value in named)
 
 
-def test_a_server_that_is_gone_or_refuses_everything_is_noticed(deployed: Path) -> None:
+def test_alerts_cover_a_missing_server_and_one_that_refuses_everything(deployed: Path) -> None:
     expressions = " ".join(alerts(deployed))
     for part in ("up == 0", "absent(serve_build_info)", 'reason="not_ready"', "unless"):
         assert part in expressions
 
 
-def test_what_is_not_there_is_found(series: dict[str, list[dict[str, str]]]) -> None:
+def test_expressions_with_unknown_metrics_or_labels_are_found(series: dict[str, list[dict[str, str]]]) -> None:
     for expression in (
         "rate(serve_nothing_total[5m])",
         "rate(http_requests_total[5m])",

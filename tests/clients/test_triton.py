@@ -67,7 +67,7 @@ def test_it_finds_server_and_model(client: Any, model: str) -> None:
     TABLE.append((CLIENT, "server and model are live, ready and described"))
 
 
-def test_pictures_give_what_upload_gives(
+def test_images_give_the_same_predictions_as_upload(
     client: Any, model: str, server: ServerProcess, photos: dict[str, bytes]
 ) -> None:
     encoded = list(photos.values())
@@ -94,7 +94,7 @@ def test_a_version_is_found_by_its_number(client: Any, model: str, photos: dict[
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
-def test_tensors_give_what_pictures_give(
+def test_tensors_give_the_same_logits_as_images(
     client: Any, model: str, server: ServerProcess, photos: dict[str, bytes], tmp_path: Any, binary: bool, run: Any
 ) -> None:
     paths = [ROOT / "tests" / "data" / "photos" / f"{name}.jpg" for name in photos]
@@ -112,7 +112,7 @@ def test_tensors_give_what_pictures_give(
 
 
 @pytest.mark.parametrize("binary", [True, False], ids=["binary", "JSON"])
-def test_classification_names_what_upload_names(
+def test_classification_names_the_same_classes_as_upload(
     client: Any, model: str, server: ServerProcess, photos: dict[str, bytes], binary: bool
 ) -> None:
     encoded = list(photos.values())
@@ -150,7 +150,7 @@ def broken_image() -> Any:
         (broken_image, "422", "truncated or corrupt"),
     ],
 )
-def test_what_is_wrong_reaches_it_as_the_protocols_error(
+def test_errors_arrive_as_the_protocols_error(
     client: Any, model: str, make: Callable[[], Any], status: str, words: str
 ) -> None:
     with pytest.raises(InferenceServerException, match=words) as refusal:

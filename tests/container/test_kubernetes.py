@@ -101,7 +101,7 @@ def test_the_model_is_named_as_the_inference_service(pod: Container) -> None:
     assert httpx2.get(f"{pod.url}/v2/models/{name}/ready").status_code == 200
 
 
-def test_the_largest_picture_fits_in_the_memory_limit(which: str, pod: Container, cat: bytes) -> None:
+def test_the_largest_image_fits_in_the_memory_limit(which: str, pod: Container, cat: bytes) -> None:
     """WebP takes the most memory, because it is decoded in one piece."""
     with Picture.new("RGB", (10_000, 5_000), "navy") as plain:
         large = encoded(plain, format="WEBP", method=0)

@@ -54,7 +54,7 @@ def test_a_worse_one_is_refused_with_its_figure(worse: Comparison, words: str) -
         require_accuracy(worse)
 
 
-def test_figures_are_what_they_say() -> None:
+def test_the_figures_of_a_comparison_are_correct() -> None:
     reference = np.array([[2.0, 1, 0], [0, 2, 1], [0, 1, 2], [3, 0, 0]], np.float32)
     other = reference.copy()
     other[0, 1] += 1.5  # changes the answer, to the right class
@@ -81,7 +81,7 @@ def test_figures_are_what_they_say() -> None:
     assert unlabelled.reference_card() == {"photographs": 4, "top1": None}
 
 
-def test_logits_come_in_the_order_of_the_images_and_progress_is_told(small_densenet: Network) -> None:
+def test_logits_are_in_the_order_of_the_images_and_progress_is_reported(small_densenet: Network) -> None:
     told: list[tuple[int, int]] = []
     model = small_densenet.model.SerializeToString()
     images = small_densenet.other_images[:3]

@@ -235,7 +235,7 @@ def test_only_the_ranges_that_are_needed_are_asked_for(small_densenet: Network) 
     assert_not_equalized(small_densenet.model, exact)
 
 
-def test_what_a_merged_conv_replaces_is_gone(small_densenet: Network) -> None:
+def test_the_nodes_that_a_merged_conv_replaces_are_removed(small_densenet: Network) -> None:
     merged = run_pass(merge_average_pools, small_densenet.model)
     read = {name for node in merged.graph.node for name in node.input}
     assert all(node.output[0] in read or node.output[0] == "logits" for node in merged.graph.node)

@@ -118,7 +118,7 @@ def answers(model: Path, photographs: list[Path]) -> Array:
     return logits_of(model.read_bytes(), batches, lambda done, total: None, len(photographs))
 
 
-def test_a_calibration_records_what_it_looked_at_and_makes_the_same_model_again(
+def test_a_calibration_records_its_photographs_and_reproduces_the_model(
     export: Export, recorded: Path, inputs: Inputs, made: Path, tmp_path: Path
 ) -> None:
     record = load(recorded)
@@ -133,7 +133,7 @@ def test_a_calibration_records_what_it_looked_at_and_makes_the_same_model_again(
         assert (tmp_path / "models" / name).read_bytes() == (made / "models" / name).read_bytes()
 
 
-def test_int8_is_measured_on_what_was_not_calibrated_on(
+def test_int8_is_measured_on_photographs_not_used_for_calibration(
     export: Export, recorded: Path, inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export(photos=(inputs.calibrated, inputs.others)) == 0

@@ -76,14 +76,14 @@ def test_weights_that_can_be_downloaded_are_exported(models: Path, tmp_path: Pat
         assert decide("auto", None, models, f"{url}/none.pth")[0] == "serve"
 
 
-def test_with_nothing_to_be_had_the_embedded_model_is_served_and_that_is_said(models: Path) -> None:
+def test_without_weights_and_network_the_embedded_model_is_served_with_the_reason(models: Path) -> None:
     decision, reason = decide("auto", None, models, NOWHERE)
     assert decision == "serve"
     for words in (NOWHERE, "cannot be reached", "EfficientNet-Lite0", "make serve WEIGHTS=PATH"):
         assert words in reason
 
 
-def test_who_insists_on_densenet_gets_an_error_that_says_what_was_tried(models: Path, empty_cache: Path) -> None:
+def test_requiring_densenet_fails_with_what_was_tried(models: Path, empty_cache: Path) -> None:
     decision, reason = decide("densenet121", None, models, NOWHERE)
     assert decision == "fail"
     for words in (str(empty_cache), NOWHERE, "cannot be reached", "make serve WEIGHTS=PATH"):

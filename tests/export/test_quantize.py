@@ -176,7 +176,7 @@ def features(model: onnx.ModelProto, images: Array) -> Array:
     return seen.mean(0)
 
 
-def test_what_the_classifier_reads_is_corrected_too(small_densenet: Network) -> None:
+def test_the_classifiers_input_is_corrected_too(small_densenet: Network) -> None:
     """What rounding the last thresholds adds to the mean of each channel is subtracted again."""
     calibration = calibrated(small_densenet)
     quantized = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
@@ -253,7 +253,7 @@ def test_quantized_biases_are_the_nearest_and_leave_half_of_32_bits_for_the_sum(
     )  # weights so small would get smaller scales by themselves
 
 
-def test_biases_are_corrected_by_the_inputs_mean_times_what_rounding_took(small_mobilenet: Network) -> None:
+def test_biases_are_corrected_by_the_inputs_mean_times_the_rounding_error(small_mobilenet: Network) -> None:
     weights = np.array([[0.5, -0.203, 0.101], [0.3, 0.3, -0.1]])[:, :, None, None]
     means = {"input": np.array([0.3, -0.7, 1.1])}
     plain, corrected = (
@@ -341,7 +341,7 @@ def default_gemm(nodes: list[onnx.NodeProto]) -> None:
         (default_gemm, "Gemm 'logits' cannot be quantized: its weights are not transposed"),
     ],
 )
-def test_what_has_no_integer_form_is_refused_by_name(
+def test_nodes_without_an_integer_form_are_refused_by_name(
     change: Callable[[list[onnx.NodeProto]], None], words: str
 ) -> None:
     calibration = Calibration("", {}, None, {**UNIT, "relu": UNIT["conv"]})
@@ -364,7 +364,7 @@ def test_a_clip_that_changes_nothing_is_left_out(sign: int, left_out: str, small
     assert {"Min", "Max"} & set(operators)
 
 
-def test_progress_is_told_of_both_passes(small_mobilenet: Network) -> None:
+def test_progress_covers_both_passes(small_mobilenet: Network) -> None:
     told: list[tuple[int, int]] = []
     calibration = Calibration("", {"a": "", "b": "", "c": ""}, None)
     images = small_mobilenet.calibration_images[:3]

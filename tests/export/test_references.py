@@ -21,11 +21,11 @@ def test_the_stored_references_are_torchvisions() -> None:
     assert json.loads(DIGESTS.read_text()) == digests
 
 
-def test_the_tiny_model_is_what_its_recipe_makes() -> None:
+def test_the_tiny_model_is_reproducible() -> None:
     assert tiny_model.PATH.read_bytes() == tiny_model.tiny_model()
 
 
-def test_the_small_densenet_is_what_its_recipe_makes() -> None:
+def test_the_small_densenet_is_reproducible() -> None:
     network, images = small_densenet.network(), small_densenet.images(8, 3)
     with torch.no_grad():
         wanted = network(torch.from_numpy(images)).numpy()
@@ -37,7 +37,7 @@ def test_the_small_densenet_is_what_its_recipe_makes() -> None:
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-3)
 
 
-def test_the_small_densenet_has_what_training_leaves_behind() -> None:
+def test_the_small_densenet_has_the_traits_of_a_trained_network() -> None:
     stored = {
         entry.name: onnx.numpy_helper.to_array(entry) for entry in onnx.load(small_densenet.PATH).graph.initializer
     }

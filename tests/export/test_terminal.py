@@ -23,7 +23,7 @@ COMMAND = [sys.executable, "export/export_onnx.py"]
         (["--untrained", "--photos", "{photos}"], 1),
     ],
 )
-def test_what_an_export_says(tmp_path: Path, arguments: list[str], expected: int) -> None:
+def test_messages_of_an_export(tmp_path: Path, arguments: list[str], expected: int) -> None:
     weights, photos = tmp_path / f"weights{EVIL}.pth", tmp_path / f"photos{EVIL}"
     torch.save({f"key{EVIL}": torch.zeros(1)}, weights)
     photos.mkdir()

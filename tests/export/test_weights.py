@@ -133,7 +133,7 @@ def test_a_file_that_is_no_state_dict_is_refused(
     assert "this must not run" not in capsys.readouterr().out
 
 
-def test_other_contents_are_refused_by_what_they_are(tmp_path: Path) -> None:
+def test_other_contents_are_refused_with_a_description(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="contain a list, not a state dict"):
         read_weights(saved([1], tmp_path))
     with pytest.raises(WeightsError, match=r"contain values that are not tensors: 'epoch' \(int\)"):

@@ -64,12 +64,12 @@ PARTS: Final = (
     Part(
         "keys",
         {"serve/api/api_keys.py": (), "serve/api/middleware.py": ("api_key",), "serve/api/app.py": ("GuardedRoute",)},
-        ("tests/serve/test_keys.py", "tests/serve/test_paths.py"),
+        ("tests/serve/test_api_keys.py", "tests/serve/test_paths.py"),
     ),
     Part(
         "origins",
         {"serve/config/hosts.py": (), "serve/api/middleware.py": ("OriginGuard",)},
-        ("tests/serve/test_origins.py", "tests/serve/test_app.py"),
+        ("tests/serve/test_hosts.py", "tests/serve/test_app.py"),
     ),
     Part(
         "preprocess",

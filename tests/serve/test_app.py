@@ -44,7 +44,7 @@ def assert_problem(answer: httpx2.Response, status: int, *words: str) -> dict[st
     return problem
 
 
-def test_the_root_says_that_it_runs(client: TestClient) -> None:
+def test_the_root_answers_that_the_server_is_running(client: TestClient) -> None:
     answer = client.get("/")
     assert (answer.status_code, answer.text) == (200, "Server is Running\n")
     assert answer.headers["content-type"].startswith("text/plain")
@@ -80,7 +80,7 @@ def test_a_chunked_body_is_read_too(client: TestClient, cat: bytes) -> None:
     assert answer.json() == post_file(client, cat).json()
 
 
-def test_top_k_is_as_many_as_asked_for_and_sums_to_one_over_all(client: TestClient, cat: bytes) -> None:
+def test_top_k_has_the_requested_number_of_classes_and_all_sum_to_one(client: TestClient, cat: bytes) -> None:
     assert len(post_file(client, cat, params={"top_k": 1}).json()["top_k"]) == 1
     everything = post_file(client, cat, params={"top_k": 1000}).json()["top_k"]
     assert len({entry["imagenet_id"] for entry in everything}) == 1000
@@ -96,7 +96,7 @@ def test_a_repeated_top_k_is_refused(client: TestClient, cat: bytes) -> None:
     assert_problem(post_file(client, cat, params=[("top_k", "1"), ("top_k", "2")]), 400, "top_k='1,2'")
 
 
-def test_a_bad_file_in_a_list_leaves_its_neighbours_alone(client: TestClient, cat: bytes, coffee: bytes) -> None:
+def test_a_bad_file_in_a_list_does_not_affect_the_others(client: TestClient, cat: bytes, coffee: bytes) -> None:
     files = [
         ("file", ("cat.jpg", cat)),
         ("file", ("notes.txt", b"hello")),
@@ -125,14 +125,14 @@ def test_a_file_that_cannot_be_classified_is_a_problem(
     assert_problem(post_file(client, data), status, *words)
 
 
-def test_limits_are_settings_and_name_themselves(client_for: ClientFor, cat: bytes) -> None:
+def test_messages_name_the_configured_limits(client_for: ClientFor, cat: bytes) -> None:
     assert_problem(post_file(client_for(max_pixels=100_000), cat), 413, "451 × 300", "100000 pixels")
     assert_problem(post_file(client_for(max_request_bytes=10_000), cat), 413, "10000 bytes")
     files = [("file", (f"{number}.jpg", cat)) for number in range(3)]
     assert_problem(client_for(max_files=2).post("/upload", files=files), 413, "limit of 2")
 
 
-def test_a_body_of_unknown_length_is_asked_for_one(client: TestClient) -> None:
+def test_a_body_without_a_length_gets_411(client: TestClient) -> None:
     request = client.build_request("POST", "/upload", headers={"Content-Type": JPEG})
     del request.headers["content-length"]
     assert_problem(client.send(request), 411, "Content-Length")
@@ -179,24 +179,24 @@ def test_a_body_of_unknown_length_is_asked_for_one(client: TestClient) -> None:
         (JPEG, b"", 400, ["empty"]),
     ],
 )
-def test_a_body_that_is_no_upload_is_a_problem(
+def test_a_body_that_is_not_an_upload_is_a_problem(
     client: TestClient, media_type: str, body: bytes, status: int, words: list[str]
 ) -> None:
     headers = {"Content-Type": media_type} if media_type else {}
     assert_problem(client.post("/upload", content=body, headers=headers), status, *words)
 
 
-def test_a_form_without_the_part_says_what_it_has_instead(client: TestClient, cat: bytes) -> None:
+def test_a_form_without_the_file_part_lists_its_parts(client: TestClient, cat: bytes) -> None:
     answer = client.post("/upload", files={"image": ("cat.jpg", cat)}, data={"note": "hi"})
     assert_problem(answer, 400, "'file'", "'image'", "'note'", "With curl: -F 'file=@cat.jpg'")
 
 
-def test_a_name_sent_in_place_of_the_file_is_told_from_a_bad_picture(client: TestClient) -> None:
+def test_a_file_name_instead_of_a_file_gets_its_own_message(client: TestClient) -> None:
     answer = client.post("/upload", files={"file": (None, b"dog.jpg")})
     assert_problem(answer, 400, "the text 'dog.jpg', not a file", "-F 'file=@dog.jpg'")
 
 
-def test_other_fields_beside_the_file_are_ignored_but_not_without_end(client: TestClient, cat: bytes) -> None:
+def test_other_fields_beside_the_file_are_ignored_up_to_a_limit(client: TestClient, cat: bytes) -> None:
     assert post_file(client, cat, data={"note": "hi"}).status_code == 200
     many = {f"field{number}": "x" for number in range(33)}
     assert_problem(post_file(client, cat, data=many), 413, "more than 32 parts")
@@ -232,7 +232,7 @@ def test_unknown_routes_and_methods_are_problems(client: TestClient) -> None:
     assert_problem(client.delete("/"), 405, "DELETE")
 
 
-def test_the_model_card_is_what_the_file_says_of_itself(client: TestClient, classifier: Classifier) -> None:
+def test_the_model_card_is_the_files_metadata(client: TestClient, classifier: Classifier) -> None:
     card = client.get("/model").json()
     assert card["name"] == "tiny"
     assert re.fullmatch("[0-9a-f]{64}", card["sha256"])
@@ -299,11 +299,11 @@ def test_a_refused_preflight_gets_a_problem(client_for: ClientFor) -> None:
     client = client_for(cors_origins=("https://elsewhere.example",))
     asked = {"Origin": "https://elsewhere.example", "Access-Control-Request-Method": "FETCH"}
     answer = client.options("/upload", headers=asked)
-    assert_problem(answer, 400, "The CORS preflight is refused; not allowed: method.")
+    assert_problem(answer, 400, "The CORS preflight was refused; not allowed: method.")
     assert answer.headers["access-control-allow-origin"] == "https://elsewhere.example"
     assert "Access-Control-Request-Method" in answer.headers["vary"]
     assert client.options("/v2", headers=asked).json() == {
-        "error": "The CORS preflight is refused; not allowed: method."
+        "error": "The CORS preflight was refused; not allowed: method."
     }
 
 
@@ -324,7 +324,7 @@ def test_a_defect_is_a_500_that_carries_its_request_id_and_nothing_else(
 
 
 @pytest.mark.parametrize("step", ["open", "prepare", "compute"])
-def test_neither_header_check_nor_inference_holds_up_the_event_loop(
+def test_neither_header_check_nor_inference_blocks_the_event_loop(
     step: str, client_for: ClientFor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another request is answered meanwhile, which would be impossible if the step ran on the event loop."""
@@ -373,7 +373,7 @@ def test_each_request_is_one_line_in_the_access_log(
     json.dumps(fields)
 
 
-def test_server_timing_is_told_where_switched_on(client_for: ClientFor, cat: bytes) -> None:
+def test_server_timing_is_sent_if_switched_on(client_for: ClientFor, cat: bytes) -> None:
     assert "server-timing" not in post_file(client_for(), cat).headers
     timed = client_for(server_timing=True)
     stages = dict(re.findall(r"(\w+);dur=([0-9.]+)", post_file(timed, cat).headers["server-timing"]))
@@ -384,7 +384,7 @@ def test_server_timing_is_told_where_switched_on(client_for: ClientFor, cat: byt
 
 
 @pytest.mark.parametrize(("length", "status"), [(None, 200), (5000, 422)])
-def test_the_stages_in_the_log_are_those_that_the_client_is_told(
+def test_the_stages_in_the_log_equal_those_in_server_timing(
     client_for: ClientFor, cat: bytes, caplog: pytest.LogCaptureFixture, length: int | None, status: int
 ) -> None:
     caplog.set_level(logging.INFO, "serve.access")
@@ -408,7 +408,7 @@ def test_the_stages_in_the_log_are_those_that_the_client_is_told(
         ({"Sec-Fetch-Site": "same-origin"}, False),
     ],
 )
-def test_server_timing_is_told_to_the_own_page(
+def test_server_timing_is_sent_to_the_servers_own_page(
     client: TestClient, cat: bytes, headers: dict[str, str], told: bool
 ) -> None:
     assert ("server-timing" in post_file(client, cat, headers=headers).headers) == told
@@ -437,7 +437,7 @@ class Gate:
         monkeypatch.setattr(Classifier, "compute", held_up)
 
 
-def test_a_deadline_that_passes_is_a_504_whether_the_servers_or_the_clients_own(
+def test_a_passed_deadline_is_a_504_whether_the_servers_or_the_clients(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
@@ -448,21 +448,21 @@ def test_a_deadline_that_passes_is_a_504_whether_the_servers_or_the_clients_own(
     assert post_file(client, cat).status_code == 200
 
 
-def test_a_full_queue_is_a_429_that_says_when_to_come_back(
+def test_a_full_queue_is_a_429_with_retry_after(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = Gate(monkeypatch)
     queued = threading.Event()
     original = Scheduler.run
 
-    async def noting(scheduler: Any, jobs: Any, deadline: float) -> Any:
+    async def record_call(scheduler: Any, jobs: Any, deadline: float) -> Any:
         running = asyncio.ensure_future(original(scheduler, jobs, deadline))
         await asyncio.sleep(0)  # it is in the queue as soon as it has begun
         if len(jobs) == 2:
             queued.set()
         return await running
 
-    monkeypatch.setattr(Scheduler, "run", noting)
+    monkeypatch.setattr(Scheduler, "run", record_call)
     client = client_for(max_queue=2, max_files=2, threads=1)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post_file, client, cat)
@@ -480,7 +480,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_come_back(
     assert gate.inferences == 3
 
 
-def test_pictures_that_wait_for_their_header_check_are_bounded_too(
+def test_images_waiting_for_their_header_check_are_limited_too(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     png = (PICTURES / "rgb.png").read_bytes()
@@ -504,7 +504,7 @@ def test_pictures_that_wait_for_their_header_check_are_bounded_too(
         assert first.result(10).status_code == 200
 
 
-def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
+def test_an_invalid_image_is_refused_while_another_is_computed(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image fails its header check before it is queued."""
@@ -518,17 +518,17 @@ def test_a_bad_picture_is_told_so_even_while_the_queue_is_busy(
         assert first.result(10).status_code == 200
 
 
-def test_large_photographs_are_decoded_at_a_reduced_scale_unless_told_otherwise(
+def test_large_photographs_are_decoded_at_a_reduced_scale_by_default(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = []
     original = JpegImageFile.load
 
-    def noting(image: JpegImageFile) -> Any:
+    def record_call(image: JpegImageFile) -> Any:
         sizes.append(image.size)
         return original(image)
 
-    monkeypatch.setattr(JpegImageFile, "load", noting)
+    monkeypatch.setattr(JpegImageFile, "load", record_call)
     large = io.BytesIO()
     Image.open(io.BytesIO(cat)).resize((2000, 1400)).save(large, "JPEG")
     sizes.clear()

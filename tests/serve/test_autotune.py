@@ -24,7 +24,7 @@ def autotune(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_it_prints_settings_that_the_server_takes_and_saves_them_where_asked(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_printed_settings_are_those_saved_in_the_file(tiny_model: Path, tmp_path: Path) -> None:
     done = autotune("--model", str(tiny_model), "--write", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "images/s" in done.stdout
@@ -39,7 +39,7 @@ def test_without_write_nothing_is_saved(tiny_model: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_it_cannot_do_is_one_line_and_status_2(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_failure_is_one_line_and_status_2(tmp_path: Path, tiny_model: Path) -> None:
     done = autotune("--model", "none.onnx", folder=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "none.onnx" in done.stderr
@@ -67,18 +67,18 @@ def test_every_power_of_two_and_all_cpus_are_tried_in_turn(tiny_model: Path) -> 
         ("images/s", {1: 50.0, 2: 99.0, 4: 98.0}, 4),
     ],
 )
-def test_a_setting_leaves_its_default_only_for_a_gain(unit: str, figures: dict[int, float], chosen: int) -> None:
+def test_a_setting_differs_from_its_default_only_for_a_gain(unit: str, figures: dict[int, float], chosen: int) -> None:
     choice = _choose("any", unit, figures)
     assert choice.chosen == chosen
     assert choice.gain >= 1
 
 
-def test_the_report_says_what_a_choice_gains() -> None:
+def test_the_report_has_the_gain_of_a_choice() -> None:
     lines = report([Choice("streams", "images/s", {1: 50.0, 2: 100.0, 4: 80.0}, 4, 2)])
     assert lines[-1] == "streams = 2  # 1.25 times as fast as the default"
 
 
-def test_saving_changes_its_own_lines_and_no_others(tmp_path: Path) -> None:
+def test_saving_changes_only_its_own_lines(tmp_path: Path) -> None:
     path = tmp_path / "serve.toml"
     path.write_text('# mine\nport = 6000\n  "streams" = 9  # old\nintra_op_threads=1\nhost = "0.0.0.0"')
     save(path, {"streams": 2, "intra_op_threads": None})

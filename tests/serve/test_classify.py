@@ -70,7 +70,7 @@ def test_folders_are_walked_in_the_order_of_names(tree: Path) -> None:
     assert walked == ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
 
 
-def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
+def test_patterns_lists_and_missing_paths_are_expanded(tree: Path) -> None:
     (tree / "a[1].jpg").write_bytes(b"x")
     paths = [f"{tree}/a/*.jpg", "-", "none.jpg", f"{tree}/none*", f"{tree}/a[1].jpg"]
     found = list(expand_paths(paths, parse_file_list([b"x y.j", b"pg\n\nz.jpg\r\n"])))
@@ -85,7 +85,7 @@ def test_patterns_lists_and_paths_that_are_not_there(tree: Path) -> None:
     ]
 
 
-def test_an_entry_that_cannot_be_looked_at_is_its_own_record(tree: Path) -> None:
+def test_an_unreadable_entry_gets_a_record(tree: Path) -> None:
     (tree / "itself.jpg").symlink_to("itself.jpg")
     walked = [os.path.relpath(path, tree) for path in expand_paths([str(tree)], ())]
     assert walked == ["b.jpg", "itself.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
@@ -125,7 +125,7 @@ def test_a_pattern_is_matched_while_it_is_walked(tree: Path, monkeypatch: pytest
     assert scanned == [f"{tree}/"]
 
 
-def test_folders_may_be_nested_deeper_than_calls(tmp_path: Path) -> None:
+def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path: Path) -> None:
     folder = tmp_path
     back = os.open(".", os.O_RDONLY)
     try:
@@ -167,7 +167,7 @@ print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], data, {"Content
 """
 
 
-def test_a_bad_file_is_a_record_with_its_problem_and_not_the_end(tree: Path, tmp_path: Path) -> None:
+def test_a_bad_file_is_a_record_with_its_problem(tree: Path, tmp_path: Path) -> None:
     half = tmp_path / "half.jpg"
     half.write_bytes((PHOTOS / "cat.jpg").read_bytes()[:5000])
     large = tmp_path / "large.png"
@@ -181,7 +181,7 @@ def test_a_bad_file_is_a_record_with_its_problem_and_not_the_end(tree: Path, tmp
     found = records(printed)
     assert [record["file"] for record in found] == [*map(str, paths), str(tree / "b.jpg")]
     assert [record.get("status", 200) for record in found] == [200, 422, 415, 413, 413, 404, 415, 404, 200]
-    assert found[3]["detail"] == "The picture has 3000 × 3000 pixels; the limit is 1000000 pixels."
+    assert found[3]["detail"] == "The image has 3000 × 3000 pixels; the limit is 1000000 pixels."
     assert found[4]["detail"] == "The file has 30000000 bytes; the limit is 20971520 bytes."
     assert found[6]["detail"] == "This is not a file but a device, a pipe or a socket."
     assert {**found[0], "file": ""} == {**found[8], "file": ""}
@@ -198,10 +198,10 @@ def test_csv_has_a_column_for_each_class(tree: Path, tmp_path: Path) -> None:
     assert header == ["file", "error", *[f"{name}_{rank}" for rank in (1, 2) for name in columns]]
     assert (status, first[0], first[1]) == (1, str(odd), "")
     assert float(first[4]) >= float(first[7]) > 0
-    assert (second[1].startswith("The file is not a picture"), second[2:]) == (True, [""] * 6)
+    assert (second[1].startswith("The file is not an image"), second[2:]) == (True, [""] * 6)
 
 
-def test_names_that_are_no_text_come_back_as_they_were(tmp_path: Path) -> None:
+def test_names_that_are_not_text_are_written_unchanged(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff\xfe.jpg"
     Path(os.fsdecode(path)).write_bytes((PHOTOS / "cat.jpg").read_bytes())
     for form in ("--jsonl", "--csv", "--table"):
@@ -213,7 +213,7 @@ def test_names_that_are_no_text_come_back_as_they_were(tmp_path: Path) -> None:
             assert os.fsencode(list(csv.reader(io.StringIO(printed)))[1][0]) == path
 
 
-def test_a_table_is_for_people_and_cannot_be_broken_by_a_name(tmp_path: Path) -> None:
+def test_a_table_has_one_line_for_a_name_with_control_characters(tmp_path: Path) -> None:
     path = tmp_path / "a\x1b[2Jb\n.jpg"
     path.write_bytes((PHOTOS / "cat.jpg").read_bytes())
     _, printed, _ = classify(path, "--table")
@@ -237,7 +237,7 @@ def test_an_interrupted_run_goes_on_where_its_output_ends(tmp_path: Path, form: 
         assert (status, printed) == (0, ""), summary
         assert output.read_bytes() == content, cut
     assert "0 files in" in summary
-    assert "40 done before" in summary
+    assert "40 from the earlier run" in summary
 
 
 def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) -> None:
@@ -264,18 +264,16 @@ def test_resuming_with_other_paths_or_another_format_is_refused(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("form", "content", "words"),
     [
-        ("--jsonl", b"my thesis in one line", "does not begin like jsonl"),
-        ("--jsonl", b"no json\n", "does not begin like jsonl"),
+        ("--jsonl", b"my thesis in one line", "is not a jsonl file of records"),
+        ("--jsonl", b"no json\n", "is not a jsonl file of records"),
         ("--jsonl", b'{"file": "x"}\n', "record 1 is not jsonl"),
         ("--jsonl", b'{"file": "x", "status": 404}\nmy thesis\n', "record 2 is not jsonl"),
-        ("--csv", b"my thesis\n", "does not begin like csv"),
-        ("--csv", b'a "thesis\nin lines', "does not begin like csv"),
-        ("--csv", b'{"file": "x"', "does not begin like csv"),
+        ("--csv", b"my thesis\n", "is not a csv file of records"),
+        ("--csv", b'a "thesis\nin lines', "is not a csv file of records"),
+        ("--csv", b'{"file": "x"', "is not a csv file of records"),
     ],
 )
-def test_a_file_that_is_somebody_elses_is_neither_cut_nor_gone_on_with(
-    tmp_path: Path, form: str, content: bytes, words: str
-) -> None:
+def test_an_output_of_another_program_is_left_unchanged(tmp_path: Path, form: str, content: bytes, words: str) -> None:
     other = tmp_path / "other"
     other.write_bytes(content)
     status, _, error = classify(PHOTOS / "cat.jpg", form, "--output", other, "--resume")
@@ -292,7 +290,7 @@ def test_resuming_with_another_number_of_classes_is_refused(tmp_path: Path, form
     before = output.read_bytes()
     for top_k in (2, 4, 30):
         status, _, error = classify(cat, cat, form, "--output", output, "--resume", "--top-k", top_k)
-        assert (status, "--top-k; name another --output" in error) == (2, True), error
+        assert (status, "--top-k; choose another --output" in error) == (2, True), error
     assert output.read_bytes() == before
 
 
@@ -313,11 +311,11 @@ def test_problems_of_the_earlier_run_count_for_the_exit_status(tmp_path: Path, f
     assert classify(*paths, form, "--output", output)[0] == 1
     status, _, summary = classify(*paths, PHOTOS / "coffee.jpg", form, "--output", output, "--resume")
     assert status == 1
-    assert "1 classified, 0 with problems; 2 done before, 1 of them with problems" in summary
+    assert "1 classified, 0 with problems; 2 from the earlier run, 1 of them with problems" in summary
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_before_the_first_record_is_no_success(tmp_path: Path, number: int) -> None:
+def test_a_signal_before_the_first_record_is_not_a_success(tmp_path: Path, number: int) -> None:
     (tmp_path / "onnxruntime.py").write_text(SLOW_IMPORT)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     with subprocess.Popen(
@@ -331,7 +329,7 @@ def test_a_signal_before_the_first_record_is_no_success(tmp_path: Path, number: 
         assert process.stderr.read() == ""
 
 
-# Like an extension that replaces any error with its own.
+# Stands for an extension module that turns any exception during its import into ImportError.
 SLOW_IMPORT = """
 import time
 print("importing", flush=True)
@@ -342,7 +340,7 @@ except BaseException:
 """
 
 
-def test_ctrl_c_ends_it_between_two_records_and_says_so(tmp_path: Path) -> None:
+def test_ctrl_c_ends_the_run_between_two_records_and_is_reported(tmp_path: Path) -> None:
     folder, output = tmp_path / "many", tmp_path / "output.jsonl"
     folder.mkdir()
     for number in range(3000):
@@ -368,7 +366,7 @@ def test_ctrl_c_ends_it_between_two_records_and_says_so(tmp_path: Path) -> None:
     assert 0 < len(text.splitlines()) < 3000
 
 
-def test_whoever_stops_reading_ends_it_quietly(tmp_path: Path) -> None:
+def test_a_closed_output_pipe_ends_the_run_without_an_error(tmp_path: Path) -> None:
     for number in range(300):
         (tmp_path / f"{number}.jpg").symlink_to(PHOTOS / "cat.jpg")
     command = [*COMMAND, str(tmp_path)]
@@ -413,14 +411,14 @@ def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -
     assert '"file"' not in text
 
 
-def test_a_list_on_standard_input_is_read_as_it_comes() -> None:
+def test_a_list_on_standard_input_is_read_as_it_arrives() -> None:
     process = subprocess.Popen([*COMMAND, "-"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     printed, _ = process.communicate("\n".join([str(PHOTOS / "cat.jpg"), "none.jpg"]), timeout=60)
     assert process.returncode == 1
     assert [record.get("status", 200) for record in records(printed)] == [200, 404]
 
 
-def test_a_record_is_printed_when_it_is_ready_and_not_when_the_list_goes_on() -> None:
+def test_a_record_is_printed_as_soon_as_it_is_ready() -> None:
     command = [*COMMAND, "-"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
@@ -434,7 +432,7 @@ def test_a_record_is_printed_when_it_is_ready_and_not_when_the_list_goes_on() ->
         assert process.wait(60) == 128 + signal.SIGTERM
 
 
-def test_a_list_may_hold_names_that_are_no_text_and_be_of_print0(tmp_path: Path) -> None:
+def test_a_list_may_have_names_that_are_not_text_and_nul_separators(tmp_path: Path) -> None:
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\n.jpg")
     Path(odd).symlink_to(PHOTOS / "cat.jpg")
     for paths, end in (([odd, "none.jpg"], "\0"), ([odd.replace("\n", ""), "none.jpg"], "\n")):
@@ -445,7 +443,7 @@ def test_a_list_may_hold_names_that_are_no_text_and_be_of_print0(tmp_path: Path)
     assert list(parse_file_list([b"a\nb\n", b"c\0d"])) == ["a", "b", "c", "d"]
 
 
-def test_a_list_that_is_none_is_refused_soon_and_bounded() -> None:
+def test_input_without_separators_is_refused_early() -> None:
     chunks = iter([b"a" * 1000] * 1000)
     with pytest.raises(ConfigError, match="standard input: a name of more than 65536 bytes"):
         list(parse_file_list(chunks))
@@ -455,7 +453,7 @@ def test_a_list_that_is_none_is_refused_soon_and_bounded() -> None:
     assert error.startswith("serve: standard input: a name of more than 65536 bytes; - reads a list of files")
 
 
-def test_a_long_list_takes_time_in_step_with_its_length() -> None:
+def test_a_long_list_takes_linear_time() -> None:
     """The worst cases: one name per chunk, names of the greatest length, single bytes."""
     started = time.monotonic()
     assert sum(1 for _ in parse_file_list([b"a" * 60_000 + b"\n"] * 300)) == 300
@@ -471,14 +469,14 @@ def test_a_name_that_is_too_long_for_the_system_is_its_own_record() -> None:
     assert records(printed)[0]["detail"] == "The file cannot be read: file name too long."
 
 
-def test_a_byte_order_mark_before_a_list_is_no_part_of_its_first_name() -> None:
+def test_a_byte_order_mark_before_a_list_is_not_part_of_its_first_name() -> None:
     for chunks in ([b"\xef\xbb\xbfa\nb\n"], [b"\xef", b"\xbb\xbf", b"a\nb"], [b"\xef\xbb\xbfa\0b\0"]):
         assert list(parse_file_list(chunks)) == ["a", "b"]
     assert list(parse_file_list([b"\xef\xbb\xbf"])) == []
     assert list(parse_file_list([])) == []
 
 
-def test_an_output_inside_the_folder_is_no_record_of_itself(tree: Path) -> None:
+def test_an_output_inside_the_folder_is_not_classified(tree: Path) -> None:
     output = tree / "a" / "0.jsonl"
     for arguments in ([], ["--resume"]):
         status, _, summary = classify(tree / "a", "--output", output, *arguments)
@@ -489,17 +487,17 @@ def test_an_output_inside_the_folder_is_no_record_of_itself(tree: Path) -> None:
     assert found == ["0.jsonl", "10.png"]
 
 
-def test_an_empty_file_is_told_so_without_http(tmp_path: Path) -> None:
+def test_an_empty_file_is_reported_without_advice_for_http(tmp_path: Path) -> None:
     (tmp_path / "empty.jpg").touch()
     status, printed, _ = classify(tmp_path)
     assert (status, records(printed)[0]["detail"]) == (1, "The file is empty.")
 
 
-def test_a_folder_without_files_is_told_so(tmp_path: Path) -> None:
+def test_a_folder_without_files_is_reported(tmp_path: Path) -> None:
     assert classify(tmp_path) == (0, "", "no files found\n")
 
 
-def test_the_form_is_that_of_the_outputs_name(tmp_path: Path) -> None:
+def test_the_format_follows_the_output_suffix(tmp_path: Path) -> None:
     odd = tmp_path / "a\rb.jpg"
     odd.symlink_to(PHOTOS / "cat.jpg")
     for suffix, begins in ((".csv", "file,error,"), (".jsonl", '{"file": '), (".txt", '{"file": ')):
@@ -507,10 +505,10 @@ def test_the_form_is_that_of_the_outputs_name(tmp_path: Path) -> None:
         assert classify(odd, "--output", output)[0] == 0
         assert output.read_text().startswith(begins)
         status, _, summary = classify(odd, "--output", output, "--resume")
-        assert (status, "1 done before" in summary) == (0, True), summary
+        assert (status, "1 from the earlier run" in summary) == (0, True), summary
 
 
-def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -> None:
+def test_only_a_few_files_are_read_ahead(classifier: Classifier) -> None:
     asked = 0
 
     def endless() -> Any:
@@ -529,10 +527,10 @@ def test_no_more_files_are_begun_than_there_is_use_for(classifier: Classifier) -
 def test_a_defect_is_its_own_files_problem(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Classifier.classify
 
-    def broken(self: Classifier, data: bytes, k: int, wide: bool = False) -> Any:
+    def broken(self: Classifier, data: bytes, k: int, all_threads: bool = False) -> Any:
         if data.startswith(b"\x89PNG"):
             raise ZeroDivisionError
-        return original(self, data, k, wide)
+        return original(self, data, k, all_threads)
 
     monkeypatch.setattr(Classifier, "classify", broken)
     paths = [str(PHOTOS / "cat.jpg"), str(PICTURES / "rgb.png"), str(PHOTOS / "cat.jpg")]
@@ -540,7 +538,7 @@ def test_a_defect_is_its_own_files_problem(classifier: Classifier, monkeypatch: 
     assert [record.get("status", 200) for record in found] == [200, 500, 200]
 
 
-def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None:
+def test_evaluation_takes_the_classes_from_file_and_folder_names(tmp_path: Path) -> None:
     def record(path: str, *ids: str) -> dict[str, Any]:
         top = [{"imagenet_id": each, "label": each.upper(), "probability": 0.1} for each in ids]
         return {"file": path, "top_k": top}
@@ -554,7 +552,7 @@ def test_evaluation_counts_by_the_classes_that_names_say(tmp_path: Path) -> None
     evaluation.add(record("x/e.jpg", first))
     report = evaluation.report()
     assert report[0] == "top-1 25.00%, top-5 50.00% of 4 files in 2 classes"
-    assert report[1:3] == ["1 of them have problems and count as wrong", "1 more give no class and are left out"]
+    assert report[1:3] == ["1 of them with problems, counted as wrong", "1 more without a WordNet id, left out"]
     assert [line.split()[0] for line in report[4:]] == [second, first]
     assert "never predicted" in report[4]
     assert "0 of 2 right" in report[4]
@@ -579,7 +577,7 @@ def test_evaluation_is_printed_at_the_end_and_leaves_records_as_they_were(
     assert (status, error) == (2, "serve: --evaluate counts only what this run classifies; leave out --resume\n")
 
 
-def test_an_unknown_command_is_told_those_there_are() -> None:
+def test_an_unknown_command_lists_the_commands() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "serve", "clasify", "x"], cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -30,13 +30,13 @@ def v1(quota: str, period: str = "100000", folder: str = "sys/fs/cgroup/cpu") ->
 
 
 @pytest.mark.parametrize(("quota", "count"), [("150000", 1), ("50000", 1), ("100000", 1), ("99999999", HERE)])
-def test_a_version_1_quota_is_rounded_down_but_to_no_less_than_one(tmp_path: Path, quota: str, count: int) -> None:
+def test_a_version_1_quota_is_rounded_down_but_not_below_one(tmp_path: Path, quota: str, count: int) -> None:
     root = machine(tmp_path, V1.format(shown="/"), "4:cpu,cpuacct:/\n", v1(quota))
     assert cpu_budget(0, root).count == count
 
 
 @pytest.mark.parametrize(("quota", "count"), [("290000", 2), ("300000", 3), ("10000", 1), ("900000", 8)])
-def test_on_a_larger_machine_the_floor_is_told_from_the_ceiling(
+def test_a_quota_is_rounded_down_on_a_larger_machine_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, count: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
@@ -68,7 +68,7 @@ def test_a_container_that_sees_only_its_own_group_finds_its_quota(tmp_path: Path
     assert cgroup_quota(elsewhere) == 0.7
 
 
-def test_both_versions_mounted_side_by_side_are_both_asked(tmp_path: Path) -> None:
+def test_both_cgroup_versions_are_read_if_mounted_side_by_side(tmp_path: Path) -> None:
     mounts = V1.format(shown="/") + V2.format(shown="/").replace("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
     groups = "4:cpu,cpuacct:/one\n0::/two\n"
     files = {**v1("200000", folder="sys/fs/cgroup/cpu/one"), "sys/fs/cgroup/unified/two/cpu.max": "90000 100000\n"}
@@ -83,7 +83,7 @@ def test_no_quota_is_no_limit(tmp_path: Path, files: dict[str, str]) -> None:
     assert cgroup_quota(tmp_path / "no-proc-at-all") is None
 
 
-def test_odd_lines_and_names_are_passed_over(tmp_path: Path) -> None:
+def test_malformed_lines_are_skipped(tmp_path: Path) -> None:
     root = machine(tmp_path, V2.format(shown="/"), "0::/\nrubbish\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"})
     mounts = root / "proc/self/mountinfo"
     mounts.write_bytes(
@@ -98,7 +98,7 @@ def test_a_group_below_the_one_that_is_mounted_is_found(tmp_path: Path) -> None:
     assert cgroup_quota(root) == 0.6
 
 
-def test_what_decided_is_said(tmp_path: Path) -> None:
+def test_the_reason_names_the_smallest_limit(tmp_path: Path) -> None:
     root = machine(tmp_path, V2.format(shown="/"), "0::/\n", {"sys/fs/cgroup/cpu.max": "50000 100000\n"})
     assert cpu_budget(0, root).reason == "the cgroup's quota of 0.5 CPUs"
     assert cpu_budget(0, tmp_path / "none").reason == "all that this process may run on"
@@ -109,7 +109,7 @@ def test_the_setting_can_only_lower_it(tmp_path: Path) -> None:
     root = machine(tmp_path, V2.format(shown="/"), "0::/\n", {"sys/fs/cgroup/cpu.max": "9999999 1000\n"})
     budget = cpu_budget(1, root)
     assert budget.count == 1
-    assert budget.reason == ("the setting" if HERE > 1 else "all that this process may run on")
+    assert budget.reason == ("the threads setting" if HERE > 1 else "all that this process may run on")
 
 
 def test_a_real_affinity_is_followed() -> None:

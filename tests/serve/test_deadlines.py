@@ -90,7 +90,7 @@ def messages(*types: str) -> tuple[Any, asyncio.Event]:
     return receive, left
 
 
-def test_work_is_done_while_its_client_is_there_and_nobody_watches_after_it() -> None:
+def test_work_completes_while_the_client_is_connected_and_leaves_no_task() -> None:
     async def scenario() -> None:
         receive, left = messages("http.request")
         before = asyncio.all_tasks()
@@ -103,7 +103,7 @@ def test_work_is_done_while_its_client_is_there_and_nobody_watches_after_it() ->
     asyncio.run(scenario())
 
 
-def test_a_client_that_leaves_ends_its_work_and_nothing_else() -> None:
+def test_a_disconnect_cancels_only_the_clients_own_work() -> None:
     async def scenario() -> None:
         receive, left = messages("http.request", "http.request")
         cancelled = asyncio.Event()
@@ -127,7 +127,7 @@ def test_a_client_that_leaves_ends_its_work_and_nothing_else() -> None:
     asyncio.run(scenario())
 
 
-def test_whoever_else_ends_the_work_is_not_taken_for_its_client() -> None:
+def test_other_cancellations_are_not_reported_as_disconnects() -> None:
     async def scenario() -> None:
         receive, _ = messages()
         task = asyncio.ensure_future(while_connected(receive, asyncio.sleep(30)))
@@ -139,7 +139,7 @@ def test_whoever_else_ends_the_work_is_not_taken_for_its_client() -> None:
     asyncio.run(scenario())
 
 
-def test_work_that_ends_as_its_client_leaves_has_its_result() -> None:
+def test_work_that_completes_during_a_disconnect_returns_its_result() -> None:
     async def scenario() -> None:
         receive, left = messages()
 

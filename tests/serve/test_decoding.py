@@ -1,4 +1,4 @@
-"""Large JPEGs are decoded at a reduced scale: close to the full one and much faster; no other images are."""
+"""Tests that only large JPEGs are decoded at a reduced scale, which is nearly as exact and much faster."""
 
 import io
 import os
@@ -23,7 +23,7 @@ ORIENTATION = 0x0112
 
 
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Detail at every scale down to single pixels, falling off as it does in photographs (1/f), from a seed.
+    """Draws noise with the 1/f spectrum of photographs, from a fixed seed.
 
     As in photographs the colours differ less than the brightness does.
     """
@@ -54,7 +54,7 @@ def prepared(data: bytes, reduced: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(1024, 1024), (1031, 1367), (3001, 2251), (5003, 1027)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_reduced_picture_is_nearly_the_full_one(size: tuple[int, int], mode: str) -> None:
+def test_a_reduced_image_is_nearly_the_full_one(size: tuple[int, int], mode: str) -> None:
     data = jpeg(photograph(*size, mode))
     difference = np.abs(prepared(data, reduced=True) - prepared(data, reduced=False))
     assert 0 < difference.mean() < 0.03
@@ -62,7 +62,7 @@ def test_a_reduced_picture_is_nearly_the_full_one(size: tuple[int, int], mode: s
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_reduced_picture_is_turned_upright_like_any_other(orientation: int) -> None:
+def test_a_reduced_image_is_turned_upright_like_any_other(orientation: int) -> None:
     data = jpeg(photograph(1367, 1031), orientation)
     difference = np.abs(prepared(data, reduced=True) - prepared(data, reduced=False))
     assert difference.mean() < 0.03
@@ -76,12 +76,12 @@ def test_a_jpeg_that_is_not_large_enough_is_the_same_bit_for_bit(size: tuple[int
 
 
 @pytest.mark.parametrize("path", sorted(PICTURES.iterdir()), ids=lambda path: path.name)
-def test_pictures_of_all_formats_are_the_same_bit_for_bit(path: object) -> None:
+def test_small_images_of_all_formats_are_the_same_bit_for_bit(path: object) -> None:
     data = path.read_bytes()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(prepared(data, reduced=True), prepared(data, reduced=False))
 
 
-def test_a_large_picture_of_another_format_is_the_same_bit_for_bit() -> None:
+def test_a_large_image_of_another_format_is_the_same_bit_for_bit() -> None:
     buffer = io.BytesIO()
     photograph(1400, 1100).save(buffer, "PNG")
     np.testing.assert_array_equal(prepared(buffer.getvalue(), True), prepared(buffer.getvalue(), False))
@@ -97,7 +97,7 @@ def test_resizing_only_what_the_crop_keeps_is_off_by_one_level_at_most(path: obj
     assert levels.max() <= 1.001
 
 
-def test_resizing_only_what_the_crop_keeps_seldom_shows(cat: bytes) -> None:
+def test_resizing_only_what_the_crop_keeps_changes_few_values(cat: bytes) -> None:
     rgb = decode(open_image(cat, SPEC, LIMIT))
     assert (to_input(rgb, SPEC, exact=False) != to_input(rgb, SPEC)).mean() < 0.05
 
@@ -119,19 +119,19 @@ def test_a_large_jpeg_is_decoded_to_no_more_pixels_than_it_takes(
     sizes: list[tuple[int, int]] = []
     convert = Image.Image.convert
 
-    def noting(image: Image.Image, *arguments: object) -> Image.Image:
+    def record_call(image: Image.Image, *arguments: object) -> Image.Image:
         converted = convert(image, *arguments)  # type: ignore[arg-type]
         sizes.append(converted.size)
         return converted
 
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, "JPEG")
-    monkeypatch.setattr(Image.Image, "convert", noting)
+    monkeypatch.setattr(Image.Image, "convert", record_call)
     prepared(buffer.getvalue(), reduced=True)
     assert sizes == [decoded]
 
 
-def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:
+def test_only_a_jpeg_of_few_segments_is_checked_on_the_event_loop() -> None:
     photo = jpeg(photograph(640, 427), orientation=6)
     assert is_quick_to_open(photo)
     assert is_quick_to_open((PICTURES / "progressive.jpg").read_bytes())
@@ -153,7 +153,7 @@ def test_only_a_jpeg_of_few_segments_is_checked_on_the_spot() -> None:
     assert not is_quick_to_open(photo + bytes(2**20))
 
 
-def test_the_slowest_header_that_is_checked_on_the_spot_takes_milliseconds() -> None:
+def test_the_slowest_header_that_is_checked_on_the_event_loop_takes_milliseconds() -> None:
     """One EXIF segment with the most entries, and the most other segments."""
     entries = 5400
     tiff = b"II*\0\x08\0\0\0" + entries.to_bytes(2, "little")
@@ -174,7 +174,7 @@ def test_the_slowest_header_that_is_checked_on_the_spot_takes_milliseconds() -> 
     assert min(times) < 0.05
 
 
-def test_decoding_avif_takes_no_more_threads_than_the_one_that_asks() -> None:
+def test_decoding_avif_starts_no_threads() -> None:
     buffer = io.BytesIO()
     photograph(1600, 1200).save(buffer, "AVIF", speed=10)
     code = (

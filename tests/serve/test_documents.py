@@ -53,7 +53,7 @@ def test_a_test_that_a_document_names_exists() -> None:
 
 
 @pytest.mark.parametrize("text", NOT_RUN_HERE)
-def test_a_command_that_is_not_run_here_names_what_there_is(text: str) -> None:
+def test_a_command_that_is_not_run_here_names_existing_targets_and_flags(text: str) -> None:
     """Checks targets and variables of make, and files, modules and flags of Python."""
     words = re.sub(r"\s#.*", "", text).replace("'", "").replace('"', "").split()
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
@@ -83,7 +83,7 @@ def help_of_serve() -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_block_says_what_language_it_is_in(document: Path) -> None:
+def test_every_code_block_names_its_language(document: Path) -> None:
     assert blocks_without_language(document) == []
 
 
@@ -159,7 +159,7 @@ def test_commands_are_found_with_their_marks_and_output(tmp_path: Path, monkeypa
         ("a.jpg   69.6% cat\n", "b.jpg 69.6% cat\n", "none"),
     ],
 )
-def test_output_is_compared_with_what_the_document_shows(shown: str, printed: str, agreement: str) -> None:
+def test_output_is_compared_with_the_document(shown: str, printed: str, agreement: str) -> None:
     done = subprocess.CompletedProcess("", 0, printed, "")
     assert agrees(shown, done) is (agreement != "none")
     assert agrees(shown, done, same_model=True) is (agreement == "exact")

@@ -344,7 +344,7 @@ def test_requests_of_disconnected_clients_are_not_computed(
     waiting: list[Any] = []
     run = Scheduler.run
 
-    async def noting(scheduler: Any, *arguments: Any) -> Any:
+    async def record_call(scheduler: Any, *arguments: Any) -> Any:
         waiting.append(arguments)
         return await run(scheduler, *arguments)
 
@@ -352,7 +352,7 @@ def test_requests_of_disconnected_clients_are_not_computed(
         return len(waiting) >= 100
 
     monkeypatch.setattr(Classifier, "compute", compute)
-    monkeypatch.setattr(Scheduler, "run", noting)
+    monkeypatch.setattr(Scheduler, "run", record_call)
     with serving(Config(model=config.model, max_queue=1000, threads=1)) as at:
         asyncio.run(all_leave(at))
         time.sleep(0.5)  # for the server to notice the last disconnect

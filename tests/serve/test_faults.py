@@ -1,4 +1,4 @@
-"""What goes wrong around a running server: its model file, the disk, the clock, signals, CPUs."""
+"""Faults around a running server: a corrupt model file, a full disk, clock jumps, signals, fewer CPUs."""
 
 import ast
 import os
@@ -26,9 +26,7 @@ def classify(url: str, cat: bytes) -> int:
     return httpx2.post(f"{url}/upload", files={"file": ("cat.jpg", cat)}, timeout=30).status_code
 
 
-def test_a_model_file_that_turns_to_rubbish_is_served_from_memory_and_refused_at_the_next_start(
-    tmp_path: Path, cat: bytes
-) -> None:
+def test_a_model_file_corrupted_while_serving_matters_only_at_the_next_start(tmp_path: Path, cat: bytes) -> None:
     model = tmp_path / "model.onnx"
     shutil.copy(TINY_MODEL, model)
     with running_server(sys.executable, *FLAGS, str(model)) as server:
@@ -65,14 +63,14 @@ def test_a_disk_that_is_full_loses_the_log_and_nothing_else(cat: bytes) -> None:
         assert [classify(url, cat) for _ in range(5)] == [200] * 5
         assert httpx2.get(f"{url}/nowhere").status_code == 404
         process.terminate()
-        assert process.wait(30) in (0, 120)  # 120: Python could not flush what it had to say
+        assert process.wait(30) in (0, 120)  # 120: Python could not flush standard output
     finally:
         process.kill()
         process.wait()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "serve").rglob("*.py")), ids=lambda path: path.stem)
-def test_nothing_but_the_log_reads_a_clock_that_can_jump(path: Path) -> None:
+def test_only_the_log_reads_the_wall_clock(path: Path) -> None:
     """Deadlines and timings go by clocks that only go forward; the log says the time of day."""
     tree = ast.parse(path.read_text())
     attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
@@ -83,7 +81,7 @@ def test_nothing_but_the_log_reads_a_clock_that_can_jump(path: Path) -> None:
     assert not jumping
 
 
-# What a process of this Python imports before all else: a time of day that is so many seconds off.
+# sitecustomize, imported by each Python of this server: shifts the time of day by the seconds in a file.
 OTHER_CLOCK = """
 import os, time
 from pathlib import Path
@@ -93,7 +91,7 @@ time.time_ns = lambda: int(1e9 * time.time())
 """
 
 
-def test_a_clock_that_jumps_ends_no_request_and_no_connection(tmp_path: Path, cat: bytes) -> None:
+def test_a_clock_jump_ends_no_request_and_no_connection(tmp_path: Path, cat: bytes) -> None:
     (tmp_path / "sitecustomize.py").write_text(OTHER_CLOCK)
     off = tmp_path / "off"
     off.write_text("0")
@@ -105,7 +103,7 @@ def test_a_clock_that_jumps_ends_no_request_and_no_connection(tmp_path: Path, ca
         days = []
         for seconds in (0, 86_400, -30 * 86_400, 3600):
             (tmp_path / "next").write_text(str(seconds))
-            (tmp_path / "next").replace(off)  # at once: the server reads it all the time
+            (tmp_path / "next").replace(off)  # atomically, because the server reads it all the time
             time.sleep(1.2)  # uvicorn looks at the clock for its Date header once a second
             files = [("file", ("cat.jpg", cat))] * 8
             results = client.post("/upload", files=files).json()["results"]
@@ -128,7 +126,7 @@ def test_a_second_sigterm_changes_nothing(cat: bytes) -> None:
         def ask() -> None:
             try:
                 statuses.append(classify(server.url, cat))
-            except httpx2.TransportError:  # it came too late even to be refused
+            except httpx2.TransportError:  # the server had stopped listening
                 statuses.append(0)
 
         threads = [threading.Thread(target=ask) for _ in range(20)]
@@ -147,7 +145,7 @@ def test_a_second_sigterm_changes_nothing(cat: bytes) -> None:
     assert len(statuses) == 20
 
 
-def test_a_cpu_that_is_taken_away_slows_and_does_not_stop_it(cat: bytes) -> None:
+def test_a_server_goes_on_with_fewer_cpus(cat: bytes) -> None:
     with running_server(sys.executable, *FLAGS, str(TINY_MODEL)) as server:
         assert classify(server.url, cat) == 200
         one = {min(os.sched_getaffinity(0))}
@@ -169,7 +167,7 @@ def restrict(server: ServerProcess, cpus: set[int]) -> None:
         os.sched_setaffinity(int(task.name), cpus)
 
 
-def test_a_batch_of_32_delays_a_neighbours_single_picture_by_little(cat: bytes) -> None:
+def test_a_batch_of_32_delays_another_clients_single_image_only_a_little(cat: bytes) -> None:
     with running_server(sys.executable, *FLAGS, str(TINY_MODEL), "--threads", "1") as server:
         large = (ROOT / "tests" / "data" / "photos" / "coffee.jpg").read_bytes()
         finished: dict[str, float] = {}

@@ -1,20 +1,20 @@
-"""What a newcomer sees, waits for and mistypes in the first minute, each with what the project says to it.
+"""Mistakes and waits of a newcomer's first minute, and what the project prints for each.
 
-| they                                              | and get                                                       |
-|---------------------------------------------------|---------------------------------------------------------------|
-| type `make` alone                                 | the targets and settings                                      |
-| have a Python that is too old, or none            | one line with the version wanted and how to name another      |
-| have a Python without venv                        | the package to install                                        |
-| run `python -m serve` with a Python of their own  | the one that has the packages                                 |
-| have no network                                   | what could not be reached; the embedded model in its place    |
-| wait for the network, an installation, a folder   | a line that says for what, before the waiting                 |
-| have no weights, or name a folder or nothing      | what was tried, and WEIGHTS=PATH                              |
-| start it twice                                    | the port that is taken, and the flag for another              |
-| mistype a target                                  | how to see those there are                                    |
-| mistype a flag, or a model's name                 | the mistake in the last line, on a screen that still shows it |
-| name a folder where a file was meant              | that it is a folder, and what takes folders                   |
-| send `-d` for `-F`, `image` for `file`, no `@`    | the words that curl wants                                     |
-| send what is no picture, or to another address    | the formats there are, the address there is                   |
+| the newcomer                                       | gets                                                          |
+|----------------------------------------------------|---------------------------------------------------------------|
+| types `make` alone                                 | the targets and settings                                      |
+| has a Python that is too old, or none              | one line with the version needed and how to choose another    |
+| has a Python without venv                          | the package to install                                        |
+| runs `python -m serve` with another Python         | the Python that has the packages                              |
+| has no network                                     | what could not be reached; the embedded model in its place    |
+| waits for the network, an installation, a folder   | a line first that says what it waits for                      |
+| has no weights, or gives a folder or nothing       | what was tried, and WEIGHTS=PATH                              |
+| starts the server twice                            | the port that is in use, and the flag for another             |
+| mistypes a target                                  | how to list the targets                                       |
+| mistypes a flag, or a model's name                 | the mistake in the last line, on a screen that still shows it |
+| gives a folder instead of a file                   | that it is a folder, and what takes folders                   |
+| sends `-d` for `-F`, `image` for `file`, no `@`    | the correct curl command                                      |
+| sends a file that is no image, or to a wrong path  | the accepted formats, the right path                          |
 """
 
 import os
@@ -40,7 +40,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def stand_in_python(path: Path, changes: str) -> Path:
-    """A Python of which something is different."""
+    """Writes a Python interpreter that first runs `changes`."""
     path.write_text(
         f"#!{sys.executable}\nimport runpy, sys\n{changes}\n"
         "del sys.argv[0]\nsys.path[0] = 'requirements'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
@@ -64,14 +64,14 @@ def test_make_alone_prints_the_targets(tree: Path) -> None:
         assert words in output
 
 
-def test_a_target_that_is_mistyped_is_named_with_the_way_to_the_others(tree: Path) -> None:
+def test_a_mistyped_target_is_named_with_how_to_list_the_targets(tree: Path) -> None:
     process = make(tree, "sevre")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert errors.splitlines()[0] == "There is no target 'sevre'. Run make without a target to list them."
 
 
-def test_a_python_that_is_too_old_says_so_and_how_to_name_another(tree: Path, tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_is_refused_with_how_to_choose_another(tree: Path, tmp_path: Path) -> None:
     old = stand_in_python(tmp_path / "python3.8", "sys.version_info = (3, 8, 18, 'final', 0)")
     process = make(tree, "serve", f"PYTHON={old}")
     _, log = process.communicate(timeout=60)
@@ -81,7 +81,7 @@ def test_a_python_that_is_too_old_says_so_and_how_to_name_another(tree: Path, tm
     )
 
 
-def test_a_python_that_is_not_there_is_named(tree: Path) -> None:
+def test_a_missing_python_is_named(tree: Path) -> None:
     process = make(tree, "serve", "PYTHON=python3.99")
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -100,7 +100,7 @@ def test_a_python_without_venv_names_the_package_to_install(tree: Path, tmp_path
     assert not (tree / ".venv").exists()
 
 
-def test_without_a_network_an_installation_says_what_it_was_doing_and_what_failed(tree: Path) -> None:
+def test_an_installation_without_a_network_reports_what_failed(tree: Path) -> None:
     (tree / ".venv").unlink()
     settings = {"PIP_INDEX_URL": NOWHERE, "PIP_RETRIES": "0", "PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
     process = make(tree, "serve", **settings)
@@ -111,7 +111,7 @@ def test_without_a_network_an_installation_says_what_it_was_doing_and_what_faile
     assert "Traceback" not in log
 
 
-def test_make_serve_without_weights_or_network_serves_the_embedded_model_and_says_so(
+def test_make_serve_without_weights_or_network_serves_the_embedded_model_with_a_warning(
     tree: Path, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -129,7 +129,7 @@ def test_make_serve_without_weights_or_network_serves_the_embedded_model_and_say
     assert "DenseNet-121 is not exported; serving the small embedded model" in log  # the server's own log says it too
 
 
-def test_make_serve_that_insists_on_densenet_says_what_to_do(tree: Path, tmp_path: Path) -> None:
+def test_make_serve_of_densenet_without_weights_says_what_to_do(tree: Path, tmp_path: Path) -> None:
     """The hub's cache is empty and the proxy refuses: the one error names what was tried and WEIGHTS=PATH."""
     environment = {"TORCH_HOME": str(tmp_path), "https_proxy": NOWHERE, "http_proxy": NOWHERE}
     process = make(tree, "serve", "MODEL=densenet121", **environment)
@@ -141,7 +141,7 @@ def test_make_serve_that_insists_on_densenet_says_what_to_do(tree: Path, tmp_pat
     assert not list((tree / "models").glob("densenet121*"))
 
 
-def test_a_network_that_does_not_answer_is_waited_for_with_a_word(tree: Path, tmp_path: Path) -> None:
+def test_a_wait_for_the_network_is_announced(tree: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         proxy = f"http://127.0.0.1:{silent.getsockname()[1]}"
         process = make(tree, "serve", TORCH_HOME=str(tmp_path), https_proxy=proxy, http_proxy=proxy)
@@ -158,7 +158,7 @@ def test_a_network_that_does_not_answer_is_waited_for_with_a_word(tree: Path, tm
 
 
 @pytest.mark.parametrize(("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder, not a file")])
-def test_weights_that_are_no_file_are_named(tree: Path, weights: str, words: str) -> None:
+def test_weights_that_are_not_a_file_are_named(tree: Path, weights: str, words: str) -> None:
     process = make(tree, "serve", f"WEIGHTS={weights}")
     _, log = process.communicate(timeout=60)
     assert process.returncode == 2
@@ -175,14 +175,14 @@ def test_a_python_without_the_packages_says_which_one_has_them(command: list[str
     assert done.stderr.count("\n") == 1
 
 
-def test_a_port_that_is_taken_is_one_line_at_once() -> None:
+def test_a_port_in_use_is_reported_at_once_in_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         began = time.monotonic()
         status, log = serve("--port", port, "--model", TINY_MODEL)
     assert status == 2
     assert log == [
-        f"serve: cannot listen on 127.0.0.1 port {port}: Address already in use; choose others with --host and --port"
+        f"serve: cannot listen on 127.0.0.1 port {port}: Address already in use; choose another with --host or --port"
     ]
     assert time.monotonic() - began < 2
 
@@ -192,10 +192,10 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
     [
         (["--prot", "5001"], "unrecognized arguments: --prot 5001"),
         (["5001"], "unknown command '5001'; the commands are classify, autotune, config, health; without one"),
-        (["--model", "densenet"], "no model densenet in models/; make one with 'make export', or name a file with"),
-        (["--model", "tests"], "model tests is a folder; name an .onnx file ('make export WEIGHTS=PATH' makes one"),
-        (["--model", "Makefile"], "model Makefile is not an .onnx file; name an .onnx file"),
-        (["--model", TINY_MODEL, "--class-index", "tests"], "class index tests: Is a directory; name another with"),
+        (["--model", "densenet"], "no model densenet in models/; make one with 'make export', or choose a file with"),
+        (["--model", "tests"], "model tests is a folder; give an .onnx file ('make export WEIGHTS=PATH' makes one"),
+        (["--model", "Makefile"], "model Makefile is not an .onnx file; give an .onnx file"),
+        (["--model", TINY_MODEL, "--class-index", "tests"], "class index tests: Is a directory; choose another with"),
         (["--model", TINY_MODEL, "--api-keys-file", "tests"], "API keys file tests: Is a directory"),
         (["--config", "tests"], "settings file tests: is a directory"),
         (["classify"], "the following arguments are required: PATH"),
@@ -203,7 +203,7 @@ def test_a_port_that_is_taken_is_one_line_at_once() -> None:
         (["classify", "--xml", "tests"], "unrecognized arguments: --xml"),
     ],
 )  # fmt: skip
-def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[object], words: str) -> None:
+def test_a_command_that_cannot_run_ends_with_the_reason(arguments: list[object], words: str) -> None:
     status, log = serve(*(["--port", "0", *arguments] if str(arguments[0]).startswith("-") else arguments))
     assert status == 2
     assert words in log[-1]
@@ -223,12 +223,12 @@ def test_a_command_that_cannot_run_ends_with_what_was_wrong(arguments: list[obje
          "The part 'file' is the text 'cat.jpg', not a file; with curl, write -F 'file=@cat.jpg'."),
         ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder as an empty file, too."),
         ({"files": {"file": ("README.md", b"# densenet-server")}}, 415,
-         "The file is not a picture in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),
+         "The file is not an image in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),
         ({"files": {"file": ("half.jpg", (ROOT / "tests/data/photos/cat.jpg").read_bytes()[:9000])}}, 422, "truncated"),
     ],
     ids=["-d", "-X POST", "-F image=@", "-F file= without @", "a folder", "no picture", "half a picture"],
 )  # fmt: skip
-def test_an_upload_that_is_none_is_told_what_curl_wants(
+def test_an_invalid_upload_gets_the_correct_curl_command(
     client: TestClient, sent: dict[str, object], status: int, words: str
 ) -> None:
     answer = client.post("/upload", **sent)  # type: ignore[arg-type]
@@ -237,10 +237,10 @@ def test_an_upload_that_is_none_is_told_what_curl_wants(
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/"), ("GET", "/uploads"), ("POST", "/upload/cat.jpg")])
-def test_another_address_is_told_the_right_one(client: TestClient, method: str, path: str) -> None:
+def test_a_wrong_path_gets_the_right_one(client: TestClient, method: str, path: str) -> None:
     assert "POST /upload classifies" in client.request(method, path).json()["detail"]
 
 
-def test_the_server_says_how_to_ask_it_once_it_is_ready() -> None:
+def test_the_start_line_has_a_curl_command() -> None:
     with running_server(sys.executable, "--model", str(TINY_MODEL), "--log-format", "json") as server:
-        assert f"try: curl -F 'file=@picture.jpg' {server.url}/upload" in server.log[0]["message"]
+        assert f"try: curl -F 'file=@cat.jpg' {server.url}/upload" in server.log[0]["message"]

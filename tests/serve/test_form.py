@@ -44,7 +44,7 @@ def of(data: bytes, boundary: bytes = b"b") -> bytes:
         b"\r\n\r\n--c\r\n" * 9,
     ],
 )
-def test_a_part_is_what_is_ahead_of_the_next_boundary_in_whatever_crumbs_it_comes(data: bytes, step: int) -> None:
+def test_parts_end_at_the_boundary_for_any_chunk_size(data: bytes, step: int) -> None:
     assert read(of(data), step) == [("a.jpg", data)]
     assert read(b"--b\r\n" + HEAD + data + b"\r\n" + of(data), step) == [("a.jpg", data)] * 2
 
@@ -52,9 +52,7 @@ def test_a_part_is_what_is_ahead_of_the_next_boundary_in_whatever_crumbs_it_come
 @pytest.mark.parametrize("step", [1, 1000])
 @pytest.mark.parametrize("ahead", [b"", b"\r\n", b"\n", b"\r\n\r\n\n", b"a mail's preamble\r\n", b"--b \0\r\n--b"])
 @pytest.mark.parametrize("behind", [b"", b"\r\n", b"an epilogue", b"\r\n--b\r\nX", b"\r\n--b--"])
-def test_what_is_ahead_of_the_first_boundary_and_behind_the_last_is_read_over(
-    ahead: bytes, behind: bytes, step: int
-) -> None:
+def test_preamble_and_epilogue_are_skipped(ahead: bytes, behind: bytes, step: int) -> None:
     if ahead.startswith(b"--b"):
         with pytest.raises(MalformedUpload, match="malformed"):
             read(ahead + of(b"x"), step)
@@ -62,7 +60,7 @@ def test_what_is_ahead_of_the_first_boundary_and_behind_the_last_is_read_over(
     assert read(ahead + b"--b\r\n" + HEAD + b"x\r\n--b--" + behind, step) == [("a.jpg", b"x")]
 
 
-def test_a_boundary_may_be_padded_but_not_without_end() -> None:
+def test_a_boundary_may_be_padded_up_to_a_limit() -> None:
     for step in (1, 1000):
         assert read(b"--b \t \r\n" + HEAD + b"1\r\n--b\t\r\n" + HEAD + b"2\r\n--b--", step) == [
             ("a.jpg", b"1"),
@@ -93,7 +91,7 @@ def test_a_boundary_may_be_padded_but_not_without_end() -> None:
         (b'Content-Disposition: x; name="note"\r\n', MissingFile, "the parts sent are named 'note'"),
     ],
 )
-def test_a_parts_headers_are_bounded_and_sound(
+def test_malformed_and_excessive_headers_of_a_part_are_refused(
     headers: bytes, error: type[RequestError], words: str, step: int
 ) -> None:
     with pytest.raises(error, match=words):
@@ -106,14 +104,14 @@ def test_headers_may_be_as_many_and_as_long_as_the_limits_say() -> None:
         assert read(b"--b\r\n" + longest * 7 + HEAD + b"1\r\n--b--", step) == [("a.jpg", b"1")]
 
 
-def test_files_are_counted_before_they_come() -> None:
+def test_a_file_over_the_limit_is_refused_at_its_header() -> None:
     form = Form("multipart/form-data; boundary=b", 1)
     form.feed(b"--b\r\n" + HEAD + b"1\r\n--b\r\n")
     with pytest.raises(TooManyFiles, match="more files than the limit of 1"):
         form.feed(HEAD)
 
 
-def test_what_is_not_a_file_is_not_kept() -> None:
+def test_other_parts_are_not_kept() -> None:
     form = Form("multipart/form-data; boundary=b", 1)
     form.feed(b'--b\r\nContent-Disposition: form-data; name="note"\r\n\r\n')
     for _ in range(10):
@@ -193,7 +191,7 @@ def test_the_worst_of_content_types_takes_less_than_five_milliseconds(worst: str
     assert min(taken) < 0.005
 
 
-def test_nothing_but_its_owner_keeps_a_form_and_its_files() -> None:
+def test_a_form_has_no_reference_cycle() -> None:
     """A reference cycle would hold megabytes until the garbage collector runs."""
     form = Form("multipart/form-data; boundary=b", 1)
     form.feed(b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\ndata\r\n--b--\r\n')
@@ -209,7 +207,7 @@ def test_nothing_but_its_owner_keeps_a_form_and_its_files() -> None:
 
 @pytest.mark.parametrize(("count", "taken"), [(256, True), (257, False)])
 @pytest.mark.parametrize("step", [1, 1 << 18])
-def test_a_boundary_may_have_256_blanks_behind_it(count: int, taken: bool, step: int) -> None:
+def test_a_boundary_may_have_256_trailing_blanks(count: int, taken: bool, step: int) -> None:
     body = b"--b" + b" " * count + b"\r\n" + HEAD + b"data\r\n--b--\r\n"
     if taken:
         assert read(body, step) == [("a.jpg", b"data")]
@@ -218,7 +216,7 @@ def test_a_boundary_may_have_256_blanks_behind_it(count: int, taken: bool, step:
             read(body, step)
 
 
-def test_64_lines_may_nearly_be_the_boundary() -> None:
+def test_64_lines_may_begin_like_the_boundary() -> None:
     def body(count: int) -> bytes:
         return b"--b\r\n" + HEAD + b"data" + b"\r\n--b\0" * count + b"\r\n--b--\r\n"
 
@@ -231,14 +229,14 @@ def without_filename(data: bytes) -> bytes:
     return b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + data + b"\r\n--b--\r\n"
 
 
-def test_a_name_in_place_of_a_file_is_told_up_to_255_characters() -> None:
+def test_a_name_in_place_of_a_file_is_shown_up_to_255_characters() -> None:
     with pytest.raises(MissingFile, match=r"is the text 'a{255}', not a file"):
         read(without_filename(b"a" * 255))
     assert read(without_filename(b"a" * 256)) == [("", b"a" * 256)]
     assert read(without_filename(b"")) == [("", b"")]
 
 
-def test_the_names_of_other_parts_are_told_up_to_40_characters() -> None:
+def test_the_names_of_other_parts_are_shown_up_to_40_characters() -> None:
     body = b'--b\r\nContent-Disposition: form-data; name="' + b"n" * 41 + b'"\r\n\r\ndata\r\n--b--\r\n'
     with pytest.raises(MissingFile, match=r"parts sent are named 'n{40}'\."):
         read(body)
@@ -279,7 +277,7 @@ def test_a_form_that_cannot_be_read_is_refused_by_its_content_type(content_type:
         (b"--b\r\n" + HEAD + b"data\r\n--b\r\n", "ends before its closing boundary"),
     ],
 )
-def test_a_form_without_an_end_is_told_what_it_lacks(body: bytes, words: str) -> None:
+def test_a_form_without_an_end_gets_a_message_with_what_it_lacks(body: bytes, words: str) -> None:
     with pytest.raises(MalformedUpload, match=words):
         read(body)
 
@@ -289,13 +287,13 @@ def test_names_are_utf_8_or_latin_1(name: bytes, text: str) -> None:
     assert read(b"--b\r\n" + HEAD.replace(b"a.jpg", name) + b"data\r\n--b--\r\n") == [(text, b"data")]
 
 
-def test_a_name_of_one_letter_is_told_too() -> None:
+def test_a_name_of_one_letter_is_shown_too() -> None:
     with pytest.raises(MissingFile, match="is the text 'a', not a file"):
         read(without_filename(b"a"))
 
 
 @pytest.mark.parametrize(("others", "taken"), [(32, True), (33, False)])
-def test_32_other_parts_are_read_over(others: int, taken: bool) -> None:
+def test_32_other_parts_are_skipped(others: int, taken: bool) -> None:
     other = b'--b\r\nContent-Disposition: form-data; name="note"\r\n\r\ntext\r\n'
     body = other * others + b"--b\r\n" + HEAD + b"data\r\n--b--\r\n"
     if taken:

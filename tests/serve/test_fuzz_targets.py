@@ -1,4 +1,4 @@
-"""The fuzz targets on their seeds and on what was ever found, without a fuzzer."""
+"""Runs the fuzz targets on their seeds and on earlier findings, without a fuzzer."""
 
 from pathlib import Path
 
@@ -13,28 +13,28 @@ INFERENCE_SEEDS = sorted((ROOT / "fuzz" / "corpus" / "inference").iterdir())
 
 
 @pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.name)
-def test_multipart_seeds_end_in_files_or_in_an_error_of_ours(path: Path) -> None:
+def test_multipart_seeds_give_files_or_raise_a_serve_error(path: Path) -> None:
     multipart(path.read_bytes())
 
 
 @pytest.mark.parametrize("path", INFERENCE_SEEDS, ids=lambda path: path.name)
-def test_inference_seeds_end_in_an_answer_or_in_an_error_of_ours(path: Path) -> None:
+def test_inference_seeds_give_an_answer_or_raise_a_serve_error(path: Path) -> None:
     data = path.read_bytes()
     for length in (len(data), len(data) // 2, 20, 0):
         inference(data[:length])
 
 
 @pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)
-def test_pictures_whole_and_cut_end_in_an_input_or_in_an_error_of_ours(path: Path) -> None:
+def test_whole_and_truncated_images_give_an_input_or_raise_a_serve_error(path: Path) -> None:
     data = path.read_bytes()
     for length in (len(data), len(data) // 2, 20, 0):
         picture(data[:length])
 
 
 def test_a_target_that_lets_another_error_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def break_(*_: object, **__: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fuzz.targets.decode", break_)
+    monkeypatch.setattr("fuzz.targets.decode", fail)
     with pytest.raises(ZeroDivisionError):
         TARGETS["picture"](pictures()[0].read_bytes())

@@ -11,7 +11,7 @@ from serve.errors import QueueFull
 from serve.scheduling.header_checks import Inspector
 
 
-class Picture:
+class FakeImage:
     pass
 
 
@@ -33,7 +33,7 @@ def test_a_cancelled_check_keeps_no_reference_to_its_image() -> None:
         await asyncio.sleep(0.05)
         kept = []
         for _ in range(20):
-            picture = Picture()
+            picture = FakeImage()
             kept.append(weakref.ref(picture))
             waiting = asyncio.ensure_future(inspector.check(id, picture))
             del picture

@@ -32,7 +32,7 @@ def ask(*arguments: str, environment: dict[str, str] | None = None) -> tuple[int
 
 @contextmanager
 def answering(answer: bytes) -> Iterator[int]:
-    """A port on which one connection gets these bytes, or no answer if there are none."""
+    """Listens on a port and answers one connection with these bytes, or never if there are none; yields the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         held: list[socket.socket] = []
 
@@ -61,7 +61,7 @@ def test_a_ready_server_is_0_whatever_address_it_listens_on(tiny_model: Path) ->
     assert (status, line, errors) == (0, f"ready: http://127.0.0.1:{port}/readyz\n", "")
 
 
-def test_nobody_there_is_1() -> None:
+def test_a_closed_port_gives_status_1() -> None:
     with socket.socket() as bound:  # bound but not listening, so that no one else takes the port
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
@@ -75,22 +75,22 @@ def test_a_server_that_is_draining_is_1() -> None:
     assert (status, line) == (1, f"not ready: http://127.0.0.1:{port}/readyz answered 503\n")
 
 
-def test_what_speaks_no_http_is_1() -> None:
+def test_a_port_without_http_gives_status_1() -> None:
     with answering(b"220 mail.example.org\r\n") as port:
         status, line, _ = ask("--port", str(port))
-    assert (status, line) == (1, f"not ready: http://127.0.0.1:{port}/readyz: BadStatusLine\n")
+    assert (status, line) == (1, f"not ready: http://127.0.0.1:{port}/readyz: no HTTP response (BadStatusLine)\n")
 
 
-def test_silence_is_1_and_soon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_response_gives_status_1_in_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(health, "TIMEOUT_SECONDS", 0.2)
     with answering(b"") as port:
         assert health.main(["--port", str(port)], {}) == 1
     assert capsys.readouterr().out == f"not ready: http://127.0.0.1:{port}/readyz did not answer within 0.2 s\n"
 
 
-def test_a_drip_of_bytes_is_no_answer_either(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_slow_response_counts_as_none(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(health, "TIMEOUT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -111,13 +111,13 @@ def test_a_drip_of_bytes_is_no_answer_either(
 
 
 @pytest.mark.parametrize("host", ["a b", "x" * 70])
-def test_a_name_that_no_host_can_have_is_1(host: str) -> None:
+def test_an_invalid_host_name_gives_status_1(host: str) -> None:
     status, line, errors = ask("--host", host)
     assert (status, errors) == (1, "")
     assert line.startswith(f"not ready: http://{host}:5000/readyz: ")
 
 
-def test_a_setting_that_is_none_is_2() -> None:
+def test_an_invalid_setting_gives_status_2() -> None:
     status, line, errors = ask("--port", "many")
     assert (status, line) == (2, "")
     assert errors.startswith("serve: --port='many'")

@@ -14,9 +14,9 @@ from PIL import Image
 from benchmarks.harness.processes import ProcessTree
 from serve.errors import RequestError, TooComplex, TooManyFrames, TooManyPixels
 from serve.imaging.claims import require_modest_scans
-from serve.imaging.decode import ImageLimits, decode, decoding_pixels, open_image
+from serve.imaging.decode import ImageLimits, decode, estimate_decoding_pixels, open_image
 from serve.imaging.preprocess import Preprocessing, to_input
-from serve.problems import problem_of
+from serve.problems import problem_from
 from tests.hostile.client import megabytes
 from tests.hostile.pictures import (
     ACCEPTED,
@@ -47,7 +47,7 @@ def peak_megabytes() -> float:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_it_is_refused_in_little_time_and_memory(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_hostile_image_is_refused_in_little_time_and_memory(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     make, status = REFUSED[name]
     data = make()
     assert len(data) <= 20 * 2**20
@@ -58,9 +58,9 @@ def test_it_is_refused_in_little_time_and_memory(name: str, capfd: pytest.Captur
         classify(data)
     assert time.thread_time() - started <= MOST_SECONDS
     assert peak_megabytes() - before <= MOST_MEGABYTES
-    problem = problem_of(refusal.value)
+    problem = problem_from(refusal.value)
     assert problem["status"] == status, problem
-    assert re.search("the limit|is given|truncated or corrupt", problem["detail"]), problem
+    assert re.search("the limit|truncated or corrupt", problem["detail"]), problem
     assert capfd.readouterr() == ("", "")  # no library writes past the log
 
 
@@ -71,7 +71,7 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_the_server_refuses_it_as_soon_and_goes_on(server: ServerProcess, name: str) -> None:
+def test_the_server_refuses_a_hostile_image_quickly_and_goes_on(server: ServerProcess, name: str) -> None:
     make, status = REFUSED[name]
     data = make()
     tree = ProcessTree(server.process.pid)
@@ -88,22 +88,22 @@ def test_the_server_refuses_it_as_soon_and_goes_on(server: ServerProcess, name: 
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_it_is_odd_and_all_the_same_a_picture(name: str) -> None:
+def test_an_unusual_image_is_accepted(name: str) -> None:
     data = ACCEPTED[name]()
     started = time.thread_time()
     classify(data)
     assert time.thread_time() - started <= MOST_SECONDS
 
 
-def test_limits_are_named_with_what_broke_them() -> None:
-    with pytest.raises(TooManyFrames, match="The picture has 11 frames; the limit is 10 frames"):
+def test_a_message_has_the_limit_and_the_value_that_exceeds_it() -> None:
+    with pytest.raises(TooManyFrames, match="The image has 11 frames; the limit is 10 frames"):
         classify(animated_gif(11), ImageLimits(50_000_000, 10))
     classify(animated_gif(10), ImageLimits(50_000_000, 10))
-    with pytest.raises(TooComplex, match=r"takes too long: decoding it is given 0.1 s"):
+    with pytest.raises(TooComplex, match=r"takes too long to decode; the limit is 0.1 s"):
         classify(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), ImageLimits(50_000_000, 10, 0.1))
 
 
-def test_scans_are_counted_up_to_the_end_of_the_picture() -> None:
+def test_scans_are_counted_up_to_the_end_of_the_image() -> None:
     begin, scan, end = b"\xff\xd8", b"\xff\xda\0\2" + b"pixels\xff\0\xff\xd0", b"\xff\xd9"
     require_modest_scans(begin + scan * 40, 50_000_000)
     require_modest_scans(begin + scan * 40 + end + scan * 1000, 50_000_000)  # such as a video after the image
@@ -124,12 +124,12 @@ def test_only_jpegs_that_are_decoded_as_they_are_read_count_for_less() -> None:
     assert plain[header + 4] == 3  # components in its only scan
     apart = plain[: header + 4] + b"\1" + plain[header + 5 :]
     grey = encoded(Image.new("L", (1024, 1024)), format="JPEG")
-    counts = [decoding_pixels(open_image(data, SPEC, LIMITS), SPEC) for data in (plain, grey, apart)]
+    counts = [estimate_decoding_pixels(open_image(data, SPEC, LIMITS), SPEC) for data in (plain, grey, apart)]
     assert counts == [1024**2 // 4, 1024**2 // 4, 1024**2]
 
 
 @pytest.mark.parametrize("kind", [3, 4, 9])
-def test_a_tiff_tile_is_too_large_whatever_kind_of_number_says_so(kind: int) -> None:
+def test_a_tiff_tile_is_too_large_in_any_integer_type(kind: int) -> None:
     side = 30_000
     entries = [*tiff_entries(9, 9, t324=200, t325=99), (322, kind, 1, side), (323, kind, 1, side)]
     with pytest.raises(TooManyPixels, match="tiles of 30000 × 30000"):
@@ -138,5 +138,5 @@ def test_a_tiff_tile_is_too_large_whatever_kind_of_number_says_so(kind: int) -> 
         classify(tiff([*tiff_entries(9, 9), (322, 16, 1, 8), (323, 16, 1, 8)], bytes(400)))
 
 
-def test_ordinary_progressive_pictures_of_any_size_are_far_from_the_limit_of_scans() -> None:
+def test_ordinary_progressive_images_of_any_size_are_far_below_the_limit_of_scans() -> None:
     assert jpeg_of_scans(7000, 0).count(b"\xff\xda") == 10

@@ -1,4 +1,4 @@
-"""A short run of `make hostile`, and that its judge can say no."""
+"""Tests a short run of `make hostile`, and that its verdict can fail."""
 
 import json
 import random
@@ -11,7 +11,7 @@ from tests.hostile.requests import matches_contract
 from tests.tiny_model import PATH as TINY_MODEL
 
 
-def test_two_thousand_hostile_requests_get_what_the_contract_has_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_thousand_hostile_requests_get_responses_within_the_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.hostile.__main__.PROBE_SECONDS", 2.0)  # other tests may have the CPUs
     report = hostile(2000, 7, "--model", str(TINY_MODEL))
     assert report.wrong == [], table(report)
@@ -28,7 +28,7 @@ def test_the_same_seed_sends_the_same_requests() -> None:
     assert len(first) == 300
 
 
-def test_every_kind_makes_a_request_it_knows_answers_to() -> None:
+def test_every_kind_of_request_has_expected_answers() -> None:
     for maker in KINDS:
         for seed in range(20):
             attack = maker(random.Random(seed))
@@ -36,12 +36,12 @@ def test_every_kind_makes_a_request_it_knows_answers_to() -> None:
             assert attack.expected
 
 
-def test_an_answer_that_tells_of_the_inside_is_not_honest() -> None:
+def test_an_answer_with_internal_details_violates_the_contract() -> None:
     def problem(detail: str, status: int = 422) -> bytes:
         return json.dumps({"status": status, "detail": detail}).encode()
 
     kind = "application/problem+json"
-    assert matches_contract(422, kind, problem("The PNG picture cannot be decoded."))
+    assert matches_contract(422, kind, problem("The PNG image cannot be decoded."))
     assert not matches_contract(422, kind, problem("Traceback (most recent call last)"))
     assert not matches_contract(
         422, kind, problem("ValueError('x') in /usr/local/lib/python3.11/site-packages/PIL/Image.py")
@@ -52,7 +52,7 @@ def test_an_answer_that_tells_of_the_inside_is_not_honest() -> None:
     assert not matches_contract(400, "application/json", problem("fine"))
 
 
-def test_a_line_of_the_log_that_is_no_record_or_a_defect_is_found() -> None:
+def test_malformed_log_lines_and_defects_are_found() -> None:
     good = json.dumps({"level": "info", "message": "x"})
     bad = ["TIFFReadDirectory: Warning", json.dumps({"level": "error", "message": "unforeseen"}), "[]"]
     assert len(log_problems([good, *bad])) == len(bad)
@@ -69,14 +69,14 @@ def test_probes_that_wait_and_probes_that_are_not_answered_are_found() -> None:
     assert len(exceeded_limits(Report(probes=quick, good=[5.1], peak_megabytes=701))) == 2
 
 
-def test_one_slow_probe_stands_for_those_it_kept_waiting() -> None:
+def test_a_slow_probe_also_counts_for_the_probes_it_delayed() -> None:
     assert with_delayed_probes(0.01) == [0.01]
     assert with_delayed_probes(0.17) == pytest.approx([0.17, 0.12, 0.07, 0.02])
     assert set(with_delayed_probes(float("inf"))) == {float("inf")}
     assert len(with_delayed_probes(float("inf"))) == 200
 
 
-def test_quantiles_are_values_that_there_are() -> None:
+def test_quantiles_are_observed_values() -> None:
     values = [float(number) for number in range(100, 0, -1)]
     assert [quantile(values, share) for share in (0.5, 0.99, 1.0)] == [50, 99, 100]
 

@@ -1,4 +1,4 @@
-"""Who may import whom, read off the source; what the server loads, read off a running interpreter."""
+"""Tests the import rule between the rooms of serve/ on the source, and which packages a running server loads."""
 
 import ast
 import json
@@ -13,7 +13,7 @@ import pytest
 from serve.config.settings import ROOT
 
 SERVE = ROOT / "serve"
-# Each may import what stands in a later row, and itself; those in one row don't know each other.
+# Each row may import from the rows below it and from itself; rooms of one row don't import each other.
 FLOORS = (
     {"__main__"},
     {"commands"},
@@ -43,7 +43,7 @@ def room_of(module: Path) -> str:
 
 
 def imported_by(module: Path) -> set[str]:
-    """Dotted names: of packages, and of what is imported from `serve` with the room it lies in."""
+    """Returns the dotted names that a module imports; names imported from `serve` include their room."""
     found = set()
     for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -55,7 +55,7 @@ def imported_by(module: Path) -> set[str]:
     return found - {"serve.__version__"}
 
 
-def test_each_room_has_its_floor_and_the_top_is_short() -> None:
+def test_every_room_has_a_floor_and_the_top_folder_has_few_entries() -> None:
     entries = {path.name.removesuffix(".py") for path in SERVE.iterdir() if path.name != "__pycache__"}
     assert entries == set(FLOOR)
     assert len(entries) <= 14
@@ -70,7 +70,7 @@ def test_modules_import_only_towards_the_bottom(module: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(SERVE)))
-def test_each_framework_has_its_room_and_torch_none(module: Path) -> None:
+def test_each_framework_is_imported_in_one_room_and_torch_in_none(module: Path) -> None:
     roots = {name.split(".")[0] for name in imported_by(module)}
     assert not roots & FORBIDDEN
     assert {OWNED[root] for root in roots & OWNED.keys()} <= {room_of(module)}

@@ -23,7 +23,7 @@ def accepts_requests(lifecycle: Lifecycle) -> bool:
     return True
 
 
-async def visit(lifecycle: Lifecycle, seconds: float, body_received: bool = True) -> str:
+async def make_request(lifecycle: Lifecycle, seconds: float, body_received: bool = True) -> str:
     async with lifecycle.track() as one:
         if body_received:
             one.body_received()
@@ -36,13 +36,13 @@ def test_no_request_is_accepted_before_the_start_nor_while_draining() -> None:
         early = Lifecycle(1)
         assert not accepts_requests(early)
         with pytest.raises(NotReady, match="not loaded yet"):
-            await visit(early, 0)
+            await make_request(early, 0)
         late = started()
         assert accepts_requests(late)
         assert [late.begin_drain(), late.begin_drain()] == [True, False]
         assert not accepts_requests(late)
         with pytest.raises(NotReady, match="shutting down"):
-            await visit(late, 0)
+            await make_request(late, 0)
 
     asyncio.run(scenario())
 
@@ -63,8 +63,8 @@ def test_draining_stops_accepting_requests_at_once() -> None:
 def test_draining_waits_for_the_requests_in_flight() -> None:
     async def scenario() -> None:
         lifecycle = started()
-        await visit(lifecycle, 0)
-        inside = [asyncio.ensure_future(visit(lifecycle, seconds)) for seconds in (0.1, 0.2)]
+        await make_request(lifecycle, 0)
+        inside = [asyncio.ensure_future(make_request(lifecycle, seconds)) for seconds in (0.1, 0.2)]
         await asyncio.sleep(0)
         await lifecycle.drain()
         assert all(one.done() for one in inside)
@@ -82,8 +82,8 @@ def test_a_server_without_requests_drains_at_once() -> None:
 def test_a_stalled_upload_is_cancelled_in_time_for_the_others() -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=4)
-        stalled = asyncio.ensure_future(visit(lifecycle, 60, body_received=False))
-        computing = asyncio.ensure_future(visit(lifecycle, 0.5))
+        stalled = asyncio.ensure_future(make_request(lifecycle, 60, body_received=False))
+        computing = asyncio.ensure_future(make_request(lifecycle, 0.5))
         await asyncio.sleep(0)
         started_at = time.monotonic()
         await lifecycle.drain()
@@ -136,7 +136,7 @@ def test_a_short_grace_period_keeps_time_for_refusals_and_last_responses(
 def test_no_request_outlasts_the_grace_period(body_received: bool) -> None:
     async def scenario() -> None:
         lifecycle = started(grace_seconds=1.6)
-        endless = asyncio.ensure_future(visit(lifecycle, 60, body_received))
+        endless = asyncio.ensure_future(make_request(lifecycle, 60, body_received))
         await asyncio.sleep(0)
         started_at = time.monotonic()
         await lifecycle.drain()
@@ -150,7 +150,7 @@ def test_no_request_outlasts_the_grace_period(body_received: bool) -> None:
 def test_cancelling_all_requests_ends_draining() -> None:
     async def scenario() -> None:
         lifecycle = started()
-        endless = asyncio.ensure_future(visit(lifecycle, 60))
+        endless = asyncio.ensure_future(make_request(lifecycle, 60))
         await asyncio.sleep(0)
         draining = asyncio.ensure_future(lifecycle.drain())
         await asyncio.sleep(0)

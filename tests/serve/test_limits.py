@@ -30,7 +30,7 @@ def chunked(body: bytes) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("send", [bytes, chunked], ids=["with a length", "chunked"])
 @pytest.mark.parametrize(("more", "status"), [(0, 200), (-1, 413)])
-def test_a_body_may_have_just_as_many_bytes_as_the_setting_says(
+def test_a_body_may_have_as_many_bytes_as_the_setting_and_no_more(
     client_for: ClientFor, cat: bytes, send: Any, more: int, status: int
 ) -> None:
     client = client_for(max_request_bytes=len(cat) + more)
@@ -39,7 +39,7 @@ def test_a_body_may_have_just_as_many_bytes_as_the_setting_says(
 
 @pytest.mark.parametrize("send", [bytes, chunked], ids=["with a length", "chunked"])
 @pytest.mark.parametrize(("more", "status"), [(0, 200), (-1, 413)])
-def test_so_may_that_of_an_inference_request(
+def test_an_inference_body_has_the_same_limit(
     client_for: ClientFor, cat: bytes, send: Any, more: int, status: int
 ) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": len(cat) + 4}}
@@ -123,7 +123,7 @@ def padded(length: int) -> bytes:
     return message[:-1] + b" " * (length - len(message)) + b"}"
 
 
-def test_json_may_have_just_as_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_may_have_as_many_bytes_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_JSON_BYTES == 8 * 2**20
     monkeypatch.setattr(messages, "MAX_JSON_BYTES", 2000)
     assert parse_request(None, padded(2000), SIGNATURE).rows
@@ -142,7 +142,7 @@ def lists_of(count: int) -> str:
     return "[" + ",".join("[" * depth + "]" * depth for depth in depths if depth) + "]"
 
 
-def test_json_may_have_just_as_many_lists_and_values() -> None:
+def test_json_may_have_as_many_lists_and_values_as_the_limits() -> None:
     lists = MAX_JSON_ROWS * (1 + 3 + 3 * 2) + 1000
     values = MAX_JSON_ROWS * 3 * 2**2 + 1000
     have = with_parameters("0").count(b"[") + with_parameters("0").count(b"{")
@@ -166,7 +166,7 @@ def test_a_requests_id_may_have_1024_characters() -> None:
 
 
 @pytest.mark.parametrize("text", ["AAA=!", "A A=", "AAAA\n", "AA-_", "AAA", "é"])
-def test_base64_with_anything_else_in_it_is_refused(text: str) -> None:
+def test_base64_with_other_characters_is_refused(text: str) -> None:
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [text]}
     with pytest.raises(BadTensor, match="is not base64"):
         parse_request(None, json.dumps({"inputs": [tensor]}).encode(), SIGNATURE)

@@ -61,13 +61,13 @@ def test_ordinary_lines_are_not_cut() -> None:
 
 
 @pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
-def test_a_traceback_carries_no_escapes_and_is_bounded(formatter: logging.Formatter) -> None:
+def test_a_traceback_has_no_escapes_and_a_length_limit(formatter: logging.Formatter) -> None:
     def fail(depth: int) -> None:
         if not depth:
             raise ValueError("\x1b[31m\udc80\r" + "x" * 60_000)
         (lambda: fail(depth - 1))()  # alternating frames, or Python would fold the repetition
 
-    made = record("unforeseen error")
+    made = record("unexpected error")
     try:
         fail(300)
     except ValueError:

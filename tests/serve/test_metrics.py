@@ -148,7 +148,7 @@ def test_the_queue_depth_is_updated_whenever_it_changes(
 def test_every_error_has_a_reason(error: type[errors.RequestError]) -> None:
     metrics = Metrics({"model": "tiny"})
     before = metrics.render()
-    metrics.request_rejected(error("why"))
+    metrics.count_rejected_request(error("why"))
     assert before != metrics.render()
 
 

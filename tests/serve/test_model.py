@@ -58,14 +58,14 @@ def test_a_file_that_lacks_an_entry_is_refused_by_its_name(tiny_model: Path, tmp
         (b"class_count\x12\x041000", b"class_count\x12\x041001", "as its metadata says"),
     ],
 )
-def test_a_file_that_is_not_what_it_says_is_refused(
+def test_a_file_that_contradicts_its_metadata_is_refused(
     tiny_model: Path, tmp_path: Path, old: bytes, new: bytes, words: str
 ) -> None:
     with pytest.raises(ModelError, match=words):
         load_classifier(Config(model=str(changed(tiny_model, tmp_path, old, new))))
 
 
-def test_a_model_that_gives_no_numbers_is_refused_by_its_warm_up(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_model_without_finite_logits_is_refused_by_the_warm_up(tiny_model: Path, tmp_path: Path) -> None:
     content = tiny_model.read_bytes()
     weights = content.index(b"\x4a\xe0\x5d") + 3  # raw_data, 12,000 bytes
     path = tmp_path / "nan.onnx"
@@ -91,9 +91,7 @@ def test_a_provider_that_this_onnxruntime_lacks_is_named_with_those_it_has(tiny_
         load_model(tiny_model, 1, ("cuda", "cpu"))
 
 
-def test_a_provider_that_does_not_start_is_no_silent_fallback(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_provider_that_does_not_start_is_an_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With onnxruntime-gpu but without CUDA, onnxruntime itself falls back to the CPU."""
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: offered)
@@ -109,7 +107,7 @@ def test_a_provider_that_does_not_start_is_no_silent_fallback(
 
 
 @pytest.mark.parametrize("provider", ["CUDA", "Tensorrt"])
-def test_cuda_is_loaded_from_where_pip_puts_it_before_a_session_wants_it(
+def test_cuda_is_preloaded_before_a_session_is_created(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], provider: str
 ) -> None:
     monkeypatch.setattr(

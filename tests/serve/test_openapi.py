@@ -20,8 +20,8 @@ from starlette.testclient import TestClient
 
 from serve.api import handlers, parameters
 from serve.api.handlers import Handlers
-from serve.api.openapi.docs_page import page
-from serve.api.openapi.document import TEMPLATE, document, values
+from serve.api.openapi.docs_page import render_docs_page
+from serve.api.openapi.document import TEMPLATE, openapi_document, placeholder_values
 from serve.api.parameters import TIMEOUT_HEADER, TIMING_HEADER
 from serve.api.v2.handlers import InferenceHandlers
 from serve.api.v2.messages import LENGTH_HEADER
@@ -43,7 +43,7 @@ HANDLERS = {
     "/livez": (Handlers, "livez"),
     "/readyz": (Handlers, "readyz"),
     "/healthz": (Handlers, "readyz"),
-    "/metrics": (Handlers, "show_metrics"),
+    "/metrics": (Handlers, "metrics"),
     "/openapi.json": (Handlers, "openapi"),
     "/docs": (Handlers, "docs"),
     "/v2": (InferenceHandlers, "metadata"),
@@ -181,7 +181,7 @@ def test_every_route_is_documented_and_no_other(client: TestClient) -> None:
     assert set(HANDLERS) == {path for path, _ in routes}
 
 
-def test_every_documented_status_is_what_the_server_answers(driver: Driver, keys: Path) -> None:
+def test_the_server_answers_with_every_documented_status(driver: Driver, keys: Path) -> None:
     """Except for the responses of connections, which the next test covers."""
     asked = 0
     for path, method, status, response in list(documented(driver.client_for(api_keys_file=keys))):
@@ -212,7 +212,7 @@ def test_every_documented_status_is_what_the_server_answers(driver: Driver, keys
         (503, ("--max-connections", "1", "--max-decode-ms", "5000"), b"%s %s HTTP/1.1\r\n\r\n"),
     ],
 )
-def test_what_answers_connections_answers_them_wherever_they_go(
+def test_connection_errors_are_documented_for_every_operation(
     client: TestClient, status: int, flags: tuple[str, ...], sent: bytes
 ) -> None:
     document = client.get("/openapi.json").json()
@@ -331,14 +331,14 @@ def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> N
 def test_every_placeholder_is_filled_and_every_value_is_used() -> None:
     arguments = (Config(api_keys_file=Path("keys")), "own", 224, 7)
     placeholders = re.findall(r"\{\{(\w+)\}\}", TEMPLATE.read_text(encoding="utf-8"))
-    assert set(placeholders) == values(*arguments).keys()
-    assert "{{" not in json.dumps(document(*arguments))
-    assert "{{" not in page(document(*arguments))
+    assert set(placeholders) == placeholder_values(*arguments).keys()
+    assert "{{" not in json.dumps(openapi_document(*arguments))
+    assert "{{" not in render_docs_page(openapi_document(*arguments))
 
 
 def test_a_placeholder_becomes_a_typed_value_or_a_part_of_a_text() -> None:
     name = '"own" \\ {{side}} é'  # nothing in a value is special
-    described = document(Config(max_files=3), name, 224, 7)
+    described = openapi_document(Config(max_files=3), name, 224, 7)
     form = described["paths"]["/upload"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert form["schema"]["properties"]["file"]["maxItems"] == 3
     assert "3 files" in described["paths"]["/upload"]["post"]["description"]
@@ -350,7 +350,7 @@ def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     template = TEMPLATE.read_text(encoding="utf-8")
     shared = {f"#/x-responses/{name}" for name in json.loads(template)["x-responses"]}
     assert set(re.findall(r"#/x-responses/\w+", template)) == shared
-    described = document(Config(api_keys_file=Path("keys")), "own", 224, 7)
+    described = openapi_document(Config(api_keys_file=Path("keys")), "own", 224, 7)
     assert "x-responses" not in json.dumps(described)
     references = {each["$ref"] for each in nodes(described) if "$ref" in each}
     components = described["components"]
@@ -375,7 +375,7 @@ def test_generators_of_clients_find_names_and_whole_schemas(client: TestClient) 
     assert all("$ref" in each for each in results["items"]["oneOf"])
 
 
-def test_examples_have_what_their_schemas_require(client: TestClient) -> None:
+def test_examples_have_the_entries_of_their_schemas(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     shown = [each for each in nodes(document["paths"]) if "example" in each]
     assert len(shown) == 5
@@ -385,7 +385,7 @@ def test_examples_have_what_their_schemas_require(client: TestClient) -> None:
         assert set(schema["required"]) <= each["example"].keys() <= schema["properties"].keys()
 
 
-def test_the_limits_of_json_are_told(client: TestClient) -> None:
+def test_the_limits_of_json_are_documented(client: TestClient) -> None:
     infer = client.get("/openapi.json").json()["paths"]["/v2/models/{name}/infer"]["post"]
     assert "8388608 bytes and as many values as 4 tensors" in infer["description"]
     assert "`file`" not in infer["responses"]["400"]["description"]
@@ -407,13 +407,13 @@ def test_limits_and_keys_are_this_servers_own(client_for: ClientFor, keys: Path)
     assert open_one["components"]["parameters"]["topK"]["schema"]["maximum"] == 1000
     assert "401" not in upload["responses"]
     assert "security" not in upload
-    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
+    assert openapi_document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/openapi.json").json()
     assert guarded["paths"]["/upload"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
     assert set(guarded["components"]["securitySchemes"]) == {"bearer", "apiKey"}
 
 
-def test_docs_is_a_page_that_needs_no_other_host_and_no_script(client: TestClient) -> None:
+def test_docs_is_a_page_without_scripts_and_other_hosts(client: TestClient) -> None:
     answer = client.get("/docs")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     policy = answer.headers["content-security-policy"]
@@ -434,7 +434,7 @@ def test_docs_is_a_page_that_needs_no_other_host_and_no_script(client: TestClien
         assert not link.startswith("#") or f'id="{link[1:]}"' in answer.text
 
 
-def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path) -> None:
+def test_docs_shows_headers_keys_and_examples(client_for: ClientFor, keys: Path) -> None:
     text = client_for().get("/docs").text
     assert "Keys" not in text
     for header in ("Retry-After", "WWW-Authenticate", "X-Request-ID"):
@@ -442,14 +442,14 @@ def test_docs_tells_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert '<a href="#header-Retry-After">Retry-After</a>' in text
     assert "path, required" in text
     assert text.count("<summary>Example</summary>") == 5
-    assert document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
+    assert openapi_document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/docs").text
     assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
     assert guarded.count('Requires <a href="#key">an API key</a>.') == 8
     assert '<a href="#header-WWW-Authenticate">' in guarded
 
 
-def test_docs_tells_the_address_it_was_asked_at(client: TestClient) -> None:
+def test_docs_has_the_requested_address(client: TestClient) -> None:
     text = client.get("/docs", headers={"Host": "pictures.example:8080"}).text
     assert "http://pictures.example:8080/upload" in text
     assert "127.0.0.1:5000" not in text

@@ -26,7 +26,7 @@ PATIENCE = 60
 
 @contextmanager
 def run(*arguments: object) -> Iterator[tuple["subprocess.Popen[str]", IO[str]]]:
-    """A run that still reads its list, and that list."""
+    """Starts a run that waits for more paths on standard input; yields it and its standard input."""
     command = [*COMMAND, "-", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -58,7 +58,7 @@ def test_an_output_that_another_run_writes_to_is_refused_by_any_name_and_stays_w
             assert (status, printed) == (2, ""), error
             assert error == (
                 f"serve: output file {name}: another run is writing to it, process {first.pid}; wait for its end, or "
-                "name another --output\n"
+                "choose another --output\n"
             )
         assert output.read_bytes() == before
         listed.write(f"{COFFEE}\n")
@@ -68,7 +68,7 @@ def test_an_output_that_another_run_writes_to_is_refused_by_any_name_and_stays_w
 
 
 @pytest.mark.parametrize("arguments", [[], ["--resume"], ["--csv", "--resume"]])
-def test_of_two_runs_that_begin_at_once_one_gets_the_output(tmp_path: Path, arguments: list[str]) -> None:
+def test_one_of_two_simultaneous_runs_gets_the_output(tmp_path: Path, arguments: list[str]) -> None:
     output = tmp_path / "output"
     with run("--output", output, *arguments) as first, run("--output", output, *arguments) as second:
         give_up = time.monotonic() + PATIENCE
@@ -86,19 +86,17 @@ def test_of_two_runs_that_begin_at_once_one_gets_the_output(tmp_path: Path, argu
     assert len(output.read_text().splitlines()) == (2 if "--csv" in arguments else 1)
 
 
-def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
     output = tmp_path / "output"
     with run("--output", output) as (process, _):
         wait_for_a_record(output)
         process.send_signal(signal.SIGKILL)
         process.wait(PATIENCE)
     status, _, summary = classify(CAT, COFFEE, "--output", output, "--resume")
-    assert (status, "1 done before" in summary) == (0, True), summary
+    assert (status, "1 from the earlier run" in summary) == (0, True), summary
 
 
-def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_error_omits_a_lock_holder_in_another_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in another container, whose lock holds but is not in this one's /proc/locks."""
     path = tmp_path / "output"
     read_text = Path.read_text
@@ -114,7 +112,7 @@ def test_the_holder_may_be_where_the_system_does_not_say_who_it_is(
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_written_to_and_that_is_said(
+def test_a_file_system_without_locks_is_written_to_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
 ) -> None:
     def no_locks(descriptor: int, operation: int) -> None:
@@ -131,14 +129,14 @@ def test_a_file_system_without_locks_is_written_to_and_that_is_said(
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout"])
-def test_devices_are_everybodys(device: str) -> None:
+def test_devices_are_not_locked(device: str) -> None:
     with run("--output", device) as (first, listed):
         assert classify(CAT, "--output", device)[0] == 0
         listed.close()
         assert first.wait(PATIENCE) == 0
 
 
-def test_a_pipe_is_written_to_as_ever(tmp_path: Path) -> None:
+def test_a_pipe_can_be_written_but_not_resumed(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with subprocess.Popen([*COMMAND, str(CAT), "--output", str(pipe)], cwd=ROOT) as process:
@@ -167,9 +165,7 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("what", TAMPERED)
-def test_lines_of_json_that_somebody_meddled_with_are_refused_soon_and_left_as_they_are(
-    tmp_path: Path, what: str
-) -> None:
+def test_a_modified_jsonl_output_is_refused_unchanged(tmp_path: Path, what: str) -> None:
     refuse(tmp_path / "output", GOOD, TAMPERED[what], "jsonl")
 
 
@@ -190,9 +186,7 @@ def header() -> str:
         ("length", "a" * LONG + "\n"),
     ],
 )
-def test_rows_of_csv_that_somebody_meddled_with_are_refused_soon_and_left_as_they_are(
-    tmp_path: Path, what: str, row: str
-) -> None:
+def test_a_modified_csv_output_is_refused_unchanged(tmp_path: Path, what: str, row: str) -> None:
     refuse(tmp_path / "output", header() + "x,," + "," * 14 + "\n", row, "csv")
 
 
@@ -203,7 +197,7 @@ def refuse(path: Path, good: str, bad: str, form: str) -> None:
     with path.open("rb") as file, pytest.raises(OutputError, match="record 2 ") as found:
         read_existing(file, path, form, 5, "tiny")
     assert time.monotonic() - started < 10
-    assert str(found.value).endswith("name another --output")
+    assert str(found.value).endswith("choose another --output")
     assert path.read_bytes() == content
 
 
@@ -218,16 +212,16 @@ def test_a_thousand_lines_within_quotes_are_one_record_read_in_a_moment(tmp_path
     assert time.monotonic() - started < 5
 
 
-def test_what_was_tampered_with_ends_the_command_with_2_and_one_line(tmp_path: Path) -> None:
+def test_a_modified_output_ends_the_command_with_status_2_and_one_line(tmp_path: Path) -> None:
     output = tmp_path / "output"
     output.write_text(TAMPERED["depth"])
     status, printed, error = classify(CAT, "--output", output, "--resume")
     assert (status, printed) == (2, "")
-    assert error == f"serve: output file {output}: record 1 is not jsonl; name another --output\n"
+    assert error == f"serve: output file {output}: record 1 is not jsonl; choose another --output\n"
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
-def test_what_an_interruption_left_is_cut_off_though_what_follows_is_shorter(tmp_path: Path, form: str) -> None:
+def test_an_incomplete_record_is_cut_off_even_if_a_shorter_one_follows(tmp_path: Path, form: str) -> None:
     whole, output = tmp_path / f"whole.{form}", tmp_path / f"output.{form}"
     assert classify(CAT, COFFEE, "--output", whole, "--top-k", "1")[0] == 0
     lines = whole.read_bytes().splitlines(keepends=True)

@@ -23,6 +23,6 @@ def test_a_client_may_ask_for_less_time_but_not_for_more() -> None:
 
 
 @pytest.mark.parametrize("given", [["0"], ["-5"], ["1.5"], ["soon"], [""], ["1", "2"], ["9" * 5000], ["0" * 5000]])
-def test_a_timeout_that_is_none_is_named(given: list[str]) -> None:
+def test_an_invalid_timeout_is_named(given: list[str]) -> None:
     with pytest.raises(BadParameter, match=r"X-Request-Timeout-Ms: .* whole number of milliseconds"):
         parse_timeout(given, 10_000)

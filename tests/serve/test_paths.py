@@ -75,7 +75,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-def test_every_route_is_among_them(client: TestClient) -> None:
+def test_the_tested_paths_include_every_route(client: TestClient) -> None:
     assert isinstance(client.app, Starlette)
     routes = [route for route in client.app.routes if isinstance(route, Route)]
     templates = {route.path.format(name="tiny", version="1") for route in routes}
@@ -104,7 +104,7 @@ class Asking:
 @pytest.mark.parametrize("method", ["GET", "POST"])
 @pytest.mark.parametrize("absolute", [False, True], ids=["origin form", "absolute form"])
 @pytest.mark.parametrize("path", [*OPEN, *GUARDED])
-def test_no_spelling_of_a_path_goes_round_its_guard(
+def test_no_spelling_of_a_path_bypasses_the_key_check(
     server: ServerProcess, path: str, absolute: bool, method: str
 ) -> None:
     ask = Asking(server)
@@ -136,7 +136,7 @@ def test_paths_with_control_characters_are_counted_as_no_route(client: TestClien
     assert 'code="404",route="/' not in text
 
 
-def test_what_is_refused_before_it_is_routed_is_counted_on_its_route(client_for: ClientFor, tmp_path: Path) -> None:
+def test_requests_refused_before_routing_are_counted_on_their_route(client_for: ClientFor, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("key\n")
     client = client_for(api_keys_file=keys)

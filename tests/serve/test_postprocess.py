@@ -25,12 +25,12 @@ def test_huge_logits_do_not_overflow() -> None:
     assert softmax(np.array([1e30, 0, -1e30], np.float32)).tolist() == [1.0, 0.0, 0.0]
 
 
-def test_the_top_comes_in_falling_order_and_equals_keep_the_indexs() -> None:
+def test_the_top_classes_are_in_descending_order_with_ties_in_index_order() -> None:
     logits = np.array([0.0, 3.0, 3.0, 1.0], np.float32)
     assert [entry.label.name for entry in top_k(logits, LABELS, 4)] == ["b", "c", "d", "a"]
 
 
-def test_equals_keep_the_indexs_order_among_a_thousand() -> None:
+def test_ties_among_a_thousand_classes_are_in_index_order() -> None:
     """Unstable sorts often look stable on short lists."""
     logits = np.random.default_rng(0).integers(0, 4, 1000).astype(np.float32)
     labels = tuple(Label(f"n{position}", str(position)) for position in range(1000))
@@ -47,7 +47,7 @@ def test_the_class_index_has_every_imagenet_class() -> None:
     assert len({label.imagenet_id for label in labels}) == 1000
     content = json.loads((ROOT / "imagenet_class_index.json").read_text())
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-    # of the usual file's content, as every Keras and torchvision tutorial has it
+    # SHA-256 of the content of Keras's file, in canonical form
     assert hashlib.sha256(canonical).hexdigest() == "064f533445b64af28920110f37e5bee0270d41f45c1384c25bd2c533dc9dbdb4"
 
 
@@ -90,7 +90,7 @@ def test_names_may_be_of_any_language_and_have_its_joiners(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "value", ["[" * 100_000, "[" * 900 + "]" * 900, "9" * 10_000, '"' + "a" * 100_000 + '"', "NaN"]
 )
-def test_whatever_stands_for_a_class_the_error_is_short(tmp_path: Path, value: str) -> None:
+def test_an_invalid_class_gets_a_short_error(tmp_path: Path, value: str) -> None:
     path = tmp_path / "index.json"
     path.write_text(f'{{"0": {value}}}')
     with pytest.raises(ClassIndexError) as found:

@@ -34,7 +34,7 @@ def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)
-def test_every_picture_becomes_what_torchvision_makes_of_it(path: Path) -> None:
+def test_every_image_becomes_the_same_input_as_with_torchvision(path: Path) -> None:
     data = path.read_bytes()
     small = prepared(data, SMALL)
     assert small.dtype == np.float32
@@ -43,7 +43,7 @@ def test_every_picture_becomes_what_torchvision_makes_of_it(path: Path) -> None:
     assert digest(prepared(data, FULL)[0]) == json.loads(DIGESTS.read_text())[path.name]
 
 
-def test_the_stored_pictures_cover_every_accepted_format() -> None:
+def test_the_stored_images_cover_every_accepted_format() -> None:
     assert {sniff_format(path.read_bytes()) for path in pictures()} == set(ACCEPTED_FORMATS)
 
 
@@ -60,7 +60,7 @@ def test_exif_orientation_can_be_turned_off() -> None:
     np.testing.assert_array_equal(prepared(turned, apply_orientation=False), prepared(upright))
 
 
-def test_broken_exif_leaves_a_picture_upright() -> None:
+def test_broken_exif_leaves_an_image_upright() -> None:
     rgb = Image.new("RGB", (40, 30), (200, 100, 50))
     broken = encoded(rgb, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
     np.testing.assert_array_equal(prepared(broken), prepared(encoded(rgb, "JPEG")))
@@ -105,7 +105,7 @@ def test_half_a_file_is_undecodable_and_never_a_crash(path: Path) -> None:
     if path.name == "one_pixel.png":  # its second half is checksums and the end mark; cut into the pixels
         data = data[:50] + b"\0" * 19
     words = (
-        r"The \w+ picture cannot be decoded: (its [a-z ]+ have more bytes than the file; )?it is truncated or corrupt\."
+        r"The \w+ image cannot be decoded: (its [a-z ]+ have more bytes than the file; )?it is truncated or corrupt\."
     )
     with pytest.raises(UndecodableImage, match=f"^{words}$"):
         prepared(data[: len(data) // 2] if len(data) > 69 else data)
@@ -150,14 +150,14 @@ def test_pixels_are_limited_by_the_header_alone() -> None:
         open_image(bytes(huge), spec(FULL), LIMIT)
 
 
-def test_a_picture_at_the_limit_passes_and_one_above_does_not() -> None:
+def test_an_image_at_the_limit_passes_and_one_above_does_not() -> None:
     data = (PICTURES / "rgb.png").read_bytes()
     assert open_image(data, spec(SMALL), ImageLimits(97 * 61)).size == (97, 61)
     with pytest.raises(TooManyPixels, match=f"the limit is {97 * 61 - 1} pixels"):
         open_image(data, spec(SMALL), ImageLimits(97 * 61 - 1))
 
 
-def test_a_thread_of_a_picture_is_refused_before_resizing_makes_it_huge() -> None:
+def test_a_very_narrow_image_is_refused_before_resizing_makes_it_huge() -> None:
     thread = encoded(Image.new("L", (4000, 1)), "PNG")
     with pytest.raises(TooManyPixels, match="1024000 × 256 once its shorter side is 256"):
         open_image(thread, spec(FULL), LIMIT)
@@ -195,7 +195,7 @@ def test_a_crop_goes_from_one_pixel_to_all_that_was_resized(crop: int, resize: i
         ({"interpolation": ["bilinear"]}, r"interpolation=\['bilinear'\]"),
     ],
 )
-def test_a_card_that_makes_no_sense_is_refused_by_the_entry(change: dict[str, object], named: str) -> None:
+def test_an_invalid_card_is_refused_and_the_entry_named(change: dict[str, object], named: str) -> None:
     with pytest.raises(ModelError, match=named):
         Preprocessing.from_card({**spec(FULL).to_card(), **change})
 

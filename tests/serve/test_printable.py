@@ -28,11 +28,11 @@ def test_printable_text_stays_as_it_is(text: str) -> None:
         ("\udc9b", "\\udc9b"),  # a byte of a file name that is not UTF-8
     ],
 )
-def test_what_is_not_printable_is_escaped(character: str, escaped: str) -> None:
+def test_unprintable_characters_are_escaped(character: str, escaped: str) -> None:
     assert printable(f"a{character}b") == f"a{escaped}b"
 
 
-def test_no_character_at_all_comes_through_that_is_not_printable_or_cannot_be_encoded() -> None:
+def test_every_character_becomes_printable_and_encodable() -> None:
     everything = printable("".join(map(chr, range(sys.maxunicode + 1))))
 
     assert everything.isprintable()
@@ -43,6 +43,6 @@ def test_a_text_within_its_limit_stays_as_it_is() -> None:
     assert shortened("abcde", 5) == "abcde"
 
 
-def test_of_a_longer_text_beginning_and_end_are_left_and_how_much_more_there_was() -> None:
+def test_a_longer_text_is_shortened_in_the_middle() -> None:
     assert shortened("a" * 60_000 + "bc", 10) == "aaaaaaaa… (59992 more characters) …bc"
     assert shortened("abc", 2) == "ab… (1 more characters) …"

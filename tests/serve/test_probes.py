@@ -1,4 +1,4 @@
-"""Probes, while the real process is being sent the bodies that take longest to read."""
+"""Probes of the real process while it parses the slowest bodies."""
 
 import socket
 import sys
@@ -14,9 +14,9 @@ from tests.hostile.requests import head, post
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
-# With a parser that goes byte by byte, and everything read at once, it is between 1.5 and 11.
+# Limit on a probe's latency. A byte-by-byte parser without a read budget takes 1.5 to 11 s.
 SECONDS = 0.5
-FORMS, MESSAGES = 32, 10  # at once
+FORMS, MESSAGES = 32, 10  # uploads in parallel
 
 
 @pytest.fixture(scope="module")

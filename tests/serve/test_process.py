@@ -61,7 +61,7 @@ def start_and_fail(*flags: str, environment: dict[str, str] | None = None) -> tu
     return done.returncode, done.stderr, time.perf_counter() - started
 
 
-def test_the_start_up_line_says_which_limit_decided_on_the_cpus(tiny_model: Path) -> None:
+def test_the_start_up_line_names_the_smallest_cpu_limit(tiny_model: Path) -> None:
     one = str(min(os.sched_getaffinity(0)))
     command = ["taskset", "--cpu-list", one, sys.executable]
     process = subprocess.Popen(
@@ -119,7 +119,7 @@ def test_a_signal_ends_it_with_status_0(number: int, tiny_model: Path) -> None:
         (["--port", "high"], "--port='high': not a whole number from 0 to 65535"),
         (["--model", "x" * 5000 + ".onnx"], "file name too long"),
         (["--model", "TINY", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),
-        (["--model", "TINY", "--host", "a..b"], "cannot listen on a..b port 0: no valid host name"),
+        (["--model", "TINY", "--host", "a..b"], "cannot listen on a..b port 0: not a valid host name"),
     ],
 )
 def test_a_failed_start_gives_one_line_and_status_2(

@@ -54,9 +54,7 @@ ODD: dict[str, Callable[[Path], Path]] = {
 
 @pytest.mark.parametrize("place", ODD)
 @pytest.mark.parametrize("reader", READERS)
-def test_what_is_no_small_file_is_refused_in_words_and_never_waited_for(
-    tmp_path: Path, reader: str, place: str
-) -> None:
+def test_anything_but_a_small_regular_file_is_refused_without_blocking(tmp_path: Path, reader: str, place: str) -> None:
     path = ODD[place](tmp_path)
     found: list[BaseException] = []
 
@@ -73,7 +71,7 @@ def test_what_is_no_small_file_is_refused_in_words_and_never_waited_for(
     assert isinstance(found[0], StartError), repr(found[0])
 
 
-def test_a_pipe_that_somebody_writes_to_is_no_regular_file_either() -> None:
+def test_a_pipe_with_a_writer_is_not_a_regular_file_either() -> None:
     """As in a shell's `<(…)`: data not written yet would be missed, and the pipe cannot be read again."""
     reading, writing = os.pipe()
     try:
@@ -92,7 +90,7 @@ def test_a_link_to_a_file_is_read_as_kubernetes_makes_them_of_secrets(tmp_path: 
     assert read_text(tmp_path / "keys", 4) == "key\n"
 
 
-def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_text(tmp_path: Path) -> None:
     (tmp_path / "settings.toml").write_bytes(b"\xef\xbb\xbfport = 6000\n")
     assert load_config(["--config", str(tmp_path / "settings.toml")], {}).port == 6000
     index = {"0": ["n0", "a"], "1": ["n1", "b"]}
@@ -109,7 +107,7 @@ def test_no_file_is_left_open(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a" * 70_000, "a/" * 70_000, "x/../" + "b" * 300])
-def test_a_model_of_a_name_that_no_file_can_have_is_not_found(name: str) -> None:
+def test_a_model_with_an_impossible_file_name_is_not_found(name: str) -> None:
     with pytest.raises(StartError):
         find_model(name, "auto", MODELS)
 

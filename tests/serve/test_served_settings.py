@@ -34,18 +34,18 @@ def test_decoding_is_fast_by_default_and_exact_where_asked(
     widths = []
     original = Image.Image.resize
 
-    def noting(image: Image.Image, *arguments: Any, **named: Any) -> Image.Image:
+    def record_call(image: Image.Image, *arguments: Any, **named: Any) -> Image.Image:
         widths.append(image.width)
         return original(image, *arguments, **named)
 
     picture = large_jpeg()
     classifier = load_classifier(replace(config, decode=decode))
-    monkeypatch.setattr(Image.Image, "resize", noting)
+    monkeypatch.setattr(Image.Image, "resize", record_call)
     classifier.classify(picture, 1)
     assert (widths[0] <= 800) == reduced  # libjpeg reduces as it reads
 
 
-def test_pictures_are_turned_upright_unless_told_not_to(client_for: ClientFor) -> None:
+def test_images_are_turned_upright_by_default(client_for: ClientFor) -> None:
     upright, turned = ((PICTURES / f"orientation_{number}.jpg").read_bytes() for number in (1, 6))
 
     def first(client: TestClient, picture: bytes) -> Any:
@@ -63,7 +63,7 @@ def test_pictures_are_turned_upright_unless_told_not_to(client_for: ClientFor) -
         ({"max_frames": 2}, "animated.gif", 200, ""),
     ],
 )
-def test_a_pictures_limits_are_those_of_the_settings(
+def test_an_images_limits_are_those_of_the_settings(
     client_for: ClientFor, setting: dict[str, int], picture: str, status: int, words: str
 ) -> None:
     answer = post(client_for(**setting), (PICTURES / picture).read_bytes())
@@ -72,7 +72,7 @@ def test_a_pictures_limits_are_those_of_the_settings(
 
 
 @pytest.mark.parametrize(("pixels", "status"), [(600 * 500, 200), (600 * 500 - 1, 413)])
-def test_an_image_may_have_just_as_many_pixels_as_the_setting_says(
+def test_an_image_may_have_as_many_pixels_as_the_setting_and_no_more(
     client_for: ClientFor, pixels: int, status: int
 ) -> None:
     buffer = io.BytesIO()
@@ -85,7 +85,7 @@ def test_the_seconds_of_each_stage_are_its_own(
 ) -> None:
     now = 0.0
 
-    def taking(owner: Any, name: str, seconds: float) -> None:
+    def add_seconds(owner: Any, name: str, seconds: float) -> None:
         original = getattr(owner, name)
 
         def step(*arguments: Any) -> Any:
@@ -96,8 +96,8 @@ def test_the_seconds_of_each_stage_are_its_own(
         monkeypatch.setattr(owner, name, step)
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
-    taking(module, "open_image", 1)
-    taking(module, "decode", 2)
-    taking(module, "to_input", 4)
-    taking(Model, "logits", 8)
+    add_seconds(module, "open_image", 1)
+    add_seconds(module, "decode", 2)
+    add_seconds(module, "to_input", 4)
+    add_seconds(Model, "logits", 8)
     assert classifier.classify(cat, 1).seconds == {"decode": 3, "preprocess": 4, "infer": 8}

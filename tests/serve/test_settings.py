@@ -123,7 +123,7 @@ def test_a_server_that_cannot_start_ends_with_2_and_one_line(setting: str, value
     assert done.stderr.removesuffix("\n").isprintable()
 
 
-def test_a_variable_of_any_length_is_told_soon() -> None:
+def test_a_variable_of_any_length_is_reported_quickly() -> None:
     names = {"SERVE_" + part * (120_000 // len(part)) + "-": "x" for part in ("A", "_SERVICE_PORT", "_PORT_1", "PORT_")}
     started = time.monotonic()
     told = unknown_variables(names)

@@ -12,7 +12,7 @@ import pytest
 
 from serve.config.settings import ROOT
 from serve.observability import shared_metrics as shared
-from serve.observability.shared_metrics import clear_gauges, has_shared_files, shared_metrics, use_unshared_metrics
+from serve.observability.shared_metrics import check_shared_files, clear_gauges, shared_metrics, use_unshared_metrics
 
 VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -42,7 +42,7 @@ def test_files_are_fully_allocated_beforehand_and_removed_afterwards(parents: tu
         assert len(files) == 12
         for file in files:
             assert file.stat().st_blocks * 512 >= file.stat().st_size == 256 * 1024
-        assert has_shared_files(2)
+        assert check_shared_files(2)
     assert counted_in() is None
     assert not list(parents[0].iterdir())
 
@@ -116,7 +116,7 @@ def test_without_room_in_shared_memory_the_temporary_folder_is_used(
         assert not list(parents[0].iterdir())
 
 
-def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
+def test_without_any_room_metrics_are_not_shared_and_a_warning_is_logged(
     parents: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     most = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -124,7 +124,7 @@ def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
     try:
         with shared_metrics(2):
             assert counted_in() is None
-            assert not has_shared_files(0)
+            assert not check_shared_files(0)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, most)
     assert not [path for parent in parents for path in parent.iterdir()]
@@ -132,7 +132,7 @@ def test_without_any_room_metrics_are_not_shared_and_a_warning_says_so(
     assert "file too large" in caplog.text
 
 
-def test_without_any_folder_metrics_are_not_shared_and_a_warning_says_so(
+def test_without_any_folder_metrics_are_not_shared_and_a_warning_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(shared, "_SHARED_MEMORY", "/nonexistent")
@@ -140,7 +140,7 @@ def test_without_any_folder_metrics_are_not_shared_and_a_warning_says_so(
     monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: ["/nonexistent"])
     with shared_metrics(2):
         assert counted_in() is None
-    assert "each worker counts for itself" in caplog.text
+    assert "/metrics shows one worker only" in caplog.text
 
 
 def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: pytest.LogCaptureFixture) -> None:
@@ -148,10 +148,10 @@ def test_a_worker_whose_files_were_removed_does_not_share_its_metrics(caplog: py
         folder = counted_in()
         assert folder
         (folder / "counter_1.db").unlink()
-        assert has_shared_files(0)
-        assert not has_shared_files(1)
+        assert check_shared_files(0)
+        assert not check_shared_files(1)
         os.environ[VARIABLE] = str(folder)  # as in the supervisor
-    assert "worker 2 counts for itself" in caplog.text
+    assert "worker 2 no longer shares its metrics" in caplog.text
 
 
 ALL_SERIES = """
@@ -163,12 +163,12 @@ from tests.tiny_model import PATH
 with shared_metrics(1):
     from serve.observability.metrics import STAGES, join_shared_metrics
     join_shared_metrics(0, shared_process_ids(1))
-    from serve.api.app import create_app, metrics_of
+    from serve.api.app import create_app, create_metrics
     from serve.model.classifier import load_classifier
     from serve.problems import RULES
     config = Config(model=str(PATH))
     classifier = load_classifier(config)
-    metrics = metrics_of(classifier)
+    metrics = create_metrics(classifier)
     routes = [route.path for route in create_app(config, classifier, metrics=metrics).routes] + ["none"]
     for route in routes:
         for code in (200, 204, 206, 301, 304, *range(400, 432), 499, *range(500, 506)):

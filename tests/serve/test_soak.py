@@ -1,4 +1,4 @@
-"""The judges of `make soak` and `make overload`: what they count, and that they can say no."""
+"""Tests the verdicts of `make soak` and `make overload`: what they count, and that they can fail."""
 
 from collections import Counter
 from dataclasses import replace
@@ -21,7 +21,7 @@ def rests(files: int, threads: int) -> list[Sample]:
     return [Sample(0, 140.0, 14, 10), Sample(606, 150.0, files, threads)]
 
 
-def test_a_run_in_which_all_is_accounted_for_and_nothing_grows_is_kept() -> None:
+def test_a_run_with_all_requests_accounted_for_and_no_growth_passes() -> None:
     lines, kept = judge_soak(soaked(), 10)
     assert kept
     assert "planned 105, sent 100 (95.2%; at least 95%)" in lines
@@ -41,7 +41,7 @@ def test_a_run_in_which_all_is_accounted_for_and_nothing_grows_is_kept() -> None
     ],
     ids=["one missing", "one lost", "one wrong", "memory grows", "a file stays open", "a thread stays", "no load"],
 )
-def test_anything_missing_or_growing_is_not(changes: dict[str, object]) -> None:
+def test_a_run_with_missing_requests_or_growth_fails(changes: dict[str, object]) -> None:
     assert not judge_soak(soaked(**changes), 10)[1]
 
 

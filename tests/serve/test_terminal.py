@@ -118,7 +118,7 @@ def test_the_settings_file(tmp_path: Path, text: str, on_terminal: bool) -> None
     assert (status, said.count("\n"), control_characters(said)) == (2, 1, []), said
 
 
-def test_labels_and_what_a_model_says_of_itself(tmp_path: Path) -> None:
+def test_labels_and_model_metadata(tmp_path: Path) -> None:
     index = json.loads((ROOT / "imagenet_class_index.json").read_text(encoding="utf-8"))
     index["3"][1] = EVIL
     (tmp_path / "index.json").write_text(json.dumps(index))
@@ -149,7 +149,7 @@ def test_autotune(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [[EVIL], [f"--{EVIL}"], ["--weights", EVIL], ["--weights", "a" * 70_000], ["--weights", TINY_MODEL]]
 )
-def test_what_make_asks_before_it_exports(arguments: list[object]) -> None:
+def test_the_weights_are_checked_before_an_export(arguments: list[object]) -> None:
     nowhere = {"TORCH_HOME": f"/none{EVIL}"}
     status, said = run([sys.executable, "-m", "export.prepare", *arguments], nowhere, on_terminal=True)
     assert (status, control_characters(said)) == (0 if TINY_MODEL in arguments else 2, []), said

@@ -47,7 +47,7 @@ HEADERS = (
     "X-Request-Timeout-Ms",
     "X-Server-Timing",
 )
-# Each begins as what it stands for does, goes on for ever, and then does not end as it should.
+# Start, repeated part and wrong end of a value.
 PATTERNS = {
     "letters": ("", "a", ""),
     "digits": ("", "0", "x"),
@@ -127,7 +127,7 @@ def app(config: Config, classifier: Classifier, tmp_path_factory: pytest.TempPat
 
 
 def seconds_of(app: Starlette, requests: list[bytes]) -> float:
-    """The most of this thread's CPU time that one of the requests took; each in the quickest of three runs."""
+    """Returns the CPU seconds of the slowest request, each the fastest of three runs."""
 
     async def run() -> float:
         settings = uvicorn.Config(app, http=HttpProtocol, log_config=None, access_log=False, proxy_headers=False)
@@ -179,7 +179,7 @@ def test_the_worst_of_each_header_takes_milliseconds(
 @pytest.mark.parametrize("value", list(values()))
 def test_the_worst_path_and_query_take_milliseconds(app: Starlette, value: str) -> None:
     target = value.replace(" ", "%20").replace("\t", "%09").replace('"', "%22").replace("\\", "%5C")[:BYTES]
-    # As long as a target may be, and longer.
+    # At the limit, and above it.
     starts = (target, f"v2/models/{target}", f"upload?{target}", f"upload?top_k={target}", f"?a{'&a' * 30_000}")
     targets = [start[:length] for start in starts for length in (16_000, BYTES)]
     assert seconds_of(app, [request(f"POST /{each}", {**PICTURE, "Content-Length": "0"}) for each in targets]) < SECONDS

@@ -13,8 +13,8 @@ _TEMPLATE: Final = Path(__file__).with_name("docs_page.html")
 _ON_EVERY_RESPONSE: Final = "X-Request-ID"  # a header that is not repeated for each response
 
 
-def page(document: Json) -> str:
-    """Return the page as HTML."""
+def render_docs_page(document: Json) -> str:
+    """Returns the page as HTML."""
     information, components = document["info"], document["components"]
     operations = [
         (method, path, operation) for path, item in document["paths"].items() for method, operation in item.items()
@@ -36,7 +36,7 @@ def page(document: Json) -> str:
 
 
 def _keys(schemes: Json) -> str:
-    """Describe how to send an API key, if the document asks for one."""
+    """Describes how to send an API key, if the document asks for one."""
     if not schemes:
         return ""
     ways = [
@@ -44,7 +44,7 @@ def _keys(schemes: Json) -> str:
         for scheme in schemes.values()
     ]
     sent = " or ".join(map(_code, ways))
-    return f'<h2 id="key">Keys</h2><p>Some operations require an API key, sent as {sent}.</p>'
+    return f'<h2 id="key">API keys</h2><p>Some operations require an API key, sent as {sent}.</p>'
 
 
 def _operation(method: str, path: str, operation: Json, document: Json) -> str:
@@ -65,7 +65,7 @@ def _operation(method: str, path: str, operation: Json, document: Json) -> str:
 
 
 def _every_request(operations: list[Json], document: Json) -> str:
-    """Render what is the same for every operation: shared parameters, and the responses that connections get."""
+    """Renders what all operations share: parameters, and the responses of the server itself, before routing."""
     parameters = [each for each in operations[0]["parameters"] if _is_shared(each)]
     responses = {
         status: _resolved(response, document)
@@ -114,7 +114,7 @@ def _headers(headers: Json) -> str:
         )
         for name, header in headers.items()
     ]
-    return _table(f"On responses that name them; {_ON_EVERY_RESPONSE} on all", rows)
+    return _table(f"Response headers, where listed; {_ON_EVERY_RESPONSE} is on every response", rows)
 
 
 def _table(title: str, rows: list[tuple[str, str, str]]) -> str:
@@ -123,7 +123,7 @@ def _table(title: str, rows: list[tuple[str, str, str]]) -> str:
 
 
 def _described(item: Json) -> str:
-    """Render the description and the schema of a parameter or a header."""
+    """Renders the description and the schema of a parameter or a header."""
     return f"{_text(item['description'])} {_schema(item['schema'])}"
 
 
@@ -158,6 +158,6 @@ def _code(text: str) -> str:
 
 
 def _text(words: str) -> str:
-    """Escape text for HTML and set what stands between backticks as code."""
+    """Escapes text for HTML and sets what stands between backticks as code."""
     pieces = html.escape(words).split("`")
     return "".join(f"<code>{piece}</code>" if number % 2 else piece for number, piece in enumerate(pieces))

@@ -1,9 +1,9 @@
 """Makes the OpenAPI 3.1 document of one server from openapi.json.
 
-A `{{name}}` in openapi.json stands for one of the values below: a string that is nothing else becomes the value with
-its type, and within a longer string it becomes text. Responses under `x-responses` are copied to where they are
-referred to, because some generators of clients ignore responses behind a `$ref`. Without API keys the document has no
-`security` and no 401.
+A `{{name}}` in openapi.json stands for one of the values below: a string that is only a placeholder becomes the value
+itself, such as a number; in a longer string the value is inserted as text. Responses under `x-responses` are copied to
+where they are referred to, because some client generators ignore responses behind a `$ref`. Without API keys the
+document has no `security` and no 401.
 """
 
 import json
@@ -22,13 +22,13 @@ Json = dict[str, Any]
 TEMPLATE: Final = Path(__file__).with_name("openapi.json")
 
 
-def document(config: Config, model_name: str, side: int, class_count: int) -> Json:
-    """Return the document of a server with these settings and this model.
+def openapi_document(config: Config, model_name: str, side: int, class_count: int) -> Json:
+    """Returns the document of a server with these settings and this model.
 
     Args:
-        side: Height and width of the model's input, in pixels.
+        side: height and width of the model's input, in pixels.
     """
-    openapi = _filled(TEMPLATE.read_text(encoding="utf-8"), values(config, model_name, side, class_count))
+    openapi = _filled(TEMPLATE.read_text(encoding="utf-8"), placeholder_values(config, model_name, side, class_count))
     shared = {f"#/x-responses/{name}": response for name, response in openapi.pop("x-responses").items()}
     operations = [operation for path in openapi["paths"].values() for operation in path.values()]
     for operation in operations:
@@ -42,8 +42,8 @@ def document(config: Config, model_name: str, side: int, class_count: int) -> Js
     return openapi
 
 
-def values(config: Config, model_name: str, side: int, class_count: int) -> dict[str, str | int]:
-    """Return what stands in openapi.json in double braces."""
+def placeholder_values(config: Config, model_name: str, side: int, class_count: int) -> dict[str, str | int]:
+    """Returns the value of each placeholder in openapi.json."""
     return {
         "version": __version__,
         "model_name": model_name,

@@ -14,7 +14,7 @@ from serve.api.pipeline import Pipeline
 from serve.api.upload import read_body
 from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
 from serve.errors import UnknownModel, UnsupportedBody
-from serve.model.classifier import Classified, Job, Prepared
+from serve.model.classifier import Classified, Opened, Prepared
 from serve.scheduling.scheduler import Outcome
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -33,11 +33,11 @@ class InferenceHandlers:
         self._signature = Signature(model.name, model.input_side, labels, pipeline.limits.max_files)
 
     def health(self) -> dict[str, Handler]:
-        """Return the protocol's probes, which need no API key, by path."""
+        """Returns the protocol's probes, which need no API key, by path."""
         return {"/v2/health/live": self.live, "/v2/health/ready": self.ready}
 
     def routes(self) -> Iterator[tuple[str, Handler, list[str]]]:
-        """Yield the path, handler and methods of every other route."""
+        """Yields the path, handler and methods of every other route."""
         yield "/v2", self.metadata, ["GET"]
         for model in (MODEL, MODEL_VERSION):
             yield model, self.model_metadata, ["GET"]
@@ -67,11 +67,11 @@ class InferenceHandlers:
     async def infer(self, request: Request) -> Response:
         self._require_model(request)
         pipeline = self._pipeline
-        async with pipeline.admitted() as (in_flight, upload):
+        async with pipeline.admit() as (in_flight, upload):
             started = time.monotonic()
-            seconds = pipeline.timeout_of(request)
+            seconds = pipeline.request_timeout(request)
             if request.headers.get("content-encoding", "identity").lower() != "identity":
-                raise UnsupportedBody("The body is compressed, which is not supported; send it as it is.")
+                raise UnsupportedBody("The body is compressed, which is not supported; send it uncompressed.")
             chunks = upload.limit_rate(request.stream())
             body = await read_body(request.headers, chunks, pipeline.limits.max_bytes)
             in_flight.body_received()
@@ -93,7 +93,7 @@ class InferenceHandlers:
         async with until(deadline):
             inference = await self._pipeline.header_checks.check(parse_request, length_header, body, self._signature)
             # One bad image fails the request, because the protocol has one answer for all of them.
-            jobs: list[Job | Prepared] = [await self._pipeline.open(each, 1, alone=False) for each in inference.images]
+            jobs: list[Opened | Prepared] = [await self._pipeline.open(one, 1, alone=False) for one in inference.images]
         jobs += [Prepared(row, 1, {}) for row in inference.rows]
         return inference, await self._pipeline.compute(jobs, deadline)
 

@@ -20,11 +20,11 @@ from serve.model.postprocess import Label
 OUTPUT: Final = "logits"
 VERSION: Final = "1"  # of the model; there is one
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
-# Reading JSON holds Python's lock, and so stops the event loop, for a time that grows with the number of values. The
-# limits leave room for this many tensors and a thousand other parts. The 150,528 values of one image take 3 MB.
+# Reading JSON holds the GIL, and so stops the event loop, for a time that grows with the number of values. The limits
+# allow `MAX_JSON_ROWS` tensors and `_MAX_OTHER_VALUES` other values. The 150,528 values of one image take 3 MB.
 MAX_JSON_BYTES: Final = 8 * 2**20
 MAX_JSON_ROWS: Final = 4
-_MORE_PARTS: Final = 1000
+_MAX_OTHER_VALUES: Final = 1000
 _MAX_ID_CHARACTERS: Final = 1024
 _SIGNIFICANT_DIGITS: Final = 9  # enough to restore the same FP32
 
@@ -39,7 +39,7 @@ class Signature:
     max_rows: int
 
     def metadata(self) -> dict[str, Any]:
-        """Return the protocol's model metadata, in which -1 stands for any number."""
+        """Returns the protocol's model metadata, in which -1 stands for any number."""
         return {
             "name": self.model,
             "versions": [VERSION],
@@ -72,7 +72,7 @@ class InferenceRequest:
 
 
 def parse_request(length_header: str | None, body: bytes, signature: Signature) -> InferenceRequest:
-    """Read a request's body.
+    """Reads a request's body.
 
     Args:
         length_header: the value of `LENGTH_HEADER`, the length of the JSON at the start of the body.
@@ -107,7 +107,7 @@ def parse_request(length_header: str | None, body: bytes, signature: Signature) 
 def write_response(
     request: InferenceRequest, logits: npt.NDArray[np.float32], signature: Signature
 ) -> tuple[bytes, int | None]:
-    """Return a response's body, and the length of its JSON if a binary tensor follows it.
+    """Returns a response's body, and the length of its JSON if a binary tensor follows it.
 
     Args:
         request: what the client asked for.
@@ -115,7 +115,7 @@ def write_response(
         signature: the model's.
 
     Raises:
-        BadTensor: the logits are not finite, as only extreme values of `input` make them.
+        BadTensor: the logits are not finite, which only extreme values of `input` cause.
     """
     if not np.isfinite(logits).all():
         raise BadTensor("The model's logits for these values are not finite.")
@@ -140,7 +140,7 @@ def write_response(
 
 
 def _split(length_header: str | None, body: bytes, signature: Signature) -> tuple[dict[str, Any], memoryview]:
-    """Return the JSON object at the start of a body, and the bytes after it."""
+    """Returns the JSON object at the start of a body, and the bytes after it."""
     length = len(body)
     if length_header is not None:
         if not (length_header.isascii() and length_header.isdigit() and len(length_header) <= 15):
@@ -154,18 +154,18 @@ def _split(length_header: str | None, body: bytes, signature: Signature) -> tupl
             "counted."
         )
     brackets = body.count(b"[", 0, length) + body.count(b"{", 0, length)
-    most = MAX_JSON_ROWS * (1 + 3 + 3 * signature.side) + _MORE_PARTS
+    most = MAX_JSON_ROWS * (1 + 3 + 3 * signature.side) + _MAX_OTHER_VALUES
     if brackets > most:
         raise BadTensor(f"The request has {brackets} lists and objects; the limit is {most}.")
     values = body.count(b",", 0, length)
-    most = MAX_JSON_ROWS * 3 * signature.side**2 + _MORE_PARTS
+    most = MAX_JSON_ROWS * 3 * signature.side**2 + _MAX_OTHER_VALUES
     if values > most:
         raise UploadTooLarge(
             f"The request has more than {most} values in JSON, the limit; binary tensors are not counted."
         )
     keys = body.count(b":", 0, length)
-    if keys > _MORE_PARTS:
-        raise BadTensor(f"The request has {keys} keys; the limit is {_MORE_PARTS}.")
+    if keys > _MAX_OTHER_VALUES:
+        raise BadTensor(f"The request has {keys} keys; the limit is {_MAX_OTHER_VALUES}.")
     try:
         # Decoded here, because json.loads would let surrogates through, at the cost of an exception each.
         text = str(memoryview(body)[:length], "utf-8-sig")
@@ -178,7 +178,7 @@ def _split(length_header: str | None, body: bytes, signature: Signature) -> tupl
 
 
 # A number of a few bytes can take microseconds. Python functions let other threads run between two numbers; `float` and
-# `int` themselves would hold the lock until all of them were read.
+# `int` themselves would hold the GIL until all of them were read.
 def _float(text: str) -> float:
     return float(text)
 
@@ -196,14 +196,14 @@ def _only_tensor(message: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _requested_output(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
-    """Return how many classes to name, 0 for logits, and whether the response's tensor is binary."""
+    """Returns how many classes to name, 0 for logits, and whether the response's tensor is binary."""
     binary = _flag(read_parameters(message, "the request"), "binary_data_output")
     if message.get("outputs") in (None, []):
         return 0, binary
     output = _only_tensor(message, "outputs")
     if output.get("name") != OUTPUT:
         raise BadTensor(f"There is no output {quote(output.get('name'))}; the model returns '{OUTPUT}'.")
-    parameters = read_parameters(output, OUTPUT)
+    parameters = read_parameters(output, f"'{OUTPUT}'")
     classes = parameters.get("classification", 0)
     if type(classes) is not int or not 0 <= classes <= class_count:
         raise BadTensor(f"classification={quote(classes)} is not a whole number from 1 to {class_count}.")
@@ -218,6 +218,6 @@ def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:
 
 
 def _ranked(logits: npt.NDArray[np.float32], k: int, labels: tuple[Label, ...]) -> list[str]:
-    """Return the top k as Triton writes them, `logit:index:label`; equal logits stay in the order of the classes."""
+    """Returns the top k as Triton writes them, `logit:index:label`; equal logits stay in the order of the classes."""
     order = np.argsort(-logits, kind="stable")[:k]
     return [f"{logits[index]:.{_SIGNIFICANT_DIGITS}g}:{index}:{labels[index].name}" for index in order]

@@ -25,7 +25,7 @@ _SHOWN_CHARACTERS: Final = 40
 def read_shape(
     tensor: dict[str, Any], name: str, datatype: str, row: tuple[int, ...], max_rows: int
 ) -> tuple[int, ...]:
-    """Return the shape of a tensor of this datatype, `(N, *row)`.
+    """Returns the shape of a tensor of this datatype, `(N, *row)`.
 
     Raises:
         BadTensor: the datatype is another, or the shape is not `(N, *row)` with N at least 1.
@@ -44,7 +44,7 @@ def read_shape(
 
 
 def read_floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview) -> npt.NDArray[np.float32]:
-    """Return the values of the tensor `input`, all finite; raises `BadTensor`.
+    """Returns the values of the tensor `input`, all finite; raises `BadTensor`.
 
     Args:
         tensor: the tensor's JSON object.
@@ -75,7 +75,7 @@ def read_floats(tensor: dict[str, Any], shape: tuple[int, ...], tail: memoryview
 
 
 def read_images(tensor: dict[str, Any], count: int, tail: memoryview) -> list[bytes]:
-    """Return the `count` encoded images of the tensor `image`; raises `BadTensor`. tail: as for `read_floats`."""
+    """Returns the `count` encoded images of the tensor `image`; arguments and errors are as for `read_floats`."""
     raw = _raw_bytes(tensor, IMAGE, tail)
     if raw is not None:
         elements = _unpack(raw, count)
@@ -93,8 +93,8 @@ def read_images(tensor: dict[str, Any], count: int, tail: memoryview) -> list[by
 
 
 def _raw_bytes(tensor: dict[str, Any], name: str, tail: memoryview) -> memoryview | None:
-    """Return a binary tensor's bytes, and None for any other tensor."""
-    size = read_parameters(tensor, name).get("binary_data_size")
+    """Returns a binary tensor's bytes, and None for any other tensor."""
+    size = read_parameters(tensor, f"'{name}'").get("binary_data_size")
     if size is None:
         if len(tail):
             raise BadTensor(f"{len(tail)} bytes follow the JSON, but '{name}' has no binary_data_size.")
@@ -107,7 +107,7 @@ def _raw_bytes(tensor: dict[str, Any], name: str, tail: memoryview) -> memoryvie
 
 
 def _flatten(data: Any, shape: tuple[int, ...]) -> list[Any] | None:
-    """Flatten nested lists of this shape, or return a flat list of as many elements; None if `data` is neither."""
+    """Flattens nested lists of this shape, or returns a flat list of as many elements; None if `data` is neither."""
     if isinstance(data, list) and len(data) == math.prod(shape) and not any(isinstance(entry, list) for entry in data):
         return data
     level = [data]
@@ -125,7 +125,7 @@ def _require_count(found: int, count: int) -> None:
 
 
 def _unpack(raw: memoryview, count: int) -> list[bytes]:
-    """Return the elements of a binary BYTES tensor, each preceded by its length in four bytes; at most `count` + 1."""
+    """Returns the elements of a binary BYTES tensor, each preceded by its length in four bytes; at most `count` + 1."""
     elements: list[bytes] = []
     position = 0
     while position < len(raw) and len(elements) <= count:
@@ -139,15 +139,15 @@ def _unpack(raw: memoryview, count: int) -> list[bytes]:
 
 
 def read_parameters(owner: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return the `parameters` of a request or a tensor, empty if it has none."""
+    """Returns the `parameters` of a request or a tensor, empty if it has none."""
     parameters = owner.get("parameters")
     if not (parameters is None or isinstance(parameters, dict)):
-        raise BadTensor(f"The parameters of '{name}' are not a JSON object.")
+        raise BadTensor(f"The parameters of {name} are not a JSON object.")
     return parameters or {}
 
 
 def quote(value: Any) -> str:
-    """Return a message's value as JSON for an error message, shortened if it is long."""
+    """Returns a message's value as JSON for an error message, shortened if it is long."""
     text = ""
     for piece in json.JSONEncoder().iterencode(value[:_SHOWN_CHARACTERS] if isinstance(value, str) else value):
         text += piece

@@ -81,7 +81,7 @@ def test_a_server_on_loopback_answers_to_loopback_alone(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.168.1.7", "server.invalid"])
-def test_a_server_on_a_network_answers_to_any_unless_told(address: str) -> None:
+def test_a_server_on_a_network_answers_to_any_host_by_default(address: str) -> None:
     assert all(host in AllowedHosts((), address) for host in ["", *LOOPBACK, *ELSEWHERE])
     hosts = AllowedHosts(("Example.org.", "*.example.net"), address)
     for host in ("example.org:443", "EXAMPLE.ORG", "a.example.net", "a.b.example.net:80", "10.1.2.3:5000", "[::1]", ""):
@@ -121,7 +121,7 @@ def test_a_page_is_the_servers_own_by_scheme_host_and_port(
 @pytest.mark.parametrize(
     "origin", ["http://eviltestserver", "https://testserver", "http://testserver:8080", "testserver"]
 )
-def test_pages_nearly_of_this_server_are_refused(client: TestClient, cat: bytes, origin: str) -> None:
+def test_pages_of_similar_origins_are_refused(client: TestClient, cat: bytes, origin: str) -> None:
     answer = client.post("/upload", files={"file": cat}, headers={"Origin": origin})
     assert (answer.status_code, origin in answer.json()["detail"]) == (403, True)
 
@@ -135,7 +135,7 @@ def test_pages_nearly_of_this_server_are_refused(client: TestClient, cat: bytes,
         "https://elsewhere.exampl",
     ],
 )
-def test_origins_nearly_listed_are_refused(client_for: ClientFor, cat: bytes, origin: str) -> None:
+def test_origins_similar_to_a_listed_one_are_refused(client_for: ClientFor, cat: bytes, origin: str) -> None:
     client = client_for(cors_origins=("https://elsewhere.example",))
     answer = client.post("/upload", files={"file": cat}, headers={"Origin": origin})
     assert answer.status_code == 403
@@ -149,7 +149,7 @@ def test_a_listed_page_may_read_the_headers_it_needs(client_for: ClientFor) -> N
     assert exposed == {"X-Request-ID", "Retry-After", "Server-Timing", "Inference-Header-Content-Length"}
 
 
-def test_a_host_that_is_not_served_is_told_the_setting(client_for: ClientFor) -> None:
+def test_a_host_that_is_not_served_gets_a_403_that_names_the_setting(client_for: ClientFor) -> None:
     client = client_for(allowed_hosts=("example.org",))
     assert client.get("/livez", headers={"Host": "example.org"}).status_code == 200
     answer = client.get("/livez", headers={"Host": "evil.example", "Origin": "http://evil.example"})
@@ -169,7 +169,7 @@ def server() -> Iterator[ServerProcess]:
         yield process
 
 
-def test_a_page_whose_name_was_pointed_at_this_machine_is_refused(server: ServerProcess, cat: bytes) -> None:
+def test_dns_rebinding_is_refused(server: ServerProcess, cat: bytes) -> None:
     port = urlsplit(server.url).port
     for name, status in (("127.0.0.1", 200), ("localhost", 200), ("rebound.example", 403)):
         own = f"{name}:{port}"

@@ -1,4 +1,4 @@
-"""How the real process ends: by any signal at any moment, with closed streams, and after a failed start."""
+"""Tests how the real process ends: by any signal at any moment, with closed streams, and after a failed start."""
 
 import json
 import signal

@@ -39,7 +39,7 @@ def upload(client: TestClient, cat: bytes, **headers: str) -> Any:
         {"X-API-Key": "second-key"},
     ],
 )
-def test_a_key_of_the_file_opens(client: TestClient, cat: bytes, headers: dict[str, str]) -> None:
+def test_a_key_in_the_file_is_accepted(client: TestClient, cat: bytes, headers: dict[str, str]) -> None:
     assert upload(client, cat, **headers).status_code == 200
 
 
@@ -54,7 +54,7 @@ def test_a_key_of_the_file_opens(client: TestClient, cat: bytes, headers: dict[s
         ({"X-API-Key": "first-key second-key"}, "not one of those"),
     ],
 )
-def test_anything_else_is_401_and_told_what_is_wanted(
+def test_any_other_key_gets_a_401_that_says_what_is_needed(
     client: TestClient, cat: bytes, headers: dict[str, str], words: str
 ) -> None:
     answer = upload(client, cat, **headers)
@@ -110,7 +110,7 @@ def test_probes_and_the_card_stay_open_and_other_methods_of_a_guarded_route_do_n
         assert client.get(path).status_code == 404
 
 
-def test_a_changed_file_counts_from_the_next_request_on(
+def test_a_changed_file_is_used_from_the_next_request(
     client: TestClient, file: Path, cat: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "serve")
@@ -121,7 +121,7 @@ def test_a_changed_file_counts_from_the_next_request_on(
     assert said == [f"API keys: 1 reloaded from {file.name}"]
 
 
-def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
+def test_a_change_with_the_same_size_and_time_is_noticed(file: Path) -> None:
     keys = KeyFile(file)
     before = file.stat()
     file.write_text(file.read_text().replace("first-key", "other-key"))
@@ -131,9 +131,7 @@ def test_a_change_counts_though_size_and_time_are_as_before(file: Path) -> None:
         keys.require(b"first-key")
 
 
-def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
-    file: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unreadable_file_keeps_the_previous_keys(file: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = KeyFile(file)
     for broken in (b"", b"\xff\xfe"):
         file.write_bytes(broken)
@@ -151,7 +149,7 @@ def test_a_file_that_cannot_be_read_while_serving_leaves_the_keys_as_they_were(
         keys.require(b"third-key")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(file: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_key(file: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbffirst-key\r\nsecond-key\r\n")
     keys = KeyFile(file)
     keys.require(b"first-key")
@@ -178,7 +176,7 @@ def put_too_many(path: Path) -> None:
     ("put", "why"),
     [(put_pipe, "not a regular file"), (put_zeros, "not a regular file"), (put_too_many, "more than 1048576 bytes")],
 )
-def test_what_takes_the_files_place_while_serving_is_neither_waited_for_nor_read_for_ever(
+def test_a_pipe_or_device_in_place_of_the_file_is_not_read(
     client: TestClient, file: Path, cat: bytes, caplog: pytest.LogCaptureFixture, put: Any, why: str
 ) -> None:
     assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 200
@@ -203,7 +201,7 @@ def test_what_takes_the_files_place_while_serving_is_neither_waited_for_nor_read
     assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401
 
 
-def test_a_file_without_keys_is_looked_at_once_and_told_of_again_when_it_is_gone_again(
+def test_a_keyless_file_is_read_once_and_each_change_is_logged_once(
     file: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = KeyFile(file)
@@ -223,7 +221,7 @@ def test_a_file_without_keys_is_looked_at_once_and_told_of_again_when_it_is_gone
 
 
 @pytest.mark.parametrize("line", ["key " + " " * 500_000 + "x", "key" + " #" * 250_000, "#" * 500_000, "\t" * 500_000])
-def test_comments_are_found_in_time_that_grows_with_the_file(file: Path, line: str) -> None:
+def test_comments_are_parsed_in_linear_time(file: Path, line: str) -> None:
     file.write_text(f"first-key\n{line}\n")
     started = time.monotonic()
     KeyFile(file).require(b"first-key")
@@ -233,9 +231,7 @@ def test_comments_are_found_in_time_that_grows_with_the_file(file: Path, line: s
 @pytest.mark.parametrize(
     ("content", "words"), [(None, "No such file"), (b"# none\n", "it contains no key"), (b"\xff", "not UTF-8")]
 )
-def test_a_server_does_not_start_without_the_keys_it_was_told_of(
-    tmp_path: Path, content: bytes | None, words: str
-) -> None:
+def test_an_unusable_key_file_stops_the_start(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "keys"
     if content is not None:
         path.write_bytes(content)

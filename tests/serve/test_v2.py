@@ -85,7 +85,7 @@ def test_classes_of_equal_logits_come_in_the_order_of_the_index() -> None:
     assert ranked == sorted(range(1000), key=lambda number: (-logits[0, number], number))
 
 
-def test_server_and_model_say_what_they_are(client: TestClient) -> None:
+def test_server_and_model_metadata_follow_the_protocol(client: TestClient) -> None:
     assert client.get("/v2").json()["extensions"] == ["binary_tensor_data", "classification"]
     assert client.get("/v2/health/live").json() == {"live": True}
     assert client.get("/v2/health/ready").json() == {"ready": True}
@@ -138,7 +138,9 @@ def test_several_rows_come_back_in_their_order(client: TestClient, cat: bytes, c
 
 
 @pytest.mark.parametrize("binary", [False, True])
-def test_classification_names_what_upload_names(client: TestClient, cat: bytes, coffee: bytes, binary: bool) -> None:
+def test_classification_names_the_same_classes_as_upload(
+    client: TestClient, cat: bytes, coffee: bytes, binary: bool
+) -> None:
     raw = framed(cat, coffee)
     outputs = [{"name": "logits", "parameters": {"classification": 3, "binary_data": binary}}]
     answer = infer(client, images(2, parameters={"binary_data_size": len(raw)}) | {"outputs": outputs}, raw)
@@ -161,7 +163,7 @@ def test_classification_names_what_upload_names(client: TestClient, cat: bytes, 
         assert ratio == pytest.approx(top[0]["probability"] / top[1]["probability"], rel=1e-4)
 
 
-def test_a_bad_picture_gets_its_own_status_as_the_protocols_error(client: TestClient, cat: bytes) -> None:
+def test_an_invalid_image_gets_its_own_status_as_the_protocols_error(client: TestClient, cat: bytes) -> None:
     for picture, status, words in (
         (b"text", 415, "accepted format"),
         (cat[:5000], 422, "truncated or corrupt"),
@@ -246,7 +248,7 @@ BAD: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("body", "words"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_a_malformed_request_is_told_what_is_wrong(client: TestClient, body: dict[str, Any], words: str) -> None:
+def test_a_malformed_request_gets_a_message_that_says_why(client: TestClient, body: dict[str, Any], words: str) -> None:
     answer = client.post(INFER, content=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
     assert_error(answer, 400, words)
     assert len(answer.text) < 500
@@ -266,12 +268,12 @@ def test_a_malformed_request_is_told_what_is_wrong(client: TestClient, body: dic
         (b"1" * 5000, "not JSON"),
     ],
 )
-def test_a_body_that_is_no_json_object_is_refused(client: TestClient, body: bytes, words: str) -> None:
+def test_a_body_that_is_not_a_json_object_is_refused(client: TestClient, body: bytes, words: str) -> None:
     assert_error(client.post(INFER, content=body), 400, words)
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "999", "9" * 5000, "0x10", "", "٣", "1,1"])
-def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> None:
+def test_an_invalid_json_length_is_refused(client: TestClient, length: str) -> None:
     answer = client.post(INFER, content=b"{}", headers={LENGTH: length.encode()})  # type: ignore[arg-type]
     assert_error(answer, 400, LENGTH)
 
@@ -285,7 +287,7 @@ def test_an_absurd_header_length_is_refused(client: TestClient, length: str) -> 
         (b"\x01\0\0\0a" * 2, "The shape of 'image' is [1], but it has more elements"),
     ],
 )
-def test_truncated_binary_pictures_are_refused(client: TestClient, raw: bytes, words: str) -> None:
+def test_truncated_binary_images_are_refused(client: TestClient, raw: bytes, words: str) -> None:
     assert_error(infer(client, images(1, parameters={"binary_data_size": len(raw)}), raw), 400, words)
 
 
@@ -299,18 +301,18 @@ def test_binary_floats_have_the_bytes_that_their_shape_takes(client: TestClient)
     assert_error(infer(client, images(1, data=["AAAA"]), b"more"), 400, "4 bytes follow the JSON")
 
 
-def test_values_that_the_model_makes_nothing_of_are_refused(client: TestClient) -> None:
+def test_values_with_non_finite_logits_are_refused(client: TestClient) -> None:
     raw = np.full(GOOD, 3e38, "<f4").tobytes()
     answer = infer(client, floats(1, 3, 224, 224, parameters={"binary_data_size": len(raw)}), raw)
     assert_error(answer, 400, "logits for these values are not finite")
 
 
 @pytest.mark.parametrize("outputs", [{}, 0, "", False, "logits"])
-def test_outputs_are_a_list_or_not_there(client: TestClient, outputs: Any) -> None:
+def test_malformed_outputs_are_refused(client: TestClient, outputs: Any) -> None:
     assert_error(infer(client, images(1, data=["AAAA"]) | {"outputs": outputs}), 400, "'outputs' is not a list")
 
 
-def test_no_more_elements_are_made_than_the_shape_says() -> None:
+def test_no_more_elements_are_read_than_the_shape_has() -> None:
     signature = Signature("tiny", 224, (), 32)
     body = b"\0" * (20 * 2**20)
     head = json.dumps(images(1, parameters={"binary_data_size": len(body)})).encode()
@@ -321,7 +323,7 @@ def test_no_more_elements_are_made_than_the_shape_says() -> None:
 
 
 def test_the_worst_json_takes_a_fraction_of_a_second() -> None:
-    """Nothing else runs while JSON is read, so its size and its lists are limited."""
+    """Parsing holds the GIL, so the size of JSON and its lists are limited."""
     signature = Signature("tiny", 224, (), 32)
     numbers = b'{"a":[' + b"1," * 600_000 + b"1]}"
     lists = b"[" + b"[0]," * 3_500 + b"1," * 590_000 + b"0]"
@@ -347,11 +349,11 @@ def list_of(number: bytes) -> bytes:
     ],
     ids=["digits", "floats", "hard floats", "quoted in the error"],
 )
-def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
-    """A thread that keeps asking for Python's lock never waits for most of the time that reading takes."""
+def test_other_threads_run_while_the_worst_json_is_parsed(body: bytes) -> None:
+    """Another thread never waits for the GIL for more than half of the parsing time."""
     shares = []
     for _ in range(3):
-        reader = threading.Thread(target=read_badly, args=(body,))
+        reader = threading.Thread(target=parse_ignoring_errors, args=(body,))
         began = last = time.perf_counter()
         longest = 0.0
         reader.start()
@@ -363,7 +365,7 @@ def test_while_the_worst_json_is_read_others_go_on(body: bytes) -> None:
     assert min(shares) < 0.5
 
 
-def read_badly(body: bytes) -> None:
+def parse_ignoring_errors(body: bytes) -> None:
     with contextlib.suppress(BadTensor):
         parse_request(None, body, Signature("tiny", 224, (), 32))
 
@@ -376,7 +378,7 @@ def read_badly(body: bytes) -> None:
     ],
     ids=["surrogates", "names"],
 )
-def test_what_would_hold_python_at_one_piece_is_refused(body: bytes, words: str) -> None:
+def test_json_that_would_hold_the_gil_is_refused(body: bytes, words: str) -> None:
     taken = []
     for _ in range(3):
         began = time.process_time()
@@ -391,9 +393,7 @@ def test_json_may_begin_with_a_byte_order_mark(client: TestClient, cat: bytes) -
     assert client.post(INFER, content=b"\xef\xbb\xbf" + body).json() == client.post(INFER, content=body).json()
 
 
-def test_no_request_wants_a_thread_that_is_not_there(
-    client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_request_starts_a_thread(client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once started, the application answers even if the system refuses new threads."""
     client = client_for()
 
@@ -409,7 +409,7 @@ def test_no_request_wants_a_thread_that_is_not_there(
     assert client.get("/readyz").status_code == 200
 
 
-def test_stages_are_told_where_switched_on(client_for: ClientFor, cat: bytes) -> None:
+def test_stages_are_sent_if_switched_on(client_for: ClientFor, cat: bytes) -> None:
     raw = framed(cat)
     body = images(1, parameters={"binary_data_size": len(raw)})
     assert "server-timing" not in infer(client_for(), body, raw).headers
@@ -436,14 +436,14 @@ def test_much_json_and_compressed_bodies_are_refused(client: TestClient) -> None
     assert_error(client.post(INFER, content=b"x", headers={"Content-Encoding": "gzip"}), 415, "compressed")
 
 
-def test_what_says_nothing_may_be_said(client: TestClient, cat: bytes) -> None:
+def test_null_and_empty_fields_are_accepted(client: TestClient, cat: bytes) -> None:
     tensor = images(1, data=[base64.b64encode(cat).decode()], parameters=None)
     body = tensor | {"id": None, "parameters": None, "outputs": [{"name": "logits", "parameters": None}]}
     answer = client.post(INFER, json=body, headers={"Content-Encoding": "Identity"})
     assert logits_of(answer).shape == (1, 1000)
 
 
-def test_other_pictures_than_jpegs_are_taken(client: TestClient) -> None:
+def test_images_other_than_jpegs_are_accepted(client: TestClient) -> None:
     png = (PICTURES / "rgb.png").read_bytes()
     raw = framed(png)
     assert logits_of(infer(client, images(1, parameters={"binary_data_size": len(raw)}), raw)).shape == (1, 1000)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from serve.api.openapi.docs_page import page
-from serve.api.openapi.document import document
+from serve.api.openapi.docs_page import render_docs_page
+from serve.api.openapi.document import openapi_document
 from serve.api.start_page import prefers_html, start_page, with_address
 from serve.config.settings import Config
 from tests.serve.conftest import ClientFor
@@ -42,11 +42,11 @@ def test_browsers_prefer_html(accept: str) -> None:
         ";;;,,,q=",
     ],
 )
-def test_others_do_not(accept: str) -> None:
+def test_other_clients_do_not_prefer_html(accept: str) -> None:
     assert not prefers_html(accept)
 
 
-def test_curl_gets_the_words_and_a_browser_the_page(client: TestClient) -> None:
+def test_curl_gets_plain_text_and_a_browser_the_page(client: TestClient) -> None:
     plain, page = client.get("/"), client.get("/", headers={"Accept": BROWSER})
     assert (plain.text, plain.headers["content-type"]) == ("Server is Running\n", "text/plain; charset=utf-8")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -55,7 +55,7 @@ def test_curl_gets_the_words_and_a_browser_the_page(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_a_page_may_run_and_load_only_what_is_written_in_it(client: TestClient, path: str) -> None:
+def test_a_page_may_load_and_run_only_its_own_content(client: TestClient, path: str) -> None:
     answer = client.get(path, headers={"Accept": BROWSER})
     policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
     for tag in ("style", "script"):
@@ -70,7 +70,7 @@ def test_a_page_may_run_and_load_only_what_is_written_in_it(client: TestClient, 
     assert not re.search(r"""\s(?:on\w+|style)=["']""", answer.text)  # which the policy would forbid
 
 
-def test_the_page_says_what_this_server_takes(client_for: ClientFor, tmp_path: Path) -> None:
+def test_the_page_has_this_servers_limits(client_for: ClientFor, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("key\n")
     client = client_for(max_request_bytes=3 * 2**20, max_pixels=7_500_000, api_keys_file=keys)
@@ -95,13 +95,13 @@ def test_markup_in_names_stays_text() -> None:
     text = start_page(Config(), name, name, 7)
     assert html.escape(name) in text
     assert "<script>alert" not in text
-    described = document(Config(), name, 224, 7)
-    docs = page(described)
+    described = openapi_document(Config(), name, 224, 7)
+    docs = render_docs_page(described)
     assert "<script>alert" not in docs
 
 
 @pytest.mark.parametrize("host", ["pictures.example", "10.0.0.7:8080", "[::1]:5000", "localhost"])
-def test_the_command_for_who_has_no_script_names_the_host_that_was_asked(client: TestClient, host: str) -> None:
+def test_the_curl_command_has_the_requested_host(client: TestClient, host: str) -> None:
     page = client.get("/", headers={"Accept": BROWSER, "Host": host})
     assert f'curl -F "file=@cat.jpg" http://{host}/upload</code>' in page.text
     assert "127.0.0.1" not in page.text
@@ -110,7 +110,7 @@ def test_the_command_for_who_has_no_script_names_the_host_that_was_asked(client:
 @pytest.mark.parametrize(
     "host", ["", "a b", "<script>", 'x"; rm -rf ~; "', "x&y", "$(id)", "[", "a:b", "a:123456", "é"]
 )
-def test_a_host_that_is_none_is_not_repeated(client: TestClient, host: str) -> None:
+def test_an_invalid_host_is_not_echoed(client: TestClient, host: str) -> None:
     page = client.get("/", headers={b"Accept": BROWSER.encode(), b"Host": host.encode()})
     assert (page.status_code, "http://127.0.0.1:5000/upload" in page.text) == (200, True)
     plain = "http://127.0.0.1:5000"

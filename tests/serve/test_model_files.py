@@ -1,4 +1,4 @@
-"""The model file found by name and variant, and the embedded model."""
+"""Tests that the model file is found by name and variant, and tests the embedded model."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -38,18 +38,18 @@ def test_without_int8_fp32_is_served_and_without_densenet_the_embedded_model(fol
     assert find_model("auto", "auto", folder).name == f"{EMBEDDED_MODEL}.onnx"
 
 
-def test_a_path_is_itself() -> None:
+def test_an_onnx_path_is_used_as_given() -> None:
     assert find_model("elsewhere/my.onnx", "auto", MODELS) == Path("elsewhere/my.onnx")
 
 
-def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_model_is_named_in_the_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no model densenet121 in .*make one with 'make export'"):
         find_model("densenet121", "auto", tmp_path)
     with pytest.raises(ModelError, match="no model resnet, fp32, in"):
         find_model("resnet", "fp32", tmp_path)
 
 
-def test_the_embedded_model_knows_a_cat_and_says_what_it_is(cat: bytes) -> None:
+def test_the_embedded_model_classifies_a_cat_and_has_a_card(cat: bytes) -> None:
     classifier = load_classifier(Config(model=EMBEDDED_MODEL))
     assert "cat" in classifier.classify(cat, 1).scored[0].label.name
     card = classifier.model.card
