@@ -27,7 +27,7 @@ from torch import nn
 from export.architectures import ARCHITECTURES, Architecture
 from export.console import show_progress, stage
 from export.errors import ExportError
-from export.files import ROOT, write_all
+from export.files import ROOT, make_directory, write_all
 from export.int8 import calibration as records
 from export.int8.pipeline import Int8Result, try_int8
 from export.model_card import fp32_card, int8_card, make_card, serialize
@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> None:
         ExportError: nothing was written.
     """
     architecture = ARCHITECTURES[options.model]
+    make_directory(options.output.parent)  # before minutes of work whose files could not be written
     photographs = find_photographs(options.photos)
     with stage("load the weights") as note:
         weights = _load_weights(architecture, options)

@@ -60,6 +60,18 @@ def write_all(contents: Mapping[Path, bytes], remove: Iterable[Path] = ()) -> No
     _remove(earlier.values())
 
 
+def make_directory(path: Path) -> None:
+    """Makes the directory that files are going to be written to.
+
+    Raises:
+        ExportError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ExportError(f"cannot make the directory {path}: {error.strerror}") from error
+
+
 def _beside(path: Path, word: str) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{word}")
 

@@ -179,11 +179,7 @@ def load_settings(
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Finds SERVE_* variables that are not settings.
-
-    Returns:
-        A sentence for each, with the setting that is probably meant.
-    """
+    """Returns a sentence for each SERVE_* variable that is not a setting, with the setting that is probably meant."""
     known = ["SERVE_CONFIG", *(_names(setting.name)[1] for setting in fields(Config))]
     found = []
     for name, value in sorted(environment.items()):
@@ -227,17 +223,12 @@ def argument_parser(
         allow_abbrev=False,
     )
     settings = parser.add_argument_group("settings, shared by all commands; each uses those that concern it")
-    settings.add_argument(
-        "--config",
-        metavar="FILE",
-        help=f"TOML file with settings [SERVE_CONFIG, default: {DEFAULT_FILE} if it exists]",
-    )
+    text = f"TOML file with settings [SERVE_CONFIG, default: {DEFAULT_FILE} if it exists]"
+    settings.add_argument("--config", metavar="FILE", help=text)
     for setting in fields(Config):
         flag, variable = _names(setting.name)
-        default = format_value(setting.default)
-        settings.add_argument(
-            flag, metavar="VALUE", help=f"{setting.metadata['help']} [{variable}, default: {default}]"
-        )
+        text = f"{setting.metadata['help']} [{variable}, default: {format_value(setting.default)}]"
+        settings.add_argument(flag, metavar="VALUE", help=text)
     return parser
 
 

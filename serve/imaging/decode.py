@@ -1,10 +1,9 @@
 """Opens and decodes untrusted images within limits: format by content, header checks, first frame as upright RGB.
 
 Before a decoder runs, format, size and frames are checked, and for JPEG, TIFF and AVIF what else their decoders would
-spend time or memory on (`claims.py`, `avif.py`). Pillow's plug-ins read from a file that stops them when their CPU time
-is used up. Without `reduce_for`, the pixels are those of torchvision's usual loader,
-`Image.open(file).convert("RGB")`, with two exceptions: EXIF orientation is applied (unless turned off), and 16-bit grey
-is scaled to 8 bits where Pillow would clip it.
+spend time or memory on. Pillow's plug-ins read from a file that stops them when their CPU time is used up. Without
+`reduce_for`, the pixels are those of torchvision's usual loader, `Image.open(file).convert("RGB")`, except that EXIF
+orientation is applied (unless turned off), and 16-bit grey is scaled to 8 bits where Pillow would clip it.
 """
 
 import ctypes
@@ -36,8 +35,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # CPU seconds for reading a header; ordinary ones take a thousandth of it.
 _HEADER_SECONDS: Final = 0.5
 
-# A JPEG is reduced to at least this multiple of the side it is resized to; with less, aliasing changes predictions (the
-# figures are in docs/serving.md).
+# A JPEG is reduced to at least this multiple of the side it is resized to; less would change predictions by aliasing.
 _MIN_REDUCED_RATIO: Final = 2
 
 # From EXIF orientation (CIPA DC-008, 4.6.4), except 1 for upright, to the operation that makes the image upright.

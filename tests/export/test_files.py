@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from export.errors import ExportError
-from export.files import sha256_of, write_all
+from export.files import make_directory, sha256_of, write_all
 
 EARLIER = {"a.onnx": b"earlier a", "a.int8.onnx": b"earlier int8", "a.json": b"earlier report"}
 NEW = {"a.onnx": b"new a", "a.int8.onnx": b"new int8", "a.json": b"new report"}
@@ -160,3 +160,11 @@ def test_a_kill_between_any_two_renames_leaves_files_of_one_set(tmp_path: Path) 
 def test_a_files_digest_is_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    make_directory(tmp_path / "models" / "mine")
+    assert (tmp_path / "models" / "mine").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"^cannot make the directory .*/file: File exists$"):
+        make_directory(tmp_path / "file")
