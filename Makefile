@@ -51,7 +51,7 @@ help: ## print this list
 
 serve: ## serve; export DenseNet-121 first if needed, or use the embedded model
 	@$(install_runtime)
-	@need=$$($(PYTHON) -m export.prepare $(if $(MODEL),--model '$(MODEL)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')) \
+	@need=$$($(PYTHON) export/prepare.py $(if $(MODEL),--model '$(MODEL)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')) \
 		|| exit $$?; test "$$need" = serve || { $(install_export) && $(run_export); }
 	@exec $(runtime) -m serve $(if $(MODEL),--model '$(MODEL)') $(if $(MODEL_VARIANT),--model-variant '$(MODEL_VARIANT)') \
 		$(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')

@@ -4,13 +4,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
 
-from serve.printable import printable
+from serve.printable import printable, progress_bar
 
 Progress = Callable[[int, int], None]  # called with what is done and the total
-
-_BAR_WIDTH: Final = 20
 
 
 @contextmanager
@@ -30,6 +27,5 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
 def show_progress(done: int, total: int) -> None:
     """Draws a progress bar if standard output is a terminal, and erases it when all is done."""
     if sys.stdout.isatty():
-        filled = _BAR_WIDTH * done // total
-        text = f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {done}/{total}"
+        text = f"{progress_bar(done / total)} {done}/{total}"
         print(text if done < total else " " * len(text), end="\b" * len(text), flush=True)

@@ -1,6 +1,6 @@
 """Decides for `make serve` whether to serve a model at once or to export DenseNet-121 first.
 
-    python -m export.prepare --weights densenet121.pth
+    python export/prepare.py --weights densenet121.pth
 
 Prints `serve` or `export` to standard output and the reason to standard error. Uses the standard library only, because
 serving needs no torch if there is a model already. Waits at most ten seconds for the network.
@@ -15,6 +15,9 @@ import urllib.request
 from pathlib import Path
 from typing import Final
 
+if not __package__:  # run by path: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
 from export.files import ROOT, sha256_of
 from serve.printable import ArgumentParser, one_line, printable_lines
 
@@ -28,7 +31,7 @@ _UNUSABLE: Final = 2
 
 def main() -> int:
     """Runs the command and returns its exit status."""
-    parser = ArgumentParser(prog="python -m export.prepare", description=(__doc__ or "").split("\n")[0])
+    parser = ArgumentParser(prog="python export/prepare.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="auto", help="the model to serve: auto, a name, or a file (default: auto)")
     parser.add_argument("--weights", type=Path, help="state dict to export DenseNet-121 from, unless it was already")
     options = parser.parse_args()

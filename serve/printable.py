@@ -4,6 +4,7 @@ import argparse
 from typing import Final, NoReturn
 
 _MAX_LINE: Final = 2000
+_BAR_WIDTH: Final = 30
 
 
 def printable(text: str) -> str:
@@ -29,6 +30,12 @@ def one_line(text: object) -> str:
 def printable_lines(text: object) -> str:
     """Makes each line of a text printable."""
     return "\n".join(map(printable, str(text).split("\n")))
+
+
+def progress_bar(share: float) -> str:
+    """Draws a bar and the percentage of `share`, 0 to 1."""
+    filled = round(min(1.0, share) * _BAR_WIDTH)
+    return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}] {share:4.0%}"
 
 
 class ArgumentParser(argparse.ArgumentParser):

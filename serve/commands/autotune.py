@@ -21,11 +21,10 @@ from serve.config.regular_file import read_text
 from serve.config.settings import MODELS, argument_parser, load_config
 from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
 from serve.errors import ConfigError
-from serve.files.progress import progress_bar
 from serve.imaging.preprocess import FloatArray
 from serve.model.files import find_model
 from serve.model.session import Model, load_model
-from serve.printable import printable
+from serve.printable import printable, progress_bar
 
 _ROUNDS: Final = 5
 _SINGLE_IMAGE_RUNS: Final = 12
@@ -76,7 +75,8 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        print(printable(f"Saved in {target}; the server reads it if started with --config {target}."))
+        how = "here" if target == Path(DEFAULT_FILE) else f"with --config {target}"
+        print(printable(f"Saved in {target}; the server reads it if started {how}."))
     return 0
 
 

@@ -5,15 +5,10 @@ import sys
 import time
 from typing import Final
 
-_WIDTH: Final = 30
+from serve.printable import progress_bar
+
 _REDRAW_SECONDS: Final = 0.2
 _CLEAR: Final = "\r\x1b[K"
-
-
-def progress_bar(share: float) -> str:
-    """Draws a bar and the percentage of `share`, 0 to 1."""
-    filled = round(min(1.0, share) * _WIDTH)
-    return f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {share:4.0%}"
 
 
 class FileProgress:

@@ -163,3 +163,7 @@ def test_output_is_compared_with_the_document(shown: str, printed: str, agreemen
     done = subprocess.CompletedProcess("", 0, printed, "")
     assert agrees(shown, done) is (agreement != "none")
     assert agrees(shown, done, same_model=True) is (agreement == "exact")
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110

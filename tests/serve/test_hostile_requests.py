@@ -54,7 +54,7 @@ def test_an_answer_with_internal_details_violates_the_contract() -> None:
 
 def test_malformed_log_lines_and_defects_are_found() -> None:
     good = json.dumps({"level": "info", "message": "x"})
-    bad = ["TIFFReadDirectory: Warning", json.dumps({"level": "error", "message": "unforeseen"}), "[]"]
+    bad = ["TIFFReadDirectory: Warning", json.dumps({"level": "error", "message": "unexpected error"}), "[]"]
     assert len(log_problems([good, *bad])) == len(bad)
 
 

@@ -17,8 +17,8 @@ SERVE = ROOT / "serve"
 FLOORS = (
     {"__main__"},
     {"commands"},
-    {"api", "files"},
-    {"model", "server"},
+    {"api", "files", "server"},
+    {"model"},
     {"imaging", "scheduling", "observability", "config"},
     {"problems"},
     {"errors", "printable", "__init__"},

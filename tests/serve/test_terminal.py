@@ -151,7 +151,7 @@ def test_autotune(tmp_path: Path) -> None:
 )
 def test_the_weights_are_checked_before_an_export(arguments: list[object]) -> None:
     nowhere = {"TORCH_HOME": f"/none{EVIL}"}
-    status, said = run([sys.executable, "-m", "export.prepare", *arguments], nowhere, on_terminal=True)
+    status, said = run([sys.executable, "export/prepare.py", *arguments], nowhere, on_terminal=True)
     assert (status, control_characters(said)) == (0 if TINY_MODEL in arguments else 2, []), said
 
 
