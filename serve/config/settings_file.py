@@ -48,7 +48,7 @@ def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[
     for name, value in entries.items():
         text = _as_text(value, defaults[name])
         if text is None:
-            raise ConfigError(f"settings file {path}: {name}={quoted(value)} has the wrong type")
+            raise ConfigError(f"settings file {path}: {name}={quoted(value)} has the wrong type or is too large")
         texts[name] = text
     return path, texts
 
