@@ -184,5 +184,5 @@ def test_photographs_that_cannot_be_read_are_named(densenet121: Architecture, tm
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(b"no picture")
     assert find_photographs([tmp_path, bad]) == [bad, bad]
-    with pytest.raises(PhotographError, match=r"bad\.jpg: The file is not a picture"):
+    with pytest.raises(PhotographError, match=r"bad\.jpg: The file is not an image"):
         compare_pixels(bad, densenet121.preset, densenet121.preprocessing)
