@@ -1,4 +1,4 @@
-"""What of the standard library and the installed packages is left out of the container image."""
+"""Lists the files of the standard library and the packages that the container image does not need."""
 
 from typing import Final
 

@@ -4,10 +4,10 @@
 
 Prints one JSON object. Each client is a thread with a blocking keep-alive connection and a request that was built
 beforehand. The clock starts once every client has had an answer (a single client: three), so that the queue is in
-its steady state. It stops after the time asked for, but not before every client has had another answer, because a slow
-server may send many at once at long intervals, and not before the minimum number of answers. The rate counts whole
-answers: those after the last one before the clock's start, up to the last one before its end. Then every client waits
-for its last answer, which leaves the server idle. Only right answers count.
+its steady state. It stops after the time asked for, but only once every client has had another answer (a slow server
+may send many at once, at long intervals) and the minimum number of answers has arrived. The rate counts whole answers:
+those after the last one before the clock's start, up to the last one before its end. Then every client waits for its
+last answer, which leaves the server idle. Only right answers count.
 """
 
 import argparse

@@ -24,9 +24,9 @@ class WorkerSpec:
     """How to start a worker.
 
     Attributes:
-        name: As reported.
-        python: Of the environment it runs in.
-        arguments: Of Python, which is started in the project's root.
+        name: Its name in results.
+        python: The interpreter of its environment.
+        arguments: The arguments of that interpreter, which is started in the project's root.
     """
 
     name: str

@@ -13,7 +13,7 @@ _LEAD_IN: Final = 0.7  # expected seconds of a measurement besides the measuring
 
 @dataclass(frozen=True)
 class Photo:
-    """What is sent. expect: right ImageNet ids, separated by commas."""
+    """A photograph to send, and the ImageNet ids that are right answers, separated by commas."""
 
     file: Path
     expect: str
@@ -26,7 +26,7 @@ class Workload:
     Attributes:
         photo: A key of the run's photographs.
         seconds: Length of the measurement in each round.
-        rounds: In how many rounds it is measured; None for all. A queue of 64 takes a slow server long.
+        rounds: In how many rounds it is measured; None for all. Slow servers take long to drain a queue of 64.
     """
 
     photo: str
@@ -41,7 +41,7 @@ class Workload:
 
     @property
     def expected_seconds(self) -> float:
-        """Of one measurement; many clients take a while until each has its first answer."""
+        """Seconds that one measurement takes, with the time until every client has had its first answer."""
         return self.seconds + _LEAD_IN + 0.06 * self.clients
 
 

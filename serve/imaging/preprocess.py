@@ -51,7 +51,7 @@ class Preprocessing:
             resize, crop, interpolation = card["resize"], card["crop"], card["interpolation"]
             mean, std = card["mean"], card["std"]
         except KeyError as missing:
-            raise ModelError(f"its metadata lacks {missing}, so it cannot say how images become its input") from missing
+            raise ModelError(f"its metadata lacks {missing}, which preprocessing needs") from missing
         if not (isinstance(crop, int) and isinstance(resize, int) and 1 <= crop <= resize <= _MAX_SIDE):
             raise ModelError(
                 f"its metadata has resize={resize!r} and crop={crop!r}, not pixels with crop ≤ resize ≤ {_MAX_SIDE}"

@@ -126,8 +126,8 @@ class Upload:
                 f"all together is {self._budget.max_bytes} bytes; try again in a moment."
             )
         return UploadTooSlow(
-            f"The body comes too slowly: {self.held} bytes in {_now() - began:.0f} s; the limit is "
-            f"{self._budget.seconds:g} s, and another for each {_BYTES_PER_SECOND} bytes."
+            f"The body arrives too slowly: {self.held} bytes in {_now() - began:.0f} s; the limit is "
+            f"{self._budget.seconds:g} s, plus 1 s for every {_BYTES_PER_SECOND} bytes."
         )
 
 

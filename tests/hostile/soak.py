@@ -187,7 +187,7 @@ async def soak(server: ServerProcess, minutes: float, seed: int) -> Record:
 
 
 def judge(record: Record, minutes: float) -> tuple[list[str], bool]:
-    """Lines of the table, and whether the load was sent, all requests are accounted for and nothing has grown."""
+    """Returns the table, and whether the load was sent, all requests are accounted for and nothing has grown."""
     kinds = sorted({kind for kind, _ in record.outcomes})
     outcomes = ["answered", "refused", "aborted by us", "wrong", "lost", "hung"]
     lines = [f"{'kind':<12}" + "".join(f"{outcome:>15}" for outcome in outcomes)]

@@ -97,7 +97,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path: Path) -> None:
 
 
 def test_the_error_omits_a_lock_holder_in_another_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in another container, whose lock holds but is not in this one's /proc/locks."""
+    """A lock from another container holds, but is not listed in this one's /proc/locks."""
     path = tmp_path / "output"
     read_text = Path.read_text
     monkeypatch.setattr(

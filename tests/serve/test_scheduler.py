@@ -235,7 +235,7 @@ def test_the_estimate_follows_items_that_had_one_cpu_and_a_result(make: Make) ->
         await scheduler.run(["unreadable"], soon())
         assert estimate(scheduler) == 1000
         await scheduler.run(["a", "b", "unreadable"], soon())  # while others wait, no item has all CPUs
-        assert estimate(scheduler) == pytest.approx(810, abs=5)  # two items of no time, each with a weight of a tenth
+        assert estimate(scheduler) == pytest.approx(810, abs=5)  # two items took no time, and each has a weight of 0.1
         assert scheduler.done == 5
 
     asyncio.run(scenario(make(streams=2, max_queue=4, item_seconds=1000.0)))

@@ -156,7 +156,7 @@ def test_a_body_that_arrives_too_slowly_gets_408_with_the_limit(short_limits: Se
         status, headers, problem = answer(connection)
         assert status == 408
         assert headers["connection"] == "close"
-        assert str(problem["detail"]).startswith("The body comes too slowly: 3 bytes in 1 s; the limit is 0.6 s")
+        assert str(problem["detail"]).startswith("The body arrives too slowly: 3 bytes in 1 s; the limit is 0.6 s")
         assert until_closed(connection) < 4
 
 
