@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,13 @@ from tests.references import DATA
 from tests.tiny_model import PATH as TINY_MODEL
 
 PHOTOS = DATA / "photos"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unignored_signals() -> None:
+    """Servers inherit ignored signals: a shell ignores SIGQUIT for background jobs, nohup ignores SIGHUP."""
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
