@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from benchmarks.harness.load import PERCENTILES, percentiles
 
+Result = dict[str, Any]  # what a command writes to benchmarks/results, as JSON
+
 _FIGURES: Final = ("images_per_s", "beyond_ms", "load_cpu_share", "others_cpu_share")
 
 

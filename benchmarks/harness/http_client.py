@@ -53,7 +53,7 @@ def build_request(host: str, path: str, photo: bytes, send: str) -> bytes:
         send: `multipart:FIELD`, `raw:MEDIA/TYPE`, or `v2:INPUT` (Open Inference Protocol, base64).
 
     Raises:
-        ValueError: `send` is none of these.
+        ValueError: `send` has another form.
     """
     kind, _, detail = send.partition(":")
     if kind == "multipart":
@@ -76,7 +76,7 @@ def build_request(host: str, path: str, photo: bytes, send: str) -> bytes:
         }
         body = json.dumps({"inputs": [value]}).encode()
     else:
-        raise ValueError(f"{send!r} is none of multipart:FIELD, raw:MEDIA/TYPE, v2:INPUT")
+        raise ValueError(f"{send!r} is not multipart:FIELD, raw:MEDIA/TYPE or v2:INPUT")
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

@@ -18,14 +18,14 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
+from benchmarks.harness.machine import ROOT
 from serve.printable import ArgumentParser
 
 _LARGE: Final = (4000, 3000)
 _QUALITY: Final = 90
 _NOISE: Final = 6.0  # standard deviation in grey levels, about that of a compact camera at a middle ISO
-_ROOT: Final = Path(__file__).resolve().parents[2]
-UNAMBIGUOUS: Final = _ROOT / "tests/data/photos/coffee.jpg"
-_MODEL: Final = _ROOT / "models/densenet121.onnx"
+UNAMBIGUOUS: Final = ROOT / "tests/data/photos/coffee.jpg"
+_MODEL: Final = ROOT / "models/densenet121.onnx"
 
 
 def main() -> int:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from benchmarks.harness.figures import Result
 from benchmarks.harness.machine import describe_cpu
 from benchmarks.reporting.report import disturbances, format_figure, format_table
 
-Result = dict[str, Any]
 _MIN_CHANGE: Final = 0.03
 _FEW_ROUNDS: Final = 3
 _COMPARED: Final = ("p50_ms", "p99_ms", "images_per_s", "beyond_ms")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.harness.figures import Result
 from benchmarks.harness.installed import BASELINE, OURS
 from benchmarks.harness.machine import RESULTS, ROOT
 from benchmarks.reporting.plots import draw, draw_sizes
@@ -28,8 +29,6 @@ _FIGURE: Final = re.compile(r"(<!-- figure: (?P<name>\w+) -->)[^<`]*(<!-- /figur
 _BUSY: Final = 0.7  # of the CPUs; the rest is for peaks
 _DOLLARS_A_CPU_HOUR: Final = 0.04
 _BYTES_OUT: Final = 4000  # for each image: an answer of 1 KB and acknowledgements of 3 KB
-
-Result = dict[str, Any]
 
 
 def refresh(documents: Iterable[Path] = DOCUMENTS) -> list[str]:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from benchmarks.harness.figures import Result
 from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32
 from benchmarks.reporting.charts import Bar, Stack, bar_chart, stack_chart
 from benchmarks.reporting.report import describe_run
 
-Result = dict[str, Any]
 _KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", BASELINE: "baseline", LOOP: "limit"}
 
 _DECODING = "ours and 'draft' decode at a reduced scale, 'exact' and the others in full"

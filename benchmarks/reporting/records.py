@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.harness.figures import Result
 from benchmarks.harness.machine import RESULTS, ROOT, provenance
 from benchmarks.reporting.documents import refresh
 from benchmarks.reporting.report import caveats
@@ -17,8 +18,6 @@ from serve.printable import printable
 _UNOFFICIAL_RESULTS: Final = ROOT / "build/benchmarks/results"
 # Options that decide how much is measured.
 _AMOUNTS: Final = ("scale", "rounds", "starts", "seconds", "clients", "timed", "files", "peers")
-
-Result = dict[str, Any]
 
 
 def shortened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:

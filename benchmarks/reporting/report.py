@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from benchmarks.harness.figures import Result
 from benchmarks.harness.machine import describe_cpu, describe_torch
 from benchmarks.reporting.targets import failures
 
-Result = dict[str, Any]
 _DISTURBED = 0.05
 
 

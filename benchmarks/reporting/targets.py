@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.harness.figures import spread
+from benchmarks.harness.figures import Result, spread
 from benchmarks.harness.installed import BASELINE, LOOP, OURS
 from benchmarks.harness.peer_catalogue import DRAFT
 
-Result = dict[str, Any]
 Spread = dict[str, Any]
 Measure = Callable[[Result], tuple[Spread, str] | None]
 

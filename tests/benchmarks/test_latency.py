@@ -11,8 +11,7 @@ import pytest
 
 from benchmarks.harness.installed import OURS
 from tests.benchmarks.results import result, server
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.server_process import ROOT
 
 
 @pytest.fixture

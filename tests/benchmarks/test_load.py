@@ -14,9 +14,9 @@ import pytest
 from benchmarks.harness.http_client import BrokenAnswer, Connection, build_request
 from benchmarks.harness.load import Load, percentile, percentiles, run_load
 from tests.benchmarks.scripted_server import RIGHT, WRONG, always, answering
+from tests.server_process import ROOT
 
 PHOTO = b"\xff\xd8\xff not much of a photograph"
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def short(url: str, **settings: Any) -> Load:
