@@ -108,8 +108,8 @@ def run_bare(options: argparse.Namespace) -> dict[str, Any]:
 def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
     """Measure the images a second of the engine alone."""
     from serve.config.settings import load_config
+    from serve.imaging.malloc import tune_malloc
     from serve.model.classifier import load_classifier
-    from serve.scheduling.malloc import tune_malloc
 
     tune_malloc()
     config = load_config(["--model", model], os.environ)

@@ -25,8 +25,8 @@ from benchmarks.harness.machine import ROOT
 from benchmarks.harness.processes import ProcessTree
 from benchmarks.reporting.records import PrintedResult, add_output
 from serve.config.cpus import cpu_budget
+from serve.imaging.malloc import trim_malloc, tune_malloc
 from serve.printable import ArgumentParser
-from serve.scheduling.malloc import trim_malloc, tune_malloc
 
 _SINGLE_CALLS: Final = 20
 _LOADED_SECONDS: Final = 1.0

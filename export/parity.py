@@ -18,7 +18,8 @@ from export.architectures import Architecture
 from export.console import Progress
 from export.errors import ParityError
 from export.photographs import read_photograph
-from serve.imaging.preprocess import FloatArray, Preprocessing
+from serve.imaging.normalise import FloatArray
+from serve.imaging.preprocess import Preprocessing
 
 LOGIT_TOLERANCE: Final = 1e-4
 PIXEL_TOLERANCE: Final = 1e-6

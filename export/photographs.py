@@ -7,8 +7,10 @@ from typing import Final
 from export.errors import PhotographError
 from export.files import ROOT
 from serve.errors import RequestError
-from serve.imaging.decode import ImageLimits, decode, open_image
-from serve.imaging.preprocess import FloatArray, Preprocessing, to_input
+from serve.imaging.decode import decode, open_image
+from serve.imaging.limits import ImageLimits
+from serve.imaging.normalise import FloatArray, to_input
+from serve.imaging.preprocess import Preprocessing
 
 PROJECT_PHOTOGRAPHS: Final = ROOT / "tests" / "data" / "photos"
 _SUFFIXES: Final = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}

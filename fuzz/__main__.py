@@ -1,4 +1,4 @@
-"""`python -m fuzz TARGET [libFuzzer flags and corpus folders]` runs picture, multipart or inference under atheris."""
+"""`python -m fuzz TARGET [libFuzzer flags and corpus folders]` runs a target under atheris."""
 
 import sys
 

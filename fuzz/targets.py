@@ -5,21 +5,30 @@ python -m fuzz picture -max_total_time=1800 FOLDER
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from typing import Final
 
 import numpy as np
 
 from serve.api.upload import UploadLimits, read_upload
 from serve.api.v2.messages import Signature, parse_request, write_response
-from serve.errors import RequestError
-from serve.imaging.decode import ImageLimits, decode, open_image
-from serve.imaging.preprocess import Preprocessing, to_input
+from serve.errors import DecodeTimeout, RequestError, TooComplex
+from serve.imaging.crops import InProcessDecoder
+from serve.imaging.decode import decode, open_image
+from serve.imaging.fork_server import ForkServer
+from serve.imaging.formats import ACCEPTED_FORMATS
+from serve.imaging.limits import ImageLimits, require_format
+from serve.imaging.messages import Rules
+from serve.imaging.normalise import to_input
+from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
+from serve.imaging.preprocess import Preprocessing
 from serve.model.postprocess import Label
 from serve.problems import problem_from
 
 _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # A fifth of a megapixel, so that there are many inputs a second.
 _LIMITS: Final = ImageLimits(200_000, 100, 1.0)
+_RULES: Final = Rules(_SPEC, _LIMITS)
 _SIGNATURE: Final = Signature("tiny", 2, (Label("n1", "one"), Label("n2", "two")), 4)
 _UPLOAD_LIMITS: Final = UploadLimits(1 << 20, 4)
 
@@ -33,6 +42,26 @@ def picture(data: bytes) -> None:
         return
     if batch.shape != (1, 3, 28, 28) or not (abs(batch) <= 1.0).all():
         raise AssertionError(f"an image became {batch.shape} with values up to {abs(batch).max()}")
+
+
+def boxed(data: bytes) -> None:
+    """Fuzz one file in a decoder process, whose answer must be that of decoding in this process."""
+    answers: list[bytes | str] = []
+    for decoders in (_pool(), InProcessDecoder(_RULES)):
+        try:
+            answers.append(decoders.decode(data, require_format(data)).pixels)
+        except (DecodeTimeout, TooComplex):  # these limits hold in a decoder process only
+            return
+        except RequestError as error:
+            answers.append(str(error))
+    if answers[0] != answers[1]:
+        raise AssertionError("a decoder process has another answer than this one")
+
+
+@cache
+def _pool() -> DecoderPool:
+    options = PoolOptions(_RULES, max_bytes=1 << 24, reuse=ACCEPTED_FORMATS, sandbox=REQUIRED)
+    return DecoderPool(ForkServer(), options)
 
 
 def multipart(data: bytes) -> None:
@@ -72,6 +101,7 @@ def inference(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "picture": picture,
+    "boxed": boxed,
     "multipart": multipart,
     "inference": inference,
 }

@@ -16,10 +16,10 @@ import sys
 from typing import Final
 
 from serve.commands.failures import failure_reason
-from serve.config.settings import unknown_variables
+from serve.config.environment import unknown_variables
 from serve.errors import StartError
+from serve.imaging.malloc import tune_malloc
 from serve.printable import one_line
-from serve.scheduling.malloc import tune_malloc
 
 _COMMANDS: Final = ("classify", "autotune", "config", "health")
 

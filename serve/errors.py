@@ -108,7 +108,7 @@ class TooManyFrames(RequestError):
 
 
 class TooComplex(RequestError):
-    """The image takes more work than its size warrants: too many scans or strips, or too much time."""
+    """The image takes more memory to decode than a decoder may have."""
 
 
 class UnsupportedBody(RequestError):
@@ -121,6 +121,14 @@ class UnsupportedFormat(RequestError):
 
 class UndecodableImage(RequestError):
     """The file is in an accepted format but cannot be decoded."""
+
+
+class DecodeTimeout(RequestError):
+    """The image takes longer to decode than allowed."""
+
+
+class DecoderDied(RequestError):
+    """The process that decoded the image died of it."""
 
 
 class QueueFull(RequestError):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from serve.imaging.preprocess import FloatArray
+from serve.imaging.normalise import FloatArray
 
 DATA = Path(__file__).parent / "data"
 PICTURES = DATA / "pictures"

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from serve.imaging.preprocess import Preprocessing, to_input
+from serve.imaging.normalise import to_input
+from serve.imaging.preprocess import Preprocessing
 
 if TYPE_CHECKING:
     from torchvision.models.densenet import DenseNet

@@ -28,9 +28,9 @@ from serve.config.settings import ROOT, Config, load_config
 from serve.errors import ConfigError
 from serve.files.paths import expand_paths
 from serve.files.runner import UNREADABLE_DETAIL, classify_file, read_file, read_limited
+from serve.imaging.malloc import tune_malloc
 from serve.model.classifier import load_classifier
 from serve.model.postprocess import DEFAULT_TOP_K
-from serve.scheduling.malloc import tune_malloc
 
 # Rows in one Parquet file: at most so many are lost by an interruption.
 _PART_ROWS: Final = 2000

@@ -19,8 +19,8 @@ from starlette.applications import Starlette
 
 from serve.api.app import create_app
 from serve.config.settings import load_config
+from serve.imaging.malloc import tune_malloc
 from serve.model.classifier import load_classifier
-from serve.scheduling.malloc import tune_malloc
 
 NAME: Final = "classifier"
 # A replica's queue answers 429 when it is full; Ray holds requests back before that.

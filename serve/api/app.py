@@ -24,6 +24,7 @@ from serve.api.v2.messages import LENGTH_HEADER
 from serve.config.hosts import AllowedHosts
 from serve.config.settings import Config
 from serve.errors import RequestError
+from serve.imaging.pool import DEATHS
 from serve.model.classifier import Classifier
 from serve.observability.metrics import NO_ROUTE, Metrics
 from serve.problems import problem
@@ -34,9 +35,13 @@ KeyCheck = Callable[[bytes | None], None]
 
 
 def create_metrics(classifier: Classifier) -> Metrics:
-    """Returns new metrics labelled with this release and this model."""
-    model = classifier.model
-    return Metrics({"version": __version__, "model": model.name, "variant": str(model.card["variant"])})
+    """Returns new metrics labelled with this release and this model, which count its decoders' deaths."""
+    model, decoders = classifier.model, classifier.decoders
+    build = {"version": __version__, "model": model.name, "variant": str(model.card["variant"])}
+    metrics = Metrics({**build, "decoders": decoders.state})
+    metrics.declare_deaths(DEATHS)
+    decoders.on_death = metrics.count_death
+    return metrics
 
 
 class GuardedRoute(Route):

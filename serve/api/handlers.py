@@ -5,7 +5,7 @@ import time
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from serve.api.deadlines import until, while_connected
+from serve.api.deadlines import while_connected
 from serve.api.form import UploadedFile
 from serve.api.openapi.docs_page import render_docs_page
 from serve.api.openapi.document import openapi_document
@@ -14,7 +14,7 @@ from serve.api.pipeline import Pipeline
 from serve.api.responses import JSONLineResponse, result_entry
 from serve.api.start_page import prefers_html, security_headers, start_page, with_address
 from serve.api.upload import read_upload
-from serve.errors import QueueFull, RequestError
+from serve.errors import RequestError
 from serve.model.classifier import Classified, Opened, prediction
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.scheduling.scheduler import Outcome
@@ -86,20 +86,15 @@ class Handlers:
         return JSONLineResponse({"results": results}, headers=timing)
 
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
-        """Returns one outcome per file; files that fail their header check are never queued."""
-        async with until(deadline):
-            # The start page sends an empty file beside its image, which therefore still counts as alone.
-            alone = sum(bool(file.data) for file in files) == 1
-            opened = [await self._open(file, top_k, alone) for file in files]
+        """Returns one outcome per file; files of no accepted format are never queued."""
+        opened = [self._open(file, top_k) for file in files]
         jobs = [job for job in opened if isinstance(job, Opened)]
         computed = iter(await self._pipeline.compute(jobs, deadline) if jobs else [])
         return [next(computed) if isinstance(job, Opened) else Outcome(0.0, error=job) for job in opened]
 
-    async def _open(self, file: UploadedFile, top_k: int, alone: bool) -> Opened | RequestError:
-        """Returns the job, or what is wrong with this file; `QueueFull` is raised, because it concerns every file."""
+    def _open(self, file: UploadedFile, top_k: int) -> Opened | RequestError:
+        """Returns the job, or what is wrong with this file."""
         try:
-            return await self._pipeline.open(file.data, top_k, alone)
-        except QueueFull:
-            raise
+            return self._pipeline.classifier.open(file.data, top_k)
         except RequestError as error:
             return error

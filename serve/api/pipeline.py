@@ -13,12 +13,11 @@ from serve.api.responses import server_timing, stage_seconds
 from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
-from serve.imaging.formats import is_quick_to_open
+from serve.imaging.malloc import trim_malloc
 from serve.model.classifier import Classified, Classifier, Opened, Prepared
 from serve.observability.metrics import Metrics
-from serve.scheduling.header_checks import Inspector
 from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
-from serve.scheduling.malloc import trim_malloc
+from serve.scheduling.message_thread import MessageThread
 from serve.scheduling.scheduler import Outcome, Scheduler
 from serve.scheduling.upload_budget import Upload, UploadBudget
 
@@ -30,8 +29,7 @@ _TRIM_SECONDS: Final = 5.0
 class Pipeline:
     """A loaded classifier with the scheduler that runs it, and the limits, deadlines and metrics of its requests.
 
-    Decoding and inference never run on the event loop. A header check runs there only if it is sure to be quick: most
-    take microseconds, but a file can contain millions of empty segments.
+    Decoding and inference never run on the event loop.
     """
 
     def __init__(self, config: Config, classifier: Classifier, lifecycle: Lifecycle, metrics: Metrics) -> None:
@@ -45,7 +43,7 @@ class Pipeline:
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
-        self.header_checks = Inspector(self.config.max_queue)
+        self.messages = MessageThread(self.config.max_queue)
         self.scheduler: Scheduler[Opened | Prepared, Prepared, Classified] = Scheduler(
             self._prepare,
             self.classifier.compute,
@@ -61,7 +59,7 @@ class Pipeline:
         finally:
             trimming.cancel()
             self.lifecycle.begin_drain()
-            self.header_checks.close()
+            self.messages.close()
             self.scheduler.close(_CLOSING_SECONDS)
 
     @contextlib.asynccontextmanager
@@ -80,22 +78,6 @@ class Pipeline:
     def request_timeout(self, request: Request) -> float:
         """Returns the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
         return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
-
-    async def open(self, image: bytes, top_k: int, alone: bool) -> Opened:
-        """Checks an image by its header.
-
-        Args:
-            image: the encoded file.
-            top_k: how many classes to name.
-            alone: whether the request has no other image, so that a quick check may run on the event loop.
-
-        Raises:
-            QueueFull: too many images are waiting for their header check.
-            RequestError: whatever `Classifier.open` raises.
-        """
-        if not image or (alone and is_quick_to_open(image)):
-            return self.classifier.open(image, top_k)
-        return await self.header_checks.check(self.classifier.open, image, top_k)
 
     async def compute(self, jobs: Sequence[Opened | Prepared], deadline: float) -> list[Outcome[Classified]]:
         """Classifies images; the arguments, outcomes and errors are those of `Scheduler.run`."""
@@ -136,7 +118,7 @@ class Pipeline:
             await asyncio.sleep(_TRIM_SECONDS)
             if self.scheduler.done != done:
                 done = self.scheduler.done
-                self.header_checks.do(trim_malloc)
+                self.messages.do(trim_malloc)
 
 
 def _asks_for_timing(request: Request) -> bool:

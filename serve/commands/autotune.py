@@ -21,7 +21,7 @@ from serve.config.regular_file import read_text
 from serve.config.settings import MODELS, argument_parser, load_config
 from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
 from serve.errors import ConfigError
-from serve.imaging.preprocess import FloatArray
+from serve.imaging.normalise import FloatArray
 from serve.model.files import find_model
 from serve.model.session import Model, load_model
 from serve.printable import printable, progress_bar

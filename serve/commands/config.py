@@ -7,12 +7,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from serve.config.settings import argument_parser, format_value, load_settings
+from serve.config.settings import Config, argument_parser, format_value, load_settings
+from serve.errors import StartError
+from serve.imaging.crops import OFF
+from serve.imaging.fork_server import ForkServer
+from serve.imaging.limits import ImageLimits
+from serve.imaging.messages import Rules
+from serve.imaging.pool import DecoderPool, PoolOptions
+from serve.imaging.preprocess import Preprocessing
 from serve.printable import printable
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Prints a line for each setting: name, value, source.
+    """Prints a line for each setting, name, value and source, and one for the decoders on this system.
 
     Returns:
         The exit status, 0.
@@ -26,6 +33,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         (setting.name, printable(_format(getattr(config, setting.name))), sources.get(setting.name, "default"))
         for setting in fields(config)
     ]
+    rows.append(("decoders", _decoder_state(config), "this system"))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     try:
         for name, value, source in rows:
@@ -34,6 +42,20 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     except BrokenPipeError:  # as with `| head`; no one reads the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _decoder_state(config: Config) -> str:
+    """Returns what a server with these settings says of its decoders: sealed, isolated or off."""
+    if config.sandbox == OFF:
+        return OFF
+    fork_server = ForkServer()
+    try:
+        rules = Rules(Preprocessing(1, "nearest", 1, (0, 0, 0), (1, 1, 1)), ImageLimits(1))
+        return DecoderPool(fork_server, PoolOptions(rules, max_bytes=1)).state
+    except StartError as error:
+        return str(error)
+    finally:
+        fork_server.close()
 
 
 def _format(value: Any) -> str:

@@ -14,13 +14,15 @@ from dataclasses import replace
 from typing import Final
 
 from serve.commands.failures import failure_reason
-from serve.config.settings import Config, load_config, unknown_variables
+from serve.config.environment import unknown_variables
+from serve.config.settings import Config, load_config
 from serve.errors import StartError
+from serve.imaging.crops import OFF
+from serve.imaging.malloc import trim_malloc
 from serve.model.files import AUTO, EMBEDDED_MODEL
 from serve.observability.error_stream import install_error_stream
 from serve.observability.log import log_uncaught_errors, set_up_logging
 from serve.observability.shared_metrics import use_unshared_metrics
-from serve.scheduling.malloc import trim_malloc
 from serve.server.connections import MAX_EXCESS_CONNECTIONS
 from serve.server.signals import exit_now, report_start_failure
 from serve.server.sockets import listen
@@ -28,6 +30,8 @@ from serve.server.supervisor import RunWorker, Supervisor, cpu_share
 
 # Libraries, the model, the listening socket and the event loop's own files.
 _OTHER_FILES: Final = 64
+# Three for each of a stream's decoders: in use, kept, and fresh.
+_DECODER_FILES: Final = 9
 
 log = logging.getLogger("serve")
 
@@ -52,7 +56,7 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     log_uncaught_errors()
     for warning in unknown_variables(environment):
         log.warning("%s", warning)
-    raise_file_limit(config.max_connections)
+    raise_file_limit(config.max_connections, config.thread_plan.streams)
     # Listen before loading the model, so that the commonest mistake, a port in use, is reported at once.
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen(config)]
@@ -62,13 +66,13 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         return serve(config, listeners[0])
 
 
-def raise_file_limit(connections: int) -> None:
-    """Raises the limit on open files so that this many connections fit.
+def raise_file_limit(connections: int, streams: int = 1) -> None:
+    """Raises the limit on open files so that this many connections fit, and the decoders of this many streams.
 
     Raises:
         StartError: the system's hard limit is lower.
     """
-    needed = connections + MAX_EXCESS_CONNECTIONS + _OTHER_FILES
+    needed = connections + MAX_EXCESS_CONNECTIONS + _OTHER_FILES + _DECODER_FILES * streams
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         if hard != resource.RLIM_INFINITY and hard < needed:
@@ -123,8 +127,10 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
             EMBEDDED_MODEL,
         )
     plan = config.thread_plan
+    if classifier.decoders.state == OFF:
+        log.warning("sandbox=off: images are decoded in the process that has the model and the keys; debugging only")
     log.info(
-        "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d); "
+        "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d), decoders %s; "
         "try: curl -F 'file=@cat.jpg' %s/upload",
         classifier.model.name,
         classifier.model.card["variant"],
@@ -134,6 +140,7 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
         plan.budget.reason,
         plan.streams,
         plan.intra_op_threads,
+        classifier.decoders.state,
         url,
         extra={"fields": {"url": url}},
     )
@@ -144,6 +151,8 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
             raise
         log.exception("the server failed")
         return 1
+    finally:
+        classifier.close()
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 Parser = Callable[[str], Any]
+FORMATS: Final = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
 _MAX_LIST: Final = 4096
 
 
@@ -67,6 +68,17 @@ def execution_providers(text: str) -> tuple[str, ...]:
     if not found:
         raise ValueError("must not be empty")
     return _matching(found, r"[a-z0-9]+", "an execution provider such as cuda or cpu")
+
+
+def formats(text: str) -> tuple[str, ...]:
+    """Parses names of image formats, `all` for every one, or `none`."""
+    found = tuple(word.lower() for word in split_list(text))
+    if found in (("all",), ("none",)):
+        return FORMATS if found == ("all",) else ()
+    for name in found:
+        if name not in FORMATS:
+            raise ValueError(f"{name!r} is not one of {', '.join(FORMATS)}")
+    return found
 
 
 def split_list(text: str) -> tuple[str, ...]:

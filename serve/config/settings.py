@@ -5,8 +5,6 @@ Each field is one setting: `--max-files` on the command line, else `SERVE_MAX_FI
 """
 
 import argparse
-import difflib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +15,7 @@ from serve.config.parsers import (
     Parser,
     execution_providers,
     file_path,
+    formats,
     host_names,
     integer,
     non_empty,
@@ -26,15 +25,10 @@ from serve.config.parsers import (
 )
 from serve.config.settings_file import DEFAULT_FILE, quoted, read_settings_file
 from serve.errors import ConfigError
-from serve.printable import ArgumentParser, shortened
+from serve.printable import ArgumentParser
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 MODELS: Final = ROOT / "models"
-# Variables that Kubernetes sets in every pod for a Service named "serve" or "serve-...".
-_SERVICE_LINK: Final = re.compile(r"SERVE_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCTP)\w*)")
-_SERVICE_ADDRESS: Final = re.compile(r"(tcp|udp|sctp)://")
-# A Service name has at most 63 characters and a port name 15; matching longer names would take quadratic time.
-_MAX_NAME: Final = 200
 
 
 def _setting(default: Any, parse: Parser, help_text: str) -> Any:
@@ -96,6 +90,17 @@ class Config:
     max_pixels: int = _setting(50_000_000, integer(1, 2**40), "most pixels in an image, by its header")
     max_frames: int = _setting(1000, integer(1, 2**40), "most frames in an animation; only the first is classified")
     max_decode_ms: int = _setting(1500, integer(1, 86_400_000), "most milliseconds of CPU time to decode an image")
+    sandbox: str = _setting(
+        "auto",
+        one_of("auto", "required", "off"),
+        "auto: seal the decoders if the system can; required: else do not start; off: none, for debugging only",
+    )
+    decoder_memory_mb: int = _setting(
+        0, integer(0, 2**20), "MB that decoding an image may take; 0: what an image of the most pixels needs"
+    )
+    decoder_reuse: tuple[str, ...] = _setting(
+        ("jpeg", "png"), formats, "formats whose decoder takes more images, separated by commas; all, or none"
+    )
     max_files: int = _setting(32, integer(1, 10_000), "most files in a request")
     exif_orientation: bool = _setting(True, on_off, "rotate images upright by EXIF: on or off (TIFF always)")
     allowed_hosts: tuple[str, ...] = _setting(
@@ -154,7 +159,7 @@ def load_settings(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for setting in fields(Config):
-        flag, variable = _names(setting.name)
+        flag, variable = names_of(setting.name)
         if flags[setting.name] is not None:
             kind, source, text = f"flag {flag}", flag, flags[setting.name]
         elif variable in environment:
@@ -178,21 +183,7 @@ def load_settings(
     return config, sources
 
 
-def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Returns a sentence for each SERVE_* variable that is not a setting, with the setting that is probably meant."""
-    known = ["SERVE_CONFIG", *(_names(setting.name)[1] for setting in fields(Config))]
-    found = []
-    for name, value in sorted(environment.items()):
-        short = len(name) <= _MAX_NAME
-        of_service = (short and _SERVICE_LINK.fullmatch(name)) or _SERVICE_ADDRESS.match(value)
-        if name.startswith("SERVE_") and name not in known and not of_service:
-            near = difflib.get_close_matches(name, known, 1, cutoff=0.8) if short else []
-            hint = f"; did you mean {near[0]}?" if near else ""
-            found.append(f"unknown setting {shortened(name, _MAX_NAME)} in the environment{hint}")
-    return found
-
-
-def _names(setting: str) -> tuple[str, str]:
+def names_of(setting: str) -> tuple[str, str]:
     """Returns the flag and the environment variable of a setting."""
     return f"--{setting.replace('_', '-')}", f"SERVE_{setting.upper()}"
 
@@ -226,7 +217,7 @@ def argument_parser(
     text = f"TOML file with settings [SERVE_CONFIG, default: {DEFAULT_FILE} if it exists]"
     settings.add_argument("--config", metavar="FILE", help=text)
     for setting in fields(Config):
-        flag, variable = _names(setting.name)
+        flag, variable = names_of(setting.name)
         text = f"{setting.metadata['help']} [{variable}, default: {format_value(setting.default)}]"
         settings.add_argument(flag, metavar="VALUE", help=text)
     return parser

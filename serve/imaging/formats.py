@@ -1,4 +1,4 @@
-"""Recognises the accepted image formats by their first bytes, and JPEGs whose header is quick to read."""
+"""Recognises the accepted image formats by their first bytes."""
 
 import re
 from typing import Final
@@ -18,15 +18,6 @@ _SIGNATURES: Final = {
 }
 _SIGNATURE_BYTES: Final = 64
 
-# JPEG's markers (ITU-T T.81, table B.1); ordinary files have ten or twenty segments before their pixels.
-_START_OF_SCAN: Final = b"\xff\xda"
-_FIRST_MARKER_WITH_LENGTH: Final = 0xC0
-_QUICK_SEGMENTS: Final = 64
-_QUICK_BYTES: Final = 256 * 1024
-_QUICK_FILE_BYTES: Final = 2**20
-# Segments whose entries are all parsed: EXIF's and Photoshop's (APP13).
-_EXIF, _PHOTOSHOP = b"Exif\0\0", b"Photos"
-
 
 def sniff_format(data: bytes) -> str | None:
     """Returns the accepted format whose signature `data` begins with, one of `ACCEPTED_FORMATS`, or None."""
@@ -34,20 +25,18 @@ def sniff_format(data: bytes) -> str | None:
     return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
 
 
-def is_quick_to_open(data: bytes) -> bool:
-    """Returns whether the header is quick to read for certain: a small JPEG with few segments before its pixels."""
-    if len(data) > _QUICK_FILE_BYTES or sniff_format(data) != "JPEG":
-        return False
-    position, seen = 2, []
-    for _ in range(_QUICK_SEGMENTS):
-        head = data[position : position + 10]
-        marker = head[:2]
-        if marker == _START_OF_SCAN:
-            return True
-        seen.append(head[4:])
-        if len(head) < 10 or head[0] != 0xFF or head[1] < _FIRST_MARKER_WITH_LENGTH or position > _QUICK_BYTES:
-            return False
-        if seen.count(_EXIF) > 1 or seen.count(_PHOTOSHOP) > 1:
-            return False
-        position += 2 + int.from_bytes(head[2:4], "big")
-    return False
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """Returns width and height of a WebP by its first chunk (RFC 9649, RFC 6386), or None if it is none of the known.
+
+    Its decoder allocates an image's memory before it tells the size.
+
+    Args:
+        data: an encoded image that begins like WebP.
+    """
+    layout = {b"VP8X": (24, 6, 24, 24, 1), b"VP8L": (21, 4, 14, 14, 1), b"VP8 ": (26, 4, 16, 14, 0)}.get(data[12:16])
+    if layout is None:
+        return None
+    start, length, height_at, bits, added = layout
+    number = int.from_bytes(data[start : start + length], "little")
+    mask = (1 << bits) - 1
+    return (number & mask) + added, (number >> height_at & mask) + added

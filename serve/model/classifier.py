@@ -1,30 +1,34 @@
 """Classifies one image with a loaded model, without HTTP: from encoded bytes to a prediction."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image
-
 from serve.config.settings import MODELS, Config
-from serve.errors import EmptyFile, ModelError
-from serve.imaging.decode import ImageLimits, decode, estimate_decoding_pixels, open_image
-from serve.imaging.preprocess import FloatArray, Preprocessing, to_input
+from serve.errors import EmptyFile, ModelError, StartError
+from serve.imaging.crops import OFF, Decoders, InProcessDecoder
+from serve.imaging.fork_server import ForkServer
+from serve.imaging.formats import ACCEPTED_FORMATS
+from serve.imaging.limits import ImageLimits, require_format
+from serve.imaging.messages import Rules
+from serve.imaging.normalise import FloatArray, normalise
+from serve.imaging.pool import DecoderPool, PoolOptions
+from serve.imaging.preprocess import Preprocessing
 from serve.model.files import AUTO, find_model
 from serve.model.postprocess import Label, ScoredLabel, load_class_index, top_k
 from serve.model.session import Model, load_model
-from serve.scheduling.pixel_budget import PixelBudget
 
 _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
 
 
 @dataclass(frozen=True)
 class Opened:
-    """An image whose header was checked, the number of classes to predict, and the seconds the check took."""
+    """An encoded image of an accepted format, and the number of classes to predict."""
 
-    image: Image.Image
+    data: bytes
+    format_name: str
     top_k: int
-    open_seconds: float
 
 
 @dataclass(frozen=True)
@@ -51,46 +55,40 @@ class Classifier:
     """A warm model with its preprocessing and labels; thread-safe.
 
     Attributes:
-        pixel_budget: limits the pixels decoded at once, each of which takes up to 16 bytes during decoding.
+        decoders: decode the images; closed by `close`.
+        fork_server: forks the decoders, and ends with them; None if there is none, or it belongs to another.
     """
 
     model: Model
     preprocessing: Preprocessing
     labels: tuple[Label, ...]
-    limits: ImageLimits
-    exif_orientation: bool
-    exact_decode: bool
-    pixel_budget: PixelBudget
+    decoders: Decoders
+    fork_server: ForkServer | None = None
 
     def open(self, data: bytes, k: int) -> Opened:
-        """Checks an image by its header, without decoding it.
+        """Recognises an image's format by its first bytes.
 
         Raises:
             EmptyFile: there are no bytes.
-            RequestError: as from `open_image`.
+            UnsupportedFormat: no accepted format begins like it.
         """
         if not data:
             raise EmptyFile("The file is empty; curl sends a folder as an empty file, too.")
-        started = time.perf_counter()
-        image = open_image(data, self.preprocessing, self.limits)
-        return Opened(image, k, time.perf_counter() - started)
+        return Opened(data, require_format(data), k)
 
     def prepare(self, job: Opened | Prepared) -> Prepared:
-        """Decodes and preprocesses an image on the calling thread, unless it is prepared; CPU-bound for milliseconds.
+        """Decodes an image in a decoder process and normalises it, unless it is prepared; takes milliseconds.
 
         Raises:
-            RequestError: as from `decode`.
+            RequestError: as from `Decoders.decode`.
         """
         if isinstance(job, Prepared):
             return job
-        reduce_for = None if self.exact_decode else self.preprocessing
-        with self.pixel_budget.acquire(estimate_decoding_pixels(job.image, reduce_for)):
-            started = time.perf_counter()
-            rgb = decode(job.image, self.exif_orientation, reduce_for)
-            decoded = time.perf_counter()
-            batch = to_input(rgb, self.preprocessing, self.exact_decode)
-        seconds = {"decode": job.open_seconds + decoded - started, "preprocess": time.perf_counter() - decoded}
-        return Prepared(batch, job.top_k, seconds)
+        crop = self.decoders.decode(job.data, job.format_name)
+        started = time.perf_counter()
+        batch = normalise(crop.pixels, self.preprocessing)
+        resized = crop.resize_seconds + time.perf_counter() - started
+        return Prepared(batch, job.top_k, {"decode": crop.decode_seconds, "preprocess": resized})
 
     def compute(self, prepared: Prepared, all_threads: bool = False) -> Classified:
         """Runs inference on the calling thread, or on all intra-op threads; CPU-bound for milliseconds."""
@@ -103,6 +101,12 @@ class Classifier:
         """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
         return self.compute(self.prepare(self.open(data, k)), all_threads)
 
+    def close(self) -> None:
+        """Ends the decoders."""
+        self.decoders.close()
+        if self.fork_server:
+            self.fork_server.close()
+
 
 def load_classifier(config: Config) -> Classifier:
     """Loads the model and labels that `config` names.
@@ -111,7 +115,18 @@ def load_classifier(config: Config) -> Classifier:
         StartError: a file is unusable, or the files do not fit each other.
     """
     path = find_model(config.model, config.model_variant, MODELS)
-    model = load_model(path, config.thread_plan.intra_op_threads, config.providers)
+    fork_server = start_fork_server(config)  # it starts while the model is loaded
+    try:
+        model = load_model(path, config.thread_plan.intra_op_threads, config.providers)
+        preprocessing = _preprocessing_of(model, path, config)
+        return replace(make_classifier(config, model, preprocessing, fork_server), fork_server=fork_server)
+    except BaseException:
+        if fork_server:
+            fork_server.close()
+        raise
+
+
+def _preprocessing_of(model: Model, path: Path, config: Config) -> Preprocessing:
     try:
         preprocessing = Preprocessing.from_card(model.card)
         if preprocessing.crop != model.input_side:
@@ -122,20 +137,44 @@ def load_classifier(config: Config) -> Classifier:
         raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
     if config.model_variant not in (AUTO, variant := model.card["variant"]):
         raise ModelError(f"model {path}: it is {variant}, not {config.model_variant}; change --model-variant")
-    return make_classifier(config, model, preprocessing)
+    return preprocessing
 
 
-def make_classifier(config: Config, model: Model, preprocessing: Preprocessing) -> Classifier:
-    """Joins a loaded model with the labels, limits and decoding of `config`; raises `ClassIndexError`."""
-    return Classifier(
-        model,
-        preprocessing,
-        load_class_index(config.class_index, model.class_count),
-        ImageLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000),
-        config.exif_orientation,
-        config.decode == "exact",
-        PixelBudget(config.max_pixels),
+def start_fork_server(config: Config) -> ForkServer | None:
+    """Starts the process that forks decoders, unless there are to be none; raises `StartError`."""
+    try:
+        return None if config.sandbox == OFF else ForkServer()
+    except OSError as error:
+        raise StartError(f"the process that starts decoders cannot be started: {error.strerror}") from error
+
+
+def make_classifier(
+    config: Config, model: Model, preprocessing: Preprocessing, fork_server: ForkServer | None
+) -> Classifier:
+    """Joins a loaded model with the labels and decoders of `config`; the caller closes the fork server.
+
+    Raises:
+        StartError: the class index does not fit, or no decoder can be started.
+    """
+    labels = load_class_index(config.class_index, model.class_count)
+    return Classifier(model, preprocessing, labels, make_decoders(config, preprocessing, fork_server))
+
+
+def make_decoders(config: Config, preprocessing: Preprocessing, fork_server: ForkServer | None) -> Decoders:
+    """Returns what decodes images as `config` says. fork_server: None for one of its own. Raises `StartError`."""
+    limits = ImageLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000)
+    rules = Rules(preprocessing, limits, config.exif_orientation, config.decode == "exact")
+    if config.sandbox == OFF:
+        return InProcessDecoder(rules)
+    options = PoolOptions(
+        rules,
+        config.max_request_bytes,
+        config.decoder_memory_mb * 2**20,
+        config.thread_plan.streams,
+        [name for name in ACCEPTED_FORMATS if name.lower() in config.decoder_reuse],
+        config.sandbox,
     )
+    return DecoderPool(fork_server or ForkServer(), options)
 
 
 def prediction(classified: Classified, model_name: str) -> dict[str, Any]:

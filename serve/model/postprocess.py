@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from serve.config.regular_file import read_text
 from serve.errors import ClassIndexError
-from serve.imaging.preprocess import FloatArray
+from serve.imaging.normalise import FloatArray
 
 DEFAULT_TOP_K: Final = 5
 _MAX_BYTES: Final = 16 * 2**20

@@ -21,7 +21,7 @@ import numpy as np
 
 from serve.config.regular_file import open_regular, read_text
 from serve.errors import ModelError
-from serve.imaging.preprocess import FloatArray
+from serve.imaging.normalise import FloatArray
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

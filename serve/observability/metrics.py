@@ -104,6 +104,9 @@ class Metrics:
         )
         rejected = counter("serve_rejected", "Requests that were refused, by reason.", ["reason"])
         self._rejected = {reason: rejected.labels(reason) for reason in _REASONS.values()}
+        self._deaths = counter(
+            "serve_decoder_deaths", "Decoder processes that ended before their time, by reason.", ["reason"]
+        )
         information = gauge(
             "serve_build_info", "What is being served; always 1.", sorted(build), multiprocess_mode="livemax"
         )
@@ -113,6 +116,15 @@ class Metrics:
         """Starts each route's count of status 500 at 0, so that the first one shows as an increase."""
         for route in (*routes, NO_ROUTE):
             self._requests.labels(route, 500)
+
+    def declare_deaths(self, reasons: Iterable[str]) -> None:
+        """Starts the count of decoders' deaths of each reason at 0."""
+        for reason in reasons:
+            self._deaths.labels(reason)
+
+    def count_death(self, reason: str) -> None:
+        """Counts a decoder process that ended before its time."""
+        self._deaths.labels(reason).inc()
 
     def update_queue_depth(self) -> None:
         """Records the queue's depth; call it on each change, because another process may be asked for the metrics."""

@@ -12,8 +12,10 @@ from torchvision.transforms._presets import ImageClassification
 
 from export.parity import reference_image
 from serve.errors import RequestError
-from serve.imaging.decode import ImageLimits, decode, open_image
-from serve.imaging.preprocess import Preprocessing, to_input
+from serve.imaging.decode import decode, open_image
+from serve.imaging.limits import ImageLimits
+from serve.imaging.normalise import to_input
+from serve.imaging.preprocess import Preprocessing
 from serve.problems import RULES
 
 SPEC = Preprocessing(32, "bilinear", 28, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -25,7 +25,7 @@ from export.parity import LogitParity, compare_logits, compare_pixels
 from export.photographs import find_photographs
 from export.torch_to_onnx import export_graph
 from serve.config.settings import ROOT
-from serve.imaging.preprocess import to_input
+from serve.imaging.normalise import to_input
 
 LOGITS = np.array([[5.0, 4.0, 3.0, 2.0, 1.0, 0.0]], np.float32)
 

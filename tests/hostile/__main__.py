@@ -24,7 +24,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 from tests.hostile import bodies, heads, requests, tensors
 from tests.hostile.client import megabytes, send
-from tests.hostile.pictures import ACCEPTED, REFUSED
+from tests.hostile.pictures import ACCEPTED, BOUNDED, REFUSED
 from tests.hostile.prober import probing, quantile
 from tests.hostile.requests import (
     NO_ANSWER,
@@ -79,7 +79,7 @@ def attacks(count: int, seed: int) -> Iterator[tuple[str, Attack]]:
     rng = random.Random(seed)
     share = count / 100_000
     rare = [maker for maker, times in RARE.items() for _ in range(max(1, round(times * share)))]
-    bombs = list({**REFUSED, **ACCEPTED}) * max(1, round(BOMB_ROUNDS * share))
+    bombs = list({**REFUSED, **ACCEPTED, **BOUNDED}) * max(1, round(BOMB_ROUNDS * share))
     special = dict.fromkeys(sorted(rng.sample(range(count), len(rare) + len(bombs))))
     queue: list[Maker | str] = [*rare, *bombs]
     rng.shuffle(queue)
@@ -152,7 +152,7 @@ async def run(server: ServerProcess, count: int, seed: int, report: Report) -> N
 def hostile(count: int, seed: int, *flags: str) -> Report:
     """Run against a server started for it, which must survive the run and then exit with 0."""
     report = Report()
-    for name in {**REFUSED, **ACCEPTED}:
+    for name in {**REFUSED, **ACCEPTED, **BOUNDED}:
         bomb(name)  # cached now, before anything is sent, because making it takes seconds
     with running_server(sys.executable, "--log-format", "json", *flags) as server:
         report.idle_megabytes = megabytes(server.process.pid, "VmRSS")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
-from serve.imaging.av1 import FRAME_HEADERS
+FRAME_HEADERS = (3, 6, 7)
 
 Extent = tuple[int, int]  # offset from the item's first byte, length
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from tests.hostile.pictures import ACCEPTED, REFUSED
+from tests.hostile.pictures import ACCEPTED, BOUNDED, REFUSED
 from tests.references import pictures
 
 HOST: Final = b"Host: 127.0.0.1\r\n"
@@ -364,8 +364,11 @@ def bomb(name: str) -> Attack:
     """A request with an image of `tests.hostile.pictures`."""
     if name in ACCEPTED:
         return Attack(post(ACCEPTED[name]()), frozenset({200}))
+    if name in BOUNDED:
+        return Attack(post(BOUNDED[name]()), frozenset({200, 413, 422, 504}))
     make, status = REFUSED[name]
-    return Attack(post(make()), frozenset({status}))
+    # 504: it waited behind others, each of which may take as much time as decoding may.
+    return Attack(post(make()), frozenset({status, 504}))
 
 
 def matches_contract(status: int, content_type: str, body: bytes) -> bool:

@@ -73,7 +73,7 @@ PARTS: Final = (
     ),
     Part(
         "preprocess",
-        {"serve/imaging/preprocess.py": ()},
+        {"serve/imaging/preprocess.py": (), "serve/imaging/resize.py": (), "serve/imaging/normalise.py": ()},
         ("tests/serve/test_preprocess.py", "tests/serve/test_decoding.py"),
     ),
     Part(

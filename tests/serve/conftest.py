@@ -29,8 +29,10 @@ def config() -> Config:
 
 
 @pytest.fixture(scope="session")
-def classifier(config: Config) -> Classifier:
-    return load_classifier(config)
+def classifier(config: Config) -> Iterator[Classifier]:
+    loaded = load_classifier(config)
+    yield loaded
+    loaded.close()
 
 
 ClientFor = Callable[..., TestClient]
@@ -40,10 +42,12 @@ ClientFor = Callable[..., TestClient]
 def client_for(config: Config, classifier: Classifier) -> Iterator[ClientFor]:
     """Start an application with some settings changed; its lifespan ends with the test."""
     clients: list[TestClient] = []
+    classifiers: list[Classifier] = []
 
     def start(**settings: Any) -> TestClient:
         changed = replace(config, **settings)
-        using = make_classifier(changed, classifier.model, classifier.preprocessing)
+        using = make_classifier(changed, classifier.model, classifier.preprocessing, classifier.fork_server)
+        classifiers.append(using)
         client = TestClient(create_app(changed, using), raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)
@@ -52,6 +56,8 @@ def client_for(config: Config, classifier: Classifier) -> Iterator[ClientFor]:
     yield start
     for client in clients:
         client.__exit__(None, None, None)
+    for each in classifiers:
+        each.close()
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.config.settings import ROOT, Config, load_config, unknown_variables
+from serve.config.environment import unknown_variables
+from serve.config.settings import ROOT, Config, load_config
 from serve.errors import ConfigError
 from tests.documents import DOCUMENTS
 from tests.server_process import running_server
@@ -181,7 +182,8 @@ def test_config_prints_each_setting_with_its_source(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in done.stdout.splitlines()}
-    assert list(rows) == [setting.name for setting in fields(Config)]
+    assert list(rows) == [*(setting.name for setting in fields(Config)), "decoders"]
+    assert rows["decoders"] == ["sealed", "this system"]
     assert rows["port"] == ["7000", "flag --port"]
     assert rows["exif_orientation"] == ["off", "environment SERVE_EXIF_ORIENTATION"]
     assert rows["max_files"] == ["3", f"file {path}"]

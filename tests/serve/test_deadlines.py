@@ -50,10 +50,10 @@ def held(original: Any, gate: threading.Event) -> Any:
     return step
 
 
-def test_header_checks_that_take_too_long_end_with_the_deadline(
+def test_decoding_that_takes_too_long_ends_with_the_deadline(
     client_for: ClientFor, gate: threading.Event, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Classifier, "open", held(Classifier.open, gate))
+    monkeypatch.setattr(Classifier, "prepare", held(Classifier.prepare, gate))
     client = client_for()
     picture = (PICTURES / "rgb.png").read_bytes()
     started = time.monotonic()

@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -12,9 +11,10 @@ from PIL import Image
 
 from serve.config.settings import ROOT
 from serve.errors import UndecodableImage
-from serve.imaging.decode import ImageLimits, decode, open_image
-from serve.imaging.formats import is_quick_to_open
-from serve.imaging.preprocess import Preprocessing, to_input
+from serve.imaging.decode import decode, open_image
+from serve.imaging.limits import ImageLimits
+from serve.imaging.normalise import to_input
+from serve.imaging.preprocess import Preprocessing
 from tests.references import PICTURES
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -131,54 +131,12 @@ def test_a_large_jpeg_is_decoded_to_no_more_pixels_than_it_takes(
     assert sizes == [decoded]
 
 
-def test_only_a_jpeg_of_few_segments_is_checked_on_the_event_loop() -> None:
-    photo = jpeg(photograph(640, 427), orientation=6)
-    assert is_quick_to_open(photo)
-    assert is_quick_to_open((PICTURES / "progressive.jpg").read_bytes())
-    assert not is_quick_to_open((PICTURES / "rgb.png").read_bytes())
-    exif = b"\xff\xe1\xff\xffExif\0\0" + b"\0" * 65_527
-    photoshop = b"\xff\xed\xff\xffPhotoshop 3.0\0" + b"\0" * 65_519
-    comment = b"\xff\xfe\xff\xff" + b" " * 65_533
-    for inserted in (
-        b"\xff\xe0\x00\x02" * 100,
-        b"\xff\xfe\x00\x02" * 100,
-        b"\xff" * 100,
-        b"\0" * 100,
-        exif * 2,
-        photoshop * 2,
-        comment * 5,
-    ):
-        assert not is_quick_to_open(photo[:2] + inserted + photo[2:])
-    assert not is_quick_to_open(photo[:100])
-    assert not is_quick_to_open(photo + bytes(2**20))
-
-
-def test_the_slowest_header_that_is_checked_on_the_event_loop_takes_milliseconds() -> None:
-    """One EXIF segment with the most entries, and the most other segments."""
-    entries = 5400
-    tiff = b"II*\0\x08\0\0\0" + entries.to_bytes(2, "little")
-    tiff += (
-        b"".join((0x100 + n).to_bytes(2, "little") + b"\x04\0\x01\0\0\0\x01\0\0\0" for n in range(entries)) + b"\0" * 4
-    )
-    exif = b"Exif\0\0" + tiff
-    buffer = io.BytesIO()
-    photograph(640, 427).save(buffer, "JPEG")
-    photo = buffer.getvalue()
-    data = photo[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + b"\xff\xed\x00\x02" * 40 + photo[2:]
-    assert is_quick_to_open(data)
-    times = []
-    for _ in range(5):
-        started = time.process_time()
-        open_image(data, SPEC, LIMIT)
-        times.append(time.process_time() - started)
-    assert min(times) < 0.05
-
-
 def test_decoding_avif_starts_no_threads() -> None:
     buffer = io.BytesIO()
     photograph(1600, 1200).save(buffer, "AVIF", speed=10)
     code = (
-        "import sys, os; from serve.imaging.decode import *; from serve.imaging.preprocess import *;"
+        "import sys, os; from serve.imaging.decode import *; from serve.imaging.limits import *;"
+        "from serve.imaging.preprocess import *;"
         "spec = Preprocessing(256, 'bilinear', 224, (0, 0, 0), (1, 1, 1));"
         "decode(open_image(sys.stdin.buffer.read(), spec, ImageLimits(10**8)));"
         "print(len(os.listdir('/proc/self/task')))"

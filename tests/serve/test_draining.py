@@ -135,13 +135,13 @@ runpy.run_module("serve", run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("step", ["open", "prepare"])
+@pytest.mark.parametrize("step", ["prepare", "compute"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_decoder_that_does_not_return_does_not_outlast_the_grace_period(cat: bytes, step: str, workers: str) -> None:
-    """The fake sleeps in C, where nothing can interrupt it, as a decoder computes there."""
+def test_a_step_that_does_not_return_does_not_outlast_the_grace_period(cat: bytes, step: str, workers: str) -> None:
+    """The fake sleeps in C, where nothing can interrupt it, as the engine computes there."""
     flags = (*FLAGS, "--grace-seconds", "3", "--workers", workers, "--request-timeout-ms", "60000")
     with running_server(sys.executable, *flags, code=RUNAWAY.format(step=step)) as server:
-        files = [("file", ("cat.jpg", cat))] * 2  # a single file has its header checked on the event loop
+        files = [("file", ("cat.jpg", cat))] * 2
         with ThreadPoolExecutor() as pool:
             answer = pool.submit(httpx2.post, f"{server.url}/upload", files=files, timeout=30)
             time.sleep(1)

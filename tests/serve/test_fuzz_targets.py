@@ -1,12 +1,22 @@
 """Runs the fuzz targets on their seeds and on earlier findings, without a fuzzer."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fuzz.targets import TARGETS, inference, multipart, picture
+from fuzz.targets import TARGETS, _pool, boxed, inference, multipart, picture
 from serve.config.settings import ROOT
 from tests.references import pictures
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _closing_the_pool() -> Iterator[None]:
+    yield
+    _pool().close()
+    _pool()._fork_server.close()
+    _pool.cache_clear()
+
 
 SEEDS = sorted((ROOT / "fuzz" / "corpus" / "multipart").iterdir())
 INFERENCE_SEEDS = sorted((ROOT / "fuzz" / "corpus" / "inference").iterdir())
@@ -29,6 +39,7 @@ def test_whole_and_truncated_images_give_an_input_or_raise_a_serve_error(path: P
     data = path.read_bytes()
     for length in (len(data), len(data) // 2, 20, 0):
         picture(data[:length])
+        boxed(data[:length])
 
 
 def test_a_target_that_lets_another_error_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

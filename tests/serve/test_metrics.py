@@ -66,7 +66,7 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_rejected_total", reason="queue_full") == 0
     assert value(found, "serve_queue_depth") == 0
     assert value(found, "serve_requests_in_progress") == 1  # this one
-    assert value(found, "serve_build_info", version=__version__, model="tiny", variant="fp32") == 1
+    assert value(found, "serve_build_info", version=__version__, model="tiny", variant="fp32", decoders="sealed") == 1
 
 
 def test_status_500_is_counted_from_zero(client: TestClient) -> None:

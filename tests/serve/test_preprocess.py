@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 from serve.errors import ModelError, TooManyPixels, UndecodableImage, UnsupportedFormat
-from serve.imaging.decode import ImageLimits, decode, open_image
+from serve.imaging.decode import decode, open_image
 from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format
-from serve.imaging.preprocess import Preprocessing, resized_size, to_input
+from serve.imaging.limits import ImageLimits
+from serve.imaging.normalise import to_input
+from serve.imaging.preprocess import Preprocessing, resized_size
 from tests.references import ARRAYS, DIGESTS, FULL, PICTURES, SMALL, digest, pictures
 from tests.server_process import ROOT
 

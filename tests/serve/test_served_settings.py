@@ -4,12 +4,15 @@ import io
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.config.settings import Config
+from serve.imaging.crops import Crop
 from serve.model import classifier as module
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.session import Model
@@ -28,21 +31,14 @@ def large_jpeg() -> bytes:
 
 
 @pytest.mark.parametrize(("decode", "reduced"), [(Config().decode, True), ("exact", False)])
-def test_decoding_is_fast_by_default_and_exact_where_asked(
-    config: Config, monkeypatch: pytest.MonkeyPatch, decode: str, reduced: bool
-) -> None:
-    widths = []
-    original = Image.Image.resize
-
-    def record_call(image: Image.Image, *arguments: Any, **named: Any) -> Image.Image:
-        widths.append(image.width)
-        return original(image, *arguments, **named)
-
+def test_decoding_is_fast_by_default_and_exact_where_asked(config: Config, decode: str, reduced: bool) -> None:
     picture = large_jpeg()
-    classifier = load_classifier(replace(config, decode=decode))
-    monkeypatch.setattr(Image.Image, "resize", record_call)
-    classifier.classify(picture, 1)
-    assert (widths[0] <= 800) == reduced  # libjpeg reduces as it reads
+    batches = []
+    for changed in (replace(config, decode=decode), replace(config, decode="exact")):
+        classifier = load_classifier(changed)
+        batches.append(classifier.prepare(classifier.open(picture, 1)).batch)
+        classifier.close()
+    assert (np.abs(batches[0] - batches[1]).max() > 0) == reduced  # libjpeg reduces as it reads
 
 
 def test_images_are_turned_upright_by_default(client_for: ClientFor) -> None:
@@ -95,9 +91,10 @@ def test_the_seconds_of_each_stage_are_its_own(
 
         monkeypatch.setattr(owner, name, step)
 
+    decoders = Mock()
+    decoders.decode.return_value = Crop(bytes(224 * 224 * 3), 3, 4)
+    using = replace(classifier, decoders=decoders)
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
-    add_seconds(module, "open_image", 1)
-    add_seconds(module, "decode", 2)
-    add_seconds(module, "to_input", 4)
+    add_seconds(module, "normalise", 2)
     add_seconds(Model, "logits", 8)
-    assert classifier.classify(cat, 1).seconds == {"decode": 3, "preprocess": 4, "infer": 8}
+    assert using.classify(cat, 1).seconds == {"decode": 3, "preprocess": 6, "infer": 8}

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from serve.config.settings import MODELS, ROOT, Config, load_config, unknown_variables
+from serve.config.environment import unknown_variables
+from serve.config.settings import MODELS, ROOT, Config, load_config
 from serve.errors import ConfigError, StartError
 from serve.model.files import find_model
 from serve.printable import one_line

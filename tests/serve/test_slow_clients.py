@@ -416,7 +416,7 @@ def test_a_new_connection_is_refused_while_all_others_are_busy(cat: bytes) -> No
         status, headers, problem = answer(connected(server, stack))
         assert (status, headers["retry-after"]) == (503, "1")
         assert problem["title"] == "Service Unavailable"
-        assert [answer(connection)[0] for connection in busy] == [413, 413]  # they were not evicted
+        assert [answer(connection)[0] for connection in busy] == [422, 422]  # they were not evicted
         reply = httpx2.post(f"{server.url}/upload", files={"file": ("cat.jpg", cat)}, timeout=10)
         assert reply.status_code == 200
 
@@ -447,11 +447,22 @@ def test_it_raises_the_limit_on_open_files_or_reports_why_not() -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (100, 1200))
 
-    command = [sys.executable, "-m", "serve", "--model", str(TINY_MODEL), "--port", "0", "--max-connections"]
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "--model",
+        str(TINY_MODEL),
+        "--streams",
+        "1",
+        "--port",
+        "0",
+        "--max-connections",
+    ]
     done = subprocess.run([*command, "1000"], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert (
-        done.stderr == "serve: max_connections=1000 needs 1576 open files; lower it, or raise ulimit -Hn above 1200\n"
+        done.stderr == "serve: max_connections=1000 needs 1585 open files; lower it, or raise ulimit -Hn above 1200\n"
     )
     process = subprocess.Popen([*command, "400"], cwd=ROOT, preexec_fn=limit, stderr=subprocess.PIPE, text=True)
     assert process.stderr

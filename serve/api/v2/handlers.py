@@ -81,7 +81,7 @@ class InferenceHandlers:
             headers = pipeline.record_stages(request, read - started, outcomes)
         logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
         # Not on the event loop, because writing the thousand numbers of an image takes a millisecond.
-        payload, json_length = await pipeline.header_checks.run(write_response, inference, logits, self._signature)
+        payload, json_length = await pipeline.messages.run(write_response, inference, logits, self._signature)
         if json_length is None:
             return Response(payload, headers=headers, media_type="application/json")
         headers[LENGTH_HEADER] = str(json_length)
@@ -91,9 +91,9 @@ class InferenceHandlers:
         self, length_header: str | None, body: bytes, deadline: float
     ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
         async with until(deadline):
-            inference = await self._pipeline.header_checks.check(parse_request, length_header, body, self._signature)
+            inference = await self._pipeline.messages.run_limited(parse_request, length_header, body, self._signature)
             # One bad image fails the request, because the protocol has one answer for all of them.
-            jobs: list[Opened | Prepared] = [await self._pipeline.open(one, 1, alone=False) for one in inference.images]
+            jobs: list[Opened | Prepared] = [self._pipeline.classifier.open(each, 1) for each in inference.images]
         jobs += [Prepared(row, 1, {}) for row in inference.rows]
         return inference, await self._pipeline.compute(jobs, deadline)
 

@@ -1,4 +1,4 @@
-"""The thread for header checks: limited, and without references to cancelled images."""
+"""The thread for messages: limited, and without references to cancelled ones."""
 
 import asyncio
 import gc
@@ -8,7 +8,7 @@ import weakref
 import pytest
 
 from serve.errors import QueueFull
-from serve.scheduling.header_checks import Inspector
+from serve.scheduling.message_thread import MessageThread
 
 
 class FakeImage:
@@ -17,25 +17,25 @@ class FakeImage:
 
 def test_results_and_errors_come_back() -> None:
     async def scenario() -> None:
-        inspector = Inspector(2)
-        assert await inspector.check(max, 1, 2) == 2
+        thread = MessageThread(2)
+        assert await thread.run_limited(max, 1, 2) == 2
         with pytest.raises(ZeroDivisionError):
-            await inspector.check(divmod, 1, 0)
-        inspector.close()
+            await thread.run_limited(divmod, 1, 0)
+        thread.close()
 
     asyncio.run(scenario())
 
 
-def test_a_cancelled_check_keeps_no_reference_to_its_image() -> None:
+def test_a_cancelled_check_keeps_no_reference_to_it() -> None:
     async def scenario() -> None:
-        inspector, gate = Inspector(4), threading.Event()
-        busy = asyncio.ensure_future(inspector.check(gate.wait, 10))
+        thread, gate = MessageThread(4), threading.Event()
+        busy = asyncio.ensure_future(thread.run_limited(gate.wait, 10))
         await asyncio.sleep(0.05)
         kept = []
         for _ in range(20):
             picture = FakeImage()
             kept.append(weakref.ref(picture))
-            waiting = asyncio.ensure_future(inspector.check(id, picture))
+            waiting = asyncio.ensure_future(thread.run_limited(id, picture))
             del picture
             await asyncio.sleep(0)
             waiting.cancel()
@@ -45,23 +45,23 @@ def test_a_cancelled_check_keeps_no_reference_to_its_image() -> None:
         assert [each() for each in kept] == [None] * 20
         gate.set()
         assert await busy
-        inspector.close()
+        thread.close()
 
     asyncio.run(scenario())
 
 
 def test_the_number_of_waiting_checks_is_limited() -> None:
     async def scenario() -> None:
-        inspector, gate = Inspector(2), threading.Event()
-        waiting = [asyncio.ensure_future(inspector.check(gate.wait, 10)) for _ in range(2)]
+        thread, gate = MessageThread(2), threading.Event()
+        waiting = [asyncio.ensure_future(thread.run_limited(gate.wait, 10)) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match="2 wait for their headers to be checked and the limit is 2"):
-            await inspector.check(id, None)
-        owed = asyncio.ensure_future(inspector.run(max, 1, 2))
+        with pytest.raises(QueueFull, match="2 wait to be read and the limit is 2"):
+            await thread.run_limited(id, None)
+        owed = asyncio.ensure_future(thread.run(max, 1, 2))
         gate.set()
         await asyncio.gather(*waiting)
         assert await owed == 2
-        inspector.close()
+        thread.close()
 
     asyncio.run(scenario())
 
@@ -71,12 +71,12 @@ def test_its_thread_is_started_in_advance(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("can't start new thread")
 
     async def scenario() -> None:
-        inspector = Inspector(2)
+        thread = MessageThread(2)
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", fail)
-            assert await inspector.check(max, 1, 2) == 2
+            assert await thread.run_limited(max, 1, 2) == 2
             with pytest.raises(RuntimeError, match="can't start new thread"):
-                Inspector(2)
-        inspector.close()
+                MessageThread(2)
+        thread.close()
 
     asyncio.run(scenario())

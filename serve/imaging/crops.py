@@ -1,0 +1,57 @@
+"""What decodes images for a model: the interface, and decoding in the server's own process, which is for debugging."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from serve.imaging.messages import Rules
+
+OFF: Final = "off"
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The model's crop of an image, 8-bit RGB `[crop, crop, 3]`, and the seconds of decoding and of resizing."""
+
+    pixels: bytes
+    decode_seconds: float
+    resize_seconds: float
+
+
+class Decoders(Protocol):
+    """What decodes images. state: `sealed`, `isolated` or `off`. on_death: called with one of `DEATHS`."""
+
+    state: str
+    on_death: Callable[[str], None]
+
+    def decode(self, data: bytes, format_name: str) -> Crop:
+        """Decodes an image of a known format; thread-safe. Raises `RequestError`."""
+
+    def close(self) -> None:
+        """Ends the decoders."""
+
+
+class InProcessDecoder:
+    """Decodes on the calling thread, without any protection."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self.state = OFF
+        self.on_death: Callable[[str], None] = lambda _: None
+
+    def decode(self, data: bytes, format_name: str) -> Crop:
+        """As `Decoders.decode`, within the limits on pixels and frames only."""
+        # Not at the top, because the server's process otherwise loads no decoder.
+        from serve.imaging.decode import decode, open_image
+        from serve.imaging.resize import crop
+
+        rules, started = self._rules, time.perf_counter()
+        image = open_image(data, rules.spec, rules.limits)
+        rgb = decode(image, rules.apply_orientation, None if rules.exact else rules.spec)
+        decoded = time.perf_counter()
+        pixels = crop(rgb, rules.spec, rules.exact).tobytes()
+        return Crop(pixels, decoded - started, time.perf_counter() - decoded)
+
+    def close(self) -> None:
+        """Does nothing."""

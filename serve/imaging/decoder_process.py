@@ -1,0 +1,163 @@
+"""The server's side of one decoder process: sends it an image, waits within limits, and checks what it answers."""
+
+import os
+import select
+import struct
+import time
+from contextlib import AbstractContextManager
+from typing import Final
+
+from serve.imaging.fork_server import ForkServer, Terms, reap_orphan
+from serve.imaging.memory import anonymous_memory, clear_memory, limit_address_space, process_seconds
+from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
+
+# Wall seconds that decoding may take: so many times its CPU seconds, and some more, because the machine may be busy.
+_WALL_SHARE: Final = 3.0
+_WALL_SLACK: Final = 1.0
+_START_SECONDS: Final = 10.0
+_LONGEST_POLL: Final = 3600.0
+
+
+class Gone(Exception):
+    """The process has ended or broken the protocol, before it was given an image or while it had one."""
+
+
+class Overrun(Exception):
+    """The process has used up its time."""
+
+
+class DecoderProcess:
+    """A decoder that may still be starting.
+
+    Args:
+        fork_server: forks it.
+        terms: what it gets.
+        max_bytes: the largest image.
+    """
+
+    def __init__(self, fork_server: ForkServer, terms: Terms, max_bytes: int) -> None:
+        self._fork_server = fork_server
+        self._terms = terms
+        self._open: list[int] = []
+        self._memory = anonymous_memory(terms.result_bytes + max_bytes)
+        self._open.append(self._memory)
+        requests, self._requests = self._pipe()
+        self._replies, replies = self._pipe()
+        self._poll = select.poll()
+        self._poll.register(self._replies, select.POLLIN)
+        self.pid = 0  # known once it is ready
+        self.sealed = False
+        self.broke_protocol = False
+        try:
+            self._number = fork_server.fork((requests, replies, self._memory), terms)
+        finally:
+            for descriptor in (requests, replies):
+                self._open.remove(descriptor)
+                os.close(descriptor)
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _pipe(self) -> tuple[int, int]:
+        ends = os.pipe()
+        self._open += ends
+        return ends
+
+    def wait_ready(self) -> None:
+        """Waits until the process is confined; raises `Gone` if it ends instead."""
+        if not self.pid:
+            reply = self._receive(None, time.monotonic() + _START_SECONDS)
+            if reply.code != Code.READY:
+                raise self.broken()
+            self.pid, self.sealed = reply.width, bool(reply.height)
+
+    def begin(self, request: Request, data: bytes) -> None:
+        """Hands an image over; raises `Gone` if the process has ended, which says nothing about the image."""
+        self.wait_ready()
+        if self._poll.poll(0):  # it has closed its pipe, or said something unasked
+            raise Gone
+        at, rest = self._terms.result_bytes, memoryview(data)
+        while rest:
+            written = os.pwrite(self._memory, rest, at)
+            at, rest = at + written, rest[written:]
+        try:
+            os.write(self._requests, request.pack())
+        except BrokenPipeError:
+            raise Gone from None
+
+    def finish(self, request: Request, large: AbstractContextManager[object]) -> tuple[Reply, bytes]:
+        """Waits for the answer to `begin`, and clears the memory.
+
+        Args:
+            request: as for `begin`.
+            large: held while a large image is decoded.
+
+        Returns:
+            The reply, and the pixels if its code is `Code.DONE`, else nothing.
+
+        Raises:
+            Gone: the process ended.
+            Overrun: it used up its time.
+        """
+        limit = request.rules.limits.decode_seconds
+        until = process_seconds(self.pid) + limit
+        wall = limit * _WALL_SHARE + _WALL_SLACK
+        reply = self._receive(until, time.monotonic() + wall)
+        if reply.code == Code.LARGE:
+            with large:
+                limit_address_space(self.pid, self._terms.all_memory - self._terms.small_memory)
+                self._continue()
+                reply = self._receive(until, time.monotonic() + wall)
+                limit_address_space(self.pid, self._terms.small_memory - self._terms.all_memory)
+        if reply.code in (Code.READY, Code.LARGE):
+            raise self.broken()
+        count = request.rules.spec.crop**2 * 3 if reply.code == Code.DONE else 0
+        pixels = os.pread(self._memory, count, 0)
+        clear_memory(self._memory, self._terms.result_bytes + request.length)
+        return reply, pixels
+
+    def broken(self) -> Gone:
+        """Notes that what the process said is no answer, and returns the error."""
+        self.broke_protocol = True
+        return Gone()
+
+    def end(self) -> int:
+        """Kills the process, unless it has ended, and returns its status as `os.waitpid` does."""
+        self._close()
+        status = self._fork_server.end(self._number)
+        reap_orphan(self.pid)
+        return status
+
+    def retire(self) -> None:
+        """Has the process ended, without waiting."""
+        self._close()
+        self._fork_server.retire(self._number)
+        reap_orphan(self.pid)
+
+    def _continue(self) -> None:
+        try:
+            os.write(self._requests, GO_ON)
+        except BrokenPipeError:
+            raise Gone from None
+
+    def _receive(self, cpu_until: float | None, until: float) -> Reply:
+        """Waits for a reply; the times are on the clock of the process, and on `time.monotonic`."""
+        while True:
+            left = until - time.monotonic()
+            if cpu_until is not None:
+                left = min(left, cpu_until - process_seconds(self.pid))
+            if left <= 0:
+                raise Overrun
+            if self._poll.poll(min(left, _LONGEST_POLL) * 1000):
+                break
+        message = os.read(self._replies, REPLY_BYTES + 1)
+        if not message:
+            raise Gone
+        try:
+            return Reply.unpack(message)
+        except (struct.error, ValueError):
+            raise self.broken() from None
+
+    def _close(self) -> None:
+        while self._open:
+            os.close(self._open.pop())

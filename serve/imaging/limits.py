@@ -1,0 +1,68 @@
+"""The limits of one image, checked by the figures in its header, and the errors of what cannot be decoded."""
+
+import math
+from dataclasses import dataclass
+
+from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
+from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format, webp_size
+from serve.imaging.preprocess import Preprocessing, resized_size
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """Limits per image: pixels, before and after resizing; frames; CPU seconds to decode it."""
+
+    max_pixels: int
+    max_frames: int = 1000
+    decode_seconds: float = math.inf
+
+
+def require_format(data: bytes) -> str:
+    """Returns the accepted format that `data` begins like; raises `UnsupportedFormat` if there is none."""
+    if name := sniff_format(data):
+        return name
+    raise UnsupportedFormat(f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}.")
+
+
+def check_early(data: bytes, format_name: str, spec: Preprocessing, limits: ImageLimits) -> None:
+    """Checks what can be told without a decoder; raises `TooManyPixels`."""
+    size = webp_size(data) if format_name == "WebP" else None
+    if size and min(size):
+        check_limits(size, 1, spec, limits)
+
+
+def check_limits(size: tuple[int, int], frames: int, spec: Preprocessing, limits: ImageLimits) -> None:
+    """Checks the figures of an image's header.
+
+    Args:
+        size: width and height in pixels.
+        frames: of an animation, else 1.
+        spec: the model's preprocessing, because the limit on pixels also holds after resizing.
+        limits: the limits.
+
+    Raises:
+        TooManyPixels, TooManyFrames: it exceeds a limit.
+    """
+    if frames > limits.max_frames:
+        raise TooManyFrames(f"The image has {frames} frames; the limit is {limits.max_frames} frames.")
+    (width, height), max_pixels = size, limits.max_pixels
+    if width * height > max_pixels:
+        raise TooManyPixels(f"The image has {width} × {height} pixels; the limit is {max_pixels} pixels.")
+    resized = resized_size(size, spec.resize)
+    if resized[0] * resized[1] > max_pixels:
+        raise TooManyPixels(
+            f"The image has {width} × {height} pixels, which is {resized[0]} × {resized[1]} once its shorter side is "
+            f"{spec.resize}; the limit is {max_pixels} pixels."
+        )
+
+
+def damaged(format_name: str) -> UndecodableImage:
+    """Returns the error of a damaged file."""
+    return UndecodableImage(f"The {format_name} image cannot be decoded: it is truncated or corrupt.")
+
+
+def too_deep(format_name: str) -> UndecodableImage:
+    """Returns the error of an image with 32-bit pixels."""
+    return UndecodableImage(
+        f"The {format_name} image has 32-bit pixels, which have no agreed range; 8 and 16 bits are accepted."
+    )

@@ -1,0 +1,53 @@
+"""Memory that two processes share without a name, and what one process may have and has used, by its id."""
+
+import ctypes
+import fcntl
+import os
+import resource
+import tempfile
+import time
+from contextlib import suppress
+from typing import Final
+
+# Zeroing so much costs less than new pages would for the next image.
+_KEPT_BYTES: Final = 2**20
+# From linux/falloc.h: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE.
+_PUNCH_HOLE: Final = 0x01 | 0x02
+# The clock id of another process's CPU time (clock_getcpuclockid in glibc): its id, inverted, and CPUCLOCK_SCHED.
+_ID_SHIFT, _CPU_CLOCK = 3, 2
+
+
+def anonymous_memory(size: int) -> int:
+    """Returns the descriptor of zeroed memory whose size is fixed, or of an unlinked file where there is no memfd."""
+    if hasattr(os, "memfd_create"):
+        memory = os.memfd_create("image", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(memory, size)
+        fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return memory
+    file, name = tempfile.mkstemp()
+    os.unlink(name)  # noqa: PTH108
+    os.ftruncate(file, size)
+    return file
+
+
+def clear_memory(memory: int, length: int) -> None:
+    """Zeroes the beginning of `anonymous_memory`; if it is long, its pages go back to the system."""
+    punch = getattr(ctypes.CDLL(None), "fallocate", None) if length > _KEPT_BYTES else None
+    if punch is None or punch(memory, _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(length)):
+        os.pwrite(memory, bytes(length), 0)
+
+
+def limit_address_space(pid: int, more: int) -> None:
+    """Changes the soft limit on a process's address space by so many bytes, where the system can."""
+    if hasattr(resource, "prlimit"):
+        with suppress(OSError):  # it has ended
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+            resource.prlimit(pid, resource.RLIMIT_AS, (soft + more, hard))
+
+
+def process_seconds(pid: int) -> float:
+    """Returns the CPU seconds that a process has used; 0 where the system does not tell, or it has ended."""
+    try:
+        return time.clock_gettime((~pid << _ID_SHIFT) | _CPU_CLOCK)
+    except OSError:
+        return 0.0

@@ -1,0 +1,99 @@
+"""What the server and its decoder processes tell each other: fixed layouts of numbers, and no text."""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+from serve.imaging.formats import ACCEPTED_FORMATS
+from serve.imaging.limits import ImageLimits
+from serve.imaging.preprocess import INTERPOLATIONS, Preprocessing
+
+# Descriptors of a decoder process: two pipes, and the memory that begins with its result, followed by the image.
+REQUESTS, REPLIES, MEMORY = 3, 4, 5
+# Sent for `Code.LARGE` once the decoder may use more memory.
+GO_ON: Final = b"+"
+
+_ORIENTATION: Final = 1
+_EXACT: Final = 2
+
+
+class Code(IntEnum):
+    """What a reply says."""
+
+    READY = 1  # width: the process id; height: whether the process is sealed
+    DONE = 2
+    LARGE = 3  # the image needs much memory, and the decoder waits for `GO_ON`
+    OVER_LIMIT = 4
+    DAMAGED = 5
+    DEEP = 6  # 32-bit pixels
+    NO_MEMORY = 7
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How images are decoded: the model's preprocessing, limits, whether EXIF's orientation is applied, and whether
+    the pixels are exactly torchvision's."""
+
+    spec: Preprocessing
+    limits: ImageLimits
+    apply_orientation: bool = True
+    exact: bool = False
+
+
+class Request(NamedTuple):
+    """One image to decode; it has `length` bytes. One that needs more than `small_pixels` is large."""
+
+    format_name: str
+    length: int
+    rules: Rules
+    small_pixels: int
+
+    def pack(self) -> bytes:
+        """Returns the message."""
+        rules = self.rules
+        return _REQUEST.pack(
+            ACCEPTED_FORMATS.index(self.format_name),
+            INTERPOLATIONS.index(rules.spec.interpolation),
+            _ORIENTATION * rules.apply_orientation | _EXACT * rules.exact,
+            rules.spec.resize,
+            rules.spec.crop,
+            self.length,
+            rules.limits.max_pixels,
+            rules.limits.max_frames,
+            self.small_pixels,
+        )
+
+    @classmethod
+    def unpack(cls, message: bytes) -> "Request":
+        """Reads a message; mean and deviation are not in it, because they matter to the server only."""
+        kind, interpolation, flags, resize, crop, length, max_pixels, max_frames, small = _REQUEST.unpack(message)
+        spec = Preprocessing(resize, INTERPOLATIONS[interpolation], crop, (0, 0, 0), (1, 1, 1))
+        rules = Rules(spec, ImageLimits(max_pixels, max_frames), bool(flags & _ORIENTATION), bool(flags & _EXACT))
+        return cls(ACCEPTED_FORMATS[kind], length, rules, small)
+
+
+class Reply(NamedTuple):
+    """An answer: the figures of the image's header, as far as they are known, and nanoseconds of resizing."""
+
+    code: int
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    resize_ns: int = 0
+
+    def pack(self) -> bytes:
+        """Returns the message."""
+        return _REPLY.pack(*self)
+
+    @classmethod
+    def unpack(cls, message: bytes) -> "Reply":
+        """Reads a message; raises `struct.error` for one of another length, and `ValueError` for an unknown code."""
+        reply = cls(*_REPLY.unpack(message))
+        return reply._replace(code=Code(reply.code))
+
+
+_REQUEST: Final = struct.Struct("=BBBxII4xQQQQ")
+_REPLY: Final = struct.Struct("=B3xIIIQ")
+REQUEST_BYTES: Final = _REQUEST.size
+REPLY_BYTES: Final = _REPLY.size

@@ -1,0 +1,179 @@
+"""Takes every right from a decoder process that it does not need, on Linux by a seccomp filter.
+
+A sealed process can compute, read and write what it has open, and end. An architecture without a list of system calls,
+another system, or a kernel that forbids filters leaves it isolated: with its limits, but without the filter.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+SEALED, ISOLATED = "sealed", "isolated"
+
+# From linux/prctl.h.
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
+_PR_SET_SECCOMP: Final = 22
+_PR_SET_NO_NEW_PRIVS: Final = 38
+# From linux/seccomp.h, linux/filter.h and linux/bpf_common.h.
+_MODE_FILTER: Final = 2
+_KILL_PROCESS: Final = 0x8000_0000
+_ALLOW: Final = 0x7FFF_0000
+_LOAD_WORD: Final = 0x20
+_JUMP_EQUAL: Final = 0x15
+_JUMP_BITS: Final = 0x45
+_RETURN: Final = 0x06
+# Offsets in struct seccomp_data: the call's number, the architecture, the low half of the third argument.
+_NUMBER_AT, _ARCHITECTURE_AT, _PROTECTION_AT = 0, 4, 32
+_PROT_EXEC: Final = 4
+
+# By machine: its AUDIT_ARCH, and the numbers of the system calls that decoding takes.
+_MACHINES: Final = {
+    "x86_64": (
+        0xC000_003E,
+        {
+            "read": 0,
+            "write": 1,
+            "fstat": 5,
+            "lseek": 8,
+            "munmap": 11,
+            "brk": 12,
+            "rt_sigaction": 13,
+            "rt_sigprocmask": 14,
+            "rt_sigreturn": 15,
+            "sched_yield": 24,
+            "mremap": 25,
+            "madvise": 28,
+            "exit": 60,
+            "futex": 202,
+            "clock_gettime": 228,
+            "exit_group": 231,
+            "getrandom": 318,
+        },
+        {"mmap": 9, "mprotect": 10},
+    ),
+    "aarch64": (
+        0xC000_00B7,
+        {
+            "lseek": 62,
+            "read": 63,
+            "write": 64,
+            "fstat": 80,
+            "exit": 93,
+            "exit_group": 94,
+            "futex": 98,
+            "clock_gettime": 113,
+            "sched_yield": 124,
+            "rt_sigaction": 134,
+            "rt_sigprocmask": 135,
+            "rt_sigreturn": 139,
+            "brk": 214,
+            "munmap": 215,
+            "mremap": 216,
+            "madvise": 233,
+            "getrandom": 278,
+        },
+        {"mmap": 222, "mprotect": 226},
+    ),
+}
+
+
+def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = True) -> str:
+    """Confines the calling process, which must have one thread.
+
+    Args:
+        parent: the process whose end is this one's.
+        keep: the descriptors from 3 to this number stay open.
+        memory: bytes of address space that may be added, now and once the parent allows it.
+        seal: whether to try the filter.
+
+    Returns:
+        `SEALED` or `ISOLATED`.
+    """
+    libc = ctypes.CDLL(None)
+    if sys.platform == "linux":
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it ended before this process could be told
+        os._exit(1)
+    os.closerange(0, 3)
+    os.closerange(keep + 1, _open_limit())
+    if sys.platform == "linux":
+        with suppress(OSError):  # first, because a process that is not dumpable may not write there
+            Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    in_use = _address_space()
+    _limit("AS", in_use + memory[0], in_use + memory[1])
+    for name in ("CORE", "FSIZE", "NPROC", "NOFILE"):
+        _limit(name, 0, 0)
+    return SEALED if seal and _install_filter(libc) else ISOLATED
+
+
+def filter_program(machine: str) -> bytes | None:
+    """Returns the filter for a machine as the kernel takes it, an array of struct sock_filter; None without a list."""
+    if machine not in _MACHINES:
+        return None
+    architecture, calls, mapping = _MACHINES[machine]
+    return b"".join(struct.pack("=HBBI", *step) for step in _steps(architecture, calls, mapping))
+
+
+def _steps(architecture: int, calls: dict[str, int], mapping: dict[str, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yields the filter's instructions: code, steps to skip if true and if false, operand."""
+    yield _LOAD_WORD, 0, 0, _ARCHITECTURE_AT
+    yield _JUMP_EQUAL, 1, 0, architecture
+    yield _RETURN, 0, 0, _KILL_PROCESS
+    yield _LOAD_WORD, 0, 0, _NUMBER_AT
+    for number in calls.values():
+        yield _JUMP_EQUAL, 0, 1, number
+        yield _RETURN, 0, 0, _ALLOW
+    yield _JUMP_EQUAL, 2, 0, mapping["mmap"]
+    yield _JUMP_EQUAL, 1, 0, mapping["mprotect"]
+    yield _RETURN, 0, 0, _KILL_PROCESS
+    yield _LOAD_WORD, 0, 0, _PROTECTION_AT
+    yield _JUMP_BITS, 0, 1, _PROT_EXEC
+    yield _RETURN, 0, 0, _KILL_PROCESS
+    yield _RETURN, 0, 0, _ALLOW
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
+
+
+def _install_filter(libc: ctypes.CDLL) -> bool:
+    """Returns whether the filter holds from now on."""
+    steps = filter_program(os.uname().machine) if sys.platform == "linux" else None
+    if steps is None or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        return False
+    program = _Program(len(steps) // 8, steps)
+    return bool(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0) == 0)
+
+
+def _limit(name: str, soft: int, hard: int) -> None:
+    """Sets a resource limit, where the system has it and allows it."""
+    with suppress(AttributeError, OSError, ValueError):
+        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+
+
+def _open_limit() -> int:
+    """Returns a number above every open descriptor."""
+    folder = Path("/proc/self/fd")
+    if folder.exists():
+        return max(int(entry.name) for entry in folder.iterdir()) + 1
+    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65_536)
+
+
+def _address_space() -> int:
+    """Returns the bytes of this process's address space; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,349 @@
+"""Images are decoded in confined processes, to the same pixels; whatever becomes of one, its neighbours are decoded."""
+
+import io
+import os
+import re
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from serve.errors import (
+    DecoderDied,
+    DecodeTimeout,
+    RequestError,
+    StartError,
+    TooComplex,
+    TooManyFrames,
+    TooManyPixels,
+    UndecodableImage,
+)
+from serve.imaging.crops import InProcessDecoder
+from serve.imaging.fork_server import ForkServer
+from serve.imaging.formats import webp_size
+from serve.imaging.limits import ImageLimits, require_format
+from serve.imaging.messages import Rules
+from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
+from serve.imaging.preprocess import Preprocessing
+from serve.imaging.sandbox import ISOLATED, SEALED
+from tests.hostile.takeover import FATAL, MARK, OTHERS, SECRET
+from tests.references import PICTURES
+from tests.server_process import wait_for
+
+SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+RULES = Rules(SPEC, ImageLimits(50_000_000, 1000, 1.5))
+OPTIONS = PoolOptions(RULES, 20 * 2**20, streams=2)
+
+MakePool = Callable[..., DecoderPool]
+
+
+@pytest.fixture(scope="module")
+def fork_server() -> Iterator[ForkServer]:
+    server = ForkServer("tests.hostile.takeover:act")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def pool_with(fork_server: ForkServer) -> Iterator[MakePool]:
+    """Make a pool with some options changed."""
+    pools: list[DecoderPool] = []
+
+    def make(options: PoolOptions = OPTIONS, server: ForkServer = fork_server) -> DecoderPool:
+        pools.append(DecoderPool(server, options))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+@pytest.fixture
+def pool(pool_with: MakePool) -> DecoderPool:
+    return pool_with()
+
+
+def encoded(format_name: str = "BMP", size: tuple[int, int] = (300, 280), **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize(size).save(buffer, format_name, **options)
+    return buffer.getvalue()
+
+
+def attack(name: str) -> bytes:
+    return encoded() + MARK + name.encode()
+
+
+def decode(pool: DecoderPool, data: bytes) -> np.ndarray:
+    crop = pool.decode(data, require_format(data))
+    return np.frombuffer(crop.pixels, np.uint8).reshape(SPEC.crop, SPEC.crop, 3)
+
+
+def deaths_of(pool: DecoderPool) -> Counter[str]:
+    deaths: Counter[str] = Counter()
+    pool.on_death = lambda reason: deaths.update([reason])
+    return deaths
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def process_of(pool: DecoderPool, data: bytes) -> int:
+    """The process that the pool decodes an image with."""
+    seen: list[int] = []
+    take = pool._take
+
+    def noting(reusable: bool) -> object:
+        decoder = take(reusable)
+        decoder.wait_ready()
+        seen.append(decoder.pid)
+        return decoder
+
+    pool._take = noting  # type: ignore[method-assign,assignment]
+    decode(pool, data)
+    pool._take = take  # type: ignore[method-assign]
+    return seen[-1]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("upright", [True, False])
+def test_the_pixels_are_those_of_decoding_in_process(pool_with: MakePool, exact: bool, upright: bool) -> None:
+    rules = replace(RULES, exact=exact, apply_orientation=upright)
+    pool, here = pool_with(replace(OPTIONS, rules=rules)), InProcessDecoder(rules)
+    assert pool.state == SEALED
+    large = [encoded(name, (1600, 1200)) for name in ("JPEG", "PNG", "WebP", "AVIF", "TIFF", "GIF", "BMP")]
+    for data in [*(path.read_bytes() for path in sorted(PICTURES.iterdir())), *large]:
+        name = require_format(data)
+        assert pool.decode(data, name).pixels == here.decode(data, name).pixels
+
+
+def test_large_pictures_of_every_format_decode_under_the_seal(pool: DecoderPool) -> None:
+    for name in ("JPEG", "PNG", "WebP", "AVIF", "TIFF", "BMP"):
+        options = {"speed": 10} if name == "AVIF" else {"compression": "tiff_lzw"} if name == "TIFF" else {}
+        data = encoded(name, (3000, 2200), **options)
+        assert decode(pool, data).std() > 10
+
+
+def test_limits_are_named_as_they_are_in_process(pool_with: MakePool) -> None:
+    rules = replace(RULES, limits=ImageLimits(300_000, 1, 1.5))
+    pool, here = pool_with(replace(OPTIONS, rules=rules)), InProcessDecoder(rules)
+    deep = io.BytesIO()
+    Image.new("F", (9, 9)).save(deep, "TIFF")
+    for data, error in (
+        (encoded("PNG", (600, 600)), TooManyPixels),
+        (encoded("PNG", (10, 900)), TooManyPixels),  # once resized
+        (encoded("WebP", (700, 500)), TooManyPixels),
+        (encoded("WebP", (700, 500), lossless=True), TooManyPixels),
+        (encoded("WebP", (700, 500), exif=b"Exif"), TooManyPixels),
+        ((PICTURES / "animated.gif").read_bytes(), TooManyFrames),
+        (encoded("PNG")[:-300], UndecodableImage),
+        (deep.getvalue(), UndecodableImage),
+        (b"\xff\xd8\xff", UndecodableImage),
+    ):
+        messages = []
+        for decoders in (pool, here):
+            with pytest.raises(error) as refusal:
+                decoders.decode(data, require_format(data))
+            messages.append(str(refusal.value))
+        assert messages[0] == messages[1]
+
+
+def test_processes_have_one_thread_and_no_numpy(pool: DecoderPool, fork_server: ForkServer) -> None:
+    decode(pool, encoded("JPEG"))
+    decoders = [each.pid for each in [*pool._used, *pool._fresh] if not each.wait_ready()]
+    assert set(decoders) <= set(children_of(fork_server.pid))
+    assert decoders
+    for pid in (fork_server.pid, *decoders):
+        assert len(list(Path(f"/proc/{pid}/task").iterdir())) == 1
+        maps = Path(f"/proc/{pid}/maps").read_text()
+        assert "_imaging" in maps
+        assert "numpy" not in maps
+        assert not re.search("onnxruntime|openblas", maps)
+        assert Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") == b""
+    for pid in decoders:
+        descriptors = {entry.name for entry in Path(f"/proc/{pid}/fd").iterdir()}
+        assert descriptors == {"3", "4", "5"}
+
+
+@pytest.mark.parametrize("name", sorted(FATAL))
+def test_a_decoder_that_was_taken_over_dies_of_what_it_tries(pool: DecoderPool, name: str) -> None:
+    expected, deaths = decode(pool, encoded()), deaths_of(pool)
+    with pytest.raises(DecoderDied, match=r"^The BMP image ended the process that was decoding it\.$"):
+        decode(pool, attack(name))
+    assert deaths == {"forbidden_call": 1}
+    np.testing.assert_array_equal(decode(pool, encoded()), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "reason"),
+    [
+        ("rubbish on its pipe", DecoderDied, "protocol"),
+        ("half a reply", DecoderDied, "protocol"),
+        ("a reply of no known code", DecoderDied, "protocol"),
+        ("a crop without a size", DecoderDied, "protocol"),
+        ("a limit that is not exceeded", DecoderDied, "protocol"),
+        ("a second report", DecoderDied, "protocol"),
+        ("everything written to", DecoderDied, "protocol"),
+        ("spinning", DecodeTimeout, "overrun"),
+        ("waiting", DecodeTimeout, "overrun"),
+        ("leaving", DecoderDied, "crash"),
+        ("crashing", DecoderDied, "crash"),
+        ("closing its pipe", DecoderDied, "forbidden_call"),
+        ("raising its limit", DecoderDied, "forbidden_call"),
+        ("memory", TooComplex, None),
+    ],
+)
+def test_whatever_else_it_tries_is_contained(
+    pool_with: MakePool, name: str, error: type[RequestError], reason: str | None
+) -> None:
+    assert name in OTHERS
+    pool = pool_with(replace(OPTIONS, rules=replace(RULES, limits=ImageLimits(50_000_000, 1000, 0.3))))
+    expected, deaths = decode(pool, encoded()), deaths_of(pool)
+    started = time.monotonic()
+    with pytest.raises(error):
+        decode(pool, attack(name))
+    assert time.monotonic() - started < 10
+    assert deaths == ({reason: 1} if reason else {})
+    np.testing.assert_array_equal(decode(pool, encoded()), expected)
+
+
+def test_an_earlier_image_leaves_nothing_in_the_memory(pool_with: MakePool) -> None:
+    pool = pool_with(replace(OPTIONS, reuse=("BMP",), streams=1))
+    for length in (1, 3 * 2**20):
+        secret = encoded() + SECRET * length if length == 1 else encoded() + bytes(length) + SECRET
+        first = process_of(pool, secret)
+        assert process_of(pool, attack("looking back")) == first
+
+
+def test_a_jpeg_or_png_has_a_used_decoder_and_other_formats_a_fresh_one(pool: DecoderPool) -> None:
+    jpeg, png, bmp = (encoded(name) for name in ("JPEG", "PNG", "BMP"))
+    first = process_of(pool, jpeg)
+    assert process_of(pool, png) == first
+    fresh = {process_of(pool, bmp) for _ in range(5)}
+    assert len(fresh) == 5
+    assert first not in fresh
+    assert process_of(pool, jpeg) == first
+
+
+def test_an_idle_decoder_or_the_fork_server_that_is_killed_costs_no_image(pool_with: MakePool) -> None:
+    server = ForkServer()
+    try:
+        pool = pool_with(server=server)
+        expected = decode(pool, encoded("JPEG"))
+        for pid in (process_of(pool, encoded("JPEG")), server.pid):
+            os.kill(pid, signal.SIGKILL)
+            wait_for(partial(ended, pid))
+            for _ in range(3):
+                np.testing.assert_array_equal(decode(pool, encoded("JPEG")), expected)
+            decode(pool, encoded())
+    finally:
+        pool.close()
+        server.close()
+
+
+def ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
+    except OSError:
+        return True
+
+
+def test_decoders_end_with_the_fork_server_and_it_leaves_nothing() -> None:
+    before = sorted(Path("/proc/self/fd").iterdir())
+    server = ForkServer()
+    pool = DecoderPool(server, OPTIONS)
+    decode(pool, encoded("JPEG"))
+    decode(pool, encoded())
+    pids = [server.pid, *children_of(server.pid)]
+    assert len(pids) > 2
+    pool.close()
+    server.close()
+    wait_for(lambda: all(map(ended, pids)))
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+
+
+def test_many_threads_at_once_get_their_own_pixels(pool: DecoderPool) -> None:
+    pictures = [encoded(name, (300 + 10 * n, 280)) for n in range(4) for name in ("JPEG", "BMP")]
+    expected = [decode(pool, data) for data in pictures]
+    wrong: list[int] = []
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            which = (number + turn) % len(pictures)
+            if not np.array_equal(decode(pool, pictures[which]), expected[which]):
+                wrong.append(which)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+
+
+def test_a_large_picture_waits_for_another_and_small_ones_do_not(pool: DecoderPool) -> None:
+    large, small = encoded("PNG", (2600, 2000)), encoded("PNG")
+    decode(pool, small)
+    done = threading.Event()
+    with pool._large:
+        thread = threading.Thread(target=lambda: (decode(pool, large), done.set()))
+        thread.start()
+        decode(pool, small)
+        assert not done.wait(0.3)
+    assert done.wait(10)
+    thread.join()
+
+
+def test_a_decoder_has_no_more_memory_than_it_may(pool_with: MakePool) -> None:
+    data = encoded("PNG", (2600, 2000))
+    pool = pool_with(replace(OPTIONS, memory=16 * 2**20))
+    with pytest.raises(TooComplex, match="Decoding the image takes more memory than the limit, 16 MB"):
+        decode(pool, data)
+    decode(pool, encoded("PNG"))
+
+
+def test_where_sealing_is_not_possible_decoders_are_isolated_unless_it_is_required() -> None:
+    server = ForkServer("tests.hostile.unsealable:act")
+    try:
+        pool = DecoderPool(server, OPTIONS)
+        assert pool.state == ISOLATED
+        assert decode(pool, encoded()).std() > 10
+        pool.close()
+        with pytest.raises(StartError, match="sandbox=required"):
+            DecoderPool(server, replace(OPTIONS, sandbox=REQUIRED))
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize("sandbox", ["auto", REQUIRED])
+def test_a_fork_server_that_cannot_start_decoders_fails_the_start(sandbox: str) -> None:
+    server = ForkServer("tests.hostile.missing:act")
+    try:
+        with pytest.raises(StartError, match="no decoder process can be started"):
+            DecoderPool(server, replace(OPTIONS, sandbox=sandbox))
+    finally:
+        server.close()
+
+
+def test_decoders_that_keep_dying_are_started_ever_more_slowly(pool: DecoderPool) -> None:
+    pool._deaths_in_a_row = 25
+    started = time.monotonic()
+    decode(pool, encoded())
+    assert time.monotonic() - started > 0.9
+    assert pool._deaths_in_a_row == 0
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (300, 7), (7, 16_383)])
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif"}], ids=["VP8", "VP8L", "VP8X"])
+def test_a_webps_size_is_read_without_a_decoder(width: int, height: int, options: dict[str, object]) -> None:
+    data = encoded("WebP", (width, height), **options)
+    assert webp_size(data) == (width, height)
+    assert webp_size(data[:12] + b"ALPH" + data[16:]) is None
