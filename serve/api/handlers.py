@@ -17,7 +17,7 @@ from serve.api.upload import read_upload
 from serve.errors import RequestError
 from serve.model.classifier import Classified, Opened, prediction
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
-from serve.scheduling.scheduler import Outcome
+from serve.scheduling.task import Outcome
 
 
 class Handlers:

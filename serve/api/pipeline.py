@@ -18,7 +18,8 @@ from serve.model.classifier import Classified, Classifier, Opened, Prepared
 from serve.observability.metrics import Metrics
 from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
 from serve.scheduling.message_thread import MessageThread
-from serve.scheduling.scheduler import Outcome, Scheduler
+from serve.scheduling.scheduler import Scheduler
+from serve.scheduling.task import Outcome
 from serve.scheduling.upload_budget import Upload, UploadBudget
 
 # Every request is answered before the scheduler closes, so the work of a thread that is still busy is not needed.
@@ -51,6 +52,7 @@ class Pipeline:
             max_queue=self.config.max_queue,
             item_seconds=self.classifier.model.infer_seconds,
         )
+        self.classifier.decoders.on_slow = self.scheduler.step_aside
         self.metrics.queue_depth = lambda: self.scheduler.depth
         self.lifecycle.start()
         trimming = asyncio.ensure_future(self._trim_after_bursts())

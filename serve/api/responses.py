@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 from serve.errors import RequestError, Unauthorized
 from serve.model.classifier import Classified, prediction
 from serve.problems import problem_body, problem_from, retry_after
-from serve.scheduling.scheduler import Outcome
+from serve.scheduling.task import Outcome
 
 
 class JSONLineResponse(JSONResponse):

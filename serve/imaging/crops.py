@@ -8,6 +8,9 @@ from typing import Final, Protocol
 from serve.imaging.messages import Rules
 
 OFF: Final = "off"
+# Lets the calling thread's image step aside because it takes long; returns whether it did. The argument is called if
+# the image has to wait, in which case it is decoded again; None if it must go on. Raises `QueueFull`.
+OnSlow = Callable[[Callable[[], None] | None], bool]
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,17 @@ class Crop:
 
 
 class Decoders(Protocol):
-    """What decodes images. state: `sealed`, `isolated` or `off`. on_death: called with one of `DEATHS`."""
+    """What decodes images.
+
+    Attributes:
+        state: `sealed`, `isolated` or `off`.
+        on_death: called with one of `DEATHS`.
+        on_slow: called while an image takes long.
+    """
 
     state: str
     on_death: Callable[[str], None]
+    on_slow: OnSlow
 
     def decode(self, data: bytes, format_name: str) -> Crop:
         """Decodes an image of a known format; thread-safe. Raises `RequestError`."""
@@ -39,6 +49,7 @@ class InProcessDecoder:
         self._rules = rules
         self.state = OFF
         self.on_death: Callable[[str], None] = lambda _: None
+        self.on_slow: OnSlow = lambda _: False
 
     def decode(self, data: bytes, format_name: str) -> Crop:
         """As `Decoders.decode`, within the limits on pixels and frames only."""

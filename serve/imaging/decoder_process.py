@@ -2,11 +2,15 @@
 
 import os
 import select
+import signal
 import struct
+import threading
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
+from serve.imaging.crops import OnSlow
 from serve.imaging.fork_server import ForkServer, Terms, reap_orphan
 from serve.imaging.memory import anonymous_memory, clear_memory, limit_address_space, process_seconds
 from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
@@ -16,6 +20,10 @@ _WALL_SHARE: Final = 3.0
 _WALL_SLACK: Final = 1.0
 _START_SECONDS: Final = 10.0
 _LONGEST_POLL: Final = 3600.0
+# An image that has taken so many CPU seconds steps aside.
+_SLOW_SECONDS: Final = 0.15
+# The niceness of a decoder whose image has: a third of a CPU where others want it, so that the wall time suffices.
+_SLOW_NICE: Final = 3
 
 
 class Gone(Exception):
@@ -24,6 +32,27 @@ class Gone(Exception):
 
 class Overrun(Exception):
     """The process has used up its time."""
+
+
+class Starved(Exception):
+    """The image stepped aside, and the machine was too busy to decode it in time."""
+
+
+class Postponed(Exception):
+    """The image had to wait, and its decoder was ended; it can be decoded now, by another."""
+
+
+def cause_of_death(status: int) -> str:
+    """Returns which of `DEATHS` a process died of, from its status as `os.waitpid` returns it."""
+    if not os.WIFSIGNALED(status):
+        return "crash"
+    match os.WTERMSIG(status):
+        case signal.SIGSYS:
+            return "forbidden_call"
+        case signal.SIGKILL:
+            return "killed"
+        case _:
+            return "crash"
 
 
 class DecoderProcess:
@@ -47,6 +76,10 @@ class DecoderProcess:
         self._poll.register(self._replies, select.POLLIN)
         self.pid = 0  # known once it is ready
         self.sealed = False
+        self.lowered = False  # whether it has a lower priority, for good
+        self._stopped = False
+        self._on_slow: OnSlow | None = None
+        self._slow_at = 0.0  # on the clock of the process
         self.broke_protocol = False
         try:
             self._number = fork_server.fork((requests, replies, self._memory), terms)
@@ -85,12 +118,19 @@ class DecoderProcess:
         except BrokenPipeError:
             raise Gone from None
 
-    def finish(self, request: Request, large: AbstractContextManager[object]) -> tuple[Reply, bytes]:
+    def lower_priority(self) -> None:
+        """Lets processes that are not lowered go first."""
+        self.lowered = True
+        with suppress(OSError):  # it has ended
+            os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
+
+    def finish(self, request: Request, large: threading.Lock, on_slow: OnSlow | None) -> tuple[Reply, bytes]:
         """Waits for the answer to `begin`, and clears the memory.
 
         Args:
             request: as for `begin`.
             large: held while a large image is decoded.
+            on_slow: called once, if the image takes long or has to wait for `large`; None if it has stepped aside.
 
         Returns:
             The reply, and the pixels if its code is `Code.DONE`, else nothing.
@@ -98,17 +138,27 @@ class DecoderProcess:
         Raises:
             Gone: the process ended.
             Overrun: it used up its time.
+            Starved, Postponed: as they say.
+            QueueFull: as from `on_slow`.
         """
         limit = request.rules.limits.decode_seconds
-        until = process_seconds(self.pid) + limit
+        used = process_seconds(self.pid)
+        self._on_slow, self._slow_at = on_slow, used + _SLOW_SECONDS
+        until = used + limit
         wall = limit * _WALL_SHARE + _WALL_SLACK
-        reply = self._receive(until, time.monotonic() + wall)
+        reply = self._receive(until, time.monotonic() + wall, self._stop)
         if reply.code == Code.LARGE:
-            with large:
+            if not large.acquire(blocking=False):
+                self._step_aside(self._stop)
+                large.acquire()
+            try:
                 limit_address_space(self.pid, self._terms.all_memory - self._terms.small_memory)
                 self._continue()
+                # Without `stop`, because those that have a place may be waiting for `large`.
                 reply = self._receive(until, time.monotonic() + wall)
                 limit_address_space(self.pid, self._terms.small_memory - self._terms.all_memory)
+            finally:
+                large.release()
         if reply.code in (Code.READY, Code.LARGE):
             raise self.broken()
         count = request.rules.spec.crop**2 * 3 if reply.code == Code.DONE else 0
@@ -140,12 +190,38 @@ class DecoderProcess:
         except BrokenPipeError:
             raise Gone from None
 
-    def _receive(self, cpu_until: float | None, until: float) -> Reply:
-        """Waits for a reply; the times are on the clock of the process, and on `time.monotonic`."""
+    def _stop(self) -> None:
+        self._stopped = True
+        self.retire()
+
+    def _step_aside(self, stop: Callable[[], None] | None) -> None:
+        """Lets the image step aside, unless it has."""
+        on_slow, self._on_slow = self._on_slow, None
+        if on_slow and on_slow(stop):
+            if self._stopped:
+                raise Postponed
+            self.lower_priority()
+
+    def _receive(self, cpu_until: float | None, until: float, stop: Callable[[], None] | None = None) -> Reply:
+        """Waits for a reply.
+
+        Args:
+            cpu_until: the limit on the clock of the process, if it decodes.
+            until: the limit on the clock of `time.monotonic`.
+            stop: as for `OnSlow`.
+        """
         while True:
             left = until - time.monotonic()
             if cpu_until is not None:
-                left = min(left, cpu_until - process_seconds(self.pid))
+                used = process_seconds(self.pid)
+                if left <= 0 and self.lowered and used < cpu_until:
+                    raise Starved
+                left = min(left, cpu_until - used)
+                if self._on_slow and left > 0:
+                    if used >= self._slow_at:
+                        self._step_aside(stop)
+                        continue
+                    left = min(left, self._slow_at - used)
             if left <= 0:
                 raise Overrun
             if self._poll.poll(min(left, _LONGEST_POLL) * 1000):

@@ -1,7 +1,5 @@
 """Decodes images in confined processes: one image at a time each, bounded in time and memory from outside."""
 
-import os
-import signal
 import threading
 import time
 from collections import deque
@@ -9,9 +7,10 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from serve.errors import DecoderDied, DecodeTimeout, NotReady, RequestError, StartError, TooComplex, UploadTooLarge
-from serve.imaging.crops import Crop
-from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun
+from serve import errors
+from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartError
+from serve.imaging.crops import Crop, OnSlow
+from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed, Starved, cause_of_death
 from serve.imaging.fork_server import ForkServer, Terms
 from serve.imaging.limits import check_early, check_limits, damaged, too_deep
 from serve.imaging.messages import Code, Reply, Request, Rules
@@ -78,6 +77,7 @@ class DecoderPool:
         self._deaths_in_a_row = 0
         self._closed = False
         self.on_death: Callable[[str], None] = lambda _: None
+        self.on_slow: OnSlow = lambda _: False
         self.state = self._start()
 
     def decode(self, data: bytes, format_name: str) -> Crop:
@@ -85,24 +85,43 @@ class DecoderPool:
 
         Raises:
             RequestError: the image exceeds a limit, is damaged, or ended its decoder.
+            QueueFull: it takes long, and so do too many others.
         """
         options = self._options
         if len(data) > options.max_bytes:
-            raise UploadTooLarge(f"The file has {len(data)} bytes; the limit is {options.max_bytes} bytes.")
+            raise errors.UploadTooLarge(f"The file has {len(data)} bytes; the limit is {options.max_bytes} bytes.")
         check_early(data, format_name, options.rules.spec, options.rules.limits)
         request = Request(format_name, len(data), options.rules, _SMALL_PIXELS)
+        try:
+            return self._decode(request, data, self.on_slow)
+        except Postponed:
+            return self._decode(request, data, None)
+
+    def _decode(self, request: Request, data: bytes, on_slow: OnSlow | None) -> Crop:
+        """Decodes an image that is within the limits that need no decoder; on_slow: as for `DecoderProcess.finish`."""
+        format_name = request.format_name
         started = time.perf_counter()
         decoder = self._begin(request, data)
+        if on_slow is None:
+            decoder.lower_priority()
         try:
-            reply, pixels = decoder.finish(request, self._large)
+            reply, pixels = decoder.finish(request, self._large, on_slow)
             self._check(decoder, request, reply)
+        except QueueFull:
+            decoder.retire()
+            raise
         except RequestError:
             self._give_back(decoder, format_name)
             raise
+        except Starved:
+            decoder.retire()
+            raise QueueFull(
+                "The server is too busy for an image that takes long to decode; try again in a moment."
+            ) from None
         except Overrun:
             self._bury(decoder, "overrun")
-            limit = options.rules.limits.decode_seconds
-            raise DecodeTimeout(f"The image takes too long to decode; the limit is {limit:g} s.") from None
+            limit = request.rules.limits.decode_seconds
+            raise errors.DecodeTimeout(f"The image takes too long to decode; the limit is {limit:g} s.") from None
         except Gone:
             self._bury(decoder)
             raise DecoderDied(f"The {format_name} image ended the process that was decoding it.") from None
@@ -179,8 +198,9 @@ class DecoderPool:
 
     def _give_back(self, decoder: DecoderProcess, format_name: str) -> None:
         self._deaths_in_a_row = 0
+        reusable = format_name in self._options.reuse and not decoder.lowered  # a priority cannot be raised again
         with self._lock:
-            if format_name in self._options.reuse and len(self._used) < self._options.streams and not self._closed:
+            if reusable and len(self._used) < self._options.streams and not self._closed:
                 self._used.append(decoder)
                 return
         decoder.retire()
@@ -192,7 +212,7 @@ class DecoderPool:
         """Ends a decoder that has died or is to die, and counts its death."""
         status = decoder.end()
         self._deaths_in_a_row += 1
-        self.on_death(reason or ("protocol" if decoder.broke_protocol else _cause(status)))
+        self.on_death(reason or ("protocol" if decoder.broke_protocol else cause_of_death(status)))
 
     def _pause(self) -> None:
         beyond = self._deaths_in_a_row - _DEATHS_IN_A_ROW
@@ -216,23 +236,10 @@ class DecoderPool:
                 check_limits(size, reply.frames, rules.spec, rules.limits)
                 raise decoder.broken()
             case Code.NO_MEMORY:
-                raise TooComplex(
+                raise errors.TooComplex(
                     f"Decoding the image takes more memory than the limit, {self._terms.all_memory // 2**20} MB."
                 )
             case Code.DEEP:
                 raise too_deep(request.format_name)
             case _:
                 raise damaged(request.format_name)
-
-
-def _cause(status: int) -> str:
-    """Returns which of `DEATHS` a process died, from its status as `os.waitpid` returns it."""
-    if not os.WIFSIGNALED(status):
-        return "crash"
-    match os.WTERMSIG(status):
-        case signal.SIGSYS:
-            return "forbidden_call"
-        case signal.SIGKILL:
-            return "killed"
-        case _:
-            return "crash"

@@ -7,6 +7,8 @@ CPUs.
 
 The number of waiting items is limited. Tasks take turns item by item, so a long task delays a short one only a little.
 A task whose caller was cancelled, or whose deadline has passed, is skipped.
+
+An item whose `prepare` takes long can step aside: the next item gets its CPU, and it goes on in the slow lane.
 """
 
 import asyncio
@@ -15,56 +17,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from serve.errors import DeadlinePassed, NotReady
 from serve.scheduling.queue_limit import QueueLimit
+from serve.scheduling.slow_lane import SlowLane
+from serve.scheduling.task import Outcome, Task
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[Result]):
-    """The result or the error of one item, and the seconds it waited for a thread."""
-
-    queued_seconds: float
-    result: Result | None = None
-    error: BaseException | None = None
-
-    def unwrap(self) -> Result:
-        """Returns the result, or raises the error."""
-        if self.error is not None:
-            raise self.error
-        return cast(Result, self.result)
-
-
-class _Task:
-    """One call of `run`: its waiting items, each with its position, and the outcomes so far."""
-
-    def __init__(self, items: Sequence[Any], deadline: float) -> None:
-        self.waiting = deque(enumerate(items))
-        self.deadline = deadline
-        self.submitted = time.monotonic()
-        self.outcomes: list[Outcome[Any] | None] = [None] * len(items)
-        self.missing = len(items)
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[list[Outcome[Any]]] = self._loop.create_future()
-
-    def settle(self, error: NotReady | None = None) -> None:
-        """Wakes the caller of `run` with the outcomes or an error; called on any thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, so no caller waits any more
-            self._loop.call_soon_threadsafe(self._settle, error)
-
-    def _settle(self, error: NotReady | None) -> None:
-        if self.done.done():  # its caller was cancelled
-            return
-        if error is None:
-            self.done.set_result(cast(list[Outcome[Any]], self.outcomes))
-        else:
-            self.done.set_exception(error)
 
 
 class Scheduler(Generic[Item, Prepared, Result]):
@@ -91,18 +53,21 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._prepare = prepare
         self._compute = compute
         self._limit = QueueLimit(max_queue, streams, item_seconds)
-        self._tasks: deque[_Task] = deque()
+        self._tasks: deque[Task] = deque()
         self.depth = 0  # items that wait for a thread
         self._busy = 0
         self._one_has_all_cpus = False
         self._closed = False
         self.done = 0  # items completed so far, whatever their outcome
         self._changed = threading.Condition()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"stream-{number}", daemon=True) for number in range(streams)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._streams = streams
+        self._lane = SlowLane(streams)
+        self._aside = 0  # threads that have stepped aside
+        self._returning = 0  # of those, the ones that wait for a CPU
+        self._own = threading.local()  # of a thread: task, whether it stepped aside, when it got a place in the lane
+        self._threads: list[threading.Thread] = []
+        for _ in range(streams):
+            self._start_thread()
 
     async def run(self, items: Sequence[Item], deadline: float) -> list[Outcome[Result]]:
         """Returns the items' outcomes, in order. Cancelling the caller discards the items that have not begun.
@@ -116,7 +81,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             DeadlinePassed: as soon as the deadline has passed.
             NotReady: the scheduler was closed first.
         """
-        task = _Task(items, deadline)
+        task = Task(items, deadline)
         with self._changed:
             self.require_room(len(items))
             self._tasks.append(task)
@@ -131,7 +96,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             with self._changed:
                 if task.waiting:
                     self._tasks.remove(task)
-                    self._discard_waiting(task)
+                    self.depth -= task.discard()
 
     def require_room(self, count: int = 1) -> None:
         """Raises the `QueueFull` or `NotReady` that `run` would raise now for `count` items."""
@@ -155,9 +120,41 @@ class Scheduler(Generic[Item, Prepared, Result]):
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _discard_waiting(self, task: _Task) -> None:
-        self.depth -= len(task.waiting)
-        task.waiting.clear()
+    def step_aside(self, stop: Callable[[], None] | None) -> bool:
+        """Gives the calling thread's CPU to another item until `prepare` returns; `prepare` calls it if it takes long.
+
+        Args:
+            stop: called if the item has to wait for a place in the slow lane; ends the work on it, which is then done
+                again. None for an item that needs no place.
+
+        Returns:
+            Whether it stepped aside: an item does so once, and only on a thread of this scheduler.
+
+        Raises:
+            QueueFull: as from `SlowLane`.
+        """
+        task: Task | None = getattr(self._own, "task", None)
+        if task is None:
+            return False
+        has_place = stop is None or self._lane.enter()
+        self._own.task, self._own.aside = None, True
+        with self._changed:
+            self._busy -= 1
+            self._aside += 1
+            if len(self._threads) < self._streams + self._aside:
+                with contextlib.suppress(RuntimeError):  # without a thread, other items wait for this one
+                    self._start_thread()
+            self._changed.notify_all()
+        if stop and not has_place:
+            stop()
+            self._lane.wait(task.deadline)
+        self._own.place_since = time.monotonic() if stop else None
+        return True
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name=f"stream-{len(self._threads)}", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         while self._work_on_next():  # a function of its own, so that a waiting thread holds no reference to an image
@@ -173,26 +170,52 @@ class Scheduler(Generic[Item, Prepared, Result]):
         queued = started - task.submitted
         all_cpus = False
         try:
-            prepared = self._prepare(item)
+            prepared = self._prepare_item(task, item)
             all_cpus = self._claim_all_cpus()
             outcome = Outcome(queued, self._compute(prepared, all_cpus))
         except BaseException as error:  # any error is the outcome of this item alone
             outcome = Outcome(queued, error=error)
         task.outcomes[position] = outcome
-        self._finish(task, None if all_cpus or outcome.error else time.monotonic() - started)
+        untypical = all_cpus or self._own.aside or outcome.error
+        self._finish(task, None if untypical else time.monotonic() - started)
         return True
 
-    def _take(self) -> tuple[_Task, int, Any] | None:
+    def _prepare_item(self, task: Task, item: Any) -> Any:
+        self._own.task, self._own.aside, self._own.place_since = task, False, None
+        try:
+            return self._prepare(item)
+        finally:
+            self._own.task = None
+            if self._own.place_since is not None:
+                self._lane.leave(time.monotonic() - self._own.place_since)
+            if self._own.aside:
+                self._come_back()
+
+    def _come_back(self) -> None:
+        """Waits for a CPU, ahead of the items that wait."""
+        with self._changed:
+            self._returning += 1
+            while self._one_has_all_cpus or self._busy >= self._streams:
+                self._changed.wait()
+            self._returning -= 1
+            self._aside -= 1
+            self._busy += 1
+            self._changed.notify_all()
+
+    def _must_wait(self) -> bool:
+        return self._one_has_all_cpus or not self._tasks or self._busy >= self._streams or self._returning > 0
+
+    def _take(self) -> tuple[Task, int, Any] | None:
         """Waits for an item and a free CPU; None once the scheduler is closed."""
         with self._changed:
             while True:
-                while not self._closed and (self._one_has_all_cpus or not self._tasks):
+                while not self._closed and self._must_wait():
                     self._changed.wait()
                 if self._closed:
                     return None
                 task = self._tasks.popleft()
                 if task.deadline <= time.monotonic():
-                    self._discard_waiting(task)
+                    self.depth -= task.discard()
                     continue
                 position, item = task.waiting.popleft()
                 self.depth -= 1
@@ -207,7 +230,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self._one_has_all_cpus = self._busy == 1 and not self._tasks
             return self._one_has_all_cpus
 
-    def _finish(self, task: _Task, seconds: float | None) -> None:
+    def _finish(self, task: Task, seconds: float | None) -> None:
         """Frees the calling thread's CPU, and then wakes the task's caller if this was its last item.
 
         Args:
@@ -218,7 +241,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self.done += 1
             if seconds is not None:
                 self._limit.record(seconds)
-            if self._one_has_all_cpus:
+            if self._one_has_all_cpus or self._returning:
                 self._one_has_all_cpus = False
                 self._changed.notify_all()
             task.missing -= 1

@@ -19,6 +19,7 @@ from PIL import Image
 from serve.errors import (
     DecoderDied,
     DecodeTimeout,
+    QueueFull,
     RequestError,
     StartError,
     TooComplex,
@@ -347,3 +348,87 @@ def test_a_webps_size_is_read_without_a_decoder(width: int, height: int, options
     data = encoded("WebP", (width, height), **options)
     assert webp_size(data) == (width, height)
     assert webp_size(data[:12] + b"ALPH" + data[16:]) is None
+
+
+@pytest.fixture
+def slow_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.imaging.decoder_process._SLOW_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("slow_at_once")
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_image_that_takes_long_steps_aside_once(pool: DecoderPool, waits: bool) -> None:
+    data, calls = encoded("JPEG"), list[object]()
+    expected = decode(pool, data)
+
+    def on_slow(stop: Callable[[], None] | None) -> bool:
+        calls.append(stop)
+        if waits:
+            assert stop
+            stop()
+        return True
+
+    pool.on_slow = on_slow
+    first = process_of(pool, data)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(decode(pool, data), expected)
+    pool.on_slow = lambda _: False
+    assert process_of(pool, data) != first  # its priority is lower for good
+
+
+@pytest.mark.usefixtures("slow_at_once")
+def test_an_image_for_which_there_is_no_room_ends_its_decoder(pool: DecoderPool) -> None:
+    def refuse(stop: object) -> bool:
+        raise QueueFull("full")
+
+    deaths = deaths_of(pool)
+    pool.on_slow = refuse
+    with pytest.raises(QueueFull, match="full"):
+        decode(pool, encoded())
+    pool.on_slow = lambda _: False
+    decode(pool, encoded())
+    assert not deaths
+
+
+def test_a_decoder_that_steps_aside_has_a_lower_priority(
+    pool: DecoderPool, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[float] = []
+    pool.on_slow = lambda _: not calls.append(time.monotonic())
+    niceness: list[int] = []
+    original = os.setpriority
+
+    def record_call(kind: int, pid: int, value: int) -> None:
+        original(kind, pid, value)
+        niceness.append(os.getpriority(kind, pid))
+
+    monkeypatch.setattr(os, "setpriority", record_call)
+    started = time.monotonic()
+    with pytest.raises(DecodeTimeout):
+        decode(pool, attack("spinning"))
+    assert len(calls) == 1
+    assert calls[0] - started >= 0.14
+    assert niceness == [os.getpriority(os.PRIO_PROCESS, fork_server.pid) + 3]
+
+
+def test_a_large_image_steps_aside_if_it_has_to_wait(pool: DecoderPool) -> None:
+    calls, done = list[object](), threading.Event()
+    pool.on_slow = lambda stop: not calls.append(stop)
+    with pool._large:
+        thread = threading.Thread(target=lambda: (decode(pool, encoded("PNG", (2600, 2000))), done.set()))
+        thread.start()
+        wait_for(lambda: bool(calls))
+        assert not done.is_set()
+    assert done.wait(10)
+    thread.join()
+
+
+@pytest.mark.usefixtures("slow_at_once")
+def test_an_image_that_stepped_aside_and_got_no_cpu_may_be_sent_again(
+    pool: DecoderPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.imaging.decoder_process._WALL_SHARE", 0.2)
+    monkeypatch.setattr("serve.imaging.decoder_process._WALL_SLACK", 0.0)
+    pool.on_slow = lambda _: True
+    with pytest.raises(QueueFull, match="too busy for an image that takes long"):
+        decode(pool, attack("waiting"))

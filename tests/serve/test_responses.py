@@ -6,7 +6,7 @@ import pytest
 from serve.api.responses import server_timing, stage_seconds
 from serve.errors import UndecodableImage
 from serve.model.classifier import Classified
-from serve.scheduling.scheduler import Outcome
+from serve.scheduling.task import Outcome
 
 
 def done(queued: float, **seconds: float) -> Outcome[Classified]:

@@ -4,12 +4,14 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from serve.errors import DeadlinePassed, NotReady, QueueFull
-from serve.scheduling.scheduler import Outcome, Scheduler
+from serve.scheduling.scheduler import Scheduler
+from serve.scheduling.task import Outcome
 
 LONG = 30.0  # seconds that only a defective scheduler takes
 
@@ -22,6 +24,7 @@ class Work:
         self.computed: list[tuple[Any, bool]] = []
         self.gates: dict[Any, threading.Event] = {}
         self.begun: dict[Any, threading.Event] = {}
+        self.preparing: dict[Any, Callable[[], object]] = {}  # called by `prepare` of an item
         self.at_once = 0
         self.most_at_once = 0
         self._lock = threading.Lock()
@@ -45,6 +48,8 @@ class Work:
             self.prepared.append(item)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
+        if item in self.preparing:
+            self.preparing[item]()
         if item == "unreadable":
             self.at_once -= 1
             raise ValueError("unreadable")
@@ -546,3 +551,81 @@ def test_a_closed_event_loop_does_not_affect_other_tasks(make: Make, work: Work)
     asyncio.run(leave())
     work.open("orphan")
     assert results(asyncio.run(scheduler.run(["next"], soon()))) == ["next!"]
+
+
+def steps_aside(scheduler: Scheduler[Any, Any, str], gate: threading.Event, stopped: list[str], name: str) -> None:
+    """Steps aside as `prepare` of an item, and goes on once the gate is open."""
+    assert scheduler.step_aside(lambda: stopped.append(name))
+    assert gate.wait(LONG)
+
+
+def test_an_item_that_steps_aside_lets_others_begin_and_is_computed_in_turn(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        gate = threading.Event()
+        work.preparing["slow"] = lambda: steps_aside(scheduler, gate, [], "slow")
+        work.gate("b")
+        slow = asyncio.ensure_future(scheduler.run(["slow"], soon()))
+        assert results(await scheduler.run(["a"], soon())) == ["a!"]
+        b = asyncio.ensure_future(scheduler.run(["b"], soon()))
+        await work.until_begun("b")
+        gate.set()
+        await asyncio.sleep(0.05)
+        assert [item for item, _ in work.computed] == ["a"]  # the only CPU is taken
+        work.open("b")
+        assert results(await slow) == ["slow!"]
+        assert results(await b) == ["b!"]
+        assert results(await scheduler.run(["c", "d"], soon())) == ["c!", "d!"]
+
+    asyncio.run(scenario(make(streams=1)))
+
+
+def test_an_item_that_steps_aside_and_fails_frees_its_place(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        work.preparing["unreadable"] = lambda: scheduler.step_aside(None) and not scheduler.step_aside(None)
+        for _ in range(3):
+            outcomes = await scheduler.run(["unreadable", "a"], soon())
+            assert [outcome.result for outcome in outcomes] == [None, "a!"]
+
+    asyncio.run(scenario(make(streams=1)))
+
+
+def test_where_the_slow_lane_is_full_an_item_is_stopped_until_there_is_a_place(make: Make, work: Work) -> None:
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        gates, stopped = {name: threading.Event() for name in "xyz"}, list[str]()
+        for name, gate in gates.items():
+            work.preparing[name] = partial(steps_aside, scheduler, gate, stopped, name)
+        x = asyncio.ensure_future(scheduler.run(["x"], soon()))
+        await asyncio.sleep(0.05)
+        y = asyncio.ensure_future(scheduler.run(["y"], soon()))
+        await asyncio.sleep(0.05)
+        assert stopped == ["y"]
+        # Its deadline is too near for what items take in the lane.
+        with pytest.raises(QueueFull, match="takes long to decode: 1 more are waiting"):
+            (await scheduler.run(["z"], time.monotonic() + 2))[0].unwrap()
+        assert results(await scheduler.run(["a"], soon())) == ["a!"]
+        for gate in gates.values():
+            gate.set()
+        assert [results(await each) for each in (x, y)] == [["x!"], ["y!"]]
+
+    asyncio.run(scenario(make(streams=1)))
+
+
+def test_only_so_many_items_wait_for_the_slow_lane(make: Make, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.scheduling.slow_lane._MAX_WAITING", 0)
+
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        gate = threading.Event()
+        for name in "xy":
+            work.preparing[name] = lambda: steps_aside(scheduler, gate, [], "")
+        x = asyncio.ensure_future(scheduler.run(["x"], soon()))
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFull):
+            (await scheduler.run(["y"], soon()))[0].unwrap()
+        gate.set()
+        assert results(await x) == ["x!"]
+
+    asyncio.run(scenario(make(streams=1)))
+
+
+def test_another_thread_cannot_step_aside(make: Make) -> None:
+    assert not make().step_aside(None)

@@ -15,7 +15,7 @@ from serve.api.upload import read_body
 from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
 from serve.errors import UnknownModel, UnsupportedBody
 from serve.model.classifier import Classified, Opened, Prepared
-from serve.scheduling.scheduler import Outcome
+from serve.scheduling.task import Outcome
 
 Handler = Callable[[Request], Awaitable[Response]]
 

@@ -1,0 +1,60 @@
+"""A call of the scheduler: its waiting items, and their outcomes."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
+
+from serve.errors import NotReady
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """The result or the error of one item, and the seconds it waited for a thread."""
+
+    queued_seconds: float
+    result: Result | None = None
+    error: BaseException | None = None
+
+    def unwrap(self) -> Result:
+        """Returns the result, or raises the error."""
+        if self.error is not None:
+            raise self.error
+        return cast(Result, self.result)
+
+
+class Task:
+    """One call of `run`: its waiting items, each with its position, and the outcomes so far."""
+
+    def __init__(self, items: Sequence[Any], deadline: float) -> None:
+        self.waiting = deque(enumerate(items))
+        self.deadline = deadline
+        self.submitted = time.monotonic()
+        self.outcomes: list[Outcome[Any] | None] = [None] * len(items)
+        self.missing = len(items)
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[list[Outcome[Any]]] = self._loop.create_future()
+
+    def discard(self) -> int:
+        """Drops the waiting items and returns how many they were."""
+        count = len(self.waiting)
+        self.waiting.clear()
+        return count
+
+    def settle(self, error: NotReady | None = None) -> None:
+        """Wakes the caller of `run` with the outcomes or an error; called on any thread."""
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so no caller waits any more
+            self._loop.call_soon_threadsafe(self._settle, error)
+
+    def _settle(self, error: NotReady | None) -> None:
+        if self.done.done():  # its caller was cancelled
+            return
+        if error is None:
+            self.done.set_result(cast(list[Outcome[Any]], self.outcomes))
+        else:
+            self.done.set_exception(error)
