@@ -110,6 +110,11 @@ def test_the_operators_routes_answer(container: Container) -> None:
     assert card["parity"]["max_abs_logit_difference"] <= 1e-4
 
 
+def test_decoders_are_sealed_under_the_engines_seccomp_profile(container: Container) -> None:
+    assert 'decoders="sealed"' in httpx2.get(f"{container.url}/metrics").text
+    assert "decoders sealed;" in container.log
+
+
 def test_the_container_reports_its_health(container: Container) -> None:
     asked = container.run("python", "-m", "serve", "health")
     assert (asked.returncode, asked.stdout[:6]) == (0, "ready:")

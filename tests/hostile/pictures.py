@@ -24,6 +24,7 @@ from tests.hostile.avif import (
     frames_in_one,
     full,
 )
+from tests.hostile.damaged import DAMAGED
 
 Entry = tuple[int, int, int, int]  # of a TIFF directory: tag, type, number of values, value or offset
 
@@ -269,6 +270,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int]] = {
     "bmp of single runs": (lambda: bmp(7000, 7000, 8, 1, b"\1\0" * 9_400_000), 422),
     "bmp of negative sizes": (lambda: bmp(-7000, -(2**31), 32, 0, bytes(99)), 413),
 }
+REFUSED |= {name: (make, 422) for name, make in DAMAGED.items()}
 # Unusual images that have to be accepted.
 ACCEPTED: dict[str, Callable[[], bytes]] = {
     "png of data that goes on": lambda: png(9, 9, zeros(1000 << 20)),

@@ -55,6 +55,7 @@ def test_prometheus_finds_metrics_where_the_monitor_says(server: ServerProcess) 
     [endpoint] = only(rendered(FOLDER / "prometheus"), "ServiceMonitor")["spec"]["endpoints"]
     text = requests.get(server.url + endpoint["path"], timeout=5).text
     names = {family.name for family in text_string_to_metric_families(text)}
+    assert 'decoders="sealed"' in text
     assert {"serve_requests", "serve_queue_depth"} <= names  # docs/kubernetes.md scales by the second
     assert quantity(endpoint["scrapeTimeout"].removesuffix("s")) < quantity(endpoint["interval"].removesuffix("s"))
     TABLE.append(("ServiceMonitor", f"{endpoint['path']} gives {len(names)} metrics"))

@@ -33,7 +33,12 @@ class Part:
 PARTS: Final = (
     Part(
         "scheduler",
-        {"serve/scheduling/scheduler.py": (), "serve/scheduling/queue_limit.py": ()},
+        {
+            "serve/scheduling/scheduler.py": (),
+            "serve/scheduling/queue_limit.py": (),
+            "serve/scheduling/slow_lane.py": (),
+            "serve/scheduling/task.py": (),
+        },
         ("tests/serve/test_scheduler.py",),
     ),
     Part(
