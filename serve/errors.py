@@ -128,7 +128,7 @@ class DecodeTimeout(RequestError):
 
 
 class DecoderDied(RequestError):
-    """The process that decoded the image died of it."""
+    """Decoding the image ended the decoder process."""
 
 
 class QueueFull(RequestError):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Final
 
-from serve.config.settings import Config, names_of
+from serve.config.settings import Config, setting_names
 from serve.printable import shortened
 
 # Variables that Kubernetes sets in every pod for a Service named "serve" or "serve-...".
@@ -18,7 +18,7 @@ _MAX_NAME: Final = 200
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """Returns a sentence for each SERVE_* variable that is not a setting, with the setting that is probably meant."""
-    known = ["SERVE_CONFIG", *(names_of(setting.name)[1] for setting in fields(Config))]
+    known = ["SERVE_CONFIG", *(setting_names(setting.name)[1] for setting in fields(Config))]
     found = []
     for name, value in sorted(environment.items()):
         short = len(name) <= _MAX_NAME

@@ -159,7 +159,7 @@ def load_settings(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     for setting in fields(Config):
-        flag, variable = names_of(setting.name)
+        flag, variable = setting_names(setting.name)
         if flags[setting.name] is not None:
             kind, source, text = f"flag {flag}", flag, flags[setting.name]
         elif variable in environment:
@@ -183,7 +183,7 @@ def load_settings(
     return config, sources
 
 
-def names_of(setting: str) -> tuple[str, str]:
+def setting_names(setting: str) -> tuple[str, str]:
     """Returns the flag and the environment variable of a setting."""
     return f"--{setting.replace('_', '-')}", f"SERVE_{setting.upper()}"
 
@@ -217,7 +217,7 @@ def argument_parser(
     text = f"TOML file with settings [SERVE_CONFIG, default: {DEFAULT_FILE} if it exists]"
     settings.add_argument("--config", metavar="FILE", help=text)
     for setting in fields(Config):
-        flag, variable = names_of(setting.name)
+        flag, variable = setting_names(setting.name)
         text = f"{setting.metadata['help']} [{variable}, default: {format_value(setting.default)}]"
         settings.add_argument(flag, metavar="VALUE", help=text)
     return parser

@@ -1,4 +1,4 @@
-"""What decodes images for a model: the interface, and decoding in the server's own process, which is for debugging."""
+"""The interface of image decoders, and one that decodes in the server's own process, for debugging."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Crop:
 
 
 class Decoders(Protocol):
-    """What decodes images.
+    """Decodes images for a model.
 
     Attributes:
         state: `sealed`, `isolated` or `off`.

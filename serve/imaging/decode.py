@@ -19,7 +19,7 @@ from serve.errors import RequestError
 from serve.imaging.formats import ACCEPTED_FORMATS
 from serve.imaging.limits import ImageLimits, check_early, check_limits, damaged, require_format, too_deep
 from serve.imaging.preprocess import Preprocessing, resized_size
-from serve.imaging.resize import filter_of
+from serve.imaging.resize import resampling_filter
 
 # Pillow's own limit on pixels is global; `open_image` applies the one of the settings.
 Image.MAX_IMAGE_PIXELS = None
@@ -128,7 +128,7 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
     drafted = image.draft(None, enough)
     if drafted is None:  # Pillow reduces JPEGs of a single tile only
         return None
-    return image.convert("RGB").resize(target, filter_of(spec), box=drafted[1])
+    return image.convert("RGB").resize(target, resampling_filter(spec), box=drafted[1])
 
 
 def _scale_16_bit(image: Image.Image) -> Image.Image:

@@ -1,7 +1,6 @@
 """The decoder process: reads images from its memory and writes back the model's crop of each.
 
-It is forked by the fork server and confined before it reads anything. It trusts nobody's bytes but the server's
-requests; what it answers is checked by the server.
+The fork server forks it, and it is confined before it reads anything. The server checks its replies.
 """
 
 import codecs
@@ -49,7 +48,7 @@ def run(parent: int, result_bytes: int, memory: tuple[int, int], seal: bool, tak
 
 
 def preload(takeover: str) -> None:
-    """Imports what decoding may need later, when no file can be opened, and silences what would write."""
+    """Imports what decoding needs later, when no file can be opened, and turns off warnings and logs."""
     _function(takeover)
     Image.preinit()
     # Plug-ins import these only when they read a file.

@@ -1,4 +1,4 @@
-"""The server's side of one decoder process: sends it an image, waits within limits, and checks what it answers."""
+"""The server's side of one decoder process: sends it an image, waits within limits, and checks its reply."""
 
 import os
 import select
@@ -76,7 +76,7 @@ class DecoderProcess:
         self._poll.register(self._replies, select.POLLIN)
         self.pid = 0  # known once it is ready
         self.sealed = False
-        self.lowered = False  # whether it has a lower priority, for good
+        self.lowered = False  # whether its priority was lowered
         self._stopped = False
         self._on_slow: OnSlow | None = None
         self._slow_at = 0.0  # on the clock of the process
@@ -101,13 +101,13 @@ class DecoderProcess:
         if not self.pid:
             reply = self._receive(None, time.monotonic() + _START_SECONDS)
             if reply.code != Code.READY:
-                raise self.broken()
+                raise self.protocol_error()
             self.pid, self.sealed = reply.width, bool(reply.height)
 
     def begin(self, request: Request, data: bytes) -> None:
         """Hands an image over; raises `Gone` if the process has ended, which says nothing about the image."""
         self.wait_ready()
-        if self._poll.poll(0):  # it has closed its pipe, or said something unasked
+        if self._poll.poll(0):  # it has closed its pipe, or sent something unasked
             raise Gone
         at, rest = self._terms.result_bytes, memoryview(data)
         while rest:
@@ -119,7 +119,7 @@ class DecoderProcess:
             raise Gone from None
 
     def lower_priority(self) -> None:
-        """Lets processes that are not lowered go first."""
+        """Lowers the priority of the process; it cannot be raised again."""
         self.lowered = True
         with suppress(OSError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
@@ -138,7 +138,8 @@ class DecoderProcess:
         Raises:
             Gone: the process ended.
             Overrun: it used up its time.
-            Starved, Postponed: as they say.
+            Starved: it stepped aside, and there was too little CPU time for it.
+            Postponed: its decoder was ended by `on_slow`.
             QueueFull: as from `on_slow`.
         """
         limit = request.rules.limits.decode_seconds
@@ -160,14 +161,14 @@ class DecoderProcess:
             finally:
                 large.release()
         if reply.code in (Code.READY, Code.LARGE):
-            raise self.broken()
+            raise self.protocol_error()
         count = request.rules.spec.crop**2 * 3 if reply.code == Code.DONE else 0
         pixels = os.pread(self._memory, count, 0)
         clear_memory(self._memory, self._terms.result_bytes + request.length)
         return reply, pixels
 
-    def broken(self) -> Gone:
-        """Notes that what the process said is no answer, and returns the error."""
+    def protocol_error(self) -> Gone:
+        """Records that the process sent something other than a valid reply, and returns the error to raise."""
         self.broke_protocol = True
         return Gone()
 
@@ -232,7 +233,7 @@ class DecoderProcess:
         try:
             return Reply.unpack(message)
         except (struct.error, ValueError):
-            raise self.broken() from None
+            raise self.protocol_error() from None
 
     def _close(self) -> None:
         while self._open:

@@ -165,7 +165,7 @@ def run(descriptor: int, takeover: str) -> NoReturn:
 
 
 def _obey(control: socket.socket, takeover: str) -> None:
-    """Does what messages say until the socket closes."""
+    """Forks and ends decoders as messages ask, until the socket closes."""
     children: dict[int, int] = {}  # number → process id
     while True:
         message, descriptors, *_ = socket.recv_fds(control, _MESSAGE.size, 3)

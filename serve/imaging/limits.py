@@ -1,4 +1,4 @@
-"""The limits of one image, checked by the figures in its header, and the errors of what cannot be decoded."""
+"""The limits per image, checked by the figures in its header, and the errors of images that cannot be decoded."""
 
 import math
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ class ImageLimits:
 
 
 def require_format(data: bytes) -> str:
-    """Returns the accepted format that `data` begins like; raises `UnsupportedFormat` if there is none."""
+    """Returns the accepted format whose signature `data` begins with; raises `UnsupportedFormat` if there is none."""
     if name := sniff_format(data):
         return name
     raise UnsupportedFormat(f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}.")
 
 
 def check_early(data: bytes, format_name: str, spec: Preprocessing, limits: ImageLimits) -> None:
-    """Checks what can be told without a decoder; raises `TooManyPixels`."""
+    """Checks the size where it can be read without a decoder, as in WebP; raises `TooManyPixels`."""
     size = webp_size(data) if format_name == "WebP" else None
     if size and min(size):
         check_limits(size, 1, spec, limits)

@@ -1,4 +1,4 @@
-"""Memory that two processes share without a name, and what one process may have and has used, by its id."""
+"""Anonymous shared memory, and the address-space limit and CPU time of another process."""
 
 import ctypes
 import fcntl

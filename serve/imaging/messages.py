@@ -1,4 +1,4 @@
-"""What the server and its decoder processes tell each other: fixed layouts of numbers, and no text."""
+"""Messages between the server and its decoder processes: fixed layouts of numbers, no text."""
 
 import struct
 from dataclasses import dataclass

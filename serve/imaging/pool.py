@@ -17,9 +17,9 @@ from serve.imaging.messages import Code, Reply, Request, Rules
 from serve.imaging.sandbox import ISOLATED, SEALED
 
 AUTO, REQUIRED = "auto", "required"
-# Why a decoder ended before its time.
+# Reasons for which a decoder ended before its time.
 DEATHS: Final = ("overrun", "forbidden_call", "crash", "killed", "protocol")
-# Images of up to so many pixels are decoded side by side within this much memory each; larger ones one at a time.
+# Images of up to this many pixels are decoded side by side, within this much memory each; larger ones one at a time.
 _SMALL_PIXELS: Final = 4_000_000
 _SMALL_MEMORY: Final = 144 * 2**20
 # By default a decoder may have as many bytes a pixel of the largest image: WebP needs 16 (docs/serving.md).
@@ -119,11 +119,11 @@ class DecoderPool:
                 "The server is too busy for an image that takes long to decode; try again in a moment."
             ) from None
         except Overrun:
-            self._bury(decoder, "overrun")
+            self._end_and_count(decoder, "overrun")
             limit = request.rules.limits.decode_seconds
             raise errors.DecodeTimeout(f"The image takes too long to decode; the limit is {limit:g} s.") from None
         except Gone:
-            self._bury(decoder)
+            self._end_and_count(decoder)
             raise DecoderDied(f"The {format_name} image ended the process that was decoding it.") from None
         except BaseException:
             decoder.retire()
@@ -180,11 +180,11 @@ class DecoderPool:
             try:
                 decoder.begin(request, data)
             except (Gone, Overrun, OSError):  # OSError: there is no memory for the image
-                self._bury(decoder)
+                self._end_and_count(decoder)
                 continue
             if decoder.sealed == (self.state == SEALED):
                 return decoder
-            self._bury(decoder, "protocol")
+            self._end_and_count(decoder, "protocol")
         raise NotReady("No decoder process can be started; try again in a moment.")
 
     def _take(self, reusable: bool) -> DecoderProcess:
@@ -208,8 +208,8 @@ class DecoderPool:
     def _fork(self) -> DecoderProcess:
         return DecoderProcess(self._fork_server, self._terms, self._options.max_bytes)
 
-    def _bury(self, decoder: DecoderProcess, reason: str = "") -> None:
-        """Ends a decoder that has died or is to die, and counts its death."""
+    def _end_and_count(self, decoder: DecoderProcess, reason: str = "") -> None:
+        """Ends a decoder that has failed, unless it has ended, and counts its death."""
         status = decoder.end()
         self._deaths_in_a_row += 1
         self.on_death(reason or ("protocol" if decoder.broke_protocol else cause_of_death(status)))
@@ -220,21 +220,21 @@ class DecoderPool:
             time.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(beyond, 10)))
 
     def _check(self, decoder: DecoderProcess, request: Request, reply: Reply) -> None:
-        """Raises the error that a decoder's answer says.
+        """Raises the error that a decoder's reply stands for.
 
         Raises:
             RequestError: the image is refused.
-            Gone: the answer contradicts itself.
+            Gone: the reply contradicts itself.
         """
         rules, size = request.rules, (reply.width, reply.height)
         if reply.code in (Code.DONE, Code.OVER_LIMIT) and min(*size, reply.frames) < 1:
-            raise decoder.broken()
+            raise decoder.protocol_error()
         match reply.code:
             case Code.DONE:
                 check_limits(size, reply.frames, rules.spec, rules.limits)
             case Code.OVER_LIMIT:
                 check_limits(size, reply.frames, rules.spec, rules.limits)
-                raise decoder.broken()
+                raise decoder.protocol_error()
             case Code.NO_MEMORY:
                 raise errors.TooComplex(
                     f"Decoding the image takes more memory than the limit, {self._terms.all_memory // 2**20} MB."

@@ -10,7 +10,7 @@ def crop(rgb: Image.Image, spec: Preprocessing, exact: bool = True) -> Image.Ima
     return center_crop(resize(rgb, spec), spec.crop) if exact else resize_to_crop(rgb, spec)
 
 
-def filter_of(spec: Preprocessing) -> Image.Resampling:
+def resampling_filter(spec: Preprocessing) -> Image.Resampling:
     """Returns Pillow's filter for the specified interpolation."""
     return Image.Resampling[spec.interpolation.upper()]
 
@@ -18,7 +18,7 @@ def filter_of(spec: Preprocessing) -> Image.Resampling:
 def resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
     """Scales the shorter side to `spec.resize`, with Pillow's antialiasing."""
     target = resized_size(image.size, spec.resize)
-    return image if target == image.size else image.resize(target, filter_of(spec))
+    return image if target == image.size else image.resize(target, resampling_filter(spec))
 
 
 def resize_to_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
@@ -37,7 +37,7 @@ def resize_to_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
         min((left + spec.crop) * across, image.width),
         min((top + spec.crop) * down, image.height),
     )
-    return image.resize((spec.crop, spec.crop), filter_of(spec), box=box)
+    return image.resize((spec.crop, spec.crop), resampling_filter(spec), box=box)
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:

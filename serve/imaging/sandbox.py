@@ -1,4 +1,4 @@
-"""Takes every right from a decoder process that it does not need, on Linux by a seccomp filter.
+"""Confines a decoder process: resource limits and, on Linux, a seccomp filter that allows the calls decoding needs.
 
 A sealed process can compute, read and write what it has open, and end. An architecture without a list of system calls,
 another system, or a kernel that forbids filters leaves it isolated: with its limits, but without the filter.

@@ -70,7 +70,7 @@ class Classifier:
 
         Raises:
             EmptyFile: there are no bytes.
-            UnsupportedFormat: no accepted format begins like it.
+            UnsupportedFormat: the first bytes are not those of an accepted format.
         """
         if not data:
             raise EmptyFile("The file is empty; curl sends a folder as an empty file, too.")

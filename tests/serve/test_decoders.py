@@ -1,4 +1,4 @@
-"""Images are decoded in confined processes, to the same pixels; whatever becomes of one, its neighbours are decoded."""
+"""Decoding in confined processes gives the same pixels, and an image that ends its decoder affects no other."""
 
 import io
 import os
@@ -55,7 +55,7 @@ def fork_server() -> Iterator[ForkServer]:
 
 @pytest.fixture
 def pool_with(fork_server: ForkServer) -> Iterator[MakePool]:
-    """Make a pool with some options changed."""
+    """Makes a pool with some options changed."""
     pools: list[DecoderPool] = []
 
     def make(options: PoolOptions = OPTIONS, server: ForkServer = fork_server) -> DecoderPool:
@@ -126,14 +126,14 @@ def test_the_pixels_are_those_of_decoding_in_process(pool_with: MakePool, exact:
         assert pool.decode(data, name).pixels == here.decode(data, name).pixels
 
 
-def test_large_pictures_of_every_format_decode_under_the_seal(pool: DecoderPool) -> None:
+def test_large_images_of_every_format_decode_under_the_seal(pool: DecoderPool) -> None:
     for name in ("JPEG", "PNG", "WebP", "AVIF", "TIFF", "BMP"):
         options = {"speed": 10} if name == "AVIF" else {"compression": "tiff_lzw"} if name == "TIFF" else {}
         data = encoded(name, (3000, 2200), **options)
         assert decode(pool, data).std() > 10
 
 
-def test_limits_are_named_as_they_are_in_process(pool_with: MakePool) -> None:
+def test_messages_are_the_same_as_those_of_decoding_in_process(pool_with: MakePool) -> None:
     rules = replace(RULES, limits=ImageLimits(300_000, 1, 1.5))
     pool, here = pool_with(replace(OPTIONS, rules=rules)), InProcessDecoder(rules)
     deep = io.BytesIO()
@@ -175,7 +175,7 @@ def test_processes_have_one_thread_and_no_numpy(pool: DecoderPool, fork_server: 
 
 
 @pytest.mark.parametrize("name", sorted(FATAL))
-def test_a_decoder_that_was_taken_over_dies_of_what_it_tries(pool: DecoderPool, name: str) -> None:
+def test_a_decoder_is_killed_by_a_forbidden_call(pool: DecoderPool, name: str) -> None:
     expected, deaths = decode(pool, encoded()), deaths_of(pool)
     with pytest.raises(DecoderDied, match=r"^The BMP image ended the process that was decoding it\.$"):
         decode(pool, attack(name))
@@ -202,7 +202,7 @@ def test_a_decoder_that_was_taken_over_dies_of_what_it_tries(pool: DecoderPool, 
         ("memory", TooComplex, None),
     ],
 )
-def test_whatever_else_it_tries_is_contained(
+def test_other_attacks_of_a_decoder_have_no_further_effect(
     pool_with: MakePool, name: str, error: type[RequestError], reason: str | None
 ) -> None:
     assert name in OTHERS
@@ -290,7 +290,7 @@ def test_many_threads_at_once_get_their_own_pixels(pool: DecoderPool) -> None:
     assert not wrong
 
 
-def test_a_large_picture_waits_for_another_and_small_ones_do_not(pool: DecoderPool) -> None:
+def test_a_large_image_waits_for_another_and_small_ones_do_not(pool: DecoderPool) -> None:
     large, small = encoded("PNG", (2600, 2000)), encoded("PNG")
     decode(pool, small)
     done = threading.Event()
@@ -334,7 +334,7 @@ def test_a_fork_server_that_cannot_start_decoders_fails_the_start(sandbox: str) 
         server.close()
 
 
-def test_decoders_that_keep_dying_are_started_ever_more_slowly(pool: DecoderPool) -> None:
+def test_after_many_deaths_in_a_row_decoders_start_more_slowly(pool: DecoderPool) -> None:
     pool._deaths_in_a_row = 25
     started = time.monotonic()
     decode(pool, encoded())

@@ -60,13 +60,13 @@ def test_a_hostile_image_is_refused_in_little_time(
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_it_is_odd_and_all_the_same_a_picture(pool: DecoderPool, name: str) -> None:
+def test_an_unusual_image_is_accepted(pool: DecoderPool, name: str) -> None:
     data = ACCEPTED[name]()
     assert len(pool.decode(data, require_format(data)).pixels) == 224 * 224 * 3
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-def test_it_costs_much_and_no_more_than_it_may(pool: DecoderPool, name: str) -> None:
+def test_an_expensive_image_is_decoded_or_refused_within_the_limits(pool: DecoderPool, name: str) -> None:
     data = BOUNDED[name]()
     try:
         assert len(pool.decode(data, require_format(data)).pixels) == 224 * 224 * 3
@@ -74,7 +74,7 @@ def test_it_costs_much_and_no_more_than_it_may(pool: DecoderPool, name: str) -> 
         assert problem_from(refusal)["status"] in (413, 422)
 
 
-def test_limits_are_named_with_what_broke_them(fork_server: ForkServer) -> None:
+def test_a_message_has_the_limit_and_the_value_that_exceeds_it(fork_server: ForkServer) -> None:
     def decode(data: bytes, limits: ImageLimits) -> None:
         pool = DecoderPool(fork_server, replace(OPTIONS, rules=Rules(SPEC, limits)))
         try:
@@ -89,7 +89,7 @@ def test_limits_are_named_with_what_broke_them(fork_server: ForkServer) -> None:
         decode(bmp(7000, 7000, 8, 1, b"\1\0" * 2_000_000), ImageLimits(50_000_000, 10, 0.1))
 
 
-def test_ordinary_progressive_pictures_of_any_size_take_no_longer_than_they_may(pool: DecoderPool) -> None:
+def test_ordinary_progressive_images_of_any_size_are_decoded_within_the_limit(pool: DecoderPool) -> None:
     data = jpeg_of_scans(7000, 0)
     assert data.count(b"\xff\xda") == 10
     assert len(pool.decode(data, "JPEG").pixels) == 224 * 224 * 3
