@@ -30,8 +30,8 @@ from serve.server.supervisor import RunWorker, Supervisor, cpu_share
 
 # Libraries, the model, the listening socket and the event loop's own files.
 _OTHER_FILES: Final = 64
-# Three for each of a stream's decoders: in use, kept, and fresh.
-_DECODER_FILES: Final = 9
+# Three for each of a stream's decoders: in use, kept, fresh, and two of images that stepped aside.
+_DECODER_FILES: Final = 15
 
 log = logging.getLogger("serve")
 

@@ -462,7 +462,7 @@ def test_it_raises_the_limit_on_open_files_or_reports_why_not() -> None:
     done = subprocess.run([*command, "1000"], cwd=ROOT, preexec_fn=limit, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert (
-        done.stderr == "serve: max_connections=1000 needs 1585 open files; lower it, or raise ulimit -Hn above 1200\n"
+        done.stderr == "serve: max_connections=1000 needs 1591 open files; lower it, or raise ulimit -Hn above 1200\n"
     )
     process = subprocess.Popen([*command, "400"], cwd=ROOT, preexec_fn=limit, stderr=subprocess.PIPE, text=True)
     assert process.stderr
