@@ -90,7 +90,6 @@ _GARBAGE = random.Random(5).randbytes(100_000)
 
 DAMAGED: dict[str, Callable[[], bytes]] = {
     "png cut off": lambda: _cut(_encoded("PNG")),
-    "png of 7000 × 7000 without most rows": lambda: _png(7000, zlib.compress(bytes(21_001 * 10))),
     "png of 7000 × 7000, interlaced, without most rows": lambda: _png(7000, zlib.compress(bytes(21_001 * 10)), 1),
     "png of broken deflate": lambda: _png(300, _overwritten(zlib.compress(_noise().tobytes()), 0.4)),
     "png of garbage": lambda: _png(2000, _GARBAGE),
@@ -109,7 +108,6 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "webp cut off": lambda: _cut(_encoded("WEBP")),
     "webp, lossless, cut off": lambda: _cut(_encoded("WEBP", lossless=True)),
     "webp, lossless, of broken tables": lambda: _overwritten(_encoded("WEBP", lossless=True), 0.0002, 400),
-    "webp of a broken first partition": lambda: _overwritten(_encoded("WEBP"), 0.0006, 40),
     "bmp cut off": lambda: _cut(_encoded("BMP")),
     "bmp of runs cut off": lambda: _bmp(8, 1, b"\xff\1" * 3000),
     "bmp of runs of 4 bits cut off": lambda: _bmp(4, 2, b"\xff\1" * 3000),
@@ -120,7 +118,6 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "tiff of deflate that is garbage": lambda: _tiff(8, _GARBAGE),
     "tiff of deflate that ends early": lambda: _tiff(8, zlib.compress(bytes(2000 * 10))),
     "tiff of runs that end early": lambda: _tiff(32_773, b"\x81\0" * 100),
-    "tiff of a fax that is garbage": lambda: _tiff(4, _GARBAGE, bits=1),
     "tiff of a JPEG that is garbage": lambda: _tiff(7, _GARBAGE),
     "tiff of LZMA that is garbage": lambda: _tiff(34_925, _GARBAGE),
     "tiff of Zstandard that is garbage": lambda: _tiff(50_000, _GARBAGE),
@@ -128,5 +125,4 @@ DAMAGED: dict[str, Callable[[], bytes]] = {
     "tiff of an unknown compression": lambda: _tiff(12_345, _GARBAGE),
     "avif cut off": lambda: _cut(avif.encoded(_noise())),
     "avif of frames that are garbage": lambda: avif.avif([replace(_avif_of_noise(), data=_GARBAGE)]),
-    "avif of broken tiles": lambda: _overwritten(avif.encoded(_noise()), 0.3),
 }
