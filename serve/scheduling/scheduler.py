@@ -61,7 +61,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self.done = 0  # items completed so far, whatever their outcome
         self._changed = threading.Condition()
         self._streams = streams
-        self._lane = SlowLane(max(1, streams // 2))
+        self._lane = SlowLane(max(1, streams // 2), max_queue)
         self._aside = 0  # threads that have stepped aside
         self._returning = 0  # of those, the ones that wait for a CPU
         self._own = threading.local()  # of a thread: task, whether it stepped aside, when it got a place in the lane

@@ -6,8 +6,8 @@ from typing import Final
 
 from serve.errors import QueueFull
 
-# The most items that may wait for a place; each keeps a thread.
-_MAX_WAITING: Final = 32
+# The most items that may wait for a place, whatever the queue's limit, because each keeps a thread.
+_MAX_WAITING: Final = 256
 # The time that an item takes in the lane: the first estimate, and the weight of the latest item in the moving average.
 _ITEM_SECONDS: Final = 1.5
 _SMOOTHING: Final = 0.2
@@ -16,9 +16,10 @@ _RESERVE: Final = 4
 
 
 class SlowLane:
-    """Items that take long go on here, at most `places` at a time. Thread-safe."""
+    """Items that take long go on here, at most `places` at a time, and at most `max_waiting` wait. Thread-safe."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, max_waiting: int) -> None:
+        self._max_waiting = min(max_waiting, _MAX_WAITING)
         self._places = threading.Semaphore(places)
         self._lock = threading.Lock()
         self._waiting = 0
@@ -36,7 +37,7 @@ class SlowLane:
         if self._places.acquire(blocking=False):
             return True
         with self._lock:
-            if self._waiting >= _MAX_WAITING:
+            if self._waiting >= self._max_waiting:
                 raise self._full()
             self._waiting += 1
         return False
