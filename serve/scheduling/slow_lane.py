@@ -8,11 +8,11 @@ from serve.errors import QueueFull
 
 # The most items that may wait for a place, whatever the queue's limit, because each keeps a thread.
 _MAX_WAITING: Final = 256
-# The time that an item takes in the lane: the first estimate, and the weight of the latest item in the moving average.
-_ITEM_SECONDS: Final = 1.5
+# The time that an item may take in the lane: the first estimate, and the weight of the latest item if it takes less.
+_ITEM_SECONDS: Final = 4.0
 _SMOOTHING: Final = 0.2
-# An item that has no place with so many times the average left to its deadline is refused.
-_RESERVE: Final = 4
+# An item that has no place with so many times the estimate left to its deadline is refused.
+_RESERVE: Final = 1.5
 
 
 class SlowLane:
@@ -61,7 +61,7 @@ class SlowLane:
     def leave(self, seconds: float) -> None:
         """Frees the place of an item that took so long."""
         with self._lock:
-            self._item_seconds += (seconds - self._item_seconds) * _SMOOTHING
+            self._item_seconds = max(seconds, self._item_seconds + (seconds - self._item_seconds) * _SMOOTHING)
         self._places.release()
 
     def _full(self) -> QueueFull:
