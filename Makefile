@@ -40,7 +40,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz mutants test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz mutants test test-serve test-export check format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -101,6 +101,10 @@ image-test: image ## build the container image, test it over HTTP, and print its
 hostile: ## send a server 100,000 malformed and malicious requests, check each answer
 	@$(install_runtime) requirements/test.txt
 	$(runtime) -m tests.hostile
+
+deaths: ## kill decoders under load, by SIGKILL and by images that crash them, check the answers
+	@$(install_runtime) requirements/test.txt
+	$(runtime) -m tests.hostile.deaths
 
 overload: ## send a server four times its capacity for five minutes, check its answers
 	@$(install_runtime) requirements/test.txt

@@ -3,19 +3,18 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from serve.config.settings import Config, argument_parser, format_value, load_settings
 from serve.errors import StartError
-from serve.imaging.crops import OFF
-from serve.imaging.fork_server import ForkServer
-from serve.imaging.limits import ImageLimits
-from serve.imaging.messages import Rules
-from serve.imaging.pool import DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
+from serve.model.decoders import make_decoders, start_fork_server
 from serve.printable import printable
+
+_ANY_PREPROCESSING: Final = Preprocessing(1, "nearest", 1, (0, 0, 0), (1, 1, 1))
 
 
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -45,17 +44,15 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _decoder_state(config: Config) -> str:
-    """Returns what a server with these settings says of its decoders: sealed, isolated or off."""
-    if config.sandbox == OFF:
-        return OFF
-    fork_server = ForkServer()
-    try:
-        rules = Rules(Preprocessing(1, "nearest", 1, (0, 0, 0), (1, 1, 1)), ImageLimits(1))
-        return DecoderPool(fork_server, PoolOptions(rules, max_bytes=1)).state
-    except StartError as error:
-        return str(error)
-    finally:
-        fork_server.close()
+    """Returns what a server with these settings says of its decoders: sealed, isolated or off, or why it fails."""
+    with ExitStack() as stack:
+        try:
+            fork_server = start_fork_server(config)
+            if fork_server:
+                stack.callback(fork_server.close)
+            return make_decoders(config, _ANY_PREPROCESSING, fork_server).state
+        except StartError as error:
+            return str(error)
 
 
 def _format(value: Any) -> str:

@@ -17,14 +17,14 @@ from serve.commands.failures import failure_reason
 from serve.config.environment import unknown_variables
 from serve.config.settings import Config, load_config
 from serve.errors import StartError
-from serve.imaging.crops import OFF
+from serve.imaging.decoders import OFF
 from serve.imaging.malloc import trim_malloc
 from serve.model.files import AUTO, EMBEDDED_MODEL
 from serve.observability.error_stream import install_error_stream
 from serve.observability.log import log_uncaught_errors, set_up_logging
 from serve.observability.shared_metrics import use_unshared_metrics
 from serve.server.connections import MAX_EXCESS_CONNECTIONS
-from serve.server.signals import exit_now, report_start_failure
+from serve.server.signals import exit_now, reap_orphans, report_start_failure
 from serve.server.sockets import listen
 from serve.server.supervisor import RunWorker, Supervisor, cpu_share
 
@@ -63,6 +63,7 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         if config.workers > 1:
             return Supervisor(listeners, worker(config), config.grace_seconds).run()
         use_unshared_metrics()
+        reap_orphans()
         return serve(config, listeners[0])
 
 

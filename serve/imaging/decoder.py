@@ -18,7 +18,7 @@ from PIL import Image, JpegImagePlugin
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage
 from serve.imaging.decode import DEEP_MODES, decode, read_header, scale_table
 from serve.imaging.limits import check_limits
-from serve.imaging.malloc import trim_malloc, tune_malloc
+from serve.imaging.malloc import tune_malloc
 from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
 from serve.imaging.resize import crop
 from serve.imaging.sandbox import SEALED, confine
@@ -73,24 +73,17 @@ def _send(reply: Reply) -> None:
 
 def _answer(request: Request, results: mmap.mmap, act: Callable[[bytes], object] | None) -> Reply:
     """Decodes one image; if it takes more memory than there is at first, once more with all that there may be."""
-    for more_memory in (False, True):
-        try:
-            reply = _attempt(request, results, act, more_memory)
-        except MemoryError:  # what the attempt held is free again once this block is left
-            reply = _NO_MEMORY
-        if more_memory:
-            trim_malloc()
-        elif reply.code in (Code.LARGE, Code.NO_MEMORY):
-            _send(_LARGE)
-            os.read(REQUESTS, len(GO_ON))
-            continue
-        return reply
-    raise AssertionError("the second attempt returns")
+    reply = _attempt(request, results, act, more_memory=False)
+    if reply.code in (Code.LARGE, Code.NO_MEMORY):
+        _send(_LARGE)
+        os.read(REQUESTS, len(GO_ON))
+        reply = _attempt(request, results, act, more_memory=True)
+    return reply
 
 
 def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object] | None, more_memory: bool) -> Reply:
-    """Decodes one image, or answers `Code.LARGE` if it should have more memory; raises `MemoryError`."""
-    reply, image = Reply(Code.DAMAGED), None
+    """Decodes one image, or answers `Code.LARGE` if it should have more memory."""
+    reply, image, is_reduced = Reply(Code.DAMAGED), None, False
     try:
         os.lseek(MEMORY, len(results), os.SEEK_SET)
         data = os.read(MEMORY, request.length)
@@ -99,14 +92,17 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
         image, frames = read_header(data, request.format_name)
         reply = Reply(Code.DONE, *image.size, frames)
         check_limits(image.size, frames, request.rules.spec, request.rules.limits)
-        if not more_memory and _pixels_held(image, request.rules) > request.small_pixels:
+        is_reduced = _is_reduced(image, request.rules)
+        if not more_memory and image.width * image.height > request.small_pixels * (4 if is_reduced else 1):
             return _LARGE
         return _decode(image, request.rules, results, reply)
+    except MemoryError:
+        return _NO_MEMORY
     except (TooManyPixels, TooManyFrames):
         return reply._replace(code=Code.OVER_LIMIT)
     except UndecodableImage:
-        # The libraries of these formats report a lack of memory like damage.
-        if not more_memory and request.format_name in ("WebP", "AVIF"):
+        # libjpeg reports a lack of memory like damage, and a file of several scans is not decoded as it is read.
+        if not more_memory and is_reduced:
             return _LARGE
         return reply._replace(code=Code.DEEP if image and image.mode in DEEP_MODES else Code.DAMAGED)
 
@@ -120,10 +116,8 @@ def _decode(image: Image.Image, rules: Rules, results: mmap.mmap, reply: Reply) 
     return reply._replace(resize_ns=time.perf_counter_ns() - decoded)
 
 
-def _pixels_held(image: Image.Image, rules: Rules) -> int:
-    """Estimates the pixels held at once: a quarter where a JPEG is decoded as it is read, at a reduced scale."""
-    pixels = image.width * image.height
-    reduced = not rules.exact and isinstance(image, JpegImagePlugin.JpegImageFile)
-    if not reduced or image.info.get("progressive") or min(image.size) < 4 * rules.spec.resize:
-        return pixels
-    return pixels // 4
+def _is_reduced(image: Image.Image, rules: Rules) -> bool:
+    """Returns whether a JPEG is decoded as it is read, at a reduced scale: a quarter of its pixels or less."""
+    if rules.exact or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.info.get("progressive"):
+        return False
+    return min(image.size) >= 4 * rules.spec.resize

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
-from serve.imaging.crops import OnSlow
-from serve.imaging.fork_server import ForkServer, Terms, reap_orphan
-from serve.imaging.memory import anonymous_memory, clear_memory, limit_address_space, process_seconds
+from serve.imaging.decoders import OnSlow
+from serve.imaging.fork_server import KILLED, ForkServer, Terms
+from serve.imaging.memory import anonymous_memory, clear_memory, process_seconds, raise_address_space
 from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
 
 # Wall seconds that decoding may take: so many times its CPU seconds, and some more, because the machine may be busy.
@@ -20,8 +20,9 @@ _WALL_SHARE: Final = 3.0
 _WALL_SLACK: Final = 1.0
 _START_SECONDS: Final = 10.0
 _LONGEST_POLL: Final = 3600.0
-# An image that has taken so many CPU seconds steps aside.
+# An image that has taken so many CPU seconds, or wall seconds, steps aside.
 _SLOW_SECONDS: Final = 0.15
+_SLOW_WALL_SECONDS: Final = 1.0
 # The niceness of a decoder whose image has: a third of a CPU where others want it, so that the wall time suffices.
 _SLOW_NICE: Final = 3
 
@@ -76,10 +77,12 @@ class DecoderProcess:
         self._poll.register(self._replies, select.POLLIN)
         self.pid = 0  # known once it is ready
         self.sealed = False
-        self.lowered = False  # whether its priority was lowered
-        self._stopped = False
+        self.reusable = True  # not once its priority was lowered or its memory raised, because both last
+        self.images = 0  # that it was given
+        self._status: int | None = None  # once it was ended
         self._on_slow: OnSlow | None = None
-        self._slow_at = 0.0  # on the clock of the process
+        self._slow_at = self._slow_wall = 0.0  # on the clock of the process, and of `time.monotonic`
+        self._lowered = False
         self.broke_protocol = False
         try:
             self._number = fork_server.fork((requests, replies, self._memory), terms)
@@ -107,8 +110,9 @@ class DecoderProcess:
     def begin(self, request: Request, data: bytes) -> None:
         """Hands an image over; raises `Gone` if the process has ended, which says nothing about the image."""
         self.wait_ready()
-        if self._poll.poll(0):  # it has closed its pipe, or sent something unasked
-            raise Gone
+        if self._poll.poll(0):
+            raise self.protocol_error() if os.read(self._replies, 1) else Gone
+        self.images += 1
         at, rest = self._terms.result_bytes, memoryview(data)
         while rest:
             written = os.pwrite(self._memory, rest, at)
@@ -120,7 +124,7 @@ class DecoderProcess:
 
     def lower_priority(self) -> None:
         """Lowers the priority of the process; it cannot be raised again."""
-        self.lowered = True
+        self._lowered, self.reusable = True, False
         with suppress(OSError):  # it has ended
             os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
 
@@ -129,7 +133,7 @@ class DecoderProcess:
 
         Args:
             request: as for `begin`.
-            large: held while a large image is decoded.
+            large: held while a large image is decoded; its decoder is ended before it is released.
             on_slow: called once, if the image takes long or has to wait for `large`; None if it has stepped aside.
 
         Returns:
@@ -144,22 +148,26 @@ class DecoderProcess:
         """
         limit = request.rules.limits.decode_seconds
         used = process_seconds(self.pid)
-        self._on_slow, self._slow_at = on_slow, used + _SLOW_SECONDS
+        started = time.monotonic()
+        self._on_slow, self._slow_at, self._slow_wall = on_slow, used + _SLOW_SECONDS, started + _SLOW_WALL_SECONDS
         until = used + limit
         wall = limit * _WALL_SHARE + _WALL_SLACK
-        reply = self._receive(until, time.monotonic() + wall, self._stop)
-        if reply.code == Code.LARGE:
-            if not large.acquire(blocking=False):
-                self._step_aside(self._stop)
-                large.acquire()
-            try:
-                limit_address_space(self.pid, self._terms.all_memory - self._terms.small_memory)
-                self._continue()
-                # Without `stop`, because those that have a place may be waiting for `large`.
-                reply = self._receive(until, time.monotonic() + wall)
-                limit_address_space(self.pid, self._terms.small_memory - self._terms.all_memory)
-            finally:
-                large.release()
+        reply = self._receive(until, started + wall, self.retire)
+        if reply.code != Code.LARGE:
+            return self._result(request, reply)
+        if not large.acquire(blocking=False):
+            self._step_aside(self.retire)
+            if not large.acquire(timeout=wall):
+                raise Starved
+        try:
+            self._continue()
+            # Without `stop`, because those that have a place may be waiting for `large`.
+            return self._result(request, self._receive(until, time.monotonic() + wall))
+        finally:
+            self.end()
+            large.release()
+
+    def _result(self, request: Request, reply: Reply) -> tuple[Reply, bytes]:
         if reply.code in (Code.READY, Code.LARGE):
             raise self.protocol_error()
         count = request.rules.spec.crop**2 * 3 if reply.code == Code.DONE else 0
@@ -175,31 +183,30 @@ class DecoderProcess:
     def end(self) -> int:
         """Kills the process, unless it has ended, and returns its status as `os.waitpid` does."""
         self._close()
-        status = self._fork_server.end(self._number)
-        reap_orphan(self.pid)
-        return status
+        if self._status is None:
+            self._status = self._fork_server.end(self._number)
+        return self._status
 
     def retire(self) -> None:
         """Has the process ended, without waiting."""
         self._close()
-        self._fork_server.retire(self._number)
-        reap_orphan(self.pid)
+        if self._status is None:
+            self._status = KILLED
+            self._fork_server.retire(self._number)
 
     def _continue(self) -> None:
+        self.reusable = False
+        raise_address_space(self.pid)
         try:
             os.write(self._requests, GO_ON)
         except BrokenPipeError:
             raise Gone from None
 
-    def _stop(self) -> None:
-        self._stopped = True
-        self.retire()
-
     def _step_aside(self, stop: Callable[[], None] | None) -> None:
         """Lets the image step aside, unless it has."""
         on_slow, self._on_slow = self._on_slow, None
         if on_slow and on_slow(stop):
-            if self._stopped:
+            if self._status is not None:
                 raise Postponed
             self.lower_priority()
 
@@ -215,14 +222,15 @@ class DecoderProcess:
             left = until - time.monotonic()
             if cpu_until is not None:
                 used = process_seconds(self.pid)
-                if left <= 0 and self.lowered and used < cpu_until:
+                if left <= 0 and self._lowered and used < cpu_until:
                     raise Starved
                 left = min(left, cpu_until - used)
                 if self._on_slow and left > 0:
-                    if used >= self._slow_at:
+                    slow_in = min(self._slow_at - used, self._slow_wall - time.monotonic())
+                    if slow_in <= 0:
                         self._step_aside(stop)
                         continue
-                    left = min(left, self._slow_at - used)
+                    left = min(left, slow_in)
             if left <= 0:
                 raise Overrun
             if self._poll.poll(min(left, _LONGEST_POLL) * 1000):

@@ -24,9 +24,9 @@ from serve.imaging.messages import MEMORY, REPLIES, REQUESTS
 _MESSAGE: Final = struct.Struct("=BB6xQQQQ")
 _STATUS: Final = struct.Struct("=i")
 _FORK, _END, _RETIRE = 1, 2, 3
-# The status of a process that is not known, as after the fork server was replaced: killed.
-_UNKNOWN: Final = int(signal.SIGKILL)
-_ANSWER_SECONDS: Final = 10.0
+# The status of a process that was killed, or that is not known, as after the fork server was replaced.
+KILLED: Final = int(signal.SIGKILL)
+_ANSWER_SECONDS: Final = 5.0
 # Descriptors from this number on do not collide with a decoder's.
 _ABOVE: Final = 16
 # The shortest time between two starts of the process.
@@ -53,6 +53,7 @@ class ForkServer:
         self._takeover = takeover
         self._lock = threading.Lock()
         self._number = 0  # of the last decoder
+        self._closed = False
         self._start()
 
     @property
@@ -71,9 +72,11 @@ class ForkServer:
             The decoder's number, for `end` and `retire`.
 
         Raises:
-            OSError: the process was replaced and cannot be started again.
+            OSError: the process has ended and cannot be started again.
         """
         with self._lock:
+            if self._closed:
+                raise BrokenPipeError
             self._number += 1
             message = _MESSAGE.pack(_FORK, terms.seal, self._number, *terms[:3])
             try:
@@ -86,14 +89,12 @@ class ForkServer:
     def end(self, number: int) -> int:
         """Kills a decoder, unless it has ended, and returns its status as `os.waitpid` does."""
         with self._lock:
-            try:
+            with suppress(OSError):
                 self._socket.sendall(_MESSAGE.pack(_END, 0, number, 0, 0, 0))
                 if len(answer := self._socket.recv(_STATUS.size)) == _STATUS.size:
                     return int(_STATUS.unpack(answer)[0])
-            except OSError:
-                pass
-            self._restart()
-            return _UNKNOWN
+            self._stop()  # the next fork starts it again
+            return KILLED
 
     def retire(self, number: int) -> None:
         """Kills a decoder and does not wait for its end."""
@@ -103,6 +104,7 @@ class ForkServer:
     def close(self) -> None:
         """Ends the process and with it its decoders."""
         with self._lock:
+            self._closed = True
             self._stop()
 
     def __del__(self) -> None:
@@ -123,6 +125,7 @@ class ForkServer:
                     env={},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # or Ctrl-C in a terminal would end it before the requests in flight
                 )
@@ -141,13 +144,6 @@ class ForkServer:
         self._socket.close()
         self._process.kill()
         self._process.wait()
-
-
-def reap_orphan(pid: int) -> None:
-    """Reaps a decoder whose fork server was killed, if the system gave it to this process, as to process 1."""
-    if pid:
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)  # it is being killed, as every decoder of that fork server
 
 
 def run(descriptor: int, takeover: str) -> NoReturn:
@@ -181,7 +177,7 @@ def _obey(control: socket.socket, takeover: str) -> None:
         pid = children.pop(number, 0)
         if pid:
             os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1] if pid else _UNKNOWN
+        status = os.waitpid(pid, 0)[1] if pid else KILLED
         if action == _END:
             control.sendall(_STATUS.pack(status))
 

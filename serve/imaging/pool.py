@@ -4,16 +4,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from serve import errors
 from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartError
-from serve.imaging.crops import Crop, OnSlow
 from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed, Starved, cause_of_death
+from serve.imaging.decoders import Crop, OnSlow
 from serve.imaging.fork_server import ForkServer, Terms
-from serve.imaging.limits import check_early, check_limits, damaged, too_deep
-from serve.imaging.messages import Code, Reply, Request, Rules
+from serve.imaging.limits import check_early
+from serve.imaging.messages import Request, Rules
+from serve.imaging.replies import check_reply
 from serve.imaging.sandbox import ISOLATED, SEALED
 
 AUTO, REQUIRED = "auto", "required"
@@ -21,10 +23,12 @@ AUTO, REQUIRED = "auto", "required"
 DEATHS: Final = ("overrun", "forbidden_call", "crash", "killed", "protocol")
 # Images of up to this many pixels are decoded side by side, within this much memory each; larger ones one at a time.
 _SMALL_PIXELS: Final = 4_000_000
-_SMALL_MEMORY: Final = 144 * 2**20
+_SMALL_MEMORY: Final = 112 * 2**20
 # By default a decoder may have as many bytes a pixel of the largest image: WebP needs 16 (docs/serving.md).
 _BYTES_A_PIXEL: Final = 17
 _PAGE: Final = 2**16
+# A decoder is replaced after so many images, because one that was taken over could falsify those that follow.
+_MOST_IMAGES: Final = 1000
 # Tries to start a decoder for an image.
 _TRIES: Final = 5
 # After so many deaths with no image decoded in between, further decoders are started ever more slowly.
@@ -106,7 +110,8 @@ class DecoderPool:
             decoder.lower_priority()
         try:
             reply, pixels = decoder.finish(request, self._large, on_slow)
-            self._check(decoder, request, reply)
+            if not check_reply(reply, request, self._terms.all_memory):
+                raise decoder.protocol_error()
         except QueueFull:
             decoder.retire()
             raise
@@ -145,61 +150,84 @@ class DecoderPool:
 
     def _start(self) -> str:
         """Forks the first decoders and returns their state."""
-        required = self._options.sandbox == REQUIRED
-        # Twice sealed, because a death may have another reason than the seal.
-        for seal in (True, True) if required else (True, True, False):
+        first = self._first()
+        if self._options.sandbox == REQUIRED and not first.sealed:
+            first.retire()
+            raise StartError(
+                "sandbox=required, but this system does not allow a decoder to be sealed (seccomp); sandbox=auto "
+                "starts with decoders that are isolated only"
+            )
+        self._fresh.append(first)
+        for _ in range(self._options.streams - 1):
+            self._refill()
+        return SEALED if first.sealed else ISOLATED
+
+    def _first(self) -> DecoderProcess:
+        """Returns a decoder that is ready, and sealed unless that ends it; raises `StartError`."""
+        for seal in (True, False):
             self._terms = self._terms._replace(seal=seal)
             try:
                 first = self._fork()
             except OSError:
-                continue
+                break
             try:
                 first.wait_ready()
-            except (Gone, Overrun):
+                return first
+            except Overrun:
                 first.retire()
-                continue
-            if required and not first.sealed:
-                first.retire()
-                raise StartError(
-                    "sandbox=required, but this system does not allow a decoder to be sealed (seccomp); sandbox=auto "
-                    "starts with decoders that are isolated only"
-                )
-            self._fresh.extend([first, *(self._fork() for _ in range(self._options.streams - 1))])
-            return SEALED if first.sealed else ISOLATED
+                break
+            except Gone:
+                if cause_of_death(first.end()) != "forbidden_call":
+                    break
         raise StartError("no decoder process can be started")
 
     def _begin(self, request: Request, data: bytes) -> DecoderProcess:
         """Finds a decoder that is alive and hands it the image."""
         # All that are idle may have died, as with the fork server.
         for _ in range(2 * self._options.streams + _TRIES):
-            self._pause()
             try:
                 decoder = self._take(request.format_name in self._options.reuse)
             except OSError:
                 break
             try:
                 decoder.begin(request, data)
-            except (Gone, Overrun, OSError):  # OSError: there is no memory for the image
+            except (Gone, OSError):  # OSError: there is no memory for the image
                 self._end_and_count(decoder)
                 continue
+            except Overrun:
+                self._end_and_count(decoder)
+                break
             if decoder.sealed == (self.state == SEALED):
                 return decoder
             self._end_and_count(decoder, "protocol")
         raise NotReady("No decoder process can be started; try again in a moment.")
 
     def _take(self, reusable: bool) -> DecoderProcess:
+        """Returns a decoder, and forks another ahead of need; raises `OSError`."""
         with self._lock:
             if reusable and self._used:
                 return self._used.pop()
-            taken = self._fresh.popleft() if self._fresh else self._fork()
-            if not self._fresh:
-                self._fresh.append(self._fork())  # ahead of need
-            return taken
+            taken = self._fresh.popleft() if self._fresh else None
+            pause = 0.0 if taken else self._pause_seconds()
+        time.sleep(pause)
+        taken = taken or self._fork()
+        if not self._fresh and not self._pause_seconds():
+            self._refill()
+        return taken
+
+    def _refill(self) -> None:
+        with suppress(OSError):  # an image that needs it tries again
+            decoder = self._fork()
+            with self._lock:
+                if not self._closed:
+                    self._fresh.append(decoder)
+                    return
+            decoder.retire()
 
     def _give_back(self, decoder: DecoderProcess, format_name: str) -> None:
-        self._deaths_in_a_row = 0
-        reusable = format_name in self._options.reuse and not decoder.lowered  # a priority cannot be raised again
+        reusable = format_name in self._options.reuse and decoder.reusable and decoder.images < _MOST_IMAGES
         with self._lock:
+            self._deaths_in_a_row = 0
             if reusable and len(self._used) < self._options.streams and not self._closed:
                 self._used.append(decoder)
                 return
@@ -211,35 +239,11 @@ class DecoderPool:
     def _end_and_count(self, decoder: DecoderProcess, reason: str = "") -> None:
         """Ends a decoder that has failed, unless it has ended, and counts its death."""
         status = decoder.end()
-        self._deaths_in_a_row += 1
+        with self._lock:
+            self._deaths_in_a_row += 1
         self.on_death(reason or ("protocol" if decoder.broke_protocol else cause_of_death(status)))
 
-    def _pause(self) -> None:
+    def _pause_seconds(self) -> float:
+        """Returns how long to wait before another decoder is forked."""
         beyond = self._deaths_in_a_row - _DEATHS_IN_A_ROW
-        if beyond > 0:
-            time.sleep(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(beyond, 10)))
-
-    def _check(self, decoder: DecoderProcess, request: Request, reply: Reply) -> None:
-        """Raises the error that a decoder's reply stands for.
-
-        Raises:
-            RequestError: the image is refused.
-            Gone: the reply contradicts itself.
-        """
-        rules, size = request.rules, (reply.width, reply.height)
-        if reply.code in (Code.DONE, Code.OVER_LIMIT) and min(*size, reply.frames) < 1:
-            raise decoder.protocol_error()
-        match reply.code:
-            case Code.DONE:
-                check_limits(size, reply.frames, rules.spec, rules.limits)
-            case Code.OVER_LIMIT:
-                check_limits(size, reply.frames, rules.spec, rules.limits)
-                raise decoder.protocol_error()
-            case Code.NO_MEMORY:
-                raise errors.TooComplex(
-                    f"Decoding the image takes more memory than the limit, {self._terms.all_memory // 2**20} MB."
-                )
-            case Code.DEEP:
-                raise too_deep(request.format_name)
-            case _:
-                raise damaged(request.format_name)
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(beyond, 10)) if beyond > 0 else 0.0

@@ -33,6 +33,8 @@ _RETURN: Final = 0x06
 # Offsets in struct seccomp_data: the call's number, the architecture, the low half of the third argument.
 _NUMBER_AT, _ARCHITECTURE_AT, _PROTECTION_AT = 0, 4, 32
 _PROT_EXEC: Final = 4
+# Resources of which a decoder gets none: core dumps, files to write, processes, further descriptors.
+_FORBIDDEN: Final = ("CORE", "FSIZE", "NPROC", "NOFILE")
 
 # By machine: its AUDIT_ARCH, and the numbers of the system calls that decoding takes.
 _MACHINES: Final = {
@@ -98,8 +100,7 @@ def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = Tru
         `SEALED` or `ISOLATED`.
     """
     libc = ctypes.CDLL(None)
-    if sys.platform == "linux":
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ends_with_parent = sys.platform == "linux" and libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
     if os.getppid() != parent:  # it ended before this process could be told
         os._exit(1)
     os.closerange(0, 3)
@@ -108,11 +109,12 @@ def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = Tru
         with suppress(OSError):  # first, because a process that is not dumpable may not write there
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     in_use = _address_space()
-    _limit("AS", in_use + memory[0], in_use + memory[1])
-    for name in ("CORE", "FSIZE", "NPROC", "NOFILE"):
-        _limit(name, 0, 0)
-    return SEALED if seal and _install_filter(libc) else ISOLATED
+    limited = _limit("AS", in_use + memory[0], in_use + memory[1])
+    for name in _FORBIDDEN:
+        limited = _limit(name, 0, 0) and limited
+    return SEALED if seal and ends_with_parent and limited and _install_filter(libc) else ISOLATED
 
 
 def filter_program(machine: str) -> bytes | None:
@@ -150,16 +152,23 @@ class _Program(ctypes.Structure):
 def _install_filter(libc: ctypes.CDLL) -> bool:
     """Returns whether the filter holds from now on."""
     steps = filter_program(os.uname().machine) if sys.platform == "linux" else None
-    if steps is None or libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+    if steps is None:
         return False
     program = _Program(len(steps) // 8, steps)
     return bool(libc.prctl(_PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program), 0, 0) == 0)
 
 
-def _limit(name: str, soft: int, hard: int) -> None:
-    """Sets a resource limit, where the system has it and allows it."""
-    with suppress(AttributeError, OSError, ValueError):
-        resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (soft, hard))
+def _limit(name: str, soft: int, hard: int) -> bool:
+    """Sets a resource limit, or leaves a lower one; returns whether the system has it."""
+    try:
+        kind = getattr(resource, f"RLIMIT_{name}")
+        inherited = resource.getrlimit(kind)[1]
+        if inherited != resource.RLIM_INFINITY:
+            hard = min(hard, inherited)
+        resource.setrlimit(kind, (min(soft, hard), hard))
+    except (AttributeError, OSError, ValueError):
+        return False
+    return True
 
 
 def _open_limit() -> int:

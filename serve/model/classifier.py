@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from serve.config.settings import MODELS, Config
-from serve.errors import EmptyFile, ModelError, StartError
-from serve.imaging.crops import OFF, Decoders, InProcessDecoder
+from serve.errors import EmptyFile, ModelError
+from serve.imaging.decoders import Decoders
 from serve.imaging.fork_server import ForkServer
-from serve.imaging.formats import ACCEPTED_FORMATS
-from serve.imaging.limits import ImageLimits, require_format
-from serve.imaging.messages import Rules
+from serve.imaging.limits import require_format
 from serve.imaging.normalise import FloatArray, normalise
-from serve.imaging.pool import DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
+from serve.model.decoders import make_decoders, start_fork_server
 from serve.model.files import AUTO, find_model
 from serve.model.postprocess import Label, ScoredLabel, load_class_index, top_k
 from serve.model.session import Model, load_model
@@ -140,14 +138,6 @@ def _preprocessing_of(model: Model, path: Path, config: Config) -> Preprocessing
     return preprocessing
 
 
-def start_fork_server(config: Config) -> ForkServer | None:
-    """Starts the process that forks decoders, unless there are to be none; raises `StartError`."""
-    try:
-        return None if config.sandbox == OFF else ForkServer()
-    except OSError as error:
-        raise StartError(f"the process that starts decoders cannot be started: {error.strerror}") from error
-
-
 def make_classifier(
     config: Config, model: Model, preprocessing: Preprocessing, fork_server: ForkServer | None
 ) -> Classifier:
@@ -158,23 +148,6 @@ def make_classifier(
     """
     labels = load_class_index(config.class_index, model.class_count)
     return Classifier(model, preprocessing, labels, make_decoders(config, preprocessing, fork_server))
-
-
-def make_decoders(config: Config, preprocessing: Preprocessing, fork_server: ForkServer | None) -> Decoders:
-    """Returns what decodes images as `config` says. fork_server: None for one of its own. Raises `StartError`."""
-    limits = ImageLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000)
-    rules = Rules(preprocessing, limits, config.exif_orientation, config.decode == "exact")
-    if config.sandbox == OFF:
-        return InProcessDecoder(rules)
-    options = PoolOptions(
-        rules,
-        config.max_request_bytes,
-        config.decoder_memory_mb * 2**20,
-        config.thread_plan.streams,
-        [name for name in ACCEPTED_FORMATS if name.lower() in config.decoder_reuse],
-        config.sandbox,
-    )
-    return DecoderPool(fork_server or ForkServer(), options)
 
 
 def prediction(classified: Classified, model_name: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""Ends the process: on a signal at any time, even during the imports, and without waiting for threads."""
+"""Ends the process on a signal at any time, even during the imports, and without waiting for threads; reaps orphans."""
 
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Final, NoReturn
 
@@ -35,6 +36,19 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Non
     for number in STOP_SIGNALS:
         if number in STOP_SIGNALS[:2] or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, handler)
+
+
+def reap_orphans() -> None:
+    """Has process 1 reap the processes that the system gives it, such as decoders whose fork server was killed."""
+    if os.getpid() == 1:
+        signal.signal(signal.SIGCHLD, reap_children)
+
+
+def reap_children(number: int, frame: FrameType | None) -> None:
+    """Reaps the children that have ended, as a signal handler; `subprocess` takes their status as unknown."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def kill_self_after(seconds: float) -> None:

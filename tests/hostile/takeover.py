@@ -46,6 +46,9 @@ _MAP.restype, _MAP.argtypes = ctypes.c_void_p, [ctypes.c_void_p, ctypes.c_size_t
 _PROTECT: Final = _LIBC.mprotect
 _PROTECT.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+_HEAP_START: Final = next(
+    (int(line.split("-")[0], 16) for line in Path("/proc/self/maps").read_text().splitlines() if "[heap]" in line), 0
+)
 _EVERYTHING: Final = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
 
 
@@ -137,15 +140,30 @@ def _spin() -> None:
         pass
 
 
-def _wait_for_ever() -> None:
+def _wait_for_ever() -> bool:
+    return bool(os.read(REQUESTS, 1))
+
+
+def _wait_and_reply(code: Code) -> None:
+    os.read(REQUESTS, 1)
+    os.write(REPLIES, Reply(code, 1, 1, 1).pack())
     os.read(REQUESTS, 1)
 
 
 def _look_back() -> None:
-    """Dies of what an earlier image left in the shared memory."""
+    """Aborts if the shared memory has something of an earlier image."""
     os.lseek(MEMORY, 0, os.SEEK_SET)
     if SECRET in os.read(MEMORY, 64 * 2**20).partition(MARK)[0]:
         os.abort()
+
+
+def _search_heap() -> None:
+    """Aborts if the heap has the secret, which this process never has in one piece itself."""
+    _LIBC.sbrk.restype = ctypes.c_void_p
+    heap = ctypes.string_at(_HEAP_START, _LIBC.sbrk(0) - _HEAP_START)
+    for part in heap.split(SECRET_HALVES[0])[1:]:
+        if part.startswith(SECRET_HALVES[1]):
+            os.abort()
 
 
 def _raise_own_limit() -> None:
@@ -155,6 +173,7 @@ def _raise_own_limit() -> None:
 
 MARK: Final = b"attack:"
 SECRET: Final = b"the earlier image's own bytes"
+SECRET_HALVES: Final = (b"what an earlier image", b" has left on the heap")
 # Other things to try, by name.
 OTHERS: Final[dict[str, Callable[[], object]]] = {
     "rubbish on its pipe": lambda: os.write(REPLIES, b"rubbish" * 9),
@@ -172,6 +191,10 @@ OTHERS: Final[dict[str, Callable[[], object]]] = {
     "crashing": lambda: ctypes.string_at(0),
     "memory": lambda: bytes(2**40),
     "looking back": _look_back,
+    "searching its heap": _search_heap,
+    "large twice": lambda: os.write(REPLIES, Reply(Code.LARGE).pack()) and _wait_and_reply(Code.LARGE),
+    "a report after large": lambda: os.write(REPLIES, Reply(Code.LARGE).pack()) and _wait_and_reply(Code.READY),
+    "large and silence": lambda: os.write(REPLIES, Reply(Code.LARGE).pack()) and _wait_for_ever() and _wait_for_ever(),
     "closing its pipe": lambda: os.close(REPLIES),  # not in the list of calls
     "raising its limit": _raise_own_limit,
 }

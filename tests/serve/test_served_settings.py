@@ -12,7 +12,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve.config.settings import Config
-from serve.imaging.crops import Crop
+from serve.imaging.decoders import Crop
 from serve.model import classifier as module
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.session import Model
