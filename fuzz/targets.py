@@ -13,8 +13,8 @@ import numpy as np
 from serve.api.upload import UploadLimits, read_upload
 from serve.api.v2.messages import Signature, parse_request, write_response
 from serve.errors import DecodeTimeout, RequestError, TooComplex
-from serve.imaging.decoders import InProcessDecoder
 from serve.imaging.decode import decode, open_image
+from serve.imaging.decoders import InProcessDecoder
 from serve.imaging.fork_server import ForkServer
 from serve.imaging.formats import ACCEPTED_FORMATS
 from serve.imaging.limits import ImageLimits, require_format

@@ -66,7 +66,7 @@ class ProcessTree:
         return {**{name: round(value, 1) for name, value in sums.items()}, "processes": len(members)}
 
     def cpu_seconds(self) -> float:
-        """CPU time of the living processes."""
+        """CPU time of the living processes, and of their children that have ended, such as decoders."""
         table = _read_table()
         return sum(table[pid].cpu_seconds for pid in self.members() if pid in table)
 
@@ -103,7 +103,7 @@ def _read_table() -> dict[int, _Stat]:
             with contextlib.suppress(OSError):
                 # The command's name in brackets may contain anything; the first field after it is the state.
                 fields = (entry / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-                cpu = (int(fields[11]) + int(fields[12])) / _TICKS
+                cpu = sum(map(int, fields[11:15])) / _TICKS  # utime, stime, cutime and cstime
                 table[int(entry.name)] = _Stat(int(fields[1]), int(fields[3]), int(fields[19]), cpu, fields[0] == "Z")
     return table
 

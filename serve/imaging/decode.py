@@ -69,7 +69,7 @@ def read_header(data: bytes, format_name: str) -> tuple[Image.Image, int]:
 
     Args:
         data: the encoded file.
-        format_name: what it begins like, one of `ACCEPTED_FORMATS`.
+        format_name: the format recognised by content, one of `ACCEPTED_FORMATS`.
 
     Raises:
         UndecodableImage: the header is truncated or corrupt.
@@ -108,7 +108,7 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
             rgb = image.convert("RGB")
     except (MemoryError, RequestError):
         raise
-    except Exception as error:  # as in _read_header, and those of zlib, struct and the codecs
+    except Exception as error:  # as in read_header, and those of zlib, struct and the codecs
         raise damaged(format_name) from error
     return _upright(rgb) if apply_orientation else rgb
 

@@ -26,7 +26,7 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Returns width and height of a WebP by its first chunk (RFC 9649, RFC 6386), or None if it is none of the known.
+    """Returns width and height of a WebP by its first chunk (RFC 9649, RFC 6386), or None if that is of no known kind.
 
     Its decoder allocates an image's memory before it tells the size.
 

@@ -17,7 +17,7 @@ class Preprocessing:
 
     Attributes:
         resize: shorter side after resizing, in pixels.
-        interpolation: a key of `INTERPOLATIONS`.
+        interpolation: one of `INTERPOLATIONS`.
         crop: side of the centre crop, in pixels.
         mean: per RGB channel, on the scale where white is 1.
         std: as `mean`.

@@ -153,6 +153,18 @@ def test_a_process_trees_cpu_time_is_measured() -> None:
     assert 0.45 < used < 2
 
 
+def test_the_cpu_time_of_children_that_have_ended_counts() -> None:
+    burn = "import time\nwhile time.process_time() < 0.5: pass"
+    run = f"subprocess.run([sys.executable, '-c', {burn!r}])"
+    code = f"import subprocess, sys\n{run}\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        parent.stdout.readline()
+        used = ProcessTree(parent.pid).cpu_seconds()
+        parent.communicate(b"\n")
+    assert 0.45 < used < 2
+
+
 def test_all_that_the_cpus_did_but_idle_is_busy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "stat").write_text("cpu  1 2 4 1000 2000 8 16 32 0 0\ncpu0 0\n")
     monkeypatch.setattr(processes, "_PROC", tmp_path)

@@ -71,6 +71,14 @@ def ended(pid: int) -> bool:
         return True
 
 
+def status_of(pid: int) -> str:
+    """Returns /proc/PID/status, empty if the process is gone."""
+    try:
+        return Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return ""
+
+
 def files_of(pid: int) -> int:
     """Returns the number of a process's open files."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

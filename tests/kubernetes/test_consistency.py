@@ -22,19 +22,21 @@ Objects = list[dict[str, Any]]
 FOLDERS = sorted(path.parent.name for path in FOLDER.glob("*/kustomization.yaml"))
 CONTAINERS = containers()
 KUBECTL = shutil.which("kubectl")
-# RSS under load (docs/serving.md), the most memory that a pixel of a large image takes, and that a decoder of a smaller
-# image takes (SECURITY.md).
+# RSS under load with the fork server (docs/serving.md), the most memory that a pixel of a large image takes, and that a
+# decoder of a smaller image takes (SECURITY.md).
 RSS_BYTES = 170e6
 BYTES_A_PIXEL = 17
-SMALL_DECODER_BYTES = 144 * 2**20
+SMALL_DECODER_BYTES = 112 * 2**20
 # Kubernetes' default, which KServe does not allow to be set.
 DEFAULT_GRACE_SECONDS = 30
 
 
 def most_memory(config: Config, pixels: int, cpus: float) -> float:
     """Returns the bytes that a server may need, by the formula of SECURITY.md."""
-    small_decoders = int(cpus) + max(1, int(cpus) // 2)
-    return RSS_BYTES + config.max_upload_bytes + BYTES_A_PIXEL * pixels + SMALL_DECODER_BYTES * small_decoders
+    streams = int(cpus)
+    busy = streams + max(1, streams // 2)
+    small_decoders = SMALL_DECODER_BYTES * (busy + streams) + config.max_request_bytes * busy
+    return RSS_BYTES + config.max_upload_bytes + BYTES_A_PIXEL * pixels + small_decoders
 
 
 def inconsistencies(objects: Objects) -> list[str]:

@@ -42,6 +42,20 @@ PARTS: Final = (
         ("tests/serve/test_scheduler.py",),
     ),
     Part(
+        "decoders",
+        {
+            "serve/imaging/pool.py": (),
+            "serve/imaging/decoder_process.py": (),
+            "serve/imaging/fork_server.py": ("ForkServer",),
+            "serve/imaging/messages.py": (),
+            "serve/imaging/replies.py": (),
+            "serve/imaging/limits.py": (),
+            "serve/imaging/memory.py": (),
+            "serve/imaging/sandbox.py": (),
+        },
+        ("tests/serve/test_sandbox.py", "tests/serve/test_decoders.py"),
+    ),
+    Part(
         "upload",
         {"serve/api/upload.py": (), "serve/api/form.py": (), "serve/scheduling/upload_budget.py": ()},
         (

@@ -483,7 +483,7 @@ def test_a_full_queue_is_a_429_with_retry_after(
 def test_an_invalid_image_is_refused_while_another_is_computed(
     client_for: ClientFor, cat: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is no picture is told so before it is queued."""
+    """A file that is not an image is refused before it is queued."""
     gate = Gate(monkeypatch)
     client = client_for(threads=1)
     with ThreadPoolExecutor(1) as pool:

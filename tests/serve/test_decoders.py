@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from serve.config.parsers import FORMATS
 from serve.errors import (
     DecoderDied,
     DecodeTimeout,
@@ -32,7 +33,7 @@ from serve.errors import (
 )
 from serve.imaging.decoders import InProcessDecoder
 from serve.imaging.fork_server import ForkServer
-from serve.imaging.formats import webp_size
+from serve.imaging.formats import ACCEPTED_FORMATS, webp_size
 from serve.imaging.limits import ImageLimits, require_format
 from serve.imaging.messages import Rules
 from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
@@ -510,3 +511,7 @@ def test_an_image_that_stepped_aside_and_got_no_cpu_may_be_sent_again(
     pool.on_slow = lambda _: True
     with pytest.raises(QueueFull, match="too busy for an image that takes long"):
         decode(pool, attack("waiting"))
+
+
+def test_every_accepted_format_can_be_named_for_reuse() -> None:
+    assert tuple(name.lower() for name in ACCEPTED_FORMATS) == FORMATS

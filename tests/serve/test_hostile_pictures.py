@@ -27,7 +27,8 @@ SPEC = Preprocessing(256, "bilinear", 224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 LIMITS = ImageLimits(50_000_000, 1000, 1.5)
 OPTIONS = PoolOptions(Rules(SPEC, LIMITS), 20 * 2**20)
 MOST_SECONDS = 2.0
-MOST_MEGABYTES = 20  # that the server's own process may grow by, beside the upload's 20
+MOST_MEGABYTES = 20  # that the server's own process may grow by, beside the upload
+COPIES = 2.8  # of an upload's bytes that a form of one file takes at most
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def pool(fork_server: ForkServer) -> Iterator[DecoderPool]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_hostile_image_is_refused_in_little_time(
+def test_a_hostile_image_is_refused_with_its_limit(
     pool: DecoderPool, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     make, status = REFUSED[name]
@@ -68,10 +69,13 @@ def test_an_unusual_image_is_accepted(pool: DecoderPool, name: str) -> None:
 @pytest.mark.parametrize("name", BOUNDED)
 def test_an_expensive_image_is_decoded_or_refused_within_the_limits(pool: DecoderPool, name: str) -> None:
     data = BOUNDED[name]()
+    assert len(data) <= 20 * 2**20
+    started = time.monotonic()
     try:
         assert len(pool.decode(data, require_format(data)).pixels) == 224 * 224 * 3
     except RequestError as refusal:
         assert problem_from(refusal)["status"] in (413, 422)
+    assert time.monotonic() - started <= MOST_SECONDS + 5  # the machine may be busy
 
 
 def test_a_message_has_the_limit_and_the_value_that_exceeds_it(fork_server: ForkServer) -> None:
@@ -114,7 +118,7 @@ def test_the_server_refuses_a_hostile_image_quickly_and_goes_on(server: ServerPr
         started = time.monotonic()
         answer = client.post("/upload", files={"file": data})
         assert time.monotonic() - started <= MOST_SECONDS + 5  # the machine may be busy
-        assert tree.cpu_seconds() - spent <= MOST_SECONDS + 0.5  # including the time to read 20 MiB
-        assert megabytes(server.process.pid, "VmHWM") - before <= MOST_MEGABYTES + 3 * len(data) / 2**20
+        assert tree.cpu_seconds() - spent <= MOST_SECONDS
+        assert megabytes(server.process.pid, "VmHWM") - before <= MOST_MEGABYTES + COPIES * len(data) / 1e6
         assert (answer.status_code, answer.json()["status"]) == (status, status)
         assert client.get("/livez", timeout=1).status_code == 200

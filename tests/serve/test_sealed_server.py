@@ -1,5 +1,6 @@
 """The server's own process loads no decoder; decoders come and go with it, and their deaths are its clients' 422."""
 
+import os
 import re
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import httpx2
 import pytest
 
 from serve.model.files import EMBEDDED_MODEL
-from tests.hostile.deaths import OBEDIENT, children_of, descendants_of, ended, flood, kill_at_random
+from tests.hostile.deaths import OBEDIENT, children_of, descendants_of, ended, flood, kill_at_random, status_of
 from tests.references import PICTURES
 from tests.server_process import ROOT, ServerProcess, running_server, wait_for
 from tests.tiny_model import PATH as TINY_MODEL
@@ -80,6 +81,19 @@ def test_good_images_keep_their_share_beside_images_that_crash_their_decoder() -
     """`make deaths` does so for longer and with a stricter bound, which a busy machine may miss."""
     with running_server(sys.executable, "--model", EMBEDDED_MODEL, "--log-format", "json", code=OBEDIENT) as server:
         assert flood(server, 1, min_share=0.5) == []
+
+
+def test_the_folder_command_decodes_in_sealed_processes(tmp_path: Path) -> None:
+    for number in range(400):
+        os.link(ROOT / "tests" / "data" / "photos" / "cat.jpg", tmp_path / f"{number}.jpg")
+    command = [sys.executable, "-m", "serve", "classify", "--model", str(TINY_MODEL), str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        filters: set[str] = set()
+        while running.poll() is None:
+            for pid in descendants_of(running.pid):
+                filters.update(re.findall(r"^Seccomp:\t(\d)", status_of(pid), re.MULTILINE))
+        assert running.returncode == 0
+    assert filters == {"0", "2"}  # the fork server, and decoders with a filter
 
 
 def test_process_1_reaps_orphans() -> None:
