@@ -101,8 +101,8 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
     except (TooManyPixels, TooManyFrames):
         return reply._replace(code=Code.OVER_LIMIT)
     except UndecodableImage:
-        # A lack of memory is reported like damage by libjpeg, for a file of several scans, which is not decoded as it is
-        # read, and by libavif, for a header of very many frames.
+        # A lack of memory is reported like damage by libjpeg, for a file of several scans, which is not decoded as it
+        # is read, and by libavif, for a header of very many frames.
         if not more_memory and (is_reduced or (image is None and request.format_name == "AVIF")):
             return _LARGE
         return reply._replace(code=Code.DEEP if image and image.mode in DEEP_MODES else Code.DAMAGED)
