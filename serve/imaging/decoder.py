@@ -17,6 +17,7 @@ from PIL import Image, JpegImagePlugin
 
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage
 from serve.imaging.decode import DEEP_MODES, decode, read_header, scale_table
+from serve.imaging.fork_server import Terms
 from serve.imaging.limits import check_limits
 from serve.imaging.malloc import trim_malloc, tune_malloc
 from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
@@ -28,18 +29,16 @@ _LARGE: Final = Reply(Code.LARGE)
 _NO_MEMORY: Final = Reply(Code.NO_MEMORY)
 
 
-def run(parent: int, result_bytes: int, memory: tuple[int, int], seal: bool, takeover: str) -> NoReturn:
+def run(parent: int, terms: Terms, takeover: str) -> NoReturn:
     """Confines this process and serves requests until its pipe closes.
 
     Args:
         parent: the process id of the fork server.
-        result_bytes: the length of the memory's part for the result.
-        memory: as for `confine`.
-        seal: as for `confine`.
+        terms: what this process gets.
         takeover: `module:function` that a test has run on the bytes of each image first; else empty.
     """
-    results, own_id, act = mmap.mmap(MEMORY, result_bytes), os.getpid(), _function(takeover)
-    state = confine(parent, MEMORY, memory, seal=seal)
+    results, own_id, act = mmap.mmap(MEMORY, terms.result_bytes), os.getpid(), _function(takeover)
+    state = confine(parent, MEMORY, (terms.small_memory, terms.all_memory), seal=terms.seal, threads=terms.threads)
     _send(Reply(Code.READY, own_id, state == SEALED))
     while len(message := os.read(REQUESTS, REQUEST_BYTES)) == REQUEST_BYTES:
         request = Request.unpack(message)

@@ -12,7 +12,7 @@ from typing import Final
 
 from serve.imaging.crops import OnSlow
 from serve.imaging.fork_server import ForkServer, Terms, reap_orphan
-from serve.imaging.memory import anonymous_memory, clear_memory, limit_address_space, process_seconds
+from serve.imaging.memory import anonymous_memory, clear_memory, limit_address_space, process_seconds, threads_of
 from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
 
 # Wall seconds that decoding may take: so many times its CPU seconds, and some more, because the machine may be busy.
@@ -122,7 +122,8 @@ class DecoderProcess:
         """Lowers the priority of the process; it cannot be raised again."""
         self.lowered = True
         with suppress(OSError):  # it has ended
-            os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
+            for thread in threads_of(self.pid):
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
 
     def finish(self, request: Request, large: threading.Lock, on_slow: OnSlow | None) -> tuple[Reply, bytes]:
         """Waits for the answer to `begin`, and clears the memory.

@@ -35,7 +35,7 @@ from serve.imaging.messages import Rules
 from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
 from serve.imaging.sandbox import ISOLATED, SEALED
-from tests.hostile.takeover import FATAL, MARK, OTHERS, SECRET
+from tests.hostile.takeover import FATAL, FATAL_WITHOUT_THREADS, MARK, OTHERS, SECRET
 from tests.references import PICTURES
 from tests.server_process import wait_for
 
@@ -174,7 +174,7 @@ def test_processes_have_one_thread_and_no_numpy(pool: DecoderPool, fork_server: 
         assert descriptors == {"3", "4", "5"}
 
 
-@pytest.mark.parametrize("name", sorted(FATAL))
+@pytest.mark.parametrize("name", sorted({**FATAL, **FATAL_WITHOUT_THREADS}))
 def test_a_decoder_is_killed_by_a_forbidden_call(pool: DecoderPool, name: str) -> None:
     expected, deaths = decode(pool, encoded()), deaths_of(pool)
     with pytest.raises(DecoderDied, match=r"^The BMP image ended the process that was decoding it\.$"):
@@ -199,6 +199,7 @@ def test_a_decoder_is_killed_by_a_forbidden_call(pool: DecoderPool, name: str) -
         ("crashing", DecoderDied, "crash"),
         ("closing its pipe", DecoderDied, "forbidden_call"),
         ("raising its limit", DecoderDied, "forbidden_call"),
+        ("spinning in a thread", DecoderDied, "forbidden_call"),
         ("memory", TooComplex, None),
     ],
 )
