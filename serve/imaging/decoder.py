@@ -18,6 +18,7 @@ from PIL import Image, JpegImagePlugin
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage
 from serve.imaging.decode import DEEP_MODES, decode, read_header, scale_table
 from serve.imaging.fork_server import Terms
+from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_limits
 from serve.imaging.malloc import trim_malloc, tune_malloc
 from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
@@ -103,10 +104,12 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
         return _decode(image, request.rules, results, reply)
     except (TooManyPixels, TooManyFrames):
         return reply._replace(code=Code.OVER_LIMIT)
-    except UndecodableImage:
+    except UndecodableImage as error:
         # The libraries of these formats report a lack of memory like damage.
-        if not more_memory and request.format_name in ("WebP", "AVIF"):
+        if not more_memory and request.format_name in ("WebP", "AVIF", HEIC):
             return _LARGE
+        if request.format_name == HEIC and isinstance(error.__cause__, RuntimeError):  # libheif had no memory
+            return _NO_MEMORY
         return reply._replace(code=Code.DEEP if image and image.mode in DEEP_MODES else Code.DAMAGED)
 
 

@@ -12,6 +12,7 @@ from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartEr
 from serve.imaging.crops import Crop, OnSlow
 from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed, Starved, cause_of_death
 from serve.imaging.fork_server import ForkServer, Terms
+from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_early, check_limits, damaged, too_deep
 from serve.imaging.messages import Code, Reply, Request, Rules
 from serve.imaging.sandbox import ISOLATED, SEALED
@@ -41,7 +42,7 @@ class PoolOptions:
         max_bytes: the largest image file.
         memory: bytes of address space that a decoder may add; 0 for what the largest image needs.
         streams: decoders that are kept for reuse.
-        reuse: formats whose decoder takes a further image; the others get a fresh decoder for each.
+        reuse: formats whose decoder takes a further image; the others, and HEIC always, get a fresh decoder for each.
         sandbox: `AUTO` or `REQUIRED`.
     """
 
@@ -70,6 +71,7 @@ class DecoderPool:
         crop_bytes = options.rules.spec.crop**2 * 3
         most = options.memory or max(options.rules.limits.max_pixels * _BYTES_A_PIXEL, _SMALL_MEMORY)
         self._terms = Terms(-(-crop_bytes // _PAGE) * _PAGE, min(_SMALL_MEMORY, most), most, True)
+        self._reuse = set(options.reuse) - {HEIC}
         self._lock = threading.Lock()
         self._large = threading.Lock()
         self._used: list[DecoderProcess] = []
@@ -174,7 +176,7 @@ class DecoderPool:
         for _ in range(2 * self._options.streams + _TRIES):
             self._pause()
             try:
-                decoder = self._take(request.format_name in self._options.reuse)
+                decoder = self._take(request.format_name)
             except OSError:
                 break
             try:
@@ -187,9 +189,11 @@ class DecoderPool:
             self._end_and_count(decoder, "protocol")
         raise NotReady("No decoder process can be started; try again in a moment.")
 
-    def _take(self, reusable: bool) -> DecoderProcess:
+    def _take(self, format_name: str) -> DecoderProcess:
+        if format_name == HEIC:  # starting it takes little beside decoding, so that none is kept
+            return self._fork(threads=True)
         with self._lock:
-            if reusable and self._used:
+            if format_name in self._reuse and self._used:
                 return self._used.pop()
             taken = self._fresh.popleft() if self._fresh else self._fork()
             if not self._fresh:
@@ -198,15 +202,16 @@ class DecoderPool:
 
     def _give_back(self, decoder: DecoderProcess, format_name: str) -> None:
         self._deaths_in_a_row = 0
-        reusable = format_name in self._options.reuse and not decoder.lowered  # a priority cannot be raised again
+        reusable = format_name in self._reuse and not decoder.lowered  # a priority cannot be raised again
         with self._lock:
             if reusable and len(self._used) < self._options.streams and not self._closed:
                 self._used.append(decoder)
                 return
         decoder.retire()
 
-    def _fork(self) -> DecoderProcess:
-        return DecoderProcess(self._fork_server, self._terms, self._options.max_bytes)
+    def _fork(self, threads: bool = False) -> DecoderProcess:
+        terms = self._terms._replace(threads=threads)
+        return DecoderProcess(self._fork_server, terms, self._options.max_bytes)
 
     def _end_and_count(self, decoder: DecoderProcess, reason: str = "") -> None:
         """Ends a decoder that has failed, unless it has ended, and counts its death."""

@@ -102,8 +102,8 @@ def process_of(pool: DecoderPool, data: bytes) -> int:
     seen: list[int] = []
     take = pool._take
 
-    def noting(reusable: bool) -> object:
-        decoder = take(reusable)
+    def noting(format_name: str) -> object:
+        decoder = take(format_name)
         decoder.wait_ready()
         seen.append(decoder.pid)
         return decoder
