@@ -89,3 +89,10 @@ def test_classify_accepts_it() -> None:
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert ["label" in record for record in records] == [True] * 3
+
+
+@pytest.mark.parametrize(("heic", "installed"), [("", False), ("0", False), ("1", True)])
+def test_make_installs_the_extra_if_told_to(heic: str, installed: bool) -> None:
+    command = ["make", "--dry-run", "serve", f"HEIC={heic}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ("requirements/runtime.txt requirements/heic.txt" in done.stdout) == installed
