@@ -11,6 +11,8 @@ ARG PYTHON_IMAGE=python:3.11-slim
 ARG MODEL=densenet121
 # int8 or, for DenseNet-121, fp32.
 ARG MODEL_VARIANT=int8
+# 1 to accept HEIC images, too.
+ARG HEIC
 
 FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
@@ -60,13 +62,16 @@ FROM model-${MODEL}-${MODEL_VARIANT} AS model
 
 
 FROM base AS deps
-COPY requirements/runtime.txt requirements/container.txt requirements/
+ARG HEIC
+COPY requirements/runtime.txt requirements/heic.txt requirements/container.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    pip install --no-compile --require-hashes --target /packages -r requirements/runtime.txt && \
+    case "$HEIC" in 1) lock=heic ;; "") lock=runtime ;; *) echo "HEIC=$HEIC is not 1 or empty" >&2; exit 1 ;; esac && \
+    ln -s "$lock.txt" requirements/packages.txt && \
+    pip install --no-compile --require-hashes --target /packages -r requirements/packages.txt && \
     pip install --no-compile --require-hashes --target /tools -r requirements/container.txt
 COPY container/ container/
 RUN python -m container.assemble --packages /packages --output /rootfs && \
-    PYTHONPATH=/tools python -m container.sbom --lock requirements/runtime.txt --packages /packages --root /rootfs \
+    PYTHONPATH=/tools python -m container.sbom --lock requirements/packages.txt --packages /packages --root /rootfs \
         --output /rootfs/usr/share/sbom/densenet-server.cdx.json
 
 
@@ -98,6 +103,7 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["python", "-m", "serve", "health"]
 ENTRYPOINT ["python", "-m", "serve"]
 ARG PYTHON_IMAGE
+ARG HEIC
 ARG VERSION=0.1.0
 ARG REVISION
 ARG SOURCE
@@ -106,7 +112,7 @@ LABEL org.opencontainers.image.title="densenet-server" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.source="${SOURCE}" \
-      org.opencontainers.image.licenses="Apache-2.0 AND 0BSD AND BSD-2-Clause AND BSD-3-Clause AND CC0-1.0 AND MIT AND MIT-CMU AND PSF-2.0 AND Zlib AND LGPL-2.1-or-later AND (GPL-3.0-or-later WITH GCC-exception-3.1)" \
+      org.opencontainers.image.licenses="Apache-2.0 AND 0BSD AND BSD-2-Clause AND BSD-3-Clause AND CC0-1.0 AND MIT AND MIT-CMU AND PSF-2.0 AND Zlib AND LGPL-2.1-or-later AND (GPL-3.0-or-later WITH GCC-exception-3.1)${HEIC:+ AND LGPL-3.0-or-later}" \
       org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 
 

@@ -5,6 +5,7 @@
 # HOST, PORT     address of `make serve`; default: 127.0.0.1 and 5000
 # MODEL          densenet121, efficientnet_lite0 or a file; default: the first that is available
 # MODEL_VARIANT  int8 or fp32; default: int8 if it passed the export's accuracy gate
+# HEIC           1 for `make serve` and `make image` to add pi-heif, which decodes HEIC images
 # PYTHON         interpreter, 3.11 or newer; default: python3
 # TORCH_INDEX    index with CPU builds of torch, or "none" for CUDA builds; default on Linux: PyTorch's
 # IMAGE          name of the container image; default: densenet-server
@@ -16,6 +17,7 @@ HOST =
 PORT ?=
 MODEL ?=
 MODEL_VARIANT ?=
+HEIC ?=
 PYTHON ?= python3
 TORCH_INDEX ?=
 IMAGE ?= densenet-server
@@ -33,14 +35,14 @@ model := models/densenet121.onnx
 runtime := .venv/runtime/bin/python
 exporter := .venv/export/bin/python
 install := $(PYTHON) requirements/install.py
-install_runtime = $(install) .venv/runtime requirements/runtime.txt
+install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filter 1,$(HEIC)),requirements/heic.txt)
 install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)') \
 	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/container.txt
 run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz mutants test test-serve test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +86,7 @@ build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&
 	$(if $(MODEL),--build-arg MODEL='$(MODEL)') $(if $(MODEL_VARIANT),--build-arg MODEL_VARIANT='$(MODEL_VARIANT)') \
 	$(if $(WEIGHTS),--build-arg WEIGHTS='$(notdir $(WEIGHTS))') \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX='$(TORCH_INDEX)') \
+	$(if $(HEIC),--build-arg HEIC='$(HEIC)') \
 	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE='$(SOURCE)'
 
 image: ## build the container image (see docs/container.md)
@@ -94,6 +97,7 @@ image: ## build the container image (see docs/container.md)
 
 image-test: MODEL =
 image-test: MODEL_VARIANT =
+image-test: HEIC =
 image-test: image ## build the container image, test it over HTTP, and print its size
 	@$(install_runtime) requirements/test.txt
 	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' BUILD_FLAGS='$(BUILD_FLAGS)' $(runtime) -m pytest tests/container
@@ -153,11 +157,15 @@ mutants: ## mutation testing: each changed line must fail a test; ONLY='PART PAR
 	@$(install_export)
 	$(runtime) -m tests.mutants $(if $(ONLY),--only $(ONLY))
 
-test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on real weights and photographs
+test: test-serve test-heic test-export ## run all tests; WEIGHTS and PHOTOS add those on real weights and photographs
 
 test-serve: ## run the tests that do not need torch: server and benchmarks
 	@$(install_runtime) requirements/test.txt
 	$(runtime) -m pytest tests/serve tests/benchmarks
+
+test-heic: ## run the tests of HEIC images, in an environment that has pi-heif
+	@$(install) .venv/heic requirements/heic.txt requirements/test.txt
+	.venv/heic/bin/python -m pytest tests/heic
 
 test-export: ## run the tests that need torch: export
 	@$(install_runtime)
@@ -186,6 +194,7 @@ lock := .venv/export/bin/uv pip compile --quiet --upgrade --universal --python-v
 lock: ## resolve pyproject.toml into requirements/*.txt, newest versions
 	@$(install_export)
 	$(lock) pyproject.toml -o requirements/runtime.txt
+	$(lock) pyproject.toml --extra heic -c requirements/runtime.txt -o requirements/heic.txt
 	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) pyproject.toml --extra ray -c requirements/runtime.txt -c requirements/test.txt -o requirements/ray.txt

@@ -18,12 +18,13 @@ from py_compile import PycInvalidationMode
 from typing import Final
 
 from container.files import AssemblyError, below, copy
-from container.libraries import closure, copy_libraries, elf_files
+from container.libraries import COMMON_LICENCES, closure, copy_libraries, elf_files
 from container.rules import (
     KEPT_METADATA,
     LEFT_OUT_DISTRIBUTIONS,
     LEFT_OUT_OF_PACKAGES,
     LEFT_OUT_OF_STANDARD_LIBRARY,
+    LICENCES_WITHOUT_TEXT,
 )
 
 STANDARD_LIBRARY: Final = Path(sysconfig.get_path("stdlib"))
@@ -55,6 +56,7 @@ def assemble(packages: Path, output: Path) -> None:
     site = below(output, SITE_PACKAGES)
     copy_tree(packages, site, (*LEFT_OUT_OF_PACKAGES, *files_of(packages, LEFT_OUT_DISTRIBUTIONS)))
     trim_metadata(site)
+    add_licences(site)
     drop_unlinked(site)
     compile_all(output)
     copy_libraries(output)
@@ -102,6 +104,14 @@ def trim_metadata(site: Path) -> None:
         headers = metadata.read_text(encoding="utf-8").split("\n\n", 1)[0].splitlines()
         kept = [line for line in headers if line.startswith(("Metadata-Version:", "Name:", "Version:", "License"))]
         metadata.write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+def add_licences(site: Path) -> None:
+    """Copies the texts of licences that installed packages name without them."""
+    for name, licences in LICENCES_WITHOUT_TEXT.items():
+        for folder in site.glob(f"{name}-*.dist-info"):
+            for licence in licences:
+                copy(COMMON_LICENCES / licence, folder / "licenses" / licence)
 
 
 def drop_unlinked(site: Path) -> None:

@@ -6,8 +6,11 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from container.files import AssemblyError, below, copy, link_as_here
+
+COMMON_LICENCES: Final = Path("/usr/share/common-licenses")
 
 
 def copy_libraries(output: Path) -> None:
@@ -16,7 +19,9 @@ def copy_libraries(output: Path) -> None:
     Raises:
         AssemblyError: a library is missing.
     """
-    libraries = sorted(path for path in closure(elf_files(output)) if output not in path.parents)
+    # Libraries in a wheel's `NAME.libs` may find each other only by the search path of the module that needs them.
+    programs = [path for path in elf_files(output) if path.parent.suffix != ".libs"]
+    libraries = sorted(path for path in closure(programs) if output not in path.parents)
     for path in libraries:
         link_as_here(Path("/", path.parts[1]), output)
         copy(path, below(output, path))
@@ -81,6 +86,6 @@ def licences_named_in(text: Path) -> list[Path]:
     """Returns the common licences that a Debian copyright file refers to instead of containing them."""
     return [
         path
-        for name in re.findall(r"/usr/share/common-licenses/([\w.-]*\w)", text.read_text(encoding="utf-8"))
-        if (path := Path("/usr/share/common-licenses", name)).is_file()
+        for name in re.findall(rf"{COMMON_LICENCES}/([\w.-]*\w)", text.read_text(encoding="utf-8"))
+        if (path := COMMON_LICENCES / name).is_file()
     ]

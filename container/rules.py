@@ -77,6 +77,8 @@ LEFT_OUT_OF_PACKAGES: Final = (
 )
 # Dependencies of onnxruntime that only its tools import.
 LEFT_OUT_DISTRIBUTIONS: Final = ("flatbuffers", "protobuf", "packaging")
+# Licences of bundled libraries that a package names without their texts, which are in Debian's common licences.
+LICENCES_WITHOUT_TEXT: Final = {"pi_heif": ("LGPL-3", "GPL-3")}
 # The files of a `.dist-info` that name a package's authors and licence; the others are for installers.
 KEPT_METADATA: Final = (
     "*/METADATA",

@@ -4,7 +4,7 @@
 
 Its components are the installed packages (those left out of the image have the scope `excluded`), the interpreter, and
 the Debian packages whose libraries were copied. Wheels list what they bundle in SBOMs of their own, which stay in their
-`.dist-info/sboms`. The same input gives the same bytes.
+`.dist-info/sboms`; pi-heif's has none, so its libraries are components here. The same input gives the same bytes.
 """
 
 import argparse
@@ -74,6 +74,8 @@ def components(lock: Path, packages: Path, root: Path) -> Iterator[Component]:
             licence=_licence(distribution),
             scope=ComponentScope.EXCLUDED if name in LEFT_OUT_DISTRIBUTIONS else ComponentScope.REQUIRED,
         )
+        if name == "pi-heif":
+            yield from _heif_libraries(packages)
     version = platform.python_version()
     yield _component(
         "cpython",
@@ -88,6 +90,21 @@ def components(lock: Path, packages: Path, root: Path) -> Iterator[Component]:
         version, architecture = _dpkg(name).split()
         qualifiers = {"arch": architecture, "distro": f"{release['ID']}-{release.get('VERSION_ID', 'unstable')}"}
         yield _component(name, version, PackageURL("deb", release["ID"], name, version, qualifiers))
+
+
+def _heif_libraries(packages: Path) -> Iterator[Component]:
+    """Yields the libraries that pi-heif's wheel bundles, with the versions that they report."""
+    code = (
+        "import pi_heif; about = pi_heif.libheif_info(); "
+        "print(about['libheif'], about['decoders']['libde265'].split()[-1])"
+    )
+    command = [sys.executable, "-c", code]
+    report = subprocess.run(command, env={"PYTHONPATH": str(packages)}, capture_output=True, text=True, check=False)
+    if report.returncode:
+        raise SbomError(f"pi-heif does not name the versions of its libraries: {report.stderr.strip()}")
+    for name, version in zip(("libheif", "libde265"), report.stdout.split(), strict=True):
+        purl = PackageURL("github", "strukturag", name, f"v{version}")
+        yield _component(name, version, purl, licence="LGPL-3.0-or-later")
 
 
 def write(parts: list[Component]) -> str:

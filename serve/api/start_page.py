@@ -11,7 +11,7 @@ from typing import Final
 
 from serve.config.hosts import host_name
 from serve.config.settings import Config
-from serve.imaging.formats import ACCEPTED_FORMATS
+from serve.imaging.formats import ACCEPTED_FORMATS, HEIC
 from serve.model.postprocess import DEFAULT_TOP_K
 
 _FILE: Final = Path(__file__).with_name("page.html")
@@ -19,6 +19,8 @@ _NOTHING: Final = "'none'"
 _ADDRESS: Final = "http://127.0.0.1:5000"  # the placeholder in page.html and docs_page.html
 # How much of an Accept header is read, in characters; browsers send about 150.
 _MAX_ACCEPT: Final = 1024
+# Media types that are not named like their format. Files of more general brands than HEIC's are called HEIF.
+_MEDIA_TYPES: Final = {HEIC: "heic,image/heif"}
 
 
 def start_page(config: Config, model: str, variant: str, class_count: int) -> str:
@@ -37,7 +39,7 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
         "variant": variant,
         "top_k": str(top_k),
         "classes": str(class_count),
-        "accept": ",".join(f"image/{name.lower()}" for name in ACCEPTED_FORMATS),
+        "accept": ",".join(f"image/{_MEDIA_TYPES.get(name, name.lower())}" for name in ACCEPTED_FORMATS),
         "formats": ", ".join(ACCEPTED_FORMATS),
         "megabytes": f"{config.max_request_bytes / 2**20:g}",
         "megapixels": f"{config.max_pixels / 1e6:g}",

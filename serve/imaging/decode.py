@@ -16,7 +16,7 @@ from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin
 from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
 
 from serve.errors import RequestError
-from serve.imaging.formats import ACCEPTED_FORMATS
+from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, heic_ends_early
 from serve.imaging.limits import ImageLimits, check_early, check_limits, damaged, require_format, too_deep
 from serve.imaging.preprocess import Preprocessing, resized_size
 from serve.imaging.resize import resampling_filter
@@ -25,6 +25,13 @@ from serve.imaging.resize import resampling_filter
 Image.MAX_IMAGE_PIXELS = None
 # Decode on the calling thread; by default the AV1 decoder starts a thread per CPU.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+if HEIC in ACCEPTED_FORMATS:
+    import pi_heif
+
+    # libheif starts no threads of its own; libde265, below it, starts one for each image or tile all the same.
+    pi_heif.options.DECODE_THREADS = 0
+    pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
+    Image.register_open(HEIC, pi_heif.HeifImageFile)
 
 # A JPEG is reduced to at least this multiple of the side it is resized to; less would change predictions by aliasing.
 _MIN_REDUCED_RATIO: Final = 2
@@ -40,7 +47,7 @@ _TRANSPOSE_BY_ORIENTATION: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 # From Pillow's names of formats to ours.
-_NAMES: Final = {name.upper(): name for name in ACCEPTED_FORMATS}
+_NAMES: Final = {name.upper(): name for name in ACCEPTED_FORMATS} | {"HEIF": HEIC}
 # Modes of 32 bits per pixel.
 DEEP_MODES: Final = ("I", "F")
 
@@ -74,6 +81,8 @@ def read_header(data: bytes, format_name: str) -> tuple[Image.Image, int]:
     Raises:
         UndecodableImage: the header is truncated or corrupt.
     """
+    if format_name == HEIC and heic_ends_early(data):
+        raise damaged(format_name)
     try:
         image = Image.open(io.BytesIO(data), formats=[format_name])
         return image, 1 if format_name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
@@ -110,7 +119,8 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
         raise
     except Exception as error:  # as in read_header, and those of zlib, struct and the codecs
         raise damaged(format_name) from error
-    return _upright(rgb) if apply_orientation else rgb
+    # libheif has turned a HEIC as its container says; EXIF often says the same once more.
+    return _upright(rgb) if apply_orientation and format_name != HEIC else rgb
 
 
 def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:

@@ -17,6 +17,8 @@ from PIL import Image, JpegImagePlugin
 
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage
 from serve.imaging.decode import DEEP_MODES, decode, read_header, scale_table
+from serve.imaging.fork_server import Terms
+from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_limits
 from serve.imaging.malloc import tune_malloc
 from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
@@ -28,18 +30,16 @@ _LARGE: Final = Reply(Code.LARGE)
 _NO_MEMORY: Final = Reply(Code.NO_MEMORY)
 
 
-def run(parent: int, result_bytes: int, memory: tuple[int, int], seal: bool, takeover: str) -> NoReturn:
+def run(parent: int, terms: Terms, takeover: str) -> NoReturn:
     """Confines this process and serves requests until its pipe closes.
 
     Args:
         parent: the process id of the fork server.
-        result_bytes: the length of the memory's part for the result.
-        memory: as for `confine`.
-        seal: as for `confine`.
+        terms: what this process gets.
         takeover: `module:function` that a test has run on the bytes of each image first; else empty.
     """
-    results, own_id, act = mmap.mmap(MEMORY, result_bytes), os.getpid(), _function(takeover)
-    state = confine(parent, MEMORY, memory, seal=seal)
+    results, own_id, act = mmap.mmap(MEMORY, terms.result_bytes), os.getpid(), _function(takeover)
+    state = confine(parent, MEMORY, (terms.small_memory, terms.all_memory), seal=terms.seal, threads=terms.threads)
     _send(Reply(Code.READY, own_id, state == SEALED))
     while len(message := os.read(REQUESTS, REQUEST_BYTES)) == REQUEST_BYTES:
         request = Request.unpack(message)
@@ -100,11 +100,13 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
         return _NO_MEMORY
     except (TooManyPixels, TooManyFrames):
         return reply._replace(code=Code.OVER_LIMIT)
-    except UndecodableImage:
+    except UndecodableImage as error:
         # A lack of memory is reported like damage by libjpeg, for a file of several scans, which is not decoded as it
-        # is read, and by libavif, for a header of very many frames.
-        if not more_memory and (is_reduced or (image is None and request.format_name == "AVIF")):
+        # is read, by libavif, for a header of very many frames, and by libheif.
+        if not more_memory and (is_reduced or (image is None and request.format_name in ("AVIF", HEIC))):
             return _LARGE
+        if request.format_name == HEIC and isinstance(error.__cause__, RuntimeError):  # libheif had no memory
+            return _NO_MEMORY
         return reply._replace(code=Code.DEEP if image and image.mode in DEEP_MODES else Code.DAMAGED)
 
 

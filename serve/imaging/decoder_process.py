@@ -10,9 +10,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
+from serve.errors import QueueFull
 from serve.imaging.decoders import OnSlow
 from serve.imaging.fork_server import KILLED, ForkServer, Terms
-from serve.imaging.memory import anonymous_memory, clear_memory, process_seconds, raise_address_space
+from serve.imaging.memory import anonymous_memory, clear_memory, process_seconds, raise_address_space, threads_of
 from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
 
 # Wall seconds that decoding may take: so many times its CPU seconds, and some more, because the machine may be busy.
@@ -35,10 +36,6 @@ class Overrun(Exception):
     """The process has used up its time."""
 
 
-class Starved(Exception):
-    """The image stepped aside, and the machine was too busy to decode it in time."""
-
-
 class Postponed(Exception):
     """The image had to wait, and its decoder was ended; it can be decoded now, by another."""
 
@@ -54,6 +51,10 @@ def cause_of_death(status: int) -> str:
             return "killed"
         case _:
             return "crash"
+
+
+def _too_busy() -> QueueFull:
+    return QueueFull("The server is too busy for an image that takes long to decode; try again in a moment.")
 
 
 class DecoderProcess:
@@ -126,7 +127,8 @@ class DecoderProcess:
         """Lowers the priority of the process; it cannot be raised again."""
         self._lowered, self.reusable = True, False
         with suppress(OSError):  # it has ended
-            os.setpriority(os.PRIO_PROCESS, self.pid, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
+            for thread in threads_of(self.pid):
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
 
     def finish(self, request: Request, large: threading.Lock, on_slow: OnSlow | None) -> tuple[Reply, bytes]:
         """Waits for the answer to `begin`, and clears the memory.
@@ -142,9 +144,8 @@ class DecoderProcess:
         Raises:
             Gone: the process ended.
             Overrun: it used up its time.
-            Starved: it stepped aside, and there was too little CPU time for it.
             Postponed: its decoder was ended by `on_slow`.
-            QueueFull: as from `on_slow`.
+            QueueFull: as from `on_slow`; or it stepped aside, and there was too little CPU time for it.
         """
         limit = request.rules.limits.decode_seconds
         used = process_seconds(self.pid)
@@ -158,7 +159,7 @@ class DecoderProcess:
         if not large.acquire(blocking=False):
             self._step_aside(self.retire)
             if not large.acquire(timeout=wall):
-                raise Starved
+                raise _too_busy()
         try:
             self._continue()
             # Without `stop`, because those that have a place may be waiting for `large`.
@@ -223,7 +224,7 @@ class DecoderProcess:
             if cpu_until is not None:
                 used = process_seconds(self.pid)
                 if left <= 0 and self._lowered and used < cpu_until:
-                    raise Starved
+                    raise _too_busy()
                 left = min(left, cpu_until - used)
                 if self._on_slow and left > 0:
                     slow_in = min(self._slow_at - used, self._slow_wall - time.monotonic())

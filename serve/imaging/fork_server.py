@@ -20,8 +20,8 @@ from typing import Final, NamedTuple, NoReturn
 
 from serve.imaging.messages import MEMORY, REPLIES, REQUESTS
 
-# A message: what to do, whether to seal the decoder, its number, then what `decoder.run` takes.
-_MESSAGE: Final = struct.Struct("=BB6xQQQQ")
+# A message: what to do, the decoder's number, and its `Terms`.
+_MESSAGE: Final = struct.Struct("=B7xQQQQ??6x")
 _STATUS: Final = struct.Struct("=i")
 _FORK, _END, _RETIRE = 1, 2, 3
 # The status of a process that was killed, or that is not known, as after the fork server was replaced.
@@ -34,12 +34,24 @@ _RESTART_SECONDS: Final = 0.5
 
 
 class Terms(NamedTuple):
-    """What a decoder gets: bytes for its result, bytes of address space at first and at most, whether to seal it."""
+    """What a decoder gets.
+
+    Attributes:
+        result_bytes: of the shared memory, for its result.
+        small_memory: bytes of address space at first.
+        all_memory: bytes of address space at most.
+        seal: whether to seal it.
+        threads: whether it may start threads.
+    """
 
     result_bytes: int
     small_memory: int
     all_memory: int
     seal: bool
+    threads: bool = False
+
+
+_NO_TERMS: Final = Terms(0, 0, 0, False)
 
 
 class ForkServer:
@@ -78,7 +90,7 @@ class ForkServer:
             if self._closed:
                 raise BrokenPipeError
             self._number += 1
-            message = _MESSAGE.pack(_FORK, terms.seal, self._number, *terms[:3])
+            message = _MESSAGE.pack(_FORK, self._number, *terms)
             try:
                 socket.send_fds(self._socket, [message], descriptors)
             except OSError:
@@ -90,7 +102,7 @@ class ForkServer:
         """Kills a decoder, unless it has ended, and returns its status as `os.waitpid` does."""
         with self._lock:
             with suppress(OSError):
-                self._socket.sendall(_MESSAGE.pack(_END, 0, number, 0, 0, 0))
+                self._socket.sendall(_MESSAGE.pack(_END, number, *_NO_TERMS))
                 if len(answer := self._socket.recv(_STATUS.size)) == _STATUS.size:
                     return int(_STATUS.unpack(answer)[0])
             self._stop()  # the next fork starts it again
@@ -99,7 +111,7 @@ class ForkServer:
     def retire(self, number: int) -> None:
         """Kills a decoder and does not wait for its end."""
         with self._lock, suppress(OSError):  # the next fork replaces the fork server
-            self._socket.sendall(_MESSAGE.pack(_RETIRE, 0, number, 0, 0, 0))
+            self._socket.sendall(_MESSAGE.pack(_RETIRE, number, *_NO_TERMS))
 
     def close(self) -> None:
         """Ends the process and with it its decoders."""
@@ -167,10 +179,10 @@ def _obey(control: socket.socket, takeover: str) -> None:
         message, descriptors, *_ = socket.recv_fds(control, _MESSAGE.size, 3)
         if len(message) < _MESSAGE.size:
             return
-        action, seal, number, result_bytes, small_memory, all_memory = _MESSAGE.unpack(message)
+        action, number, *terms = _MESSAGE.unpack(message)
         if action == _FORK:
             with suppress(OSError):  # no process is left; the server sees the pipe close
-                children[number] = _fork(descriptors, result_bytes, (small_memory, all_memory), bool(seal), takeover)
+                children[number] = _fork(descriptors, Terms(*terms), takeover)
             for each in descriptors:
                 os.close(each)
             continue
@@ -182,7 +194,7 @@ def _obey(control: socket.socket, takeover: str) -> None:
             control.sendall(_STATUS.pack(status))
 
 
-def _fork(descriptors: Sequence[int], result_bytes: int, memory: tuple[int, int], seal: bool, takeover: str) -> int:
+def _fork(descriptors: Sequence[int], terms: Terms, takeover: str) -> int:
     """Forks a decoder and returns its process id."""
     from serve.imaging.decoder import run as run_decoder
 
@@ -191,7 +203,7 @@ def _fork(descriptors: Sequence[int], result_bytes: int, memory: tuple[int, int]
         return child
     try:
         _give_numbers(descriptors)
-        run_decoder(parent, result_bytes, memory, seal, takeover)
+        run_decoder(parent, terms, takeover)
     finally:
         os._exit(1)
 

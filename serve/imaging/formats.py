@@ -1,9 +1,13 @@
 """Recognises the accepted image formats by their first bytes."""
 
 import re
+from importlib.machinery import PathFinder
 from typing import Final
 
-ACCEPTED_FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+# Needs pi-heif, the extra `heic`.
+HEIC: Final = "HEIC"
+BUILT_IN_FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+ACCEPTED_FORMATS: Final = (*BUILT_IN_FORMATS, HEIC) if PathFinder.find_spec("pi_heif") else BUILT_IN_FORMATS
 
 # The first bytes of each format. BMP's two letters also begin many texts, so the size of its second header (the known
 # versions of BITMAPINFOHEADER) is checked too.
@@ -15,12 +19,14 @@ _SIGNATURES: Final = {
     "BMP": re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),
     "TIFF": re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
     "AVIF": re.compile(rb".{4}ftyp(.{4})*?avi[fs]", re.DOTALL),
+    # HEVC's brands, and HEIF's general ones, which an AVIF may have as well: AVIF is tried first.
+    HEIC: re.compile(rb".{4}ftyp(.{4})*?(he[iv][cxms]|mif1|msf1)", re.DOTALL),
 }
 _SIGNATURE_BYTES: Final = 64
 
 
 def sniff_format(data: bytes) -> str | None:
-    """Returns the accepted format whose signature `data` begins with, one of `ACCEPTED_FORMATS`, or None."""
+    """Returns the format whose signature `data` begins with, one of `ACCEPTED_FORMATS` or `HEIC`, or None."""
     head = data[:_SIGNATURE_BYTES]
     return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
 
@@ -40,3 +46,24 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     number = int.from_bytes(data[start : start + length], "little")
     mask = (1 << bits) - 1
     return (number & mask) + added, (number >> height_at & mask) + added
+
+
+def heic_ends_early(data: bytes) -> bool:
+    """Returns whether a HEIC's metadata or pixels go on beyond the end of the file (ISO/IEC 14496-12, 4.2).
+
+    libheif itself decodes a grid of which tiles are missing.
+
+    Args:
+        data: an encoded image that begins like HEIC.
+    """
+    at = 0
+    while at < len(data):
+        size, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size < 8:  # 0: the box goes on to the end of the file; else it is none
+            break
+        at += size
+        if at > len(data):
+            return kind in (b"meta", b"mdat")  # cameras append data of their own
+    return False

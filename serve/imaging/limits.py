@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
-from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format, webp_size
+from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, sniff_format, webp_size
 from serve.imaging.preprocess import Preprocessing, resized_size
 
 
@@ -19,9 +19,16 @@ class ImageLimits:
 
 def require_format(data: bytes) -> str:
     """Returns the accepted format whose signature `data` begins with; raises `UnsupportedFormat` if there is none."""
-    if name := sniff_format(data):
+    name = sniff_format(data)
+    if name and name in ACCEPTED_FORMATS:
         return name
-    raise UnsupportedFormat(f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}.")
+    accepted = ", ".join(ACCEPTED_FORMATS)
+    if name == HEIC:
+        raise UnsupportedFormat(
+            "HEIC needs the extra 'heic', which this server lacks; its operator can add it with make serve HEIC=1, or "
+            f"to the container image with --build-arg HEIC=1. The accepted formats are {accepted}."
+        )
+    raise UnsupportedFormat(f"The file is not an image in an accepted format; those are {accepted}.")
 
 
 def check_early(data: bytes, format_name: str, spec: Preprocessing, limits: ImageLimits) -> None:

@@ -10,9 +10,10 @@ from typing import Final
 
 from serve import errors
 from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartError
-from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed, Starved, cause_of_death
+from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed, cause_of_death
 from serve.imaging.decoders import Crop, OnSlow
 from serve.imaging.fork_server import ForkServer, Terms
+from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_early
 from serve.imaging.messages import Request, Rules
 from serve.imaging.replies import check_reply
@@ -45,7 +46,7 @@ class PoolOptions:
         max_bytes: the largest image file.
         memory: bytes of address space that a decoder may add; 0 for what the largest image needs.
         streams: decoders that are kept for reuse.
-        reuse: formats whose decoder takes a further image; the others get a fresh decoder for each.
+        reuse: formats whose decoder takes a further image; the others, and HEIC always, get a fresh decoder for each.
         sandbox: `AUTO` or `REQUIRED`.
     """
 
@@ -74,6 +75,7 @@ class DecoderPool:
         crop_bytes = options.rules.spec.crop**2 * 3
         most = options.memory or max(options.rules.limits.max_pixels * _BYTES_A_PIXEL, _SMALL_MEMORY)
         self._terms = Terms(-(-crop_bytes // _PAGE) * _PAGE, min(_SMALL_MEMORY, most), most, True)
+        self._reuse = set(options.reuse) - {HEIC}
         self._lock = threading.Lock()
         self._large = threading.Lock()
         self._used: list[DecoderProcess] = []
@@ -118,11 +120,6 @@ class DecoderPool:
         except RequestError:
             self._give_back(decoder, format_name)
             raise
-        except Starved:
-            decoder.retire()
-            raise QueueFull(
-                "The server is too busy for an image that takes long to decode; try again in a moment."
-            ) from None
         except Overrun:
             self._end_and_count(decoder, "overrun")
             limit = request.rules.limits.decode_seconds
@@ -186,7 +183,7 @@ class DecoderPool:
         # All that are idle may have died, as with the fork server.
         for _ in range(2 * self._options.streams + _TRIES):
             try:
-                decoder = self._take(request.format_name in self._options.reuse)
+                decoder = self._take(request.format_name)
             except OSError:
                 break
             try:
@@ -202,16 +199,17 @@ class DecoderPool:
             self._end_and_count(decoder, "protocol")
         raise NotReady("No decoder process can be started; try again in a moment.")
 
-    def _take(self, reusable: bool) -> DecoderProcess:
-        """Returns a decoder, and forks another ahead of need; raises `OSError`."""
+    def _take(self, format_name: str) -> DecoderProcess:
+        """Returns a decoder, and forks another ahead of need, but none with threads; raises `OSError`."""
+        threads = format_name == HEIC
         with self._lock:
-            if reusable and self._used:
+            if format_name in self._reuse and self._used:
                 return self._used.pop()
-            taken = self._fresh.popleft() if self._fresh else None
+            taken = self._fresh.popleft() if self._fresh and not threads else None
             pause = 0.0 if taken else self._pause_seconds()
         time.sleep(pause)
-        taken = taken or self._fork()
-        if not self._fresh and not self._pause_seconds():
+        taken = taken or self._fork(threads)
+        if not threads and not self._fresh and not self._pause_seconds():
             self._refill()
         return taken
 
@@ -225,7 +223,7 @@ class DecoderPool:
             decoder.retire()
 
     def _give_back(self, decoder: DecoderProcess, format_name: str) -> None:
-        reusable = format_name in self._options.reuse and decoder.reusable and decoder.images < _MOST_IMAGES
+        reusable = format_name in self._reuse and decoder.reusable and decoder.images < _MOST_IMAGES
         with self._lock:
             self._deaths_in_a_row = 0
             if reusable and len(self._used) < self._options.streams and not self._closed:
@@ -233,8 +231,9 @@ class DecoderPool:
                 return
         decoder.retire()
 
-    def _fork(self) -> DecoderProcess:
-        return DecoderProcess(self._fork_server, self._terms, self._options.max_bytes)
+    def _fork(self, threads: bool = False) -> DecoderProcess:
+        terms = self._terms._replace(threads=threads)
+        return DecoderProcess(self._fork_server, terms, self._options.max_bytes)
 
     def _end_and_count(self, decoder: DecoderProcess, reason: str = "") -> None:
         """Ends a decoder that has failed, unless it has ended, and counts its death."""

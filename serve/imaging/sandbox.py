@@ -5,6 +5,7 @@ another system, or a kernel that forbids filters leaves it isolated: with its li
 """
 
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 SEALED, ISOLATED = "sealed", "isolated"
 
@@ -26,19 +27,38 @@ _PR_SET_NO_NEW_PRIVS: Final = 38
 _MODE_FILTER: Final = 2
 _KILL_PROCESS: Final = 0x8000_0000
 _ALLOW: Final = 0x7FFF_0000
+_NO_SUCH_CALL: Final = 0x0005_0000 | errno.ENOSYS
 _LOAD_WORD: Final = 0x20
 _JUMP_EQUAL: Final = 0x15
 _JUMP_BITS: Final = 0x45
 _RETURN: Final = 0x06
-# Offsets in struct seccomp_data: the call's number, the architecture, the low half of the third argument.
-_NUMBER_AT, _ARCHITECTURE_AT, _PROTECTION_AT = 0, 4, 32
+# Offsets in struct seccomp_data: the call's number, the architecture, the low half of the first and third argument.
+_NUMBER_AT, _ARCHITECTURE_AT, _FLAGS_AT, _PROTECTION_AT = 0, 4, 16, 32
 _PROT_EXEC: Final = 4
-# Resources of which a decoder gets none: core dumps, files to write, processes, further descriptors.
-_FORBIDDEN: Final = ("CORE", "FSIZE", "NPROC", "NOFILE")
+# Resources of which a decoder gets none: core dumps, files to write, further descriptors, processes.
+_FORBIDDEN: Final = ("CORE", "FSIZE", "NOFILE", "NPROC")
+# The flags with which glibc's pthread_create calls clone, CLONE_THREAD among them (linux/sched.h).
+_THREAD_FLAGS: Final = 0x003D_0F00
 
-# By machine: its AUDIT_ARCH, and the numbers of the system calls that decoding takes.
+
+class _Machine(NamedTuple):
+    """A machine's AUDIT_ARCH, and the numbers of system calls.
+
+    Attributes:
+        calls: what decoding takes.
+        mapping: allowed unless memory becomes executable.
+        threads: what a thread takes as well, which starts by clone; its successor clone3 has flags that a filter
+            cannot see, and glibc falls back to clone where there is no clone3.
+    """
+
+    architecture: int
+    calls: dict[str, int]
+    mapping: dict[str, int]
+    threads: dict[str, int]
+
+
 _MACHINES: Final = {
-    "x86_64": (
+    "x86_64": _Machine(
         0xC000_003E,
         {
             "read": 0,
@@ -60,8 +80,9 @@ _MACHINES: Final = {
             "getrandom": 318,
         },
         {"mmap": 9, "mprotect": 10},
+        {"set_robust_list": 273, "rseq": 334, "clone": 56, "clone3": 435},
     ),
-    "aarch64": (
+    "aarch64": _Machine(
         0xC000_00B7,
         {
             "lseek": 62,
@@ -83,11 +104,12 @@ _MACHINES: Final = {
             "getrandom": 278,
         },
         {"mmap": 222, "mprotect": 226},
+        {"set_robust_list": 99, "rseq": 293, "clone": 220, "clone3": 435},
     ),
 }
 
 
-def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = True) -> str:
+def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = True, threads: bool = False) -> str:
     """Confines the calling process, which must have one thread.
 
     Args:
@@ -95,6 +117,8 @@ def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = Tru
         keep: the descriptors from 3 to this number stay open.
         memory: bytes of address space that may be added, now and once the parent allows it.
         seal: whether to try the filter.
+        threads: whether threads may be started. Their number is then not limited, because the system's limit counts
+            all processes of the user.
 
     Returns:
         `SEALED` or `ISOLATED`.
@@ -112,35 +136,48 @@ def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = Tru
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     in_use = _address_space()
     limited = _limit("AS", in_use + memory[0], in_use + memory[1])
-    for name in _FORBIDDEN:
+    for name in _FORBIDDEN[: 3 if threads else 4]:  # a thread counts as a process
         limited = _limit(name, 0, 0) and limited
-    return SEALED if seal and ends_with_parent and limited and _install_filter(libc) else ISOLATED
+    return SEALED if seal and ends_with_parent and limited and _install_filter(libc, threads) else ISOLATED
 
 
-def filter_program(machine: str) -> bytes | None:
+def filter_program(machine: str, threads: bool = False) -> bytes | None:
     """Returns the filter for a machine as the kernel takes it, an array of struct sock_filter; None without a list."""
     if machine not in _MACHINES:
         return None
-    architecture, calls, mapping = _MACHINES[machine]
-    return b"".join(struct.pack("=HBBI", *step) for step in _steps(architecture, calls, mapping))
+    return b"".join(struct.pack("=HBBI", *step) for step in _steps(_MACHINES[machine], threads))
 
 
-def _steps(architecture: int, calls: dict[str, int], mapping: dict[str, int]) -> Iterator[tuple[int, int, int, int]]:
+def _steps(machine: _Machine, threads: bool) -> Iterator[tuple[int, int, int, int]]:
     """Yields the filter's instructions: code, steps to skip if true and if false, operand."""
     yield _LOAD_WORD, 0, 0, _ARCHITECTURE_AT
-    yield _JUMP_EQUAL, 1, 0, architecture
+    yield _JUMP_EQUAL, 1, 0, machine.architecture
     yield _RETURN, 0, 0, _KILL_PROCESS
     yield _LOAD_WORD, 0, 0, _NUMBER_AT
-    for number in calls.values():
+    for number in machine.calls.values():
         yield _JUMP_EQUAL, 0, 1, number
         yield _RETURN, 0, 0, _ALLOW
-    yield _JUMP_EQUAL, 2, 0, mapping["mmap"]
-    yield _JUMP_EQUAL, 1, 0, mapping["mprotect"]
+    if threads:
+        yield from _thread_steps(**machine.threads)
+    yield _JUMP_EQUAL, 2, 0, machine.mapping["mmap"]
+    yield _JUMP_EQUAL, 1, 0, machine.mapping["mprotect"]
     yield _RETURN, 0, 0, _KILL_PROCESS
     yield _LOAD_WORD, 0, 0, _PROTECTION_AT
     yield _JUMP_BITS, 0, 1, _PROT_EXEC
     yield _RETURN, 0, 0, _KILL_PROCESS
     yield _RETURN, 0, 0, _ALLOW
+
+
+def _thread_steps(set_robust_list: int, rseq: int, clone: int, clone3: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yields the instructions for the calls that a thread takes."""
+    for number, verdict in ((set_robust_list, _ALLOW), (rseq, _ALLOW), (clone3, _NO_SUCH_CALL)):
+        yield _JUMP_EQUAL, 0, 1, number
+        yield _RETURN, 0, 0, verdict
+    yield _JUMP_EQUAL, 0, 4, clone
+    yield _LOAD_WORD, 0, 0, _FLAGS_AT
+    yield _JUMP_EQUAL, 0, 1, _THREAD_FLAGS
+    yield _RETURN, 0, 0, _ALLOW
+    yield _RETURN, 0, 0, _KILL_PROCESS
 
 
 class _Program(ctypes.Structure):
@@ -149,9 +186,9 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("steps", ctypes.c_char_p))
 
 
-def _install_filter(libc: ctypes.CDLL) -> bool:
+def _install_filter(libc: ctypes.CDLL, threads: bool) -> bool:
     """Returns whether the filter holds from now on."""
-    steps = filter_program(os.uname().machine) if sys.platform == "linux" else None
+    steps = filter_program(os.uname().machine, threads) if sys.platform == "linux" else None
     if steps is None:
         return False
     program = _Program(len(steps) // 8, steps)

@@ -10,6 +10,7 @@ import pytest
 from tests.container.engine import LOCKED_DOWN, Container, Image, running
 from tests.server_process import ROOT
 
+SBOM = "usr/share/sbom/densenet-server.cdx.json"
 NAME = os.environ.get("IMAGE") or "densenet-server"
 # Title → lines of the tables that are printed at the end, in the order in which tests add them.
 TABLE: dict[str, list[str]] = {}

@@ -1,5 +1,7 @@
 """Building the image: the cost of a change, a build without torch, and reproducibility."""
 
+import json
+import re
 import shutil
 import subprocess
 import time
@@ -8,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.container.conftest import TABLE
+from tests.container.conftest import SBOM, TABLE
 from tests.container.engine import (
     DOCKER,
     LOCKED_DOWN,
@@ -75,6 +77,32 @@ def test_the_embedded_model_needs_no_torch(tree: Path, cat: bytes) -> None:
         assert "DenseNet-121 is not exported" not in container.log  # it was requested, so nothing is missing
     size = Image.load(f"{TAG}:embedded").size
     note("with efficientnet_lite0", f"{small.seconds:.1f} s, {size / 1e6:.1f} MB")
+
+
+def test_with_its_extra_heic_is_accepted_and_the_licences_are_inside(tree: Path) -> None:
+    build(tree, f"{TAG}:heic", MODEL="efficientnet_lite0", WEIGHTS="", HEIC="1")
+    with running(f"{TAG}:heic", *LOCKED_DOWN) as container:
+        for path in sorted((ROOT / "tests" / "data" / "heic").iterdir()):
+            answer = httpx2.post(f"{container.url}/upload", files={"file": path.read_bytes()}, timeout=30)
+            assert answer.status_code == 200, f"{path.name}: {answer.text}"
+        assert 'decoders="sealed"' in httpx2.get(f"{container.url}/metrics").text
+    image = Image.load(f"{TAG}:heic")
+    parts = {part["name"]: part for part in json.loads(image.contents[SBOM])["components"]}
+    assert parts["pi-heif"]["purl"].startswith("pkg:pypi/pi-heif@")
+    for name in ("libheif", "libde265"):
+        assert re.fullmatch(rf"pkg:github/strukturag/{name}@v\d+\.\d+\.\d+", parts[name]["purl"])
+        assert parts[name]["licenses"] == [{"license": {"id": "LGPL-3.0-or-later"}}]
+        assert [path for path in image.contents if f"/pi_heif.libs/{name}-" in path]
+    assert "LGPL-3.0-or-later" in image.config["config"]["Labels"]["org.opencontainers.image.licenses"].split()
+    for text, title in (("LGPL-3", b"GNU LESSER GENERAL PUBLIC LICENSE"), ("GPL-3", b"GNU GENERAL PUBLIC LICENSE")):
+        (found,) = (name for name in image.contents if re.search(rf"/pi_heif-[^/]+/licenses/{text}$", name))
+        assert title in image.contents[found]
+    note("with HEIC", f"{image.size / 1e6:.1f} MB with efficientnet_lite0")
+
+
+def test_heic_is_turned_on_by_1_only(tree: Path) -> None:
+    with pytest.raises(AssertionError, match="HEIC=yes is not 1 or empty"):
+        build(tree, f"{TAG}:none", MODEL="efficientnet_lite0", WEIGHTS="", HEIC="yes")
 
 
 def test_debug_has_a_shell_and_the_same_server(tree: Path, image_name: str) -> None:

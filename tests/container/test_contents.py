@@ -15,7 +15,7 @@ import pytest
 
 from container.rules import LEFT_OUT_DISTRIBUTIONS
 from serve import __version__
-from tests.container.conftest import TABLE
+from tests.container.conftest import SBOM, TABLE
 from tests.container.engine import ROOT, Image, docker
 
 # In bytes, with DenseNet-121 in int8.
@@ -33,7 +33,6 @@ COMPONENTS = {
     "C and TLS libraries": r"(usr/)?lib(32|64)?/",
     "SBOM, licences, settings": r"",
 }
-SBOM = "usr/share/sbom/densenet-server.cdx.json"
 
 
 def component_of(path: str) -> str:

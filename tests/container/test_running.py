@@ -69,9 +69,11 @@ def test_every_accepted_format_gets_the_answer_it_gets_outside(container: Contai
 def test_bad_requests_get_their_problems(container: Container, cat: bytes) -> None:
     another = encoded(Picture.new("RGB", (9, 9)), format="PPM")
     huge = encoded(Picture.new("1", (20_000, 20_000)), format="PNG")
+    heic = (ROOT / "tests" / "data" / "heic" / "rgb.heic").read_bytes()
     cases = {
         "not an image": (upload(container.url, "a.jpg", b"hello"), 415),
         "an image of another format": (upload(container.url, "a.ppm", another), 415),
+        "HEIC without its extra": (upload(container.url, "a.heic", heic), 415),
         "half an image": (upload(container.url, "a.jpg", cat[: len(cat) // 2]), 422),
         "too many pixels": (upload(container.url, "a.png", huge), 413),
         "too many bytes": (upload(container.url, "a.jpg", cat + bytes(21 * 2**20)), 413),
@@ -90,6 +92,7 @@ def test_bad_requests_get_their_problems(container: Container, cat: bytes) -> No
         assert answer.status_code == status, f"{name}: {answer.text}"
         assert answer.headers["content-type"] == "application/problem+json", name
         assert answer.json()["status"] == status
+    assert "with --build-arg HEIC=1" in cases["HEIC without its extra"][0].json()["detail"]
     TABLE["bad requests"] = [f"{name:<28}{status}" for name, (_, status) in cases.items()]
 
 

@@ -28,6 +28,9 @@ _NUMBERS: Final = {
     "execve": (59, 221),
     "fork": (57, None),
     "clone": (56, 220),
+    "clone3": (435, 435),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
     "kill": (62, 129),
     "rt_sigqueueinfo": (129, 138),
     "ptrace": (101, 117),
@@ -50,6 +53,9 @@ _HEAP_START: Final = next(
     (int(line.split("-")[0], 16) for line in Path("/proc/self/maps").read_text().splitlines() if "[heap]" in line), 0
 )
 _EVERYTHING: Final = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+# From linux/sched.h: what a thread is started with, and others.
+_THREAD: Final = 0x003D_0F00
+_CLONE_VM, _CLONE_VFORK, _CLONE_THREAD, _CLONE_NEWNET = 0x100, 0x4000, 0x1_0000, 0x4000_0000
 
 
 def system_call(name: str, *arguments: object) -> Callable[[], None]:
@@ -114,6 +120,48 @@ FATAL: Final[dict[str, Callable[[], None]]] = {
     "fork by Python": os.fork,  # type: ignore[dict-item]  # its result is of no interest
     "mmap of code": _map_code,
     "mprotect of code": _make_memory_executable,
+    "clone of a child": system_call("clone", signal.SIGCHLD, 0),
+    "clone like vfork": system_call("clone", _CLONE_VM | _CLONE_VFORK | signal.SIGCHLD, 0),
+    "clone of all but a thread": system_call("clone", _THREAD & ~_CLONE_THREAD, 0),
+    "clone of a thread in a network of its own": system_call("clone", _THREAD | _CLONE_NEWNET, 0),
+}
+
+
+# Zeroes are a semaphore that nobody has posted.
+_SEMAPHORE: Final = ctypes.create_string_buffer(64)
+
+
+def wait_for_thread(function: str, argument: object) -> None:
+    """Starts a thread that calls a function of the C library, and waits for the semaphore.
+
+    Python's own threads make further system calls.
+    """
+    _LIBC.pthread_create(ctypes.byref(ctypes.c_ulong()), None, getattr(_LIBC, function), argument)
+    _LIBC.sem_wait(_SEMAPHORE)
+
+
+def run_in_thread() -> None:
+    wait_for_thread("sem_post", _SEMAPHORE)
+
+
+def open_in_thread() -> None:
+    wait_for_thread("open", b"/etc/passwd")
+
+
+def _spin_in_thread() -> None:
+    lock = ctypes.byref(ctypes.c_int())
+    _LIBC.pthread_spin_init(lock, 0)
+    _LIBC.pthread_spin_lock(lock)
+    wait_for_thread("pthread_spin_lock", lock)
+
+
+# Each ends the process by SIGSYS unless threads are allowed.
+FATAL_WITHOUT_THREADS: Final[dict[str, Callable[[], None]]] = {
+    "clone of a thread": system_call("clone", _THREAD, 0),
+    "clone3": system_call("clone3", 0, 0),
+    "set_robust_list": system_call("set_robust_list", 0, 0),
+    "rseq": system_call("rseq", 0, 0, 0, 0),
+    "thread": run_in_thread,
 }
 
 
@@ -197,6 +245,8 @@ OTHERS: Final[dict[str, Callable[[], object]]] = {
     "large and silence": lambda: os.write(REPLIES, Reply(Code.LARGE).pack()) and _wait_for_ever() and _wait_for_ever(),
     "closing its pipe": lambda: os.close(REPLIES),  # not in the list of calls
     "raising its limit": _raise_own_limit,
+    "spinning in a thread": _spin_in_thread,
+    "opening a file in a thread": open_in_thread,
 }
 
 
@@ -204,4 +254,4 @@ def act(data: bytes) -> None:
     """Does what the image names after `MARK`; an ordinary image names nothing."""
     name = data.rpartition(MARK)[2].decode() if MARK in data else ""
     if name:
-        (FATAL.get(name) or OTHERS[name])()
+        {**FATAL, **FATAL_WITHOUT_THREADS, **OTHERS}[name]()

@@ -2,7 +2,7 @@
 
 from serve.imaging import sandbox
 
-sandbox.filter_program = lambda machine: None
+sandbox.filter_program = lambda machine, threads=False: None
 
 
 def act(data: bytes) -> None:

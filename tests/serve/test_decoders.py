@@ -40,7 +40,7 @@ from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
 from serve.imaging.sandbox import ISOLATED, SEALED
 from tests.hostile.deaths import children_of, ended
-from tests.hostile.takeover import FATAL, MARK, OTHERS, SECRET, SECRET_HALVES
+from tests.hostile.takeover import FATAL, FATAL_WITHOUT_THREADS, MARK, OTHERS, SECRET, SECRET_HALVES
 from tests.references import PICTURES
 from tests.server_process import wait_for
 
@@ -103,8 +103,8 @@ def process_of(pool: DecoderPool, data: bytes) -> int:
     seen: list[int] = []
     take = pool._take
 
-    def noting(reusable: bool) -> object:
-        decoder = take(reusable)
+    def noting(format_name: str) -> object:
+        decoder = take(format_name)
         decoder.wait_ready()
         seen.append(decoder.pid)
         return decoder
@@ -175,7 +175,7 @@ def test_processes_have_one_thread_and_no_numpy(pool: DecoderPool, fork_server: 
         assert descriptors == {"3", "4", "5"}
 
 
-@pytest.mark.parametrize("name", sorted(FATAL))
+@pytest.mark.parametrize("name", sorted({**FATAL, **FATAL_WITHOUT_THREADS}))
 def test_a_decoder_is_killed_by_a_forbidden_call(pool: DecoderPool, name: str) -> None:
     expected, deaths = decode(pool, encoded()), deaths_of(pool)
     with pytest.raises(DecoderDied, match=r"^The BMP image ended the process that was decoding it\.$"):
@@ -203,6 +203,7 @@ def test_a_decoder_is_killed_by_a_forbidden_call(pool: DecoderPool, name: str) -
         ("crashing", DecoderDied, "crash"),
         ("closing its pipe", DecoderDied, "forbidden_call"),
         ("raising its limit", DecoderDied, "forbidden_call"),
+        ("spinning in a thread", DecoderDied, "forbidden_call"),
         ("memory", TooComplex, None),
     ],
 )

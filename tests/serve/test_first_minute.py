@@ -29,6 +29,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from benchmarks.harness.servers import free_port
+from serve.imaging.formats import ACCEPTED_FORMATS
 from tests.make_process import NOWHERE, fresh_tree, make, wait_until_ready
 from tests.server_process import ROOT, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -223,7 +224,7 @@ def test_a_command_that_cannot_run_ends_with_the_reason(arguments: list[object],
          "The part 'file' is the text 'cat.jpg', not a file; with curl, write -F 'file=@cat.jpg'."),
         ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder as an empty file, too."),
         ({"files": {"file": ("README.md", b"# densenet-server")}}, 415,
-         "The file is not an image in an accepted format; those are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."),
+         f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."),
         ({"files": {"file": ("half.jpg", (ROOT / "tests/data/photos/cat.jpg").read_bytes()[:9000])}}, 422, "truncated"),
     ],
     ids=["-d", "-X POST", "-F image=@", "-F file= without @", "a folder", "no picture", "half a picture"],

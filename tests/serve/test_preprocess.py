@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 from serve.errors import ModelError, TooManyPixels, UndecodableImage, UnsupportedFormat
 from serve.imaging.decode import decode, open_image
-from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format
+from serve.imaging.formats import ACCEPTED_FORMATS, BUILT_IN_FORMATS, HEIC, sniff_format
 from serve.imaging.limits import ImageLimits
 from serve.imaging.normalise import to_input
 from serve.imaging.preprocess import Preprocessing, resized_size
@@ -46,7 +48,7 @@ def test_every_image_becomes_the_same_input_as_with_torchvision(path: Path) -> N
 
 
 def test_the_stored_images_cover_every_accepted_format() -> None:
-    assert {sniff_format(path.read_bytes()) for path in pictures()} == set(ACCEPTED_FORMATS)
+    assert {sniff_format(path.read_bytes()) for path in pictures()} == set(BUILT_IN_FORMATS)
 
 
 def test_every_exif_orientation_shows_the_same_upright_shape() -> None:
@@ -126,8 +128,31 @@ def test_half_a_file_is_undecodable_and_never_a_crash(path: Path) -> None:
     ids=["text", "text like BMP", "PDF", "PPM", "ICO", "RIFF"],
 )
 def test_other_content_is_an_unsupported_format(data: bytes) -> None:
-    with pytest.raises(UnsupportedFormat, match="JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF"):
+    with pytest.raises(UnsupportedFormat, match=rf"those are {', '.join(ACCEPTED_FORMATS)}\.$"):
         open_image(data, spec(SMALL), LIMIT)
+
+
+def test_the_accepted_formats_are_those_of_pillow_and_heic_where_its_extra_is_installed() -> None:
+    assert BUILT_IN_FORMATS == ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
+    assert (*BUILT_IN_FORMATS, *[HEIC] * (find_spec("pi_heif") is not None)) == ACCEPTED_FORMATS
+
+
+@pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0heic", b"hevc\0\0\0\0", b"heix\0\0\0\0miaf"])
+def test_without_its_extra_heic_is_refused_and_the_message_says_how_to_get_it(
+    brands: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.imaging.limits.ACCEPTED_FORMATS", BUILT_IN_FORMATS)
+    message = (
+        "HEIC needs the extra 'heic', which this server lacks; its operator can add it with make serve HEIC=1, or to "
+        "the container image with --build-arg HEIC=1. The accepted formats are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."
+    )
+    with pytest.raises(UnsupportedFormat, match=f"^{re.escape(message)}$"):
+        open_image(b"\0\0\0\x18ftyp" + brands + bytes(40), spec(SMALL), LIMIT)
+
+
+def test_an_avif_is_none_whatever_general_brands_it_has() -> None:
+    for brands in (b"avif\0\0\0\0mif1miaf", b"mif1\0\0\0\0avifmiaf", b"msf1\0\0\0\0avis"):
+        assert sniff_format(b"\0\0\0\x18ftyp" + brands + bytes(40)) == "AVIF"
 
 
 def test_a_format_is_known_by_its_content_alone() -> None:
@@ -139,7 +164,8 @@ def test_a_format_is_known_by_its_content_alone() -> None:
 @pytest.mark.parametrize("document", ["docs/api.md", "SECURITY.md"])
 def test_the_documents_list_the_accepted_formats(document: str) -> None:
     words = " ".join((ROOT / document).read_text(encoding="utf-8").split())
-    assert f"{', '.join(ACCEPTED_FORMATS[:-1])} and {ACCEPTED_FORMATS[-1]} are " in words
+    assert f"{', '.join(BUILT_IN_FORMATS[:-1])} and {BUILT_IN_FORMATS[-1]} are " in words
+    assert "HEIC is accepted where its extra is installed" in words
 
 
 def test_pixels_are_limited_by_the_header_alone() -> None:

@@ -12,21 +12,21 @@ import pytest
 
 from serve.config.settings import ROOT
 from serve.imaging.sandbox import SEALED, filter_program
-from tests.hostile.takeover import FATAL
+from tests.hostile.takeover import FATAL, FATAL_WITHOUT_THREADS
 
 PRELUDE = """
-import json, os, resource, signal, sys
+import ctypes, errno, json, os, resource, signal, sys
 from serve.imaging.sandbox import confine
 from tests.hostile import takeover
 
-def confined(do, memory=(1 << 28, 1 << 29), seal=True, parent=None):
+def confined(do, memory=(1 << 28, 1 << 29), seal=True, parent=None, threads=False):
     "How a child of its own ends that is confined and then does this; what it wrote to descriptor 3."
     read, write = os.pipe()
     parent = parent or os.getpid()
     child = os.fork()
     if child == 0:
         os.dup2(write, 3)
-        state = confine(parent, 3, memory, seal=seal)
+        state = confine(parent, 3, memory, seal=seal, threads=threads)
         os.write(3, state.encode() + b" ")
         try:
             do()
@@ -51,8 +51,40 @@ def run(code: str) -> Any:
 
 
 def test_every_forbidden_thing_ends_it() -> None:
-    ended = run("print(json.dumps({name: confined(do) for name, do in takeover.FATAL.items()}))")
-    assert ended == {name: [-signal.SIGSYS, f"{SEALED} "] for name in FATAL}
+    code = """
+fatal = {**takeover.FATAL, **takeover.FATAL_WITHOUT_THREADS}
+print(json.dumps({name: confined(do) for name, do in fatal.items()}))
+"""
+    assert run(code) == {name: [-signal.SIGSYS, f"{SEALED} "] for name in (*FATAL, *FATAL_WITHOUT_THREADS)}
+
+
+def test_where_threads_are_allowed_everything_else_ends_it_too() -> None:
+    code = "print(json.dumps({name: confined(do, threads=True) for name, do in takeover.FATAL.items()}))"
+    assert run(code) == {name: [-signal.SIGSYS, f"{SEALED} "] for name in FATAL}
+
+
+def test_a_thread_runs_under_the_same_filter() -> None:
+    code = """
+def do():
+    takeover.run_in_thread()
+    os.write(3, b"has had a thread")
+    takeover.open_in_thread()
+
+print(json.dumps(confined(do, threads=True)))
+"""
+    assert run(code) == [-signal.SIGSYS, f"{SEALED} has had a thread"]
+
+
+def test_clone3_is_said_not_to_exist_so_that_threads_start_by_clone() -> None:
+    code = """
+def do():
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.syscall(435, 0, 0) == -1
+    os.write(3, errno.errorcode[ctypes.get_errno()].encode())
+
+print(json.dumps(confined(do, threads=True)))
+"""
+    assert run(code) == [7, f"{SEALED} ENOSYS"]
 
 
 def test_only_what_it_was_given_can_be_written_to() -> None:
@@ -62,8 +94,8 @@ def test_only_what_it_was_given_can_be_written_to() -> None:
 
 def test_its_limits_hold_without_the_filter_too() -> None:
     code = """
-def do():
-    for name in ("CORE", "FSIZE", "NPROC", "NOFILE"):
+def do(names=("CORE", "FSIZE", "NPROC", "NOFILE")):
+    for name in names:
         assert resource.getrlimit(getattr(resource, f"RLIMIT_{name}")) == (0, 0), name
     try:
         open("/etc/passwd")
@@ -75,9 +107,15 @@ def do():
     except MemoryError:
         os.write(3, b", no memory")
 
-print(json.dumps(confined(do, seal=False)))
+def do_with_threads():
+    do(("CORE", "FSIZE", "NOFILE"))
+    assert resource.getrlimit(resource.RLIMIT_NPROC) == before
+    takeover.run_in_thread()
+
+before = resource.getrlimit(resource.RLIMIT_NPROC)
+print(json.dumps([confined(do, seal=False), confined(do_with_threads, seal=False, threads=True)]))
 """
-    assert run(code) == [7, "isolated Too many open files, no memory"]
+    assert run(code) == [[7, "isolated Too many open files, no memory"]] * 2
 
 
 def test_it_does_not_outlive_a_parent_that_has_ended_already() -> None:
@@ -113,15 +151,16 @@ os.kill(child, signal.SIGKILL)
     assert owner == 0  # of a process that is not dumpable (proc(5))
 
 
+@pytest.mark.parametrize("threads", [False, True])
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_filter_kills_other_architectures_and_every_call_that_is_not_listed(machine: str) -> None:
+def test_the_filter_kills_other_architectures_and_every_call_that_is_not_listed(machine: str, threads: bool) -> None:
     """The program is run here as the kernel would, so that both machines' are checked on either."""
-    program = filter_program(machine)
+    program = filter_program(machine, threads)
     assert program
     steps = list(struct.iter_unpack("=HBBI", program))
 
-    def verdict(architecture: int, number: int, protection: int = 0) -> str:
-        data = {0: number, 4: architecture, 32: protection}
+    def verdict(architecture: int, number: int, protection: int = 0, flags: int = 0) -> str:
+        data = {0: number, 4: architecture, 16: flags, 32: protection}
         word = at = 0
         while True:
             code, if_true, if_false, operand = steps[at]
@@ -129,7 +168,7 @@ def test_the_filter_kills_other_architectures_and_every_call_that_is_not_listed(
             if code == 0x20:
                 word = data[operand]
             elif code == 0x06:
-                return {0x7FFF_0000: "allow", 0x8000_0000: "kill"}[operand]
+                return {0x7FFF_0000: "allow", 0x8000_0000: "kill", 0x0005_0026: "no such call"}[operand]
             else:
                 holds = word == operand if code == 0x15 else bool(word & operand)
                 at += if_true if holds else if_false
@@ -137,7 +176,12 @@ def test_the_filter_kills_other_architectures_and_every_call_that_is_not_listed(
     own, other = (0xC000_003E, 0xC000_00B7) if machine == "x86_64" else (0xC000_00B7, 0xC000_003E)
     mapping = (9, 10) if machine == "x86_64" else (222, 226)
     allowed = [number for number in range(1024) if verdict(own, number) == "allow"]
-    assert len(allowed) == 19
+    more = {"x86_64": {273, 334}, "aarch64": {99, 293}}[machine]  # set_robust_list, rseq
+    assert len(allowed) == 19 + 2 * threads
+    assert more <= set(allowed) if threads else not more & set(allowed)
+    thread = {number for number in range(1024) if verdict(own, number, flags=0x3D_0F00) == "allow"} - set(allowed)
+    assert thread == ({56 if machine == "x86_64" else 220} if threads else set())
+    assert [number for number in range(1024) if verdict(own, number) == "no such call"] == [435] * threads
     assert [number for number in allowed if verdict(own, number, protection=4 | 1) == "kill"] == list(mapping)
     assert all(verdict(other, number) == "kill" for number in range(1024))
     assert all(verdict(own, number | 0x4000_0000) == "kill" for number in range(1024))  # x32's calls

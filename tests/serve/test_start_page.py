@@ -14,6 +14,7 @@ from serve.api.openapi.docs_page import render_docs_page
 from serve.api.openapi.document import openapi_document
 from serve.api.start_page import prefers_html, start_page, with_address
 from serve.config.settings import Config
+from serve.imaging.formats import ACCEPTED_FORMATS
 from tests.serve.conftest import ClientFor
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
@@ -75,7 +76,7 @@ def test_the_page_has_this_servers_limits(client_for: ClientFor, tmp_path: Path)
     keys.write_text("key\n")
     client = client_for(max_request_bytes=3 * 2**20, max_pixels=7_500_000, api_keys_file=keys)
     page = client.get("/", headers={"Accept": BROWSER}).text
-    assert "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF; up to 3 MiB and 7.5 megapixels each." in page
+    assert f"{', '.join(ACCEPTED_FORMATS)}; up to 3 MiB and 7.5 megapixels each." in page
     assert "never leave the machine it runs on" in page
     found = re.search(r'data-settings="([^"]*)"', page)
     assert found
