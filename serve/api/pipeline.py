@@ -53,6 +53,7 @@ class Pipeline:
             item_seconds=self.classifier.model.infer_seconds,
         )
         self.classifier.decoders.on_slow = self.scheduler.step_aside
+        self.classifier.decoders.is_alone = self.scheduler.is_alone
         self.metrics.queue_depth = lambda: self.scheduler.depth
         self.lifecycle.start()
         trimming = asyncio.ensure_future(self._trim_after_bursts())

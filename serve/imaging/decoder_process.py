@@ -2,19 +2,18 @@
 
 import os
 import select
-import signal
 import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from serve.errors import QueueFull
 from serve.imaging.decoders import OnSlow
 from serve.imaging.fork_server import KILLED, ForkServer, Terms
-from serve.imaging.memory import anonymous_memory, clear_memory, process_seconds, raise_address_space, threads_of
+from serve.imaging.memory import anonymous_memory, clear_memory
 from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
+from serve.imaging.other_process import lower_priority, process_seconds, raise_address_space, run_anywhere, run_here
 
 # Wall seconds that decoding may take: so many times its CPU seconds, and some more, because the machine may be busy.
 _WALL_SHARE: Final = 3.0
@@ -38,19 +37,6 @@ class Overrun(Exception):
 
 class Postponed(Exception):
     """The image had to wait, and its decoder was ended; it can be decoded now, by another."""
-
-
-def cause_of_death(status: int) -> str:
-    """Returns which of `DEATHS` a process died of, from its status as `os.waitpid` returns it."""
-    if not os.WIFSIGNALED(status):
-        return "crash"
-    match os.WTERMSIG(status):
-        case signal.SIGSYS:
-            return "forbidden_call"
-        case signal.SIGKILL:
-            return "killed"
-        case _:
-            return "crash"
 
 
 def _too_busy() -> QueueFull:
@@ -83,7 +69,7 @@ class DecoderProcess:
         self._status: int | None = None  # once it was ended
         self._on_slow: OnSlow | None = None
         self._slow_at = self._slow_wall = 0.0  # on the clock of the process, and of `time.monotonic`
-        self._lowered = False
+        self._lowered = self._here = False
         self.broke_protocol = False
         try:
             self._number = fork_server.fork((requests, replies, self._memory), terms)
@@ -108,8 +94,12 @@ class DecoderProcess:
                 raise self.protocol_error()
             self.pid, self.sealed = reply.width, bool(reply.height)
 
-    def begin(self, request: Request, data: bytes) -> None:
-        """Hands an image over; raises `Gone` if the process has ended, which says nothing about the image."""
+    def begin(self, request: Request, data: bytes, here: bool) -> None:
+        """Hands an image over, to be decoded on any CPU or `here`, on the calling thread's.
+
+        Raises:
+            Gone: the process has ended, which says nothing about the image.
+        """
         self.wait_ready()
         if self._poll.poll(0):
             raise self.protocol_error() if os.read(self._replies, 1) else Gone
@@ -118,6 +108,11 @@ class DecoderProcess:
         while rest:
             written = os.pwrite(self._memory, rest, at)
             at, rest = at + written, rest[written:]
+        if here:
+            run_here(self.pid)
+        elif self._here:
+            run_anywhere(self.pid)
+        self._here = here
         try:
             os.write(self._requests, request.pack())
         except BrokenPipeError:
@@ -126,9 +121,8 @@ class DecoderProcess:
     def lower_priority(self) -> None:
         """Lowers the priority of the process; it cannot be raised again."""
         self._lowered, self.reusable = True, False
-        with suppress(OSError):  # it has ended
-            for thread in threads_of(self.pid):
-                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + _SLOW_NICE)
+        lower_priority(self.pid, _SLOW_NICE)
+        run_anywhere(self.pid)
 
     def finish(self, request: Request, large: threading.Lock, on_slow: OnSlow | None) -> tuple[Reply, bytes]:
         """Waits for the answer to `begin`, and clears the memory.

@@ -29,11 +29,13 @@ class Decoders(Protocol):
         state: `sealed`, `isolated` or `off`.
         on_death: called with one of `DEATHS`.
         on_slow: called while an image takes long.
+        is_alone: whether no other image is being worked on; then it may use any CPU.
     """
 
     state: str
     on_death: Callable[[str], None]
     on_slow: OnSlow
+    is_alone: Callable[[], bool]
 
     def decode(self, data: bytes, format_name: str) -> Crop:
         """Decodes an image of a known format; thread-safe. Raises `RequestError`."""
@@ -50,6 +52,7 @@ class InProcessDecoder:
         self.state = OFF
         self.on_death: Callable[[str], None] = lambda _: None
         self.on_slow: OnSlow = lambda _: False
+        self.is_alone: Callable[[], bool] = lambda: False
 
     def decode(self, data: bytes, format_name: str) -> Crop:
         """As `Decoders.decode`, within the limits on pixels and frames only."""

@@ -158,6 +158,19 @@ class ForkServer:
         self._process.wait()
 
 
+def cause_of_death(status: int) -> str:
+    """Returns which of `DEATHS` a process died of, from its status as `os.waitpid` returns it."""
+    if not os.WIFSIGNALED(status):
+        return "crash"
+    match os.WTERMSIG(status):
+        case signal.SIGSYS:
+            return "forbidden_call"
+        case signal.SIGKILL:
+            return "killed"
+        case _:
+            return "crash"
+
+
 def run(descriptor: int, takeover: str) -> NoReturn:
     """Forks decoders as asked on the socket, until it closes. Runs in a process of its own."""
     from serve.imaging.decoder import preload  # not at the top, because the server imports this module

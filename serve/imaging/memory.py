@@ -3,11 +3,8 @@
 import ctypes
 import fcntl
 import os
-import resource
 import tempfile
-import time
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 # Zeroing so much costs less than new pages would for the next image.
@@ -16,8 +13,6 @@ _KEPT_BYTES: Final = 2**20
 _NOEXEC_SEAL: Final = 0x8
 # From linux/falloc.h: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE.
 _PUNCH_HOLE: Final = 0x01 | 0x02
-# The clock id of another process's CPU time (clock_getcpuclockid in glibc): its id, inverted, and CPUCLOCK_SCHED.
-_ID_SHIFT, _CPU_CLOCK = 3, 2
 
 
 def anonymous_memory(size: int) -> int:
@@ -39,25 +34,3 @@ def clear_memory(memory: int, length: int) -> None:
     punch = getattr(ctypes.CDLL(None), "fallocate", None) if length > _KEPT_BYTES else None
     if punch is None or punch(memory, _PUNCH_HOLE, ctypes.c_int64(0), ctypes.c_int64(length)):
         os.pwrite(memory, bytes(length), 0)
-
-
-def raise_address_space(pid: int) -> None:
-    """Raises the soft limit on a process's address space to the hard one, where the system can."""
-    if hasattr(resource, "prlimit"):
-        with suppress(OSError):  # it has ended
-            hard = resource.prlimit(pid, resource.RLIMIT_AS)[1]
-            resource.prlimit(pid, resource.RLIMIT_AS, (hard, hard))
-
-
-def process_seconds(pid: int) -> float:
-    """Returns the CPU seconds that a process has used; 0 where the system does not tell, or it has ended."""
-    try:
-        return time.clock_gettime((~pid << _ID_SHIFT) | _CPU_CLOCK)
-    except OSError:
-        return 0.0
-
-
-def threads_of(pid: int) -> list[int]:
-    """Returns the ids of a process's threads, which Linux gives a priority each; elsewhere the process's own."""
-    folder = Path(f"/proc/{pid}/task")
-    return [int(each.name) for each in folder.iterdir()] if folder.exists() else [pid]

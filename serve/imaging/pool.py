@@ -10,9 +10,9 @@ from typing import Final
 
 from serve import errors
 from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartError
-from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed, cause_of_death
+from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed
 from serve.imaging.decoders import Crop, OnSlow
-from serve.imaging.fork_server import ForkServer, Terms
+from serve.imaging.fork_server import ForkServer, Terms, cause_of_death
 from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_early
 from serve.imaging.messages import Request, Rules
@@ -84,6 +84,7 @@ class DecoderPool:
         self._closed = False
         self.on_death: Callable[[str], None] = lambda _: None
         self.on_slow: OnSlow = lambda _: False
+        self.is_alone: Callable[[], bool] = lambda: False
         self.state = self._start()
 
     def decode(self, data: bytes, format_name: str) -> Crop:
@@ -187,7 +188,7 @@ class DecoderPool:
             except OSError:
                 break
             try:
-                decoder.begin(request, data)
+                decoder.begin(request, data, not self.is_alone())
             except (Gone, OSError):  # OSError: there is no memory for the image
                 self._end_and_count(decoder)
                 continue

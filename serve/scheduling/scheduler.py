@@ -105,6 +105,10 @@ class Scheduler(Generic[Item, Prepared, Result]):
                 raise NotReady("The server is shutting down.")
             self._limit.require_room(count, self.depth, self._busy)
 
+    def is_alone(self) -> bool:
+        """Returns whether one item at most has a CPU and none waits."""
+        return self._busy <= 1 and not self._tasks
+
     def close(self, seconds: float) -> None:
         """Ends the threads, each after its current item. Tasks that still wait end with `NotReady`.
 
@@ -227,15 +231,11 @@ class Scheduler(Generic[Item, Prepared, Result]):
     def _claim_all_cpus(self) -> bool:
         """Gives the calling thread all CPUs until `_finish` if no other item runs or waits; returns whether it did."""
         with self._changed:
-            self._one_has_all_cpus = self._busy == 1 and not self._tasks
+            self._one_has_all_cpus = self.is_alone()
             return self._one_has_all_cpus
 
     def _finish(self, task: Task, seconds: float | None) -> None:
-        """Frees the calling thread's CPU, and then wakes the task's caller if this was its last item.
-
-        Args:
-            seconds: the time that the item took on one CPU, if known.
-        """
+        """Frees the thread's CPU, then wakes the task's caller after its last item. seconds: on one CPU, if known."""
         with self._changed:
             self._busy -= 1
             self.done += 1

@@ -13,7 +13,7 @@ from serve.errors import DecoderDied, DecodeTimeout, RequestError, TooComplex
 from serve.imaging.fork_server import ForkServer
 from serve.imaging.formats import ACCEPTED_FORMATS, HEIC
 from serve.imaging.limits import ImageLimits
-from serve.imaging.memory import threads_of
+from serve.imaging.other_process import threads_of
 from serve.imaging.pool import DecoderPool
 from serve.imaging.sandbox import ISOLATED, SEALED
 from tests.heic.pictures import FOLDER

@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from serve.config.settings import ROOT
-from serve.imaging.memory import threads_of
+from serve.imaging.other_process import threads_of
 from tests.heic.pictures import FOLDER
 from tests.heic.test_decoding import with_size
 from tests.hostile.deaths import children_of

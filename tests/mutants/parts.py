@@ -51,6 +51,7 @@ PARTS: Final = (
             "serve/imaging/replies.py": (),
             "serve/imaging/limits.py": (),
             "serve/imaging/memory.py": (),
+            "serve/imaging/other_process.py": (),
             "serve/imaging/sandbox.py": (),
         },
         ("tests/serve/test_sandbox.py", "tests/serve/test_decoders.py"),

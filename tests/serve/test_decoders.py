@@ -365,6 +365,16 @@ def test_after_many_deaths_in_a_row_forks_are_spaced_out_but_a_decoder_at_hand_i
     assert seconds(bmp) > 0.9 or pool._fresh
 
 
+def test_an_image_that_is_alone_may_use_any_cpu(pool: DecoderPool) -> None:
+    data = encoded("JPEG")
+    cpus = []
+    for is_alone in (False, True, True, False):
+        pool.is_alone = lambda is_alone=is_alone: is_alone  # type: ignore[misc]
+        cpus.append(len(os.sched_getaffinity(process_of(pool, data))))
+    everywhere = len(os.sched_getaffinity(0))
+    assert cpus == [1, everywhere, everywhere, 1]
+
+
 def test_a_decoder_is_replaced_after_many_images(pool: DecoderPool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serve.imaging.pool._MOST_IMAGES", 3)
     processes = [process_of(pool, encoded("JPEG")) for _ in range(7)]
@@ -470,25 +480,32 @@ def test_an_image_for_which_there_is_no_room_ends_its_decoder(pool: DecoderPool)
     assert not deaths
 
 
-def test_a_decoder_that_steps_aside_has_a_lower_priority(
+def test_a_decoder_runs_on_its_threads_cpu_until_it_steps_aside_at_a_lower_priority(
     pool: DecoderPool, fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[float] = []
     pool.on_slow = lambda _: not calls.append(time.monotonic())
     niceness: list[int] = []
-    original = os.setpriority
+    cpus: list[set[int]] = []
+    original, set_affinity = os.setpriority, os.sched_setaffinity
 
     def record_call(kind: int, pid: int, value: int) -> None:
         original(kind, pid, value)
         niceness.append(os.getpriority(kind, pid))
 
+    def record_affinity(pid: int, wanted: set[int]) -> None:
+        set_affinity(pid, wanted)
+        cpus.append(os.sched_getaffinity(pid))
+
     monkeypatch.setattr(os, "setpriority", record_call)
+    monkeypatch.setattr(os, "sched_setaffinity", record_affinity)
     started = time.monotonic()
     with pytest.raises(DecodeTimeout):
         decode(pool, attack("spinning"))
     assert len(calls) == 1
     assert calls[0] - started >= 0.14
     assert niceness == [os.getpriority(os.PRIO_PROCESS, fork_server.pid) + 3]
+    assert [len(each) for each in cpus] == [1, len(os.sched_getaffinity(0))]
 
 
 def test_a_large_image_steps_aside_if_it_has_to_wait(pool: DecoderPool) -> None:
