@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
 from serve.imaging.formats import ACCEPTED_FORMATS, sniff_format, webp_size
+from serve.imaging.non_images import describe_non_image
 from serve.imaging.preprocess import Preprocessing, resized_size
 
 
@@ -21,7 +22,10 @@ def require_format(data: bytes) -> str:
     """Returns the accepted format whose signature `data` begins with; raises `UnsupportedFormat` if there is none."""
     if name := sniff_format(data):
         return name
-    raise UnsupportedFormat(f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}.")
+    told = f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."
+    if found := describe_non_image(data):
+        told += f" It is {found.what}; {found.advice}."
+    raise UnsupportedFormat(told)
 
 
 def check_early(data: bytes, format_name: str, spec: Preprocessing, limits: ImageLimits) -> None:
