@@ -16,12 +16,12 @@ _SIGNATURES: Final = {
     "TIFF": re.compile(rb"II\*\0|MM\0\*|II\+\0|MM\0\+"),
     "AVIF": re.compile(rb".{4}ftyp(.{4})*?avi[fs]", re.DOTALL),
 }
-_SIGNATURE_BYTES: Final = 64
+SIGNATURE_BYTES: Final = 64  # how many first bytes tell the format
 
 
 def sniff_format(data: bytes) -> str | None:
     """Returns the accepted format whose signature `data` begins with, one of `ACCEPTED_FORMATS`, or None."""
-    head = data[:_SIGNATURE_BYTES]
+    head = data[:SIGNATURE_BYTES]
     return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
 
 
