@@ -161,7 +161,7 @@ test: test-serve test-heic test-export ## run all tests; WEIGHTS and PHOTOS add 
 
 test-serve: ## run the tests that do not need torch: server and benchmarks
 	@$(install_runtime) requirements/test.txt
-	$(runtime) -m pytest tests/serve tests/benchmarks
+	$(runtime) -m pytest tests/serve tests/field tests/benchmarks
 
 test-heic: ## run the tests of HEIC images, in an environment that has pi-heif
 	@$(install) .venv/heic requirements/heic.txt requirements/test.txt

@@ -44,7 +44,7 @@ class RequestError(ServeError):
 
 
 class BadParameter(RequestError):
-    """A parameter of the request has a value that is not allowed."""
+    """A parameter of the request is not known or has a value that is not allowed."""
 
 
 class MalformedUpload(RequestError):
@@ -52,7 +52,7 @@ class MalformedUpload(RequestError):
 
 
 class MissingFile(RequestError):
-    """The form has no part named `file`, or that part is not a file."""
+    """The form has no file, or something else in place of one."""
 
 
 class EmptyFile(RequestError):
@@ -112,7 +112,7 @@ class TooComplex(RequestError):
 
 
 class UnsupportedBody(RequestError):
-    """The body is neither a form nor an image, or is compressed."""
+    """The body is neither a form nor an image, or it or a part of it is compressed or encoded."""
 
 
 class UnsupportedFormat(RequestError):

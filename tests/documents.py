@@ -38,7 +38,7 @@ _INLINE = re.compile(r"`((?:make|(?:\S*/)?python) [^`]+)`")
 _FIGURE = re.compile(r"[0-9][0-9.,]*")
 _SECONDS = 60.0
 # JSON fields whose values depend on the model.
-_OF_THE_MODEL = {"imagenet_id", "label", "probability", "model"}
+_OF_THE_MODEL = {"index", "imagenet_id", "label", "probability", "model"}
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def find_installed(weights: Path | None, photo: Path) -> Installed:
         found.missing.append(f"the server and onnxruntime: {_INSTALL} .venv/runtime requirements/runtime.txt")
     else:
         found.versions["runtime"] = versions(
-            RUNTIME, ["onnxruntime", "numpy", "pillow", "starlette", "uvicorn", "python-multipart", "httptools"]
+            RUNTIME, ["onnxruntime", "numpy", "pillow", "starlette", "uvicorn", "httptools"]
         )
         found.servers.append(our_server())
         arguments = ("-m", "benchmarks.harness.loop_worker", "--workers", str(usable_cpus()), "--photo", str(photo))

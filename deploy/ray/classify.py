@@ -40,11 +40,12 @@ _WRITING_CPUS: Final = 0.1
 _CLASS: Final = pyarrow.struct(
     [("imagenet_id", pyarrow.string()), ("label", pyarrow.string()), ("probability", pyarrow.float64())]
 )
+_SCORED: Final = pyarrow.struct([("index", pyarrow.int32()), *_CLASS])
 SCHEMA: Final = pyarrow.schema(
     [
         ("file", pyarrow.string()),
         *((field.name, field.type) for field in _CLASS),
-        ("top_k", pyarrow.list_(_CLASS)),
+        ("top_k", pyarrow.list_(_SCORED)),
         ("model", pyarrow.string()),
         ("type", pyarrow.string()),
         ("title", pyarrow.string()),

@@ -1,14 +1,17 @@
 """Parses a multipart form chunk by chunk and collects its files."""
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from python_multipart.multipart import MAX_BOUNDARY_LENGTH, parse_options_header
-
-from serve.errors import MalformedUpload, MissingFile, TooManyFiles
+from serve.api.header_parameters import boundary_of, names_of
+from serve.errors import MalformedUpload, MissingFile, TooManyFiles, UnsupportedBody
+from serve.imaging.non_images import NonImage, describe_non_image
 
 FILE_PART: Final = "file"
+# RFC 2046 allows 70 bytes.
+_MAX_BOUNDARY_BYTES: Final = 256
 # Other form fields are skipped; a page may send a few, an attacker thousands.
 _MAX_OTHER_PARTS: Final = 32
 _MAX_PART_HEADERS: Final = 8
@@ -16,8 +19,10 @@ _MAX_PART_HEADER_BYTES: Final = 4096 + 128
 # All headers of a part, each with the line end before it, and the blank line after them.
 _MAX_HEADER_BLOCK_BYTES: Final = _MAX_PART_HEADERS * (2 + _MAX_PART_HEADER_BYTES) + 4
 _HEADER_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# A parameter of a header takes a microsecond to read, and a form can have sixty headers full of them.
-_MAX_SEMICOLONS: Final = 32
+# A line that begins with a blank continues the one before it.
+_HEADER_END: Final = re.compile(rb"\r\n(?![ \t])")
+# The values of Content-Transfer-Encoding that leave a file's bytes as they are.
+_AS_THEY_ARE: Final = {"", "7bit", "8bit", "binary"}
 # Blanks between a boundary and the end of its line; mail gateways add them.
 _MAX_PADDING: Final = 256
 # Lines that begin with the boundary but go on otherwise. RFC 2046 does not allow them; each takes a microsecond.
@@ -35,26 +40,28 @@ class UploadedFile:
 
 
 class Form:
-    """Parses a multipart body as it arrives: keeps the parts named `file`, counts and skips the others.
+    """Parses a multipart body as it arrives: keeps the files, counts and skips the other parts.
 
-    Each search continues where the last one ended, so that the time taken is proportional to the body's size. The
-    methods raise `MalformedUpload`, `MissingFile` and `TooManyFiles`.
+    A part is a file if it has a filename or is named `file`, unless it has neither a filename nor content: that is what
+    browsers send for a file input without a file. Each search continues where the last one ended, so that the time
+    taken is proportional to the body's size. The methods raise `MalformedUpload`, `MissingFile`, `TooManyFiles` and
+    `UnsupportedBody`.
     """
 
     def __init__(self, content_type: str, max_files: int) -> None:
-        boundary = _parameters(content_type).get(b"boundary", b"")
+        boundary = boundary_of(content_type)
         if not boundary:
             raise MalformedUpload(
                 "The Content-Type multipart/form-data lacks its boundary; let the client set the header."
             )
-        if len(boundary) > MAX_BOUNDARY_LENGTH:
+        if len(boundary) > _MAX_BOUNDARY_BYTES:
             raise MalformedUpload(
-                f"The boundary of the multipart body has {len(boundary)} bytes; the limit is {MAX_BOUNDARY_LENGTH}"
+                f"The boundary of the multipart body has {len(boundary)} bytes; the limit is {_MAX_BOUNDARY_BYTES}"
                 " bytes."
             )
         self._max_files = max_files
         self._files: list[UploadedFile] = []
-        self._other_names: list[str] = []
+        self._others: list[str] = []
         self._boundary = boundary
         # The first boundary may follow any line end, or none at all.
         self._delimiter = b"\n--" + boundary
@@ -81,9 +88,11 @@ class Form:
         if not self._complete:
             raise MalformedUpload("The multipart body ends before its closing boundary.")
         if not self._files:
-            names = ", ".join(repr(name[:_SHOWN_NAME_CHARACTERS]) for name in self._other_names)
-            sent = f"; the parts sent are named {names}" if names else ""
-            raise MissingFile(f"The form has no part named '{FILE_PART}'{sent}. With curl: -F 'file=@cat.jpg'.")
+            sent = f"; the parts sent are named {', '.join(self._others)}" if self._others else ""
+            raise MissingFile(
+                f"The form has no file, which is a part with a filename or named '{FILE_PART}'{sent}. With curl: "
+                "-F 'file=@cat.jpg'."
+            )
         return self._files
 
     def _read_data(self) -> bool:
@@ -120,19 +129,7 @@ class Form:
         if end < 0 and len(self._buffer) <= _MAX_HEADER_BLOCK_BYTES:
             self._searched = max(0, len(self._buffer) - 3)
             return False
-        lines = bytes(self._buffer[:end]).split(b"\r\n", _MAX_PART_HEADERS + 1)[1:]
-        if len(lines) > _MAX_PART_HEADERS:
-            raise MalformedUpload(f"A part has more headers than the limit of {_MAX_PART_HEADERS}.")
-        disposition = b""
-        for line in lines:
-            if len(line) > _MAX_PART_HEADER_BYTES:
-                raise MalformedUpload(f"A header of a part is longer than the limit of {_MAX_PART_HEADER_BYTES} bytes.")
-            name, colon, value = line.partition(b":")
-            if not colon or not _HEADER_NAME.fullmatch(name) or b"\r" in value:
-                raise _malformed()
-            if name.lower() == b"content-disposition":
-                disposition = value
-        self._begin_part(_parameters(disposition))
+        self._begin_part(_part_headers(bytes(self._buffer[:end])))
         self._drop(end + 4)
         self._step = Form._read_data
         return True
@@ -141,54 +138,78 @@ class Form:
         del self._buffer[:count]
         self._searched = 0
 
-    def _begin_part(self, options: dict[bytes, bytes]) -> None:
-        if b"name" not in options:
+    def _begin_part(self, headers: dict[str, str]) -> None:
+        names = names_of(headers.get("content-disposition", ""))
+        if not names:
             raise MalformedUpload("A part of the multipart body has no name in its Content-Disposition.")
-        name = _decoded(options[b"name"])
-        self._has_filename = b"filename" in options
-        self._filename = _decoded(options.get(b"filename", b""))
-        self._is_file = name == FILE_PART
-        if not self._is_file:
-            self._other_names.append(name)
-        if len(self._files) + self._is_file > self._max_files:
-            raise TooManyFiles(f"The request has more files than the limit of {self._max_files}.")
-        if len(self._other_names) > _MAX_OTHER_PARTS:
-            raise TooManyFiles(f"The form has more than {_MAX_OTHER_PARTS} parts not named '{FILE_PART}'.")
+        self._name, self._filename = names.get("name", ""), names.get("filename")
+        self._is_file = self._filename is not None or self._name == FILE_PART
+        if self._is_file:
+            _require_bytes(self._name, headers)
+            self._check_count(len(self._files) + bool(self._filename))
+        else:
+            self._skip(self._name)
 
     def _end_part(self, length: int) -> None:
-        if self._is_file:
-            with memoryview(self._buffer) as view:
-                data = bytes(view[:length])
-            if not self._has_filename:
-                _refuse_a_mere_name(data)
-            self._files.append(UploadedFile(self._filename, data))
+        if not self._is_file:
+            return
+        if not length and not self._filename:
+            self._skip(self._name, " (no file)")
+            return
+        with memoryview(self._buffer) as view:
+            data = bytes(view[:length])
+        if self._filename is None and (found := describe_non_image(data) or _mere_name(data)):
+            raise MissingFile(f"The part '{FILE_PART}' is {found.what}, not a file; {found.advice}.")
+        self._files.append(UploadedFile(self._filename or "", data))
+        self._check_count(len(self._files))
+
+    def _skip(self, name: str, remark: str = "") -> None:
+        """Counts a part that is not a file, to be named if the form has no file."""
+        self._others.append(repr(name[:_SHOWN_NAME_CHARACTERS]) + remark)
+        if len(self._others) > _MAX_OTHER_PARTS:
+            raise TooManyFiles(f"The form has more than {_MAX_OTHER_PARTS} parts that are not files.")
+
+    def _check_count(self, files: int) -> None:
+        if files > self._max_files:
+            raise TooManyFiles(f"The request has more files than the limit of {self._max_files}.")
 
 
-def _refuse_a_mere_name(data: bytes) -> None:
-    """Refuses the name of a file in its place, which `curl -F file=cat.jpg` sends for lack of an @."""
-    if 0 < len(data) <= _LONGEST_NAME and data.isascii():
-        text = data.decode("ascii")
-        if text.isprintable():
-            raise MissingFile(
-                f"The part '{FILE_PART}' is the text {text!r}, not a file; with curl, write -F 'file=@{text}'."
+def _part_headers(block: bytes) -> dict[str, str]:
+    """Returns the headers of a part, unfolded and decoded as Latin-1. block: each line with the line end before it."""
+    first, *lines = _HEADER_END.split(block, _MAX_PART_HEADERS + 1)
+    if first:
+        raise _malformed()  # the first line continues none
+    if len(lines) > _MAX_PART_HEADERS:
+        raise MalformedUpload(f"A part has more headers than the limit of {_MAX_PART_HEADERS}.")
+    headers = {}
+    for line in lines:
+        if len(line) > _MAX_PART_HEADER_BYTES:
+            raise MalformedUpload(f"A header of a part is longer than the limit of {_MAX_PART_HEADER_BYTES} bytes.")
+        name, colon, value = line.replace(b"\r\n", b"").partition(b":")
+        if not colon or not _HEADER_NAME.fullmatch(name) or b"\r" in value:
+            raise _malformed()
+        headers[name.lower().decode()] = value.decode("latin-1").strip(" \t")
+    return headers
+
+
+def _require_bytes(name: str, headers: dict[str, str]) -> None:
+    """Refuses a file that is encoded, which RFC 7578 does not allow in a form."""
+    for header, accepted in (("Content-Transfer-Encoding", _AS_THEY_ARE), ("Content-Encoding", {"", "identity"})):
+        if (value := headers.get(header.lower(), "")).lower() not in accepted:
+            raise UnsupportedBody(
+                f"The part {name[:_SHOWN_NAME_CHARACTERS]!r} has {header}: {value[:_SHOWN_NAME_CHARACTERS]}, which is "
+                "not supported; send the bytes of the file as they are, without that header."
             )
 
 
-def _parameters(header: str | bytes) -> dict[bytes, bytes]:
-    """Returns the parameters of a Content-Type or Content-Disposition."""
-    text = header.decode("latin-1") if isinstance(header, bytes) else header
-    if (count := text.count(";")) > _MAX_SEMICOLONS:
-        raise MalformedUpload(f"A header of the form has {count} semicolons; the limit is {_MAX_SEMICOLONS}.")
-    return parse_options_header(text)[1]
+def _mere_name(data: bytes) -> NonImage | None:
+    """Recognises the name of a file in its place, which `curl -F file=cat.jpg` sends for lack of an @."""
+    with suppress(UnicodeDecodeError):
+        text = data.decode("utf-8").strip() if len(data) <= _LONGEST_NAME else ""
+        if text and text.isprintable():
+            return NonImage(f"the text {text!r}", f"with curl, write -F 'file=@{text.lstrip('@<')}'")
+    return None
 
 
 def _malformed() -> MalformedUpload:
     return MalformedUpload("The multipart body is malformed.")
-
-
-def _decoded(raw: bytes) -> str:
-    """Decodes a name as UTF-8, or as Latin-1, which older clients send and which accepts any bytes."""
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")

@@ -9,7 +9,7 @@ from serve.api.deadlines import while_connected
 from serve.api.form import UploadedFile
 from serve.api.openapi.docs_page import render_docs_page
 from serve.api.openapi.document import openapi_document
-from serve.api.parameters import parse_query, parse_top_k
+from serve.api.parameters import parse_upload_query
 from serve.api.pipeline import Pipeline
 from serve.api.responses import JSONLineResponse, result_entry
 from serve.api.start_page import prefers_html, security_headers, start_page, with_address
@@ -67,20 +67,18 @@ class Handlers:
         pipeline = self._pipeline
         async with pipeline.admit() as (in_flight, upload):
             started = time.monotonic()
-            top_k = parse_top_k(
-                parse_query(request.scope["query_string"]).get("top_k", []), len(pipeline.classifier.labels)
-            )
+            query = parse_upload_query(request.scope["query_string"], len(pipeline.classifier.labels))
             seconds = pipeline.request_timeout(request)
             files = await read_upload(request.headers, upload.limit_rate(request.stream()), pipeline.limits)
             in_flight.body_received()
             read = time.monotonic()
-            outcomes = await while_connected(request.receive, self._classify(files, top_k, read + seconds))
+            outcomes = await while_connected(request.receive, self._classify(files, query.top_k, read + seconds))
             timing = pipeline.record_stages(request, read - started, outcomes)
         model_name = pipeline.classifier.model.name
-        if len(files) == 1:
-            return JSONLineResponse(prediction(outcomes[0].unwrap(), model_name), headers=timing)
+        if len(files) == 1 and not query.as_list:
+            return JSONLineResponse(prediction(outcomes[0].unwrap(), model_name, query.threshold), headers=timing)
         results = [
-            {"filename": file.filename, **result_entry(outcome, model_name)}
+            {"filename": file.filename, **result_entry(outcome, model_name, query.threshold)}
             for file, outcome in zip(files, outcomes, strict=True)
         ]
         return JSONLineResponse({"results": results}, headers=timing)

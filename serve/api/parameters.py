@@ -1,6 +1,9 @@
 """Parses query parameters and headers into numbers within their limits."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -9,27 +12,71 @@ from serve.model.postprocess import DEFAULT_TOP_K
 
 TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
 TIMING_HEADER: Final = "X-Server-Timing"
+UPLOAD_PARAMETERS: Final = ("top_k", "threshold", "list")
 _SHOWN_CHARACTERS: Final = 40
+_DECIMAL: Final = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _MAX_DIGITS: Final = 15
 _MAX_QUERY_BYTES: Final = 1024
 _MAX_QUERY_FIELDS: Final = 32
 
 
-def parse_query(query: bytes) -> dict[str, list[str]]:
+@dataclass(frozen=True)
+class UploadQuery:
+    """What the query of `/upload` asks for.
+
+    Attributes:
+        top_k: how many classes to name.
+        threshold: the least probability of an entry of `top_k`.
+        as_list: whether the answer is a list even if there is one image.
+    """
+
+    top_k: int
+    threshold: float
+    as_list: bool
+
+
+def parse_upload_query(query: bytes, classes: int) -> UploadQuery:
+    """Reads the query of `/upload`.
+
+    Args:
+        query: percent-encoded, as in the request's target.
+        classes: how many classes the model has.
+
+    Raises:
+        BadParameter: a parameter is not known or has a value that is not allowed, or there are too many.
+    """
+    given = parse_query(query, UPLOAD_PARAMETERS)
+    return UploadQuery(
+        parse_top_k(given.get("top_k", []), classes),
+        parse_threshold(given.get("threshold", [])),
+        parse_list(given.get("list", [])),
+    )
+
+
+def parse_query(query: bytes, known: Collection[str]) -> dict[str, list[str]]:
     """Returns the values of each parameter, in the order sent.
 
     Args:
         query: percent-encoded, as in the request's target.
+        known: the parameters that the route has.
 
     Raises:
-        BadParameter: the query is too long or has too many parameters.
+        BadParameter: the query is too long, has too many parameters, or one that is not known.
     """
     if len(query) > _MAX_QUERY_BYTES:
         raise BadParameter(f"The query has {len(query)} bytes; the limit is {_MAX_QUERY_BYTES} bytes.")
     try:
-        return parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+        given = parse_qs(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
     except ValueError:
         raise BadParameter(f"The query has more parameters than the limit of {_MAX_QUERY_FIELDS}.") from None
+    for name in given:
+        if name not in known:
+            shown = name[:_SHOWN_CHARACTERS]
+            (nearest,) = get_close_matches(shown.lower(), known, n=1, cutoff=0.0)
+            raise BadParameter(
+                f"There is no query parameter {shown!r}; the nearest is {nearest!r}. Known are {', '.join(known)}."
+            )
+    return given
 
 
 def parse_top_k(given: Sequence[str], classes: int) -> int:
@@ -47,6 +94,36 @@ def parse_top_k(given: Sequence[str], classes: int) -> int:
     if value is None or value > classes:
         raise BadParameter(f"top_k={text[:_SHOWN_CHARACTERS]!r} is not one whole number from 1 to {classes}.")
     return value
+
+
+def parse_threshold(given: Sequence[str]) -> float:
+    """Returns the least probability of an entry of `top_k`, 0 by default.
+
+    Args:
+        given: every `threshold` of the query.
+
+    Raises:
+        BadParameter: `threshold` is not one number from 0 to 1.
+    """
+    text = ",".join(given) if given else "0"
+    if not _DECIMAL.fullmatch(text) or not float(text) <= 1:
+        raise BadParameter(f"threshold={text[:_SHOWN_CHARACTERS]!r} is not one number from 0 to 1, such as 0.2.")
+    return float(text)
+
+
+def parse_list(given: Sequence[str]) -> bool:
+    """Returns whether the answer is always a list, false by default.
+
+    Args:
+        given: every `list` of the query.
+
+    Raises:
+        BadParameter: `list` is neither true nor false.
+    """
+    text = ",".join(given) if given else "false"
+    if text.lower() not in ("true", "false"):  # Python's clients write True
+        raise BadParameter(f"list={text[:_SHOWN_CHARACTERS]!r} is neither true nor false.")
+    return text.lower() == "true"
 
 
 def parse_timeout(given: Sequence[str], longest_ms: int) -> float:

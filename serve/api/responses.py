@@ -34,14 +34,14 @@ def error_response(path: str, error: RequestError, headers: Mapping[str, str] | 
     return problem_response(path, problem_from(error), headers)
 
 
-def result_entry(outcome: Outcome[Classified], model_name: str) -> dict[str, Any]:
+def result_entry(outcome: Outcome[Classified], model_name: str, threshold: float) -> dict[str, Any]:
     """Returns one image's entry in a list of results: its prediction, or the problem of its `RequestError`.
 
-    Any other error is a defect, and is raised.
+    Any other error is a defect, and is raised. threshold: as for `prediction`.
     """
     if isinstance(outcome.error, RequestError):
         return problem_from(outcome.error)
-    return prediction(outcome.unwrap(), model_name)
+    return prediction(outcome.unwrap(), model_name, threshold)
 
 
 def stage_seconds(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:

@@ -1,16 +1,29 @@
 """Reads the files of a request from its body, chunk by chunk, and stops at the first byte over a limit.
 
-An image is sent as a multipart form, as `image/*` or as `application/octet-stream`.
+An image is sent as a multipart form, as `image/*` or as `application/octet-stream`. Where the Content-Type says
+nothing, because many clients send none, or by default that of HTML forms, the first bytes tell.
 """
 
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from serve.api.form import Form, UploadedFile
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
+from serve.imaging.formats import SIGNATURE_BYTES, sniff_format
+from serve.imaging.non_images import describe_non_image
 
 _SHOWN_CHARACTERS: Final = 40
+_STATES_AN_IMAGE: Final = re.compile("image/.*|application/octet-stream")
+# What is no media type, that of HTML forms, which curl and others send by default, and that of object stores.
+_STATES_NOTHING: Final = re.compile(
+    r"(?![\w.+-]+/[\w.+-]+$).*|application/x-www-form-urlencoded|binary/octet-stream", re.DOTALL
+)
+# A Content-Encoding that lists no coding.
+_IDENTITY: Final = re.compile(r"[ \t,]*+(?:identity[ \t]*+(?:,[ \t,]*+|$))*+", re.IGNORECASE)
+_BODY_HEADERS: Final = ("content-length", "transfer-encoding")  # a request with neither has no body
 # Digits of a Content-Length; without leading zeros, the HTTP parser accepts at most twenty.
 _MAX_DIGITS: Final = 20
 
@@ -34,7 +47,7 @@ async def read_upload(
         limits: for the body and its files.
 
     Raises:
-        UnsupportedBody: the body is neither a form nor an image.
+        UnsupportedBody: the body is neither a form nor an image, or is compressed.
         UnboundedBody: the body has neither a length nor chunked encoding.
         UploadTooLarge: the body is larger than the limit.
         EmptyFile: the body is empty.
@@ -47,24 +60,40 @@ async def read_upload(
         async for chunk in _bounded(headers, chunks, limits.max_bytes):
             form.feed(chunk)
         return form.end()
-    if not (media_type.startswith("image/") or media_type == "application/octet-stream"):
-        raise UnsupportedBody(_unsupported(media_type))
-    data = await read_body(headers, chunks, limits.max_bytes)
+    check = None if _STATES_AN_IMAGE.fullmatch(media_type) else partial(_require_image, media_type)
+    if check and (not _STATES_NOTHING.fullmatch(media_type) or not any(name in headers for name in _BODY_HEADERS)):
+        check(b"")  # there is nothing to read
+    data = await read_body(headers, chunks, limits.max_bytes, check)
     if not data:
         raise EmptyFile("The body is empty; send the image's bytes.")
     return [UploadedFile("", data)]
 
 
-async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> bytes:
-    """Reads a request's whole body, of any kind; raises `UnboundedBody` and `UploadTooLarge`."""
+async def read_body(
+    headers: Mapping[str, str],
+    chunks: AsyncIterator[bytes],
+    max_bytes: int,
+    check: Callable[[bytes], None] | None = None,
+) -> bytes:
+    """Reads a request's whole body, of any kind; raises `UnsupportedBody`, `UnboundedBody` and `UploadTooLarge`.
+
+    Args:
+        check: called once with the start of the body, `SIGNATURE_BYTES` or more unless the body is shorter.
+    """
     data = bytearray()
     async for chunk in _bounded(headers, chunks, max_bytes):
+        unchecked = len(data) < SIGNATURE_BYTES
         data += chunk
+        if check and unchecked and len(data) >= SIGNATURE_BYTES:
+            check(bytes(data))
+    if check and len(data) < SIGNATURE_BYTES:
+        check(bytes(data))
     return bytes(data)
 
 
 async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
-    """Yields the chunks, and raises `UploadTooLarge` before the first one that goes over the limit."""
+    """Yields the chunks of an uncompressed body, and raises `UploadTooLarge` before the first one over the limit."""
+    _require_unencoded(headers)
     length = headers.get("content-length")
     if length is None and "transfer-encoding" not in headers:
         raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
@@ -82,10 +111,24 @@ async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max
         yield chunk
 
 
-def _unsupported(media_type: str) -> str:
+def _require_unencoded(headers: Mapping[str, str]) -> None:
+    value = ",".join(value for name, value in headers.items() if name == "content-encoding")
+    if not _IDENTITY.fullmatch(value):
+        raise UnsupportedBody(
+            f"The body has Content-Encoding {value[:_SHOWN_CHARACTERS]!r}: compressed bodies are not supported; send "
+            "it uncompressed, without that header."
+        )
+
+
+def _require_image(media_type: str, head: bytes) -> None:
+    """Raises `UnsupportedBody` unless a body of this media type, which is no image's, begins like an image."""
+    if sniff_format(head):
+        return
+    told = f"The Content-Type {media_type[:_SHOWN_CHARACTERS]!r} is neither a multipart form nor an image."
+    if not media_type:
+        told = "The request has no Content-Type."
     wanted = (
         "Send multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg'), or the image itself as image/*."
     )
-    if not media_type:
-        return f"The request has no Content-Type. {wanted}"
-    return f"The Content-Type {media_type[:_SHOWN_CHARACTERS]!r} is neither a multipart form nor an image. {wanted}"
+    found = describe_non_image(head)
+    raise UnsupportedBody(f"{told} {wanted}" + (f" The body is {found.what}; {found.advice}." if found else ""))

@@ -22,12 +22,12 @@ _SIGNATURES: Final = {
     # HEVC's brands, and HEIF's general ones, which an AVIF may have as well: AVIF is tried first.
     HEIC: re.compile(rb".{4}ftyp(.{4})*?(he[iv][cxms]|mif1|msf1)", re.DOTALL),
 }
-_SIGNATURE_BYTES: Final = 64
+SIGNATURE_BYTES: Final = 64  # how many first bytes tell the format
 
 
 def sniff_format(data: bytes) -> str | None:
     """Returns the format whose signature `data` begins with, one of `ACCEPTED_FORMATS` or `HEIC`, or None."""
-    head = data[:_SIGNATURE_BYTES]
+    head = data[:SIGNATURE_BYTES]
     return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
 from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, sniff_format, webp_size
+from serve.imaging.non_images import describe_non_image
 from serve.imaging.preprocess import Preprocessing, resized_size
 
 
@@ -28,7 +29,10 @@ def require_format(data: bytes) -> str:
             "HEIC needs the extra 'heic', which this server lacks; its operator can add it with make serve HEIC=1, or "
             f"to the container image with --build-arg HEIC=1. The accepted formats are {accepted}."
         )
-    raise UnsupportedFormat(f"The file is not an image in an accepted format; those are {accepted}.")
+    told = f"The file is not an image in an accepted format; those are {accepted}."
+    if found := describe_non_image(data):
+        told += f" It is {found.what}; {found.advice}."
+    raise UnsupportedFormat(told)
 
 
 def check_early(data: bytes, format_name: str, spec: Preprocessing, limits: ImageLimits) -> None:

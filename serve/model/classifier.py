@@ -150,14 +150,21 @@ def make_classifier(
     return Classifier(model, preprocessing, labels, make_decoders(config, preprocessing, fork_server))
 
 
-def prediction(classified: Classified, model_name: str) -> dict[str, Any]:
-    """Returns the JSON answer for one image: the most probable class, the top k in descending order, the model."""
-    entries = [
+def prediction(classified: Classified, model_name: str, threshold: float = 0.0) -> dict[str, Any]:
+    """Returns the JSON answer for one image: the most probable class, the top k in descending order, the model.
+
+    Args:
+        threshold: entries of the top k with a lower probability, as written, are left out.
+    """
+    entries: list[dict[str, Any]] = [
         {
+            "index": entry.index,
             "imagenet_id": entry.label.imagenet_id,
             "label": entry.label.name,
             "probability": float(f"{entry.probability:.{_SIGNIFICANT_DIGITS}g}"),
         }
         for entry in classified.scored
     ]
-    return {**entries[0], "top_k": entries, "model": model_name}
+    best = {key: value for key, value in entries[0].items() if key != "index"}
+    kept = [entry for entry in entries if entry["probability"] >= threshold]
+    return {**best, "top_k": kept, "model": model_name}

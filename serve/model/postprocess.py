@@ -30,8 +30,9 @@ class Label:
 
 @dataclass(frozen=True)
 class ScoredLabel:
-    """One predicted class with its probability, 0 to 1."""
+    """One predicted class: its number, which is its place in the logits, its label and its probability, 0 to 1."""
 
+    index: int
     label: Label
     probability: float
 
@@ -91,4 +92,4 @@ def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[ScoredL
     """
     probabilities = softmax(logits)
     order = np.argsort(-logits, kind="stable")[:k]
-    return [ScoredLabel(labels[index], float(probabilities[index])) for index in order]
+    return [ScoredLabel(int(index), labels[index], float(probabilities[index])) for index in order]

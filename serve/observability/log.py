@@ -78,8 +78,7 @@ def set_up_logging(log_format: str, level: str) -> None:
         level: name of a logging level.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    for library in ("PIL", "python_multipart"):  # about damaged images and malformed bodies, which the responses report
-        logging.getLogger(library).setLevel(logging.CRITICAL)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # about damaged images, which the responses report
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())

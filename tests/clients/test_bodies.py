@@ -52,7 +52,10 @@ def test_every_kind_of_body_matches_its_schema(
             "post",
             requests.post(upload, data=cat, headers={"Content-Type": "application/octet-stream"}, timeout=30),
         ),
-        ("/upload", "post", requests.post(upload, files={"image": cat}, timeout=30)),
+        ("/upload", "post", requests.post(f"{upload}?threshold=1", files={"image": cat}, timeout=30)),
+        ("/upload", "post", requests.post(f"{upload}?list=true", data=cat, timeout=30)),
+        ("/upload", "post", requests.post(f"{upload}?topk=3", files={"file": cat}, timeout=30)),
+        ("/upload", "post", requests.post(upload, data=cat, headers={"Content-Encoding": "gzip"}, timeout=30)),
         ("/upload", "post", requests.post(upload, files={"file": cat[:5000]}, timeout=30)),
         ("/v2/models/{name}/infer", "post", infer(server, name, {"inputs": [image(cat)], "id": "one"})),
         ("/v2/models/{name}/infer", "post", infer(server, name, {"inputs": [image(cat)], **classify})),
@@ -63,7 +66,7 @@ def test_every_kind_of_body_matches_its_schema(
     paths += ["/v2/models/{name}", "/v2/models/{name}/ready"]
     answers += [(path, "get", requests.get(server.url + path.replace("{name}", name), timeout=10)) for path in paths]
     statuses = [answer.status_code for _, _, answer in answers]
-    assert statuses == [200] * 4 + [400, 422, 200, 200, 400, 404] + [200] * 7
+    assert statuses == [200] * 6 + [400, 415, 422, 200, 200, 400, 404] + [200] * 7
     for path, method, answer in answers:
         validate(document, path, method, answer)
     TABLE.append(("jsonschema", f"{len(answers)} bodies match their schemas in /openapi.json"))

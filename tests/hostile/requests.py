@@ -108,8 +108,8 @@ def mutated_form(rng: random.Random) -> Attack:
 
 
 def form_of_many_parts(rng: random.Random) -> Attack:
-    name = rng.choice((b"file", b"note"))
-    form = part(b"", b'form-data; name="' + name + b'"') * rng.randrange(33, 400)
+    disposition = rng.choice((b'name="file"; filename="a"', b'name="x"; filename=""', b'name="file"', b'name="note"'))
+    form = part(b"", b"form-data; " + disposition) * rng.randrange(33, 400)
     return Attack(post(form + END, FORM), frozenset({400, 413}))
 
 
@@ -118,11 +118,17 @@ def form_of_long_headers(rng: random.Random) -> Attack:
     return Attack(post(part(VALID_IMAGES["rgb.jpg"], more=more) + END, FORM), frozenset({200, 400}))
 
 
+ODD_NAMES: Final = (
+    *(b'a"b', b"../../etc/passwd", b"\x00", b"\xff\xfe", b"\r\nX: y", b"<script>", b"%s%n", b"\\", b"a" * 5000),
+    *(b"=?utf-8?b?" + b"w6k" * 900 + b"?=", b"=?koi8-r?q?a?=", b"%C3%A9" * 600, b"\r\n \r\n\tb", b"%ff%00"),
+)
+
+
 def form_of_odd_names(rng: random.Random) -> Attack:
-    name = rng.choice(
-        (b'a"b', b"../../etc/passwd", b"\x00", b"\xff\xfe", b"\r\nX: y", b"<script>", b"%s%n", b"\\", b"a" * 5000)
-    )
-    disposition = b'form-data; name="file"; filename="' + name + b'"'
+    name = rng.choice(ODD_NAMES)
+    extended = rng.choice((b"*", b"*0", b"*0*", b"*" + b"9" * 900, b"*1*=%41; filename*", b"")) + b"="
+    extended += rng.choice((b"utf-8''%c3%a9", b"utf-8''%ff", b"undefined''%41", b"hex''41", b"'", b"utf-8'" * 600, b""))
+    disposition = b'form-data; name="file"; filename="' + name + b'"; filename' + extended
     return Attack(post(part(VALID_IMAGES["rgb.jpg"], disposition) * 2 + END, FORM), ANY_FORM)
 
 
@@ -143,7 +149,7 @@ def odd_content_type(rng: random.Random) -> Attack:
     kind = rng.choice(
         (b"text/html", b"application/json", b"", b"image", b"multipart/mixed; boundary=b", b"*/*", b"\xff")
     )
-    return Attack(post(VALID_IMAGES["rgb.jpg"], b"Content-Type: " + kind + b"\r\n"), frozenset({400, 415}))
+    return Attack(post(VALID_IMAGES["rgb.jpg"], b"Content-Type: " + kind + b"\r\n"), frozenset({200, 400, 415}))
 
 
 def wrong_content_length(rng: random.Random) -> Attack:
@@ -295,7 +301,7 @@ def odd_headers(rng: random.Random) -> Attack:
         )
     )
     return Attack(
-        post(VALID_IMAGES["rgb.jpg"], b"Content-Type: image/jpeg\r\n" + more), frozenset({200, 400, 403, 504})
+        post(VALID_IMAGES["rgb.jpg"], b"Content-Type: image/jpeg\r\n" + more), frozenset({200, 400, 403, 415, 504})
     )
 
 

@@ -58,12 +58,20 @@ PARTS: Final = (
     ),
     Part(
         "upload",
-        {"serve/api/upload.py": (), "serve/api/form.py": (), "serve/scheduling/upload_budget.py": ()},
+        {
+            "serve/api/upload.py": (),
+            "serve/api/form.py": (),
+            "serve/api/header_parameters.py": (),
+            "serve/imaging/non_images.py": (),
+            "serve/api/parameters.py": ("parse_query", "parse_top_k", "parse_threshold", "parse_list"),
+            "serve/scheduling/upload_budget.py": (),
+        },
         (
             "tests/serve/test_upload.py",
             "tests/serve/test_form.py",
             "tests/serve/test_upload_budget.py",
             "tests/serve/test_limits.py",
+            "tests/field/test_what_is_sent.py",
         ),
         without=("milliseconds",),
     ),

@@ -218,8 +218,9 @@ def test_a_command_that_cannot_run_ends_with_the_reason(arguments: list[object],
          "The Content-Type 'application/x-www-form-urlencoded' is neither a multipart form nor an image. Send "
          "multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg')"),
         ({"content": b""}, 415, "The request has no Content-Type. Send multipart/form-data with a part named 'file'"),
-        ({"files": {"image": ("cat.jpg", b"\xff\xd8\xff")}}, 400,
-         "The form has no part named 'file'; the parts sent are named 'image'. With curl: -F 'file=@cat.jpg'."),
+        ({"files": {"image": (None, b"cat.jpg")}}, 400,
+         "The form has no file, which is a part with a filename or named 'file'; the parts sent are named 'image'. "
+         "With curl: -F 'file=@cat.jpg'."),
         ({"files": {"file": (None, b"cat.jpg")}}, 400,
          "The part 'file' is the text 'cat.jpg', not a file; with curl, write -F 'file=@cat.jpg'."),
         ({"files": {"file": ("pictures", b"")}}, 400, "The file is empty; curl sends a folder as an empty file, too."),
@@ -227,7 +228,7 @@ def test_a_command_that_cannot_run_ends_with_the_reason(arguments: list[object],
          f"The file is not an image in an accepted format; those are {', '.join(ACCEPTED_FORMATS)}."),
         ({"files": {"file": ("half.jpg", (ROOT / "tests/data/photos/cat.jpg").read_bytes()[:9000])}}, 422, "truncated"),
     ],
-    ids=["-d", "-X POST", "-F image=@", "-F file= without @", "a folder", "no picture", "half a picture"],
+    ids=["-d", "-X POST", "-F image= without @", "-F file= without @", "a folder", "no picture", "half a picture"],
 )  # fmt: skip
 def test_an_invalid_upload_gets_the_correct_curl_command(
     client: TestClient, sent: dict[str, object], status: int, words: str

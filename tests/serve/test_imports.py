@@ -30,7 +30,6 @@ OWNED = {
     "onnxruntime": "model",
     "uvicorn": "server",
     "httptools": "server",
-    "python_multipart": "api",
 }
 FORBIDDEN = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "export", "tests"}
 
@@ -91,7 +90,7 @@ def test_the_server_loads_nothing_but_its_locked_packages() -> None:
     }
     lock = (ROOT / "requirements" / "runtime.txt").read_text()
     locked = set(re.findall(r"^([a-z0-9-]+)==", lock, re.MULTILINE))
-    assert {"onnxruntime", "starlette", "uvicorn", "pillow", "numpy", "python-multipart"} <= locked
+    assert {"onnxruntime", "starlette", "uvicorn", "pillow", "numpy"} <= locked
     assert loaded <= locked
 
 

@@ -13,7 +13,7 @@ from serve.api.deadlines import until, while_connected
 from serve.api.pipeline import Pipeline
 from serve.api.upload import read_body
 from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
-from serve.errors import UnknownModel, UnsupportedBody
+from serve.errors import UnknownModel
 from serve.model.classifier import Classified, Opened, Prepared
 from serve.scheduling.task import Outcome
 
@@ -70,8 +70,6 @@ class InferenceHandlers:
         async with pipeline.admit() as (in_flight, upload):
             started = time.monotonic()
             seconds = pipeline.request_timeout(request)
-            if request.headers.get("content-encoding", "identity").lower() != "identity":
-                raise UnsupportedBody("The body is compressed, which is not supported; send it uncompressed.")
             chunks = upload.limit_rate(request.stream())
             body = await read_body(request.headers, chunks, pipeline.limits.max_bytes)
             in_flight.body_received()
