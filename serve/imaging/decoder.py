@@ -15,8 +15,8 @@ from typing import Final, NoReturn
 
 from PIL import Image, JpegImagePlugin
 
-from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage
-from serve.imaging.decode import DEEP_MODES, decode, read_header, scale_table
+from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedVariety
+from serve.imaging.decode import decode, read_header, scale_table
 from serve.imaging.limits import check_limits
 from serve.imaging.malloc import trim_malloc, tune_malloc
 from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
@@ -52,7 +52,7 @@ def preload(takeover: str) -> None:
     _function(takeover)
     Image.preinit()
     # Plug-ins import these only when they read a file.
-    for module in ("PIL.ImagePalette", "PIL.MpoImagePlugin", "PIL.TiffTags", "copy"):
+    for module in ("PIL.ImagePalette", "PIL.TiffTags", "copy"):
         importlib.import_module(module)
     for encoding in ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be"):
         codecs.lookup(encoding)
@@ -90,7 +90,7 @@ def _answer(request: Request, results: mmap.mmap, act: Callable[[bytes], object]
 
 def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object] | None, more_memory: bool) -> Reply:
     """Decodes one image, or answers `Code.LARGE` if it should have more memory; raises `MemoryError`."""
-    reply, image = Reply(Code.DAMAGED), None
+    reply = Reply(Code.DAMAGED)
     try:
         os.lseek(MEMORY, len(results), os.SEEK_SET)
         data = os.read(MEMORY, request.length)
@@ -108,7 +108,9 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
         # The libraries of these formats report a lack of memory like damage.
         if not more_memory and request.format_name in ("WebP", "AVIF"):
             return _LARGE
-        return reply._replace(code=Code.DEEP if image and image.mode in DEEP_MODES else Code.DAMAGED)
+        return reply._replace(code=Code.DAMAGED)
+    except UnsupportedVariety as error:
+        return Reply(Code.UNSUPPORTED, variety=error.variety)
 
 
 def _decode(image: Image.Image, rules: Rules, results: mmap.mmap, reply: Reply) -> Reply:

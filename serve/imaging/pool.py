@@ -12,9 +12,10 @@ from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartEr
 from serve.imaging.crops import Crop, OnSlow
 from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed, Starved, cause_of_death
 from serve.imaging.fork_server import ForkServer, Terms
-from serve.imaging.limits import check_early, check_limits, damaged, too_deep
+from serve.imaging.limits import check_early, check_limits, damaged
 from serve.imaging.messages import Code, Reply, Request, Rules
 from serve.imaging.sandbox import ISOLATED, SEALED
+from serve.imaging.varieties import VARIETIES, unsupported
 
 AUTO, REQUIRED = "auto", "required"
 # Reasons for which a decoder ended before its time.
@@ -84,7 +85,7 @@ class DecoderPool:
         """Decodes an image.
 
         Raises:
-            RequestError: the image exceeds a limit, is damaged, or ended its decoder.
+            RequestError: the image exceeds a limit, is damaged or of an unsupported variety, or ended its decoder.
             QueueFull: it takes long, and so do too many others.
         """
         options = self._options
@@ -239,7 +240,7 @@ class DecoderPool:
                 raise errors.TooComplex(
                     f"Decoding the image takes more memory than the limit, {self._terms.all_memory // 2**20} MB."
                 )
-            case Code.DEEP:
-                raise too_deep(request.format_name)
+            case Code.UNSUPPORTED:
+                raise unsupported(VARIETIES[reply.variety])
             case _:
                 raise damaged(request.format_name)
