@@ -11,14 +11,18 @@ TiffImagePlugin.READ_LIBTIFF = True
 # Packed samples have no byte order, so these are read as in little-endian files.
 TiffImagePlugin.OPEN_INFO[(b"MM", 1, (1,), 1, (12,), ())] = TiffImagePlugin.OPEN_INFO[(b"II", 1, (1,), 1, (12,), ())]
 
+_OLD_JPEG_AT: Final = 513
+_WHERE_PIXELS_ARE: Final = (TiffImagePlugin.STRIPOFFSETS, TiffImagePlugin.TILEOFFSETS, _OLD_JPEG_AT)
 _INK_SET: Final = 332
 _CMYK_INKS: Final = 1
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _GREY: Final = (_WHITE_IS_ZERO, _BLACK_IS_ZERO)
 _COLOUR: Final = (_RGB, _PALETTE, _CMYK, _YCBCR)
 _SEPARATE_PLANES: Final = 2
-_PREMULTIPLIED: Final = 1
+_UNSPECIFIED, _PREMULTIPLIED = 0, 1
 _OLD_JPEG, _JPEG = 6, 7
+# Compressions of which Pillow and libtiff know the colours without a tag: of faxes, and of old-style JPEG.
+_OF_KNOWN_COLOURS: Final = (2, 3, 4, _OLD_JPEG)
 _COMPRESSIONS: Final = {
     9: Variety.TIFF_JBIG,
     10: Variety.TIFF_JBIG,
@@ -77,9 +81,13 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
 
     def _setup(self) -> None:
         tags: Any = self.tag_v2
+        if not any(tag in tags for tag in _WHERE_PIXELS_ARE):
+            raise SyntaxError("the directory ends before it tells where the pixels are")
         if variety := _wrong_by_pillow(tags):
             raise unsupported(variety)
         tags[TiffImagePlugin.FILLORDER] = 1  # libtiff reverses the bits
+        if _in_planes(tags) and _PREMULTIPLIED not in _extra(tags):
+            tags[TiffImagePlugin.EXTRASAMPLES] = (_UNSPECIFIED,) * len(_extra(tags))  # which Pillow leaves out
         colour, bits = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO), _bits(tags)
         if bits[0] in _DEEP_GREY and colour in _GREY:
             tags[TiffImagePlugin.PHOTOMETRIC_INTERPRETATION] = _BLACK_IS_ZERO
@@ -111,22 +119,24 @@ def _wrong_by_pillow(tags: Any) -> Variety | None:
     if formats:
         return formats[0]
     bits, samples = _bits(tags), tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 3 if compression == _OLD_JPEG else 1)
-    premultiplied = _PREMULTIPLIED in tags.get(TiffImagePlugin.EXTRASAMPLES, ())
-    separate = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE_PLANES
+    untagged = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION not in tags and compression not in _OF_KNOWN_COLOURS
+    premultiplied, in_planes = _PREMULTIPLIED in _extra(tags), _in_planes(tags)
     return _first(
+        (untagged, Variety.TIFF_UNTAGGED),
         (max(bits) > 16, Variety.TIFF_DEEP),
         (len(set(bits)) > 1, Variety.TIFF_MIXED_BITS),
         (samples > TiffImagePlugin.MAX_SAMPLESPERPIXEL, Variety.TIFF_SAMPLES),
         (compression == _JPEG and bits[0] != 8, Variety.TIFF_JPEG_BITS),
-        (colour == _YCBCR and (samples != 3 or separate), Variety.TIFF_YCBCR),
+        (colour == _YCBCR and (samples != 3 or in_planes), Variety.TIFF_YCBCR),
         (colour in _GREY and premultiplied, Variety.TIFF_PREMULTIPLIED),
+        (in_planes and premultiplied and len(_extra(tags)) > 1, Variety.TIFF_LAYOUT),
         (colour == _CMYK and tags.get(_INK_SET, _CMYK_INKS) != _CMYK_INKS, Variety.TIFF_INKS),
     )
 
 
 def _unknown_to_pillow(colour: int, tags: Any) -> Variety:
     """Returns the variety of what is not in Pillow's table of layouts."""
-    bits, extra = _bits(tags), len(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))
+    bits, extra = _bits(tags), len(_extra(tags))
     grey = colour in _GREY
     unknown = _first(
         (colour not in _GREY + _COLOUR, Variety.TIFF_COLOURS),
@@ -139,6 +149,15 @@ def _unknown_to_pillow(colour: int, tags: Any) -> Variety:
 
 def _first(*varieties: tuple[bool, Variety]) -> Variety | None:
     return next((variety for is_so, variety in varieties if is_so), None)
+
+
+def _in_planes(tags: Any) -> bool:
+    return bool(tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == _SEPARATE_PLANES)
+
+
+def _extra(tags: Any) -> tuple[int, ...]:
+    extra: tuple[int, ...] = tags.get(TiffImagePlugin.EXTRASAMPLES, ())
+    return extra
 
 
 def _bits(tags: Any) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class Variety(Enum):
     TIFF_LOG_LUV = "TIFF", "SGI's LogLuv compression"
     TIFF_WORD_ALIGNED_FAX = "TIFF", "word-aligned run lengths (CCITT RLEW)"
     TIFF_COMPRESSION = "TIFF", "a compression that the server does not know"
+    TIFF_UNTAGGED = "TIFF", "samples without a tag of what they mean (PhotometricInterpretation)"
     TIFF_SIGNED = "TIFF", "signed samples"
     TIFF_FLOAT = "TIFF", "floating-point samples"
     TIFF_COMPLEX = "TIFF", "complex samples"

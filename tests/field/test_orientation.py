@@ -1,6 +1,8 @@
 """The orientation is EXIF's alone, as in browsers; XMP's is not applied, in any format."""
 
 import io
+import struct
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -82,6 +84,21 @@ def test_no_orientation_is_applied_if_the_setting_says_so(format_name: str) -> N
     np.testing.assert_array_equal(decoded(turned, apply_orientation=False), upright)
     off = InProcessDecoder(replace(RULES, apply_orientation=False))
     assert off.decode(turned, format_name).pixels == off.decode(encoded(format_name, None, None), format_name).pixels
+
+
+def test_exif_is_found_behind_the_pixels_and_in_a_text_of_a_png() -> None:
+    plain = encoded("PNG", None, None)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    content = exif.tobytes()
+    text = f"\nexif\n{len(content):8}\n{content.hex()}\n"
+    for name, chunk in (
+        (b"eXIf", content.removeprefix(b"Exif\0\0")),
+        (b"tEXt", b"Raw profile type exif\0" + text.encode()),
+    ):
+        framed = struct.pack(">I", len(chunk)) + name + chunk + struct.pack(">I", zlib.crc32(name + chunk))
+        for at in (33, len(plain) - 12):
+            np.testing.assert_array_equal(decoded(plain[:at] + framed + plain[at:]), np.rot90(decoded(plain), -1))
 
 
 def test_a_tiff_of_16_bit_grey_is_turned_too() -> None:

@@ -7,6 +7,7 @@ bytes, strips and tiles. tifffile, a second decoder, confirms that the files say
 import io
 import itertools
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -153,8 +154,8 @@ def test_a_decoded_layout_has_the_right_pixels_however_it_is_stored(
 def test_every_other_layout_is_refused_with_the_reason() -> None:
     reasons: dict[str, set[object]] = {}
     for photometric, bits, extra, planar, order in itertools.product(SAMPLES, BITS, EXTRA, (1, 2), "<>"):
-        # Unspecified samples in planes of their own are left out.
-        kept = () if planar == 2 and extra == (UNSPECIFIED,) and photometric != YCBCR else extra
+        # Unspecified samples and alpha in planes of their own are left out.
+        kept = () if planar == 2 and extra in ((UNSPECIFIED,), (ALPHA,)) else extra
         if bits in DECODED.get((photometric, kept), ()) or (photometric, bits, extra, planar) == (YCBCR, 8, (), 1):
             continue
         samples = np.zeros((HEIGHT, WIDTH, SAMPLES[photometric] + len(extra)), int)
@@ -172,6 +173,41 @@ def test_every_other_layout_is_refused_with_the_reason() -> None:
     }
     assert (BLACK_IS_ZERO, 10, ()) in reasons[next(each for each in reasons if each.startswith("this number"))]
     assert (BLACK_IS_ZERO, 16, (ALPHA,)) in reasons["grey with alpha or other samples at other than 8 bits"]
+
+
+@pytest.mark.parametrize(
+    ("photometric", "bits", "extra"),
+    [
+        (photometric, bits, extra)
+        for photometric, extra in itertools.product(
+            (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK),
+            ((UNSPECIFIED,), (ALPHA,), (ALPHA, UNSPECIFIED), (UNSPECIFIED, ALPHA)),
+        )
+        for bits in DECODED[photometric, ()]
+    ],
+)
+def test_further_samples_in_planes_of_their_own_are_left_out(
+    photometric: int, bits: int, extra: tuple[int, ...]
+) -> None:
+    samples = picture(bits, photometric, extra)
+    for compression, order in itertools.product((UNCOMPRESSED, LZW), "<>"):
+        colours = palette(bits) if photometric == PALETTE else []
+        layout = Layout(bits, photometric, order, planar=2, compression=compression, extra=extra, palette=colours)
+        np.testing.assert_allclose(decoded(tiffs.write(samples, layout)), shown(samples, layout).astype(int), atol=1)
+
+
+def test_samples_whose_meaning_no_tag_tells_are_refused_except_of_a_fax() -> None:
+    def untagged(data: bytes) -> bytes:
+        photometric, other = (struct.pack("<HHI", tag, 3, 1) for tag in (262, 263))
+        assert data.count(photometric) == 1
+        return data.replace(photometric, other)
+
+    words = "samples without a tag of what they mean (PhotometricInterpretation)"
+    for photometric, bits in ((BLACK_IS_ZERO, 8), (WHITE_IS_ZERO, 16), (RGB, 8)):
+        assert told(untagged(tiffs.write(picture(bits, photometric, ()), Layout(bits, photometric)))) == words
+    buffer, image = io.BytesIO(), Image.radial_gradient("L").convert("1")
+    image.save(buffer, "TIFF", compression="group4", tiffinfo={262: 0})
+    np.testing.assert_array_equal(decoded(untagged(buffer.getvalue())), np.asarray(image.convert("RGB")))
 
 
 @pytest.mark.parametrize("planar", [1, 2])

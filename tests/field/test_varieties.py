@@ -14,12 +14,14 @@ from starlette.testclient import TestClient
 from serve.errors import UndecodableImage, UnsupportedVariety
 from serve.imaging.crops import InProcessDecoder
 from serve.imaging.decode import decode, read_header
+from serve.imaging.formats import sniff_format
 from serve.imaging.limits import require_format
 from serve.imaging.messages import Code, Reply, Rules
 from serve.imaging.preprocess import Preprocessing
 from serve.imaging.varieties import VARIETIES, unsupported
 from tests.field import tiffs
 from tests.field.conftest import RULES, Sealed
+from tests.references import PICTURES, pictures
 
 DATA = Path(__file__).parent / "data"
 Y, X = np.mgrid[0:32, 0:40]
@@ -132,6 +134,27 @@ def test_a_damaged_jpeg_of_an_unusual_variety_is_damaged() -> None:
         data = (DATA / f"{name}.jpg").read_bytes()
         with pytest.raises(UndecodableImage, match="truncated or corrupt"):
             decoded(data[: len(data) // 2])
+
+
+TIFFS = {
+    "strips.tiff": tiffs.write(COLOURS, tiffs.Layout()),
+    "planes.tiff": tiffs.write(COLOURS * 257, tiffs.Layout(16, planar=2)),
+    "tiles.tiff": tiffs.write(COLOURS, tiffs.Layout(order=">", compression=tiffs.LZW, tile=(16, 16))),
+    "big.tiff": tiffs.write(COLOURS, tiffs.Layout(big=True)),
+}
+
+
+@pytest.mark.parametrize("name", [*TIFFS, *(path.name for path in pictures())])
+def test_a_truncated_image_is_never_called_a_variety(name: str) -> None:
+    data = TIFFS.get(name) or (PICTURES / name).read_bytes()
+    damaged = 0
+    for kept in [*range(12, len(data), len(data) // 40 + 1), *range(len(data) - 200, len(data), 7)]:
+        if (format_name := sniff_format(data[: max(kept, 12)])) is not None:
+            try:
+                decode(read_header(data[:kept], format_name)[0])
+            except UndecodableImage:
+                damaged += 1
+    assert damaged > 5
 
 
 def test_the_words_of_no_variety_speak_of_damage() -> None:
