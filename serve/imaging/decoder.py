@@ -50,7 +50,6 @@ def run(parent: int, result_bytes: int, memory: tuple[int, int], seal: bool, tak
 def preload(takeover: str) -> None:
     """Imports what decoding needs later, when no file can be opened, and turns off warnings and logs."""
     _function(takeover)
-    Image.preinit()
     # Plug-ins import these only when they read a file.
     for module in ("PIL.ImagePalette", "PIL.TiffTags", "copy"):
         importlib.import_module(module)

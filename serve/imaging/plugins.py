@@ -123,6 +123,8 @@ PngImagePlugin.PngStream = _PngStream  # type: ignore[misc]
 
 
 class _Png(PngImagePlugin.PngImageFile):
+    """Pillow's PNG, which would show numbers without a palette as greys."""
+
     def _open(self) -> None:
         super()._open()
         if self.mode == "P" and self.palette is None:
@@ -130,6 +132,8 @@ class _Png(PngImagePlugin.PngImageFile):
 
 
 class _Bmp(BmpImagePlugin.BmpImageFile):
+    """Pillow's BMP, with palettes of greys of any depth."""
+
     def _bitmap(self, header: int = 0, offset: int = 0) -> None:
         fp: Any = self.fp
         head = fp.read(20)
@@ -159,16 +163,18 @@ class _Bmp(BmpImagePlugin.BmpImageFile):
 
 
 class _Avif(AvifImagePlugin.AvifImageFile):
+    """Pillow's AVIF, whose EXIF may be broken."""
+
     def _open(self) -> None:
         fp: Any = self.fp
-        head, mark, rest = fp.read().partition(b"mdat")
-        fp.seek(0)
         try:
             super()._open()
         except Exception:
+            fp.seek(0)
+            head, mark, rest = fp.read().partition(b"mdat")
             if b"Exif" not in head:
                 raise
-            # Perhaps only the EXIF is broken; "free" makes the decoder skip it.
+            # Perhaps only the EXIF is broken: once more, with an item of another type in its place.
             self.fp = io.BytesIO(head.replace(b"Exif", b"free") + mark + rest)
             super()._open()
 
