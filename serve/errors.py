@@ -120,7 +120,20 @@ class UnsupportedFormat(RequestError):
 
 
 class UndecodableImage(RequestError):
-    """The file is in an accepted format but cannot be decoded."""
+    """The file is in an accepted format but damaged."""
+
+
+class UnsupportedVariety(RequestError):
+    """The file is in an accepted format, but in a variety of it that is not decoded.
+
+    Args:
+        message: as for `RequestError`.
+        variety: the position in `imaging.varieties.VARIETIES`.
+    """
+
+    def __init__(self, message: str, variety: int = 0) -> None:
+        super().__init__(message)
+        self.variety = variety
 
 
 class DecodeTimeout(RequestError):

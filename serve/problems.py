@@ -42,6 +42,7 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.UnsupportedBody: Rule(415, "Unsupported Media Type"),
     errors.UnsupportedFormat: Rule(415, "Unsupported Media Type"),
     errors.UndecodableImage: Rule(422, "Unprocessable Content"),
+    errors.UnsupportedVariety: Rule(422, "Unprocessable Content"),
     errors.DecodeTimeout: Rule(422, "Unprocessable Content"),
     errors.DecoderDied: Rule(422, "Unprocessable Content"),
     errors.UploadsFull: Rule(429, "Too Many Requests", retry_after=1),

@@ -102,7 +102,7 @@ class Config:
         ("jpeg", "png"), formats, "formats whose decoder takes more images, separated by commas; all, or none"
     )
     max_files: int = _setting(32, integer(1, 10_000), "most files in a request")
-    exif_orientation: bool = _setting(True, on_off, "rotate images upright by EXIF: on or off (TIFF always)")
+    exif_orientation: bool = _setting(True, on_off, "rotate images upright by EXIF: on or off")
     allowed_hosts: tuple[str, ...] = _setting(
         (),
         host_names,

@@ -2,36 +2,25 @@
 
 What it takes in time and memory is bounded from outside, by the process that it runs in (`pool.py`). The pixels are
 those of torchvision's usual loader, `Image.open(file).convert("RGB")`, with two exceptions: EXIF orientation is applied
-(unless turned off), and 16-bit grey is scaled to 8 bits where Pillow would clip it.
+(unless turned off), and grey of more than 8 bits is scaled to 8 bits where Pillow would clip it.
 """
 
 import io
 from functools import cache
 from typing import Final
 
-from PIL import ExifTags, Image
-
-# All plug-ins that are used, imported here so that Pillow does not load its forty others.
-from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401  isort: skip
-from PIL import PngImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  isort: skip
+from PIL import ExifTags, Image, JpegImagePlugin
 
 from serve.errors import RequestError
 from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, heic_ends_early
-from serve.imaging.limits import ImageLimits, check_early, check_limits, damaged, require_format, too_deep
+from serve.imaging.limits import ImageLimits, check_early, check_limits, damaged, require_format
+from serve.imaging.plugins import OPENERS
 from serve.imaging.preprocess import Preprocessing, resized_size
 from serve.imaging.resize import resampling_filter
+from serve.imaging.tiff import TiffFile
 
 # Pillow's own limit on pixels is global; `open_image` applies the one of the settings.
 Image.MAX_IMAGE_PIXELS = None
-# Decode on the calling thread; by default the AV1 decoder starts a thread per CPU.
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-if HEIC in ACCEPTED_FORMATS:
-    import pi_heif
-
-    # libheif starts no threads of its own; libde265, below it, starts one for each image or tile all the same.
-    pi_heif.options.DECODE_THREADS = 0
-    pi_heif.options.THUMBNAILS = pi_heif.options.DEPTH_IMAGES = pi_heif.options.AUX_IMAGES = False
-    Image.register_open(HEIC, pi_heif.HeifImageFile)
 
 # A JPEG is reduced to at least this multiple of the side it is resized to; less would change predictions by aliasing.
 _MIN_REDUCED_RATIO: Final = 2
@@ -46,10 +35,10 @@ _TRANSPOSE_BY_ORIENTATION: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# A text chunk in which ImageMagick writes a PNG's EXIF: three lines, then hexadecimal digits.
+_EXIF_IN_TEXT: Final = "Raw profile type exif"
 # From Pillow's names of formats to ours.
 _NAMES: Final = {name.upper(): name for name in ACCEPTED_FORMATS} | {"HEIF": HEIC}
-# Modes of 32 bits per pixel.
-DEEP_MODES: Final = ("I", "F")
 
 
 def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.Image:
@@ -62,6 +51,7 @@ def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.I
     Raises:
         UnsupportedFormat: the first bytes are not those of an accepted format.
         UndecodableImage: the header is truncated or corrupt.
+        UnsupportedVariety: it is of a variety that is not decoded.
         TooManyPixels, TooManyFrames: it exceeds a limit.
     """
     format_name = require_format(data)
@@ -80,11 +70,12 @@ def read_header(data: bytes, format_name: str) -> tuple[Image.Image, int]:
 
     Raises:
         UndecodableImage: the header is truncated or corrupt.
+        UnsupportedVariety: it is of a variety that is not decoded.
     """
     if format_name == HEIC and heic_ends_early(data):
         raise damaged(format_name)
     try:
-        image = Image.open(io.BytesIO(data), formats=[format_name])
+        image = OPENERS[format_name](io.BytesIO(data))
         return image, 1 if format_name in ("JPEG", "TIFF") else getattr(image, "n_frames", 1)
     except (MemoryError, RequestError):
         raise
@@ -102,29 +93,27 @@ def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Prepr
             resized; its pixels differ slightly from those of a full decode.
 
     Raises:
-        UndecodableImage: the file is truncated or corrupt, or has 32-bit pixels.
+        UndecodableImage: the file is truncated or corrupt.
     """
-    format_name = _NAMES.get(image.format or "", "JPEG")  # Pillow calls a JPEG of several images MPO
     try:
         reduced = None if reduce_for is None else _decode_reduced(image, reduce_for)
         if reduced is not None:
             rgb = reduced
         elif image.mode.startswith("I;16"):
-            rgb = _scale_16_bit(image).convert("RGB")
-        elif image.mode in DEEP_MODES:
-            raise too_deep(format_name)
+            rgb = _scale_grey(image).convert("RGB")
         else:
             rgb = image.convert("RGB")
+        # libheif has turned a HEIC as its container says; EXIF often says the same once more.
+        turn = _transposition(image) if apply_orientation and image.format != "HEIF" else None
+        return rgb if turn is None else rgb.transpose(turn)
     except (MemoryError, RequestError):
         raise
     except Exception as error:  # as in read_header, and those of zlib, struct and the codecs
-        raise damaged(format_name) from error
-    # libheif has turned a HEIC as its container says; EXIF often says the same once more.
-    return _upright(rgb) if apply_orientation and format_name != HEIC else rgb
+        raise damaged(_NAMES[image.format or ""]) from error
 
 
 def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:
-    """Decodes a JPEG at reduced scale (libjpeg's scaled DCT) and resizes it; None if it is too small or not a JPEG.
+    """Decodes a JPEG at reduced scale (libjpeg's scaled DCT) and resizes it; None if too small or not a lossy JPEG.
 
     Size and box are those of `resize` at full scale; the last pixel of a reduced row may stand for fewer full pixels.
     """
@@ -132,6 +121,7 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
     enough = (target[0] * _MIN_REDUCED_RATIO, target[1] * _MIN_REDUCED_RATIO)
     if (
         not isinstance(image, JpegImagePlugin.JpegImageFile)
+        or image.info["lossless"]
         or min(image.width // enough[0], image.height // enough[1]) < 2
     ):
         return None
@@ -141,26 +131,32 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
     return image.convert("RGB").resize(target, resampling_filter(spec), box=drafted[1])
 
 
-def _scale_16_bit(image: Image.Image) -> Image.Image:
-    """Scales 16-bit grey to 8 bits, 65535 to 255, rounded to nearest."""
-    scaled = image.convert("I").point(scale_table(), "L")
-    scaled.info.update(image.info)  # it holds the EXIF orientation
-    return scaled
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Scales grey of more than 8 bits to 8, white to 255, rounded to nearest."""
+    levels = scale_table(image.info.get("bits", 16), image.info.get("white_is_zero", False))
+    return image.convert("I").point(levels, "L")
 
 
 @cache
-def scale_table() -> list[int]:
-    """Returns the 8-bit value of each 16-bit one, rounded to nearest."""
-    return [min((value + 128) // 257, 255) for value in range(2**16)]
+def scale_table(bits: int = 16, white_is_zero: bool = False) -> list[int]:
+    """Returns the 8-bit value of each 16-bit number, of which the lowest `bits` are used."""
+    white = 2**bits - 1
+    levels = [min((value * 255 + white // 2) // white, 255) for value in range(2**16)]
+    return [255 - level for level in levels] if white_is_zero else levels
 
 
-def _upright(rgb: Image.Image) -> Image.Image:
-    """Turns an image upright by its EXIF orientation; without readable EXIF it is taken as upright."""
-    # Not by ImageOps.exif_transpose, which parses the whole EXIF to rewrite it.
+def _transposition(image: Image.Image) -> Image.Transpose | None:
+    """Returns what makes an image upright by its EXIF orientation; None without readable EXIF."""
+    # Not by Image.getexif, which takes the orientation of XMP too.
     try:
-        turn = _TRANSPOSE_BY_ORIENTATION.get(rgb.getexif().get(ExifTags.Base.Orientation, 1))
+        if isinstance(image, TiffFile):
+            orientation = image.tag_v2.get(ExifTags.Base.Orientation)
+        else:
+            exif, in_text = Image.Exif(), image.info.get(_EXIF_IN_TEXT, "").split("\n")[3:]
+            exif.load(image.info.get("exif") or bytes.fromhex("".join(in_text)))
+            orientation = exif.get(ExifTags.Base.Orientation)
+        return _TRANSPOSE_BY_ORIENTATION.get(orientation or 1)
     except MemoryError:
         raise
     except Exception:  # broken EXIF in a sound image: torchvision's loader would ignore it
-        return rgb
-    return rgb if turn is None else rgb.transpose(turn)
+        return None

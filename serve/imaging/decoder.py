@@ -15,8 +15,8 @@ from typing import Final, NoReturn
 
 from PIL import Image, JpegImagePlugin
 
-from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage
-from serve.imaging.decode import DEEP_MODES, decode, read_header, scale_table
+from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedVariety
+from serve.imaging.decode import decode, read_header, scale_table
 from serve.imaging.fork_server import Terms
 from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_limits
@@ -50,9 +50,8 @@ def run(parent: int, terms: Terms, takeover: str) -> NoReturn:
 def preload(takeover: str) -> None:
     """Imports what decoding needs later, when no file can be opened, and turns off warnings and logs."""
     _function(takeover)
-    Image.preinit()
     # Plug-ins import these only when they read a file.
-    for module in ("PIL.ImagePalette", "PIL.MpoImagePlugin", "PIL.TiffTags", "copy"):
+    for module in ("PIL.ImagePalette", "PIL.TiffTags", "copy"):
         importlib.import_module(module)
     for encoding in ("ascii", "latin-1", "utf-8", "utf-16", "utf-16-le", "utf-16-be"):
         codecs.lookup(encoding)
@@ -107,7 +106,9 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
             return _LARGE
         if request.format_name == HEIC and isinstance(error.__cause__, RuntimeError):  # libheif had no memory
             return _NO_MEMORY
-        return reply._replace(code=Code.DEEP if image and image.mode in DEEP_MODES else Code.DAMAGED)
+        return reply._replace(code=Code.DAMAGED)
+    except UnsupportedVariety as error:
+        return Reply(Code.UNSUPPORTED, variety=error.variety)
 
 
 def _decode(image: Image.Image, rules: Rules, results: mmap.mmap, reply: Reply) -> Reply:
@@ -123,4 +124,4 @@ def _is_reduced(image: Image.Image, rules: Rules) -> bool:
     """Returns whether a JPEG is decoded as it is read, at a reduced scale: a quarter of its pixels or less."""
     if rules.exact or not isinstance(image, JpegImagePlugin.JpegImageFile) or image.info.get("progressive"):
         return False
-    return min(image.size) >= 4 * rules.spec.resize
+    return not image.info["lossless"] and min(image.size) >= 4 * rules.spec.resize

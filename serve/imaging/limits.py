@@ -70,10 +70,3 @@ def check_limits(size: tuple[int, int], frames: int, spec: Preprocessing, limits
 def damaged(format_name: str) -> UndecodableImage:
     """Returns the error of a damaged file."""
     return UndecodableImage(f"The {format_name} image cannot be decoded: it is truncated or corrupt.")
-
-
-def too_deep(format_name: str) -> UndecodableImage:
-    """Returns the error of an image with 32-bit pixels."""
-    return UndecodableImage(
-        f"The {format_name} image has 32-bit pixels, which have no agreed range; 8 and 16 bits are accepted."
-    )

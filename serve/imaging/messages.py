@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from serve.imaging.formats import ACCEPTED_FORMATS
 from serve.imaging.limits import ImageLimits
 from serve.imaging.preprocess import INTERPOLATIONS, Preprocessing
+from serve.imaging.varieties import VARIETIES
 
 # Descriptors of a decoder process: two pipes, and the memory that begins with its result, followed by the image.
 REQUESTS, REPLIES, MEMORY = 3, 4, 5
@@ -26,7 +27,7 @@ class Code(IntEnum):
     LARGE = 3  # the image needs much memory, and the decoder waits for `GO_ON`
     OVER_LIMIT = 4
     DAMAGED = 5
-    DEEP = 6  # 32-bit pixels
+    UNSUPPORTED = 6  # variety: the position in `VARIETIES`
     NO_MEMORY = 7
 
 
@@ -81,6 +82,7 @@ class Reply(NamedTuple):
     height: int = 0
     frames: int = 0
     resize_ns: int = 0
+    variety: int = 0
 
     def pack(self) -> bytes:
         """Returns the message."""
@@ -88,12 +90,14 @@ class Reply(NamedTuple):
 
     @classmethod
     def unpack(cls, message: bytes) -> "Reply":
-        """Reads a message; raises `struct.error` for one of another length, and `ValueError` for an unknown code."""
+        """Reads a message; raises `struct.error` for one of another length, and `ValueError` for an unknown number."""
         reply = cls(*_REPLY.unpack(message))
+        if reply.variety >= len(VARIETIES):
+            raise ValueError(f"there is no variety {reply.variety}")
         return reply._replace(code=Code(reply.code))
 
 
 _REQUEST: Final = struct.Struct("=BBBxII4xQQQQ")
-_REPLY: Final = struct.Struct("=B3xIIIQ")
+_REPLY: Final = struct.Struct("=B3xIIIQB7x")
 REQUEST_BYTES: Final = _REQUEST.size
 REPLY_BYTES: Final = _REPLY.size

@@ -91,7 +91,7 @@ class DecoderPool:
         """Decodes an image.
 
         Raises:
-            RequestError: the image exceeds a limit, is damaged, or ended its decoder.
+            RequestError: the image exceeds a limit, is damaged or of an unsupported variety, or ended its decoder.
             QueueFull: it takes long, and so do too many others.
         """
         options = self._options

@@ -1,8 +1,9 @@
 """Checks what a decoder replies; an attacker who took it over may have written it."""
 
 from serve.errors import TooComplex
-from serve.imaging.limits import check_limits, damaged, too_deep
+from serve.imaging.limits import check_limits, damaged
 from serve.imaging.messages import Code, Reply, Request
+from serve.imaging.varieties import VARIETIES, unsupported
 
 
 def check_reply(reply: Reply, request: Request, memory: int) -> bool:
@@ -26,7 +27,10 @@ def check_reply(reply: Reply, request: Request, memory: int) -> bool:
     match reply.code:
         case Code.NO_MEMORY:
             raise TooComplex(f"Decoding the image takes more memory than the limit, {memory // 2**20} MB.")
-        case Code.DEEP:
-            raise too_deep(request.format_name)
+        case Code.UNSUPPORTED:
+            variety = VARIETIES[reply.variety]
+            if variety.value[0] != request.format_name:
+                return False
+            raise unsupported(variety)
         case _:
             raise damaged(request.format_name)

@@ -30,6 +30,7 @@ from serve.errors import (
     TooManyFrames,
     TooManyPixels,
     UndecodableImage,
+    UnsupportedVariety,
 )
 from serve.imaging.decoders import InProcessDecoder
 from serve.imaging.fork_server import ForkServer
@@ -147,7 +148,7 @@ def test_messages_are_the_same_as_those_of_decoding_in_process(pool_with: MakePo
         (encoded("WebP", (700, 500), exif=b"Exif"), TooManyPixels),
         ((PICTURES / "animated.gif").read_bytes(), TooManyFrames),
         (encoded("PNG")[:-300], UndecodableImage),
-        (deep.getvalue(), UndecodableImage),
+        (deep.getvalue(), UnsupportedVariety),
         (b"\xff\xd8\xff", UndecodableImage),
     ):
         messages = []

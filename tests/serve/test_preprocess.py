@@ -96,22 +96,12 @@ def test_16_bit_big_endian_tiff_is_scaled_too() -> None:
     np.testing.assert_array_equal(np.asarray(image)[..., 0], np.rint(ramp / 257.0).astype(np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["F", "I"])
-def test_32_bit_pixels_are_refused_rather_than_turned_white(mode: str) -> None:
-    image = open_image(encoded(Image.new(mode, (8, 8), 70_000), "TIFF"), spec(SMALL), LIMIT)
-    with pytest.raises(UndecodableImage, match="32-bit pixels"):
-        decode(image)
-
-
 @pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)
 def test_half_a_file_is_undecodable_and_never_a_crash(path: Path) -> None:
     data = path.read_bytes()
     if path.name == "one_pixel.png":  # its second half is checksums and the end mark; cut into the pixels
         data = data[:50] + b"\0" * 19
-    words = (
-        r"The \w+ image cannot be decoded: (its [a-z ]+ have more bytes than the file; )?it is truncated or corrupt\."
-    )
-    with pytest.raises(UndecodableImage, match=f"^{words}$"):
+    with pytest.raises(UndecodableImage, match=r"^The \w+ image cannot be decoded: it is truncated or corrupt\.$"):
         prepared(data[: len(data) // 2] if len(data) > 69 else data)
 
 
