@@ -160,10 +160,17 @@ def make_classifier(
     return Classifier(model, preprocessing, labels, make_decoders(config, preprocessing, fork_server))
 
 
-def make_decoders(config: Config, preprocessing: Preprocessing, fork_server: ForkServer | None) -> Decoders:
-    """Returns what decodes images as `config` says. fork_server: None for one of its own. Raises `StartError`."""
+def make_decoders(
+    config: Config, preprocessing: Preprocessing, fork_server: ForkServer | None, jpeg: bool = False
+) -> Decoders:
+    """Returns what decodes images as `config` says; raises `StartError`.
+
+    Args:
+        fork_server: None for one of its own.
+        jpeg: as in `Rules`.
+    """
     limits = ImageLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000)
-    rules = Rules(preprocessing, limits, config.exif_orientation, config.decode == "exact")
+    rules = Rules(preprocessing, limits, config.exif_orientation, config.decode == "exact", jpeg)
     if config.sandbox == OFF:
         return InProcessDecoder(rules)
     options = PoolOptions(
