@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import Any, BinaryIO, Final
@@ -140,12 +139,13 @@ def is_problem(record: Record) -> bool:
 
 def _unreadable(path: str, error: OSError) -> dict[str, Any]:
     match error:
-        case FileNotFoundError() | NotADirectoryError() if Path(path).is_symlink():
+        case FileNotFoundError() | NotADirectoryError() if os.path.islink(path):  # noqa: PTH114  Path may raise
             return problem(404, "Not Found", "This is a link to a file that does not exist.")
         case FileNotFoundError() | NotADirectoryError():
             return problem(404, "Not Found", "There is no such file.")
         case PermissionError():
-            return problem(403, "Forbidden", f"The {'directory' if Path(path).is_dir() else 'file'} may not be read.")
+            kind = "directory" if os.path.isdir(path) else "file"  # noqa: PTH112  Path may raise
+            return problem(403, "Forbidden", f"The {kind} may not be read.")
         case IsADirectoryError():
             return problem(415, "Unsupported Media Type", "This is a directory, not a file.")
         case NotRegular():

@@ -148,7 +148,7 @@ def _absolute(path: str) -> Path:
 
 
 def _link(path: str, target: Path) -> bool | None:
-    if not Path(path).exists():
+    if not os.path.exists(path):  # noqa: PTH110  Path may raise
         return None
     target.symlink_to(os.path.relpath(_absolute(path), target.parent.resolve()))
     return True

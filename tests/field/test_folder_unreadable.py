@@ -1,7 +1,10 @@
 """`classify` on what cannot be read: each is a record with its reason and makes the exit status 1."""
 
+import ctypes
 import os
 import socket
+import stat
+import subprocess
 import threading
 from collections import Counter
 from pathlib import Path
@@ -9,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from serve.config.regular_file import NotRegular, open_regular
+from serve.config.settings import ROOT
 from serve.files.paths import HIDDEN, LINKED_DIRECTORY, expand_paths
-from serve.files.runner import classify_file, classify_files
+from serve.files.runner import classify_files
 from serve.model.classifier import Classifier
 from tests.serve.conftest import PHOTOS
-from tests.serve.test_classify import classify, records
+from tests.serve.test_classify import COMMAND, classify, records
 
 CAT = PHOTOS / "cat.jpg"
 NO_FILE = "This is not a file but a device, a pipe or a socket."
@@ -70,32 +74,34 @@ def test_everything_that_cannot_be_read_is_a_record_with_its_reason(folder: Path
     assert "1 classified, 12 with problems" in summary
 
 
-def refused(path: str, error: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has the system refuse to open this path, as it does to users who are not root."""
-    opened, scandir = os.open, os.scandir
-
-    def refuse(asked: object, original: object, *more: object) -> object:
-        if str(asked) == path:
-            raise error
-        return original(asked, *more)  # type: ignore[operator]
-
-    monkeypatch.setattr(os, "open", lambda asked, *more: refuse(asked, opened, *more))
-    monkeypatch.setattr(os, "scandir", lambda asked: refuse(asked, scandir))
+def drop_root() -> None:
+    """Has root obey permissions after the next exec; fails for others, who obey them anyway."""
+    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
-def test_a_folder_that_cannot_be_listed_is_a_record_that_says_so(
-    folder: Path, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    closed = folder / "closed"
-    closed.mkdir()
-    refused(str(closed), PermissionError(13, "Permission denied"), monkeypatch)
-    found = list(classify_files(classifier, expand_paths([str(folder)], ()), 1, 1, 10**8))
-    assert [(record["file"], record.get("detail")) for record in found] == [
-        (str(folder / "cat.jpg"), None),
-        (str(closed), "The directory may not be read."),
-    ]
-    refused(str(folder / "cat.jpg"), PermissionError(13, "Permission denied"), monkeypatch)
-    assert classify_file(classifier, str(folder / "cat.jpg"), 1, 10**8)["detail"] == "The file may not be read."
+def test_files_and_folders_without_permission_are_records(folder: Path) -> None:
+    (folder / "file.jpg").write_bytes(CAT.read_bytes())
+    for name in ("closed", "listed only"):
+        (folder / name).mkdir()
+        (folder / name / "x.jpg").write_bytes(CAT.read_bytes())
+    for name, mode in (("file.jpg", 0), ("closed", 0), ("listed only", stat.S_IRUSR)):
+        (folder / name).chmod(mode)
+    command = [*COMMAND, folder, folder / "listed only" / "none.jpg"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, preexec_fn=drop_root
+    )
+    for name in ("closed", "listed only"):
+        (folder / name).chmod(stat.S_IRWXU)
+    found = {os.path.relpath(record["file"], folder): record.get("detail") for record in records(done.stdout)}
+    assert found == {
+        "cat.jpg": None,
+        "file.jpg": "The file may not be read.",
+        "closed": "The directory may not be read.",
+        "listed only/x.jpg": "The file may not be read.",
+        "listed only/none.jpg": "The file may not be read.",
+    }, done.stderr
+    assert done.returncode == 1
 
 
 def test_a_file_that_vanishes_is_a_record(folder: Path, classifier: Classifier) -> None:
