@@ -90,14 +90,15 @@ def _remaining_paths(run: Run) -> Iterator[str]:
                 f"output file {options.output} ends with {existing.last_file!r}, but file {existing.count} of these is "
                 f"{skipped!r}; give the same paths, or choose another --output"
             )
-        output.seek(existing.end)
-        output.truncate()
+        run.existing, run.progress = existing, FileProgress(existing.count)
+    if run.page:  # before anything is changed, because it may be refused
+        run.page.start(run.existing.count, run.existing.last_file)
+    if options.resume:
         if run.sorter:
             output.seek(0)
             read_existing(output.buffer, *expected, run.sorter.add)
-        run.existing, run.progress = existing, FileProgress(existing.count)
-    if run.page:
-        run.page.start(run.existing.count, run.existing.last_file)
+        output.seek(run.existing.end)
+        output.truncate()
     return paths
 
 

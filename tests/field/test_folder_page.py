@@ -181,7 +181,8 @@ def test_a_page_that_is_not_the_outputs_is_left_as_it_was(tmp_path: Path) -> Non
         ),
         (b"", "has fewer records than the output that --resume continues"),
     ):
-        changed, before = tmp_path / "changed.html", output.read_bytes()
+        changed, before = tmp_path / "changed.html", output.read_bytes() + b'{"file": "half'
+        output.write_bytes(before)
         changed.write_bytes(made)
         status, printed, error = classify(CAT, coffee, "--output", output, "--html", changed, "--resume")
         assert (status, printed, len(error.splitlines())) == (2, "", 1), error

@@ -87,7 +87,7 @@ def test_files_and_folders_without_permission_are_records(folder: Path) -> None:
         (folder / name / "x.jpg").write_bytes(CAT.read_bytes())
     for name, mode in (("file.jpg", 0), ("closed", 0), ("listed only", stat.S_IRUSR)):
         (folder / name).chmod(mode)
-    command = [*COMMAND, folder, folder / "listed only" / "none.jpg"]
+    command = [*COMMAND, str(folder), str(folder / "listed only" / "none.jpg")]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, preexec_fn=drop_root
     )
