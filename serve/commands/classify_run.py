@@ -46,10 +46,8 @@ class Run:
     def summary(self) -> list[str]:
         """Returns the lines to print at the end."""
         lines = [self._counts()]
-        if self.left_out.total():
-            lines.append(
-                "left out: " + ", ".join(f"{count} {kind}" for kind, count in sorted(self.left_out.items()) if count)
-            )
+        if left_out := [f"{kind} ({count})" for kind, count in sorted(self.left_out.items()) if count]:
+            lines.append(f"left out: {', '.join(left_out)}")
         if self.page:
             lines += self.page.report()
         if self.sorter:

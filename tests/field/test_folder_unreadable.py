@@ -132,7 +132,7 @@ def test_what_is_left_out_is_counted_on_standard_error(folder: Path) -> None:
     (folder / "elsewhere").symlink_to(PHOTOS)
     status, printed, error = classify(folder)
     assert (status, len(records(printed))) == (0, 1)
-    assert "left out: 2 hidden files or directories, 2 links to directories\n" in error
+    assert "left out: hidden files or directories (2), links to directories (2)\n" in error
     left_out: Counter[str] = Counter()
     assert list(expand_paths([f"{folder}/*.jpg", f"{folder}/.h*", f"{folder}/again/*.jpg"], (), left_out)) == [
         f"{folder}/cat.jpg",
