@@ -26,7 +26,7 @@ from serve.files.output_file import exclude_output
 from serve.files.paths import STDIN_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
 from serve.files.records import read_existing, record_format
-from serve.files.runner import THUMBNAIL, Record, classify_files, is_problem
+from serve.files.runner import THUMBNAIL, MakeThumbnail, Record, classify_files, is_problem
 from serve.files.thumbnails import Thumbnails
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.files import fallback_warning
@@ -55,9 +55,10 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     with ExitStack() as stack:
         run = open_run(options, classifier, stack)
         paths = _remaining_paths(run)
+        thumbnails = stack.enter_context(closing(Thumbnails(classifier, config))) if run.page else None
         print(_model_in_use(config, classifier), file=sys.stderr)
         with _stop_on_signals():
-            _classify(run, paths, config, stack)
+            _classify(run, paths, config, thumbnails.make if thumbnails else None)
         if run.page:
             run.page.finish()
     if run.stopped_by != signal.SIGPIPE:
@@ -108,20 +109,19 @@ def _model_in_use(config: Config, classifier: Classifier) -> str:
     return printable(warning) + "\n" * bool(warning) + printable(f"model: {model.name}, {model.card['variant']}")
 
 
-def _classify(run: Run, paths: Iterator[str], config: Config, stack: ExitStack) -> None:
+def _classify(run: Run, paths: Iterator[str], config: Config, thumbnail: MakeThumbnail | None) -> None:
     """Classifies the files and writes their records."""
-    options, classifier = run.options, run.classifier
+    options = run.options
     if run.progress.visible and STDIN_LIST not in options.paths:
         threading.Thread(target=_count_files, args=(run.progress, options), daemon=True).start()
-    thumbnails = stack.enter_context(closing(Thumbnails(classifier, config))) if run.page else None
     records = classify_files(
-        classifier,
+        run.classifier,
         paths,
         max(options.top_k, TOP_K) if run.evaluation else options.top_k,
         config.thread_plan.streams,
         config.max_request_bytes,
         run.output.flush,
-        thumbnails.make if thumbnails else None,
+        thumbnail,
     )
     _write_records(run, records)
 
