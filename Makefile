@@ -139,7 +139,7 @@ scale-test: ## load a Ray cluster while nodes, replicas and the model change
 	.venv/ray/bin/python -m pytest tests/scale
 	.venv/ray/bin/python -m tests.scale
 
-browser-test: ## test the start page in Chromium; SCREENSHOTS=DIR keeps screenshots
+browser-test: ## test the pages in Chromium; SCREENSHOTS=DIR keeps screenshots
 	@$(install_runtime)
 	@$(install) .venv/browser requirements/browser.txt
 	.venv/browser/bin/python -m pytest tests/browser

@@ -1,6 +1,6 @@
 """A 12 KB classifier for tests that need a model file but no meaningful labels. Its logits follow from the mean colour.
 
-python -m tests.tiny_model     writes tests/data/tiny.onnx again (in the export environment)
+python -m tests.tiny_model     writes tests/data/tiny.onnx and three.onnx again (in the export environment)
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 PATH = Path(__file__).parent / "data" / "tiny.onnx"
+THREE_CLASSES = PATH.with_name("three.onnx")
 CARD: dict[str, Any] = {
     "name": "tiny",
     "variant": "fp32",
@@ -21,6 +22,7 @@ CARD: dict[str, Any] = {
     "std": [0.229, 0.224, 0.225],
     "class_count": 1000,
 }
+THREE_CLASSES_CARD = {**CARD, "name": "three", "class_count": 3}
 
 
 def tiny_model(card: dict[str, Any] = CARD) -> bytes:
@@ -31,7 +33,8 @@ def tiny_model(card: dict[str, Any] = CARD) -> bytes:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    weight = np.random.default_rng(0).standard_normal((3, 1000)).astype(np.float32)
+    classes = card["class_count"]
+    weight = np.random.default_rng(0).standard_normal((3, classes)).astype(np.float32)
     graph = helper.make_graph(
         [
             helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
@@ -40,7 +43,7 @@ def tiny_model(card: dict[str, Any] = CARD) -> bytes:
         ],
         "tiny",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 224, 224])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1000])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
         [numpy_helper.from_array(weight, "weight")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, producer_name="tests")
@@ -50,3 +53,4 @@ def tiny_model(card: dict[str, Any] = CARD) -> bytes:
 
 if __name__ == "__main__":
     PATH.write_bytes(tiny_model())
+    THREE_CLASSES.write_bytes(tiny_model(THREE_CLASSES_CARD))

@@ -13,23 +13,23 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
-from typing import Final, TextIO
+from typing import Final
 
-from serve.config.settings import Config, argument_parser, load_config
-from serve.errors import ConfigError, OutputError
-from serve.files.evaluation import TOP_K, Evaluation
-from serve.files.output_file import exclude_output, output_file
+from serve.commands.classify_options import checked_top_k, read_options
+from serve.commands.classify_run import Run, open_run
+from serve.config.settings import Config
+from serve.errors import OutputError
+from serve.files.evaluation import TOP_K
+from serve.files.output_file import exclude_output
 from serve.files.paths import STDIN_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
-from serve.files.records import ExistingRecords, read_existing, record_format
-from serve.files.runner import Record, classify_files, is_problem
-from serve.model.classifier import load_classifier
-from serve.model.postprocess import DEFAULT_TOP_K
-from serve.observability.log import set_up_logging
+from serve.files.records import read_existing, record_format
+from serve.files.runner import THUMBNAIL, MakeThumbnail, Record, classify_files, is_problem
+from serve.files.thumbnails import Thumbnails
+from serve.model.classifier import Classifier, load_classifier
+from serve.model.files import fallback_warning
 from serve.printable import printable
 from serve.server.signals import SIGNAL_STATUS_BASE
 
@@ -40,23 +40,6 @@ class _Stopped(BaseException):
     """A signal, whose number is the argument, asked the run to end."""
 
 
-@dataclass
-class _Run:
-    """One run and what it has counted.
-
-    Attributes:
-        stopped_by: the number of the signal that ended it, else 0.
-    """
-
-    output: Path | None
-    top_k: int
-    existing: ExistingRecords
-    evaluation: Evaluation | None
-    progress: FileProgress
-    statuses: Counter[int] = field(default_factory=Counter)
-    stopped_by: int = 0
-
-
 def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     """Runs the command.
 
@@ -64,85 +47,107 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         The exit status.
 
     Raises:
-        StartError: a setting, the model, the output file or the list of files is unusable.
+        StartError: a setting, the model, an output file or the list of files is unusable.
     """
-    options, config = _read_options(arguments, environment)
+    options, config = read_options(arguments, environment)
     classifier = load_classifier(config)
-    labels = classifier.labels
-    if not 1 <= options.top_k <= len(labels):
-        raise ConfigError(f"--top-k={options.top_k}: not a whole number from 1 to {len(labels)}")
-    evaluation = Evaluation({label.imagenet_id: label.name for label in labels}) if options.evaluate else None
-    classes = max(options.top_k, TOP_K) if evaluation else options.top_k
-    with output_file(options.output, options.resume) as output:
-        existing, paths = _remaining_paths(options, output, classifier.model.name)
-        run = _Run(options.output, options.top_k, existing, evaluation, FileProgress(existing.count))
+    options.top_k = checked_top_k(options.top_k, len(classifier.labels))
+    with ExitStack() as stack:
+        run = open_run(options, classifier, stack)
+        paths = _remaining_paths(run)
+        thumbnails = stack.enter_context(closing(Thumbnails(classifier, config))) if run.page else None
+        print(_model_in_use(config, classifier), file=sys.stderr)
         with _stop_on_signals():
-            if run.progress.visible and STDIN_LIST not in options.paths:
-                threading.Thread(target=_count_files, args=(run.progress, options), daemon=True).start()
-            records = classify_files(
-                classifier, paths, classes, config.thread_plan.streams, config.max_request_bytes, output.flush
-            )
-            _write_records(run, records, output, options.format)
+            _classify(run, paths, config, thumbnails.make if thumbnails else None)
+        if run.page:
+            run.page.finish()
     if run.stopped_by != signal.SIGPIPE:
         run.progress.clear()
-        lines = _summary(run) + (evaluation.report() if evaluation else [])
-        print("\n".join(map(printable, lines)), file=sys.stderr)
+        print("\n".join(map(printable, run.summary())), file=sys.stderr)
     if run.stopped_by:
         return SIGNAL_STATUS_BASE + run.stopped_by
-    return _SOME_FAILED if existing.problems or set(run.statuses) - {200} else 0
+    return _SOME_FAILED if run.failed else 0
 
 
-def _read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[argparse.Namespace, Config]:
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    config = load_config(arguments, environment, parser)
-    set_up_logging(config.log_format, "warning")
-    if options.resume and (not options.output or options.format == "table"):
-        raise ConfigError("--resume needs an --output file in JSON Lines or CSV, which it continues")
-    if options.resume and options.evaluate:
-        raise ConfigError("--evaluate counts only what this run classifies; leave out --resume")
-    options.format = options.format or _default_format(options.output)
-    return options, config
+def _paths(options: argparse.Namespace, listed: Iterator[str], left_out: Counter[str]) -> Iterator[str]:
+    files = [options.output, *([options.html] if options.html else [])]
+    return exclude_output(expand_paths(options.paths, listed, left_out), files, options.sort_into, left_out)
 
 
-def _remaining_paths(options: argparse.Namespace, output: TextIO, model: str) -> tuple[ExistingRecords, Iterator[str]]:
+def _remaining_paths(run: Run) -> Iterator[str]:
     """Finds the files that the output has no records of yet, and cuts off an incomplete last record.
 
     Raises:
-        OutputError: the output is not the beginning of this run's records.
+        OutputError: the output or the page is not the beginning of this run's.
     """
-    paths = exclude_output(expand_paths(options.paths, parse_file_list(standard_input())), options.output)
-    if not options.resume:
-        return ExistingRecords(), paths
-    existing = read_existing(output.buffer, options.output, options.format, options.top_k, model)
-    skipped = None
-    for skipped in itertools.islice(paths, existing.count):  # noqa: B007  the last one is compared
-        pass
-    if skipped != existing.last_file:
-        raise OutputError(
-            f"output file {options.output} ends with {existing.last_file!r}, but file {existing.count} of these is "
-            f"{skipped!r}; give the same paths, or choose another --output"
-        )
-    output.seek(existing.end)
-    output.truncate()
-    return existing, paths
+    options, output = run.options, run.output
+    paths = _paths(options, parse_file_list(standard_input()), run.left_out)
+    if options.resume:
+        expected = (options.output, options.format, options.top_k, run.classifier.model.name)
+        existing = read_existing(output.buffer, *expected)
+        skipped = next(itertools.islice(paths, existing.count - 1, None), None) if existing.count else None
+        if skipped != existing.last_file:
+            raise OutputError(
+                f"output file {options.output} ends with {existing.last_file!r}, but file {existing.count} of these is "
+                f"{skipped!r}; give the same paths, or choose another --output"
+            )
+        run.existing, run.progress = existing, FileProgress(existing.count)
+    if run.page:  # before anything is changed, because it may be refused
+        run.page.start(run.existing.count, run.existing.last_file)
+    if options.resume:
+        if run.sorter:
+            output.seek(0)
+            read_existing(output.buffer, *expected, run.sorter.add)
+        output.seek(run.existing.end)
+        output.truncate()
+    return paths
 
 
-def _write_records(run: _Run, records: Generator[Record, None, None], output: TextIO, format_name: str) -> None:
+def _model_in_use(config: Config, classifier: Classifier) -> str:
+    model = classifier.model
+    warning = fallback_warning(config.model, model.name)
+    return printable(warning) + "\n" * bool(warning) + printable(f"model: {model.name}, {model.card['variant']}")
+
+
+def _classify(run: Run, paths: Iterator[str], config: Config, thumbnail: MakeThumbnail | None) -> None:
+    """Classifies the files and writes their records."""
+    options = run.options
+    if run.progress.visible and STDIN_LIST not in options.paths:
+        threading.Thread(target=_count_files, args=(run.progress, options), daemon=True).start()
+    records = classify_files(
+        run.classifier,
+        paths,
+        max(options.top_k, TOP_K) if run.evaluation else options.top_k,
+        config.thread_plan.streams,
+        config.max_request_bytes,
+        run.output.flush,
+        thumbnail,
+    )
+    _write_records(run, records)
+
+
+def _write_records(run: Run, records: Generator[Record, None, None]) -> None:
     """Writes and counts records until there are no more or a signal stops the run.
 
     Raises:
         OutputError: the output cannot be written.
     """
-    header, format_record = record_format(format_name, run.top_k)
+    options, output = run.options, run.output
+    header, format_record = record_format(options.format, options.top_k, run.classifier.model.name)
     try:
         if not run.existing.end:
             output.write(header)
         terminal = output.isatty()
         for record in records:
+            thumbnail = record.pop(THUMBNAIL, b"")
             if run.evaluation:
                 run.evaluation.add(record)
-            line = format_record(_cut(record, run.top_k))
+            if run.sorter:
+                run.sorter.add(record)
+            record = _cut(record, options.top_k)
+            if run.page:
+                run.page.add(record, thumbnail)
+            line = format_record(record)
             if terminal:
                 run.progress.clear()
                 line = printable(line.removesuffix("\n")) + "\n"
@@ -156,53 +161,14 @@ def _write_records(run: _Run, records: Generator[Record, None, None], output: Te
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         run.stopped_by = signal.SIGPIPE
     except OSError as error:
-        name = run.output or "standard output"
+        name = options.output or "standard output"
         raise OutputError(f"output {name}: {(error.strerror or 'cannot be written').lower()}") from error
     finally:
         records.close()
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argument_parser(
-        "classify",
-        "Classify the images in files and folders, without a server.",
-        "PATH... [--jsonl | --csv | --table] [--top-k K] [--output FILE] [--resume] [--evaluate]",
-    )
-    parser.add_argument(
-        "paths",
-        nargs="+",
-        metavar="PATH",
-        help="file, folder (hidden files are skipped), pattern such as '**/*.jpg', or - for a list on standard input",
-    )
-    formats = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("jsonl", "write JSON Lines (default, except as below)"),
-        ("csv", "write CSV with a header line (default if FILE ends in .csv)"),
-        ("table", "write a table (default on a terminal)"),
-    ):
-        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=text)
-    parser.add_argument(
-        "--top-k", type=int, default=DEFAULT_TOP_K, metavar="K", help="classes per image (default: %(default)s)"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
-    parser.add_argument("--resume", action="store_true", help="continue an interrupted run's --output file")
-    parser.add_argument(
-        "--evaluate",
-        action="store_true",
-        help="report accuracy; the right class is the WordNet id (n02124075) in a file's or folder's name",
-    )
-    return parser
-
-
-def _default_format(output: Path | None) -> str:
-    """Chooses the format by the output's suffix, or by whether it goes to a terminal."""
-    if output:
-        return "csv" if output.suffix.lower() == ".csv" else "jsonl"
-    return "table" if sys.stdout.isatty() else "jsonl"
-
-
 def _count_files(progress: FileProgress, options: argparse.Namespace) -> None:
-    progress.total = sum(1 for _ in exclude_output(expand_paths(options.paths, ()), options.output))
+    progress.total = sum(1 for _ in _paths(options, iter(()), Counter()))
 
 
 @contextmanager
@@ -224,22 +190,3 @@ def _stop_on_signals() -> Iterator[None]:
 def _cut(record: Record, top_k: int) -> Record:
     """Keeps `top_k` classes, where an evaluation asked for more."""
     return {**record, "top_k": record["top_k"][:top_k]} if "top_k" in record else record
-
-
-def _summary(run: _Run) -> list[str]:
-    statuses, existing, seconds = run.statuses, run.existing, run.progress.seconds
-    total = statuses.total()
-    if not total and not existing.count and not run.stopped_by:
-        return ["no files found"]
-    problems = total - statuses[200]
-    parts = ", ".join(f"{count} with {status}" for status, count in sorted(statuses.items()) if status != 200)
-    lines = [
-        f"{total} file{'s' * (total != 1)} in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} a second: "
-        f"{statuses[200]} classified, {problems} with problems{f' ({parts})' if parts else ''}"
-        + (f"; {existing.count} from the earlier run" if existing.count else "")
-        + (f", {existing.problems} of them with problems" if existing.problems else "")
-    ]
-    if run.stopped_by:
-        how = f"continue {run.output} with --resume" if run.output else "with --output, --resume can continue a run"
-        lines.append(f"stopped; {how}")
-    return lines

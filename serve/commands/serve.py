@@ -19,7 +19,7 @@ from serve.config.settings import Config, load_config
 from serve.errors import StartError
 from serve.imaging.decoders import OFF
 from serve.imaging.malloc import trim_malloc
-from serve.model.files import AUTO, EMBEDDED_MODEL
+from serve.model.files import fallback_warning
 from serve.observability.error_stream import install_error_stream
 from serve.observability.log import log_uncaught_errors, set_up_logging
 from serve.observability.shared_metrics import use_unshared_metrics
@@ -122,11 +122,8 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     gc.freeze()  # objects loaded by now live as long as the process, so no collection has to visit them again
     host, port = listener.getsockname()[:2]
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    if config.model == AUTO and classifier.model.name == EMBEDDED_MODEL:
-        log.warning(
-            "DenseNet-121 is not exported; serving the small embedded model %s. To export: make serve WEIGHTS=PATH",
-            EMBEDDED_MODEL,
-        )
+    if warning := fallback_warning(config.model, classifier.model.name):
+        log.warning("%s", warning)
     plan = config.thread_plan
     if classifier.decoders.state == OFF:
         log.warning("sandbox=off: images are decoded in the process that has the model and the keys; debugging only")

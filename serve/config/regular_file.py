@@ -18,6 +18,10 @@ def open_regular(path: str | Path) -> io.BufferedReader:
         OSError: the file cannot be opened, or is not regular; `strerror` says why.
     """
     try:
+        mode = os.stat(path).st_mode  # noqa: PTH116  Path would change a path that must stay as given
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            # Not opened, because that would do something to a device or to the writer of a pipe.
+            raise NotRegular(errno.EINVAL, "not a regular file")
         # Non-blocking, because opening a pipe without a writer would never return.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except ValueError as error:  # a NUL in the path

@@ -4,21 +4,26 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
 from serve.errors import OutputError
 from serve.printable import one_line
 
+# Kind of paths that are left out.
+SORTED: Final = "files in the folder of --sort-into"
+
 
 @contextmanager
-def output_file(path: Path | None, resume: bool) -> Iterator[TextIO]:
+def output_file(path: Path | None, resume: bool, flag: str = "--output") -> Iterator[TextIO]:
     """Opens the output: a new or empty file, with `resume` one that has records; or a device, a pipe or a terminal.
 
     Without a path it is standard output. A regular file is locked until the end of the `with` block, by whichever link
-    it was opened.
+    it was opened. Messages name the flag.
 
     Raises:
         OutputError: the file cannot be used, or the block raised an `OSError`.
@@ -38,24 +43,44 @@ def output_file(path: Path | None, resume: bool) -> Iterator[TextIO]:
             descriptor, "r+" if resume else "w", encoding="utf-8", errors="surrogateescape", newline=""
         ) as file:
             if regular:
-                _lock(descriptor, path)
+                _lock(descriptor, path, flag)
             if regular and not resume and os.fstat(descriptor).st_size:
                 raise OutputError(
-                    f"output file {path} is not empty; continue it with --resume, or choose another --output"
+                    f"output file {path} is not empty; continue it with --resume, or choose another {flag}"
                 )
             yield file
     except OSError as error:
         raise OutputError(f"output {path}: {(error.strerror or 'cannot be written').lower()}") from error
 
 
-def exclude_output(paths: Iterator[str], output: Path | None) -> Iterator[str]:
-    """Yields the paths that are not the output file, even through a link; iterate only once the output is open."""
-    own: tuple[int, int] | None = None
-    for number, path in enumerate(paths):
-        if not number:
-            own = _file_id(sys.stdout.fileno() if output is None else output)
-        if own is None or _file_id(path) != own:
+def exclude_output(
+    paths: Iterable[str], files: Sequence[Path | None], folder: Path | None, left_out: Counter[str]
+) -> Iterator[str]:
+    """Yields the paths that are not the run's own output; iterate only once the files are open.
+
+    Args:
+        files: the files that are written, recognised even through a link; None for standard output.
+        folder: the directory that files are sorted into, if any.
+        left_out: counts the paths in that directory.
+    """
+    own: set[tuple[int, int] | None] | None = None
+    for path in paths:
+        if own is None:
+            own = {_file_id(sys.stdout.fileno() if file is None else file) for file in files} - {None}
+        if folder and lies_in(path, folder):
+            left_out[SORTED] += 1
+        elif not own or _file_id(path) not in own:
             yield path
+
+
+def lies_in(path: str, folder: Path) -> bool:
+    """Returns whether the path, but for a link at its end, is below the directory."""
+    outer = _real_directory(str(folder))
+    return f"{_real_directory(os.path.dirname(path))}/".startswith(f"{outer.rstrip('/')}/")  # noqa: PTH120
+
+
+# For a directory's files, which come one after another, and the one to compare with.
+_real_directory = lru_cache(maxsize=2)(os.path.realpath)
 
 
 def _file_id(path: str | Path | int) -> tuple[int, int] | None:
@@ -67,14 +92,14 @@ def _file_id(path: str | Path | int) -> tuple[int, int] | None:
     return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _lock(descriptor: int, path: Path, flag: str) -> None:
     """Locks the file until this process closes it or ends."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise OutputError(
             f"output file {path}: another run is writing to it{_holder(descriptor)}; wait for its end, or choose "
-            "another --output"
+            f"another {flag}"
         ) from error
     except OSError as error:  # a file system without locks; refusing it would exclude every run
         why = (error.strerror or "unknown").lower()

@@ -1,7 +1,8 @@
 """Expands the paths of a command line into files, one by one, in the same order every time.
 
-Directories are walked, patterns matched, and `-` is a list of paths on standard input. A path that does not exist is
-passed on, so that opening it reports the error. Memory holds only the names in the directories being walked.
+Directories are walked, patterns matched, and `-` is a list of paths on standard input. A path that does not exist or
+is no regular file is passed on, so that opening it reports the error; hidden files and links to directories are left
+out and counted. Memory holds only the names in the directories being walked.
 """
 
 import codecs
@@ -10,6 +11,7 @@ import glob
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum, auto
 from typing import Final
@@ -21,17 +23,37 @@ _MAX_NAME: Final = 65536  # bytes; Linux allows a sixteenth of it
 _ANY_DEPTH: Final = "**"
 _STDIN: Final = 0  # read by its descriptor, because a thread waiting in sys.stdin would delay the end of the process
 _CHUNK_BYTES: Final = 65536
+# Kinds of entries that are left out of a directory.
+HIDDEN: Final = "hidden files or directories"
+LINKED_DIRECTORY: Final = "links to directories"
+# How the encodings of a list begin; the first that fits counts.
+_MARKS: Final = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LONGEST_MARK: Final = 4
+# A line feed or the end of a name such as `.jpg` in UTF-16; in a list with NULs it would be a row of one-byte names.
+_UTF16_PIECE: Final = re.compile(rb"\0\n\0|\0\.\0[^\0]\0[^\0]\0")
 
 
-def expand_paths(paths: Sequence[str], listed: Iterable[str]) -> Iterator[str]:
-    """Yields the files that `paths` stand for; `-` stands for the paths in `listed`."""
+def expand_paths(paths: Sequence[str], listed: Iterable[str], left_out: Counter[str] | None = None) -> Iterator[str]:
+    """Yields the files that `paths` stand for.
+
+    Args:
+        listed: the paths that `-` stands for.
+        left_out: counts the entries of directories that are left out, by kind.
+    """
+    left_out = Counter() if left_out is None else left_out
     for path in paths:
         if path == STDIN_LIST:
             yield from listed
         elif glob.has_magic(path) and not os.path.lexists(path):
-            yield from _expand_pattern(path)
+            yield from _expand_pattern(path, left_out)
         elif os.path.isdir(path):
-            yield from _walk(path, [_ANY_DEPTH])
+            yield from _walk(path, [_ANY_DEPTH], left_out)
         else:
             yield path
 
@@ -52,15 +74,40 @@ def standard_input() -> Iterator[bytes]:
 def parse_file_list(chunks: Iterable[bytes]) -> Iterator[str]:
     """Yields the names in a list as they arrive: one per line, or separated by NULs as by `find -print0`.
 
-    A byte order mark at the beginning is skipped.
+    A byte order mark at the beginning is skipped; UTF-16 and UTF-32 are recognised by it.
 
     Raises:
-        ConfigError: a name is longer than any file's, so this is not a list.
+        ConfigError: a name is longer than any file's, so this is not a list; or the list is not in the encoding of its
+            byte order mark, or is UTF-16 without one.
     """
-    names = _split(chunks)
-    for name in itertools.chain([next(names, b"").removeprefix(codecs.BOM_UTF8)], names):
-        if name:
-            yield os.fsdecode(name)
+    yield from map(os.fsdecode, filter(None, _split(_in_utf8(iter(chunks)))))
+
+
+def _in_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yields a list without its byte order mark, in UTF-8 if the mark is of another encoding."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        # A beginning that no mark has is passed on at once.
+        if len(head) >= _LONGEST_MARK or not any(mark.startswith(head) for mark, _ in _MARKS):
+            break
+    mark, encoding = next(((mark, name) for mark, name in _MARKS if head.startswith(mark)), (b"", ""))
+    if encoding in ("", "utf-8"):
+        if _UTF16_PIECE.search(head):
+            raise ConfigError(
+                "standard input: the list looks like UTF-16 without a byte order mark; write it in UTF-8, or with one"
+            )
+        yield from itertools.chain([head.removeprefix(mark)], chunks)
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for chunk in itertools.chain([head], chunks):
+            yield decoder.decode(chunk).encode()
+        decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        raise ConfigError(
+            f"standard input: the list has the byte order mark of {encoding.upper()}, but is not in it"
+        ) from error
 
 
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
@@ -85,7 +132,7 @@ def _parts(name: bytes, end: bytes) -> list[bytes]:
     return [name] if end == b"\0" else name.rstrip(b"\r").split(b"\0")
 
 
-def _expand_pattern(pattern: str) -> Iterator[str]:
+def _expand_pattern(pattern: str, left_out: Counter[str]) -> Iterator[str]:
     """Yields the matching files, without `**` also those in matching folders; if none match, the pattern itself."""
     segments = pattern.split("/")
     fixed = next(index for index, segment in enumerate(segments) if glob.has_magic(segment))
@@ -93,13 +140,13 @@ def _expand_pattern(pattern: str) -> Iterator[str]:
     rest = [segment for segment in segments[fixed:] if segment not in ("", ".")]
     found = None
     if os.path.isdir(root or "."):
-        for found in _walk(root, rest if _ANY_DEPTH in rest else [*rest, _ANY_DEPTH]):
+        for found in _walk(root, rest if _ANY_DEPTH in rest else [*rest, _ANY_DEPTH], left_out):
             yield found
     if found is None:
         yield pattern
 
 
-def _walk(root: str, segments: Sequence[str]) -> Iterator[str]:
+def _walk(root: str, segments: Sequence[str], left_out: Counter[str]) -> Iterator[str]:
     """Yields a directory's files by name, then those of each subdirectory, where their paths match `segments`.
 
     `**` matches any number of names that are not hidden. Each directory is read once, in however many ways it matches,
@@ -116,24 +163,20 @@ def _walk(root: str, segments: Sequence[str]) -> Iterator[str]:
         return found
 
     def advance(name: str, places: Iterable[int]) -> set[int]:
-        """Returns the places in the pattern that follow a match of `name`."""
-        hidden = name.startswith(".")
-        return skip_empty(
-            place + (segments[place] != _ANY_DEPTH)
-            for place in places
-            if place < len(segments) and matches[place](name) and (not hidden or segments[place].startswith("."))
-        )
+        """Returns the places in the pattern that follow a match of `name`, and counts a hidden one if it has none."""
+        matching = [place for place in places if place < len(segments) and matches[place](name)]
+        if name.startswith("."):
+            shown = [place for place in matching if segments[place].startswith(".")]
+            left_out[HIDDEN] += bool(matching) and not shown
+            matching = shown
+        return skip_empty(place + (segments[place] != _ANY_DEPTH) for place in matching)
 
     directories = [(root, skip_empty([0]))]
     while directories:
         path, places = directories.pop()
         try:
             with os.scandir(path or ".") as entries:
-                found = [
-                    (entry.name, kind, then)
-                    for entry in entries
-                    if (then := advance(entry.name, places)) and (kind := _kind(entry)) is not _Kind.OTHER
-                ]
+                found = [(entry.name, _kind(entry), then) for entry in entries if (then := advance(entry.name, places))]
         except OSError:
             yield path or "."  # opening it reports why it cannot be read
             continue
@@ -141,6 +184,7 @@ def _walk(root: str, segments: Sequence[str]) -> Iterator[str]:
         for name, kind, then in found:
             if kind is _Kind.FILE and len(segments) in then:
                 yield os.path.join(path, name)
+            left_out[LINKED_DIRECTORY] += kind is _Kind.LINKED_DIRECTORY
         directories += [
             (os.path.join(path, name), then) for name, kind, then in reversed(found) if kind is _Kind.DIRECTORY
         ]
@@ -149,14 +193,14 @@ def _walk(root: str, segments: Sequence[str]) -> Iterator[str]:
 class _Kind(Enum):
     FILE = auto()
     DIRECTORY = auto()
-    OTHER = auto()
+    LINKED_DIRECTORY = auto()
 
 
 def _kind(entry: os.DirEntry[str]) -> _Kind:
-    """Returns what an entry is; a link counts as its target, but one to a directory as OTHER."""
+    """Returns what an entry is; all but directories counts as a file, dangling links and pipes too."""
     try:
         if entry.is_dir(follow_symlinks=False):
             return _Kind.DIRECTORY
-        return _Kind.FILE if entry.is_file() else _Kind.OTHER
+        return _Kind.LINKED_DIRECTORY if entry.is_dir() else _Kind.FILE
     except OSError:  # a link to itself or into a forbidden folder: opening it reports why
         return _Kind.FILE

@@ -18,7 +18,7 @@ class FileProgress:
         before: files done by an earlier run, which do not count for the rate.
     """
 
-    def __init__(self, before: int) -> None:
+    def __init__(self, before: int = 0) -> None:
         self.total: int | None = None
         self.visible = sys.stderr.isatty()
         self._before = before

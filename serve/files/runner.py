@@ -14,10 +14,14 @@ from typing import Any, BinaryIO, Final
 
 from serve.config.regular_file import NotRegular, open_regular
 from serve.errors import EmptyFile, RequestError, UploadTooLarge
+from serve.imaging.normalise import FloatArray
 from serve.model.classifier import Classifier, prediction
 from serve.problems import problem, problem_from
 
 Record = dict[str, Any]
+# From the model's input, FP32 `[1, 3, S, S]`, to a JPEG file.
+MakeThumbnail = Callable[[FloatArray], bytes]
+THUMBNAIL: Final = "thumbnail"
 # Start of the detail for a file that exists but could not be read; trying again may help.
 UNREADABLE_DETAIL: Final = "The file cannot be read"
 
@@ -34,6 +38,7 @@ def classify_files(
     streams: int,
     max_bytes: int,
     before_waiting: Callable[[], object] = lambda: None,
+    thumbnail: MakeThumbnail | None = None,
 ) -> Generator[Record, None, None]:
     """Yields a record for each path, in order, as soon as it and those before it are ready.
 
@@ -41,6 +46,7 @@ def classify_files(
         streams: the number of files processed at once.
         max_bytes: the largest file.
         before_waiting: called when the next record is not ready yet.
+        thumbnail: as for `classify_file`.
 
     Raises:
         Exception: whatever `paths` raises.
@@ -52,7 +58,7 @@ def classify_files(
         """Runs on a thread of its own, because the next path may take long to arrive."""
         try:
             for path in paths:
-                pending.put(pool.submit(classify_file, classifier, path, top_k, max_bytes))
+                pending.put(pool.submit(classify_file, classifier, path, top_k, max_bytes, read_file, thumbnail))
             pending.put(None)
         except Exception as error:  # raised again where the records are consumed
             failed: Future[Record] = Future()
@@ -99,16 +105,27 @@ def read_limited(file: BinaryIO, size: int, max_bytes: int) -> bytes:
 
 
 def classify_file(
-    classifier: Classifier, path: str, top_k: int, max_bytes: int, read: Callable[[str, int], bytes] = read_file
+    classifier: Classifier,
+    path: str,
+    top_k: int,
+    max_bytes: int,
+    read: Callable[[str, int], bytes] = read_file,
+    thumbnail: MakeThumbnail | None = None,
 ) -> Record:
-    """Returns one file's record; `read` can replace `read_file` and raises as it does."""
+    """Returns one file's record.
+
+    Args:
+        read: replaces `read_file` and raises as it does.
+        thumbnail: makes a JPEG file of the model's input, which the record then has as `THUMBNAIL`.
+    """
     try:
-        classified = classifier.classify(read(path, max_bytes), top_k)
-        return {"file": path, **prediction(classified, classifier.model.name)}
+        prepared = classifier.prepare(classifier.open(read(path, max_bytes), top_k))
+        record = {"file": path, **prediction(classifier.compute(prepared), classifier.model.name)}
+        return record if thumbnail is None else {**record, THUMBNAIL: thumbnail(prepared.batch)}
     except RequestError as error:
         return {"file": path, **problem_from(error)}
     except OSError as error:
-        return {"file": path, **_unreadable(error)}
+        return {"file": path, **_unreadable(path, error)}
     except Exception:
         log.exception("unexpected error with %s", path)
         detail = "The classifier failed on this file, which is a defect; the log on standard error has the traceback."
@@ -120,14 +137,17 @@ def is_problem(record: Record) -> bool:
     return "status" in record
 
 
-def _unreadable(error: OSError) -> dict[str, Any]:
+def _unreadable(path: str, error: OSError) -> dict[str, Any]:
     match error:
+        case FileNotFoundError() | NotADirectoryError() if os.path.islink(path):  # noqa: PTH114  Path may raise
+            return problem(404, "Not Found", "This is a link to a file that does not exist.")
         case FileNotFoundError() | NotADirectoryError():
             return problem(404, "Not Found", "There is no such file.")
         case PermissionError():
-            return problem(403, "Forbidden", "The file may not be read.")
+            kind = "directory" if os.path.isdir(path) else "file"  # noqa: PTH112  Path may raise
+            return problem(403, "Forbidden", f"The {kind} may not be read.")
         case IsADirectoryError():
-            return problem(403, "Forbidden", "The directory may not be read.")
+            return problem(415, "Unsupported Media Type", "This is a directory, not a file.")
         case NotRegular():
             return problem(415, "Unsupported Media Type", "This is not a file but a device, a pipe or a socket.")
         case _:

@@ -22,7 +22,7 @@ from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_limits
 from serve.imaging.malloc import tune_malloc
 from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
-from serve.imaging.resize import crop
+from serve.imaging.resize import crop_bytes
 from serve.imaging.sandbox import SEALED, confine
 
 # Made in advance, because there may be no memory when they are needed.
@@ -115,7 +115,7 @@ def _decode(image: Image.Image, rules: Rules, results: mmap.mmap, reply: Reply) 
     """Writes the model's crop into the memory."""
     rgb = decode(image, rules.apply_orientation, None if rules.exact else rules.spec)
     decoded = time.perf_counter_ns()
-    pixels = crop(rgb, rules.spec, rules.exact).tobytes()
+    pixels = crop_bytes(rgb, rules.spec, rules.exact, rules.jpeg)
     results[: len(pixels)] = pixels
     return reply._replace(resize_ns=time.perf_counter_ns() - decoded)
 

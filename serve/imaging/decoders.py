@@ -58,13 +58,13 @@ class InProcessDecoder:
         """As `Decoders.decode`, within the limits on pixels and frames only."""
         # Not at the top, because the server's process otherwise loads no decoder.
         from serve.imaging.decode import decode, open_image
-        from serve.imaging.resize import crop
+        from serve.imaging.resize import crop_bytes
 
         rules, started = self._rules, time.perf_counter()
         image = open_image(data, rules.spec, rules.limits)
         rgb = decode(image, rules.apply_orientation, None if rules.exact else rules.spec)
         decoded = time.perf_counter()
-        pixels = crop(rgb, rules.spec, rules.exact).tobytes()
+        pixels = crop_bytes(rgb, rules.spec, rules.exact, rules.jpeg)
         return Crop(pixels, decoded - started, time.perf_counter() - decoded)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ GO_ON: Final = b"+"
 
 _ORIENTATION: Final = 1
 _EXACT: Final = 2
+_JPEG: Final = 4
 
 
 class Code(IntEnum):
@@ -33,13 +34,15 @@ class Code(IntEnum):
 
 @dataclass(frozen=True)
 class Rules:
-    """How images are decoded: the model's preprocessing, limits, whether EXIF's orientation is applied, and whether
-    the pixels are exactly torchvision's."""
+    """How images are decoded: the model's preprocessing, limits, whether EXIF's orientation is applied, whether the
+    pixels are exactly torchvision's, and whether the crop is returned as a JPEG file, padded with zeros to the number
+    of bytes that its pixels have."""
 
     spec: Preprocessing
     limits: ImageLimits
     apply_orientation: bool = True
     exact: bool = False
+    jpeg: bool = False
 
 
 class Request(NamedTuple):
@@ -56,7 +59,7 @@ class Request(NamedTuple):
         return _REQUEST.pack(
             ACCEPTED_FORMATS.index(self.format_name),
             INTERPOLATIONS.index(rules.spec.interpolation),
-            _ORIENTATION * rules.apply_orientation | _EXACT * rules.exact,
+            _ORIENTATION * rules.apply_orientation | _EXACT * rules.exact | _JPEG * rules.jpeg,
             rules.spec.resize,
             rules.spec.crop,
             self.length,
@@ -70,7 +73,8 @@ class Request(NamedTuple):
         """Reads a message; mean and deviation are not in it, because they matter to the server only."""
         kind, interpolation, flags, resize, crop, length, max_pixels, max_frames, small = _REQUEST.unpack(message)
         spec = Preprocessing(resize, INTERPOLATIONS[interpolation], crop, (0, 0, 0), (1, 1, 1))
-        rules = Rules(spec, ImageLimits(max_pixels, max_frames), bool(flags & _ORIENTATION), bool(flags & _EXACT))
+        switches = (bool(flags & each) for each in (_ORIENTATION, _EXACT, _JPEG))
+        rules = Rules(spec, ImageLimits(max_pixels, max_frames), *switches)
         return cls(ACCEPTED_FORMATS[kind], length, rules, small)
 
 

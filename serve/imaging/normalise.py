@@ -30,6 +30,13 @@ def normalise(pixels: bytes, spec: Preprocessing) -> FloatArray:
     return planes
 
 
+def denormalise(batch: FloatArray, spec: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Returns the pixels `[crop, crop, 3]` that `normalise` made this input of."""
+    mean, std = (np.asarray(numbers, np.float32) for numbers in (spec.mean, spec.std))
+    pixels: npt.NDArray[np.uint8] = np.rint((batch[0].transpose(1, 2, 0) * std + mean) * 255).astype(np.uint8)
+    return pixels
+
+
 @lru_cache(maxsize=8)
 def _normalisation_table(spec: Preprocessing) -> FloatArray:
     """Returns each 8-bit value normalised, FP32 `[3, 256]`, bit-exact by torchvision's order of operations."""

@@ -1,8 +1,23 @@
 """Resizes an RGB image and crops its centre with Pillow, bit-exact with torchvision's `ImageClassification` preset."""
 
+import io
+from typing import Final
+
 from PIL import Image
 
 from serve.imaging.preprocess import Preprocessing, crop_offset, resized_size
+
+_JPEG_QUALITY: Final = 70
+
+
+def crop_bytes(rgb: Image.Image, spec: Preprocessing, exact: bool, jpeg: bool) -> bytes:
+    """Returns the model's crop as 8-bit RGB `[crop, crop, 3]`, or as a JPEG file padded with zeros to that length."""
+    cropped = crop(rgb, spec, exact)
+    if not jpeg:
+        return cropped.tobytes()
+    buffer = io.BytesIO()
+    cropped.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return buffer.getvalue().ljust(spec.crop**2 * 3, b"\0")
 
 
 def crop(rgb: Image.Image, spec: Preprocessing, exact: bool = True) -> Image.Image:

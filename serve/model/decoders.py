@@ -19,10 +19,17 @@ def start_fork_server(config: Config) -> ForkServer | None:
         raise StartError(f"the process that starts decoders cannot be started: {error.strerror}") from error
 
 
-def make_decoders(config: Config, preprocessing: Preprocessing, fork_server: ForkServer | None) -> Decoders:
-    """Returns what decodes images as `config` says; `fork_server` is from `start_fork_server`. Raises `StartError`."""
+def make_decoders(
+    config: Config, preprocessing: Preprocessing, fork_server: ForkServer | None, jpeg: bool = False
+) -> Decoders:
+    """Returns what decodes images as `config` says; raises `StartError`.
+
+    Args:
+        fork_server: from `start_fork_server`.
+        jpeg: as in `Rules`.
+    """
     limits = ImageLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000)
-    rules = Rules(preprocessing, limits, config.exif_orientation, config.decode == "exact")
+    rules = Rules(preprocessing, limits, config.exif_orientation, config.decode == "exact", jpeg)
     if fork_server is None:
         return InProcessDecoder(rules)
     options = PoolOptions(

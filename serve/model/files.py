@@ -43,5 +43,17 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
     )
 
 
+def fallback_warning(model: str, name: str) -> str:
+    """Returns the warning that the embedded model stands in for DenseNet-121; empty if it does not.
+
+    Args:
+        model: the setting.
+        name: the name of the model that was loaded.
+    """
+    if model != AUTO or name != EMBEDDED_MODEL:
+        return ""
+    return f"DenseNet-121 is not exported; using the small embedded model {name}. To export: make serve WEIGHTS=PATH"
+
+
 def _file_names(name: str, variant: str) -> tuple[str, ...]:
     return (f"{name}.onnx",) if variant == "fp32" else (f"{name}.int8.onnx", f"{name}.onnx")

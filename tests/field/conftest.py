@@ -8,9 +8,9 @@ from serve.imaging.limits import ImageLimits, require_format
 from serve.imaging.messages import Rules
 from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
-from tests.serve.conftest import cat, classifier, client, client_for, config, unignored_signals
+from tests.serve.conftest import cat, classifier, client, client_for, coffee, config, unignored_signals
 
-__all__ = ["cat", "classifier", "client", "client_for", "config", "unignored_signals"]
+__all__ = ["cat", "classifier", "client", "client_for", "coffee", "config", "unignored_signals"]
 
 SIDE = 32
 RULES = Rules(Preprocessing(SIDE, "bilinear", SIDE, (0, 0, 0), (1, 1, 1)), ImageLimits(10**7, 100, 10.0), exact=True)

@@ -28,6 +28,7 @@ from tests.serve.conftest import PHOTOS
 from tests.server_process import running_server
 from tests.tiny_model import PATH as TINY_MODEL
 
+MODEL = "model: tiny, fp32\n"
 COMMAND = [sys.executable, "-m", "serve", "classify", "--model", str(TINY_MODEL)]
 
 
@@ -67,7 +68,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_folders_are_walked_in_the_order_of_names(tree: Path) -> None:
     walked = [os.path.relpath(path, tree) for path in expand_paths([str(tree)], ())]
-    assert walked == ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
+    assert walked == ["b.jpg", "broken.jpg", "pipe", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
 
 
 def test_patterns_lists_and_missing_paths_are_expanded(tree: Path) -> None:
@@ -88,7 +89,7 @@ def test_patterns_lists_and_missing_paths_are_expanded(tree: Path) -> None:
 def test_an_unreadable_entry_gets_a_record(tree: Path) -> None:
     (tree / "itself.jpg").symlink_to("itself.jpg")
     walked = [os.path.relpath(path, tree) for path in expand_paths([str(tree)], ())]
-    assert walked == ["b.jpg", "itself.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]
+    assert walked[:4] == ["b.jpg", "broken.jpg", "itself.jpg", "pipe"]
     status, printed, _ = classify(tree / "itself.jpg", tree / "b.jpg")
     assert status == 1
     assert [record.get("status", 200) for record in records(printed)] == [404, 200]
@@ -97,9 +98,9 @@ def test_an_unreadable_entry_gets_a_record(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
-        ("**", ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
-        ("**/**/*.jpg", ["b.jpg", "a/2.jpg", "a/link.jpg"]),
-        ("*", ["b.jpg", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
+        ("**", ["b.jpg", "broken.jpg", "pipe", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
+        ("**/**/*.jpg", ["b.jpg", "broken.jpg", "a/2.jpg", "a/link.jpg"]),
+        ("*", ["b.jpg", "broken.jpg", "pipe", "a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
         ("[ac]", ["a/10.png", "a/2.jpg", "a/link.jpg", "c/notes.txt"]),
         ("?/*.jpg", ["a/2.jpg", "a/link.jpg"]),
         ("**/a/**", ["a/10.png", "a/2.jpg", "a/link.jpg"]),
@@ -195,10 +196,10 @@ def test_csv_has_a_column_for_each_class(tree: Path, tmp_path: Path) -> None:
     status, printed, _ = classify(odd, tree / "c" / "notes.txt", "--csv", "--top-k", 2)
     header, first, second = csv.reader(io.StringIO(printed))
     columns = ["imagenet_id", "label", "probability"]
-    assert header == ["file", "error", *[f"{name}_{rank}" for rank in (1, 2) for name in columns]]
+    assert header == ["file", "error", *[f"{name}_{rank}" for rank in (1, 2) for name in columns], "model"]
     assert (status, first[0], first[1]) == (1, str(odd), "")
     assert float(first[4]) >= float(first[7]) > 0
-    assert (second[1].startswith("The file is not an image"), second[2:]) == (True, [""] * 6)
+    assert (second[1].startswith("The file is not an image"), second[2:]) == (True, [*[""] * 6, "tiny"])
 
 
 def test_names_that_are_not_text_are_written_unchanged(tmp_path: Path) -> None:
@@ -376,13 +377,13 @@ def test_a_closed_output_pipe_ends_the_run_without_an_error(tmp_path: Path) -> N
         process.stdout.readline()
         process.stdout.close()
         assert process.wait(60) == 128 + signal.SIGPIPE
-        assert process.stderr.read() == ""
+        assert process.stderr.read() == MODEL
 
 
 def test_a_full_disk_is_named() -> None:
     status, _, error = classify(*[PHOTOS / "cat.jpg"] * 50, "--output", "/dev/full")
     assert status == 2
-    assert error == "serve: output /dev/full: no space left on device\n"
+    assert error == f"{MODEL}serve: output /dev/full: no space left on device\n"
 
 
 def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -> None:
@@ -390,7 +391,7 @@ def test_a_terminal_gets_a_table_and_a_bar_and_a_pipe_does_not(tmp_path: Path) -
     for number in range(1, 800):
         (tmp_path / f"{number:04}.jpg").symlink_to(PHOTOS / "rocket.jpg")
     _, printed, error = classify(tmp_path)
-    assert (len(records(printed)), error.count("\n"), "\x1b" in error) == (800, 1, False)
+    assert (len(records(printed)), error.count("\n"), "\x1b" in error) == (800, 2, False)
     ours, theirs = pty.openpty()
     environment = {**os.environ, "COLUMNS": "200"}
     process = subprocess.Popen([*COMMAND, str(tmp_path)], cwd=ROOT, env=environment, stdout=theirs, stderr=theirs)
@@ -449,8 +450,8 @@ def test_input_without_separators_is_refused_early() -> None:
         list(parse_file_list(chunks))
     assert sum(1 for _ in chunks) > 900
     status, _, error = classify("-", stdin="none.jpg\n" + "\udcff" * 200_000)
-    assert (status, len(error.splitlines())) == (2, 1), error
-    assert error.startswith("serve: standard input: a name of more than 65536 bytes; - reads a list of files")
+    assert (status, len(error.splitlines())) == (2, 2), error
+    assert error.startswith(f"{MODEL}serve: standard input: a name of more than 65536 bytes; - reads a list of files")
 
 
 def test_a_long_list_takes_linear_time() -> None:
@@ -494,7 +495,7 @@ def test_an_empty_file_is_reported_without_advice_for_http(tmp_path: Path) -> No
 
 
 def test_a_folder_without_files_is_reported(tmp_path: Path) -> None:
-    assert classify(tmp_path) == (0, "", "no files found\n")
+    assert classify(tmp_path) == (0, "", f"{MODEL}no files found\n")
 
 
 def test_the_format_follows_the_output_suffix(tmp_path: Path) -> None:
@@ -525,14 +526,14 @@ def test_only_a_few_files_are_read_ahead(classifier: Classifier) -> None:
 
 
 def test_a_defect_is_its_own_files_problem(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = Classifier.classify
+    original = Classifier.open
 
-    def broken(self: Classifier, data: bytes, k: int, all_threads: bool = False) -> Any:
+    def broken(self: Classifier, data: bytes, k: int) -> Any:
         if data.startswith(b"\x89PNG"):
             raise ZeroDivisionError
-        return original(self, data, k, all_threads)
+        return original(self, data, k)
 
-    monkeypatch.setattr(Classifier, "classify", broken)
+    monkeypatch.setattr(Classifier, "open", broken)
     paths = [str(PHOTOS / "cat.jpg"), str(PICTURES / "rgb.png"), str(PHOTOS / "cat.jpg")]
     found = list(classify_files(classifier, paths, 1, 2, 10**8))
     assert [record.get("status", 200) for record in found] == [200, 500, 200]

@@ -127,7 +127,7 @@ def test_make_serve_without_weights_or_network_serves_the_embedded_model_with_a_
     process.terminate()
     _, log = process.communicate(timeout=60)
     assert "Serving the small embedded model EfficientNet-Lite0 instead" in log
-    assert "DenseNet-121 is not exported; serving the small embedded model" in log  # the server's own log says it too
+    assert "DenseNet-121 is not exported; using the small embedded model" in log  # the server's own log says it too
 
 
 def test_make_serve_of_densenet_without_weights_says_what_to_do(tree: Path, tmp_path: Path) -> None:

@@ -146,13 +146,19 @@ def test_a_pipe_can_be_written_but_not_resumed(tmp_path: Path) -> None:
     assert (status, error) == (2, f"serve: output file {pipe}: not a regular file, so it cannot be continued\n")
 
 
-GOOD = '{"file": "x", "model": "tiny", "top_k": [1, 2, 3, 4, 5]}\n'
+GOOD = (
+    '{"file": "x", "imagenet_id": "n1", "label": "cat", "probability": 0.5, "model": "tiny", '
+    '"top_k": [1, 2, 3, 4, 5]}\n'
+)
 LONG = 2**24 + 10
 TAMPERED = {
     "depth": '{"file": "' + "x" + '", "top_k": ' + "[" * 100_000 + "\n",
     "depth within a record": '{"file": ' + "[" * 100_000 + "]" * 100_000 + "}\n",
     "digits": GOOD.replace("1,", "9" * 10_000 + ","),
     "no number": GOOD.replace('"tiny"', "NaN"),
+    "a label that is no text": GOOD.replace('"cat"', "7"),
+    "a probability that is no number": GOOD.replace("0.5", '"half"'),
+    "no probability": GOOD.replace("probability", "share"),
     "kinds": '{"file": "x", "model": [], "top_k": 5}\n',
     "no object": '["file"]\n',
     "null": "null\n",
@@ -170,7 +176,7 @@ def test_a_modified_jsonl_output_is_refused_unchanged(tmp_path: Path, what: str)
 
 
 def header() -> str:
-    return record_format("csv", 5)[0]
+    return record_format("csv", 5, "tiny")[0]
 
 
 @pytest.mark.parametrize(
@@ -179,15 +185,17 @@ def header() -> str:
         ("a quote that is not closed", '"' + "a,b\n" * (LONG // 4)),
         ("quotes", '"' + '""' * (LONG // 2)),
         ("quotes and lines", '"' + '""\n' * (LONG // 3)),
-        ("a field that is too long", "a" * 200_000 + "," * 16 + "\n"),
+        ("a field that is too long", "a" * 200_000 + "," * 16 + ",tiny\n"),
         ("NULs", "\0" * 100 + "\n"),
         ("too few columns", "a,b\n"),
-        ("a quote in a field", 'a,"b"c' + "," * 15 + "\n"),
+        ("a probability that is no number", "a," + ",x,y,half" * 5 + ",tiny\n"),
+        ("another model", "a,no" + "," * 15 + ",huge\n"),
+        ("a quote in a field", 'a,"b"c' + "," * 15 + ",tiny\n"),
         ("length", "a" * LONG + "\n"),
     ],
 )
 def test_a_modified_csv_output_is_refused_unchanged(tmp_path: Path, what: str, row: str) -> None:
-    refuse(tmp_path / "output", header() + "x,," + "," * 14 + "\n", row, "csv")
+    refuse(tmp_path / "output", header() + "x,no," + "," * 14 + ",tiny\n", row, "csv")
 
 
 def refuse(path: Path, good: str, bad: str, form: str) -> None:
@@ -203,7 +211,7 @@ def refuse(path: Path, good: str, bad: str, form: str) -> None:
 
 def test_a_thousand_lines_within_quotes_are_one_record_read_in_a_moment(tmp_path: Path) -> None:
     path = tmp_path / "output"
-    row = '"' + "line\n" * 20_000 + '",' + "," * 15 + "\n"
+    row = '"' + "line\n" * 20_000 + '",no' + "," * 16 + "tiny\n"
     path.write_text(header() + row * 10)
     started = time.monotonic()
     with path.open("rb") as file:

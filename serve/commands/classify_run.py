@@ -1,0 +1,94 @@
+"""One run of `python -m serve classify`: what it writes, and what it has counted."""
+
+import argparse
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from serve.files.evaluation import Evaluation
+from serve.files.output_file import output_file
+from serve.files.page import Page
+from serve.files.progress import FileProgress
+from serve.files.records import ExistingRecords
+from serve.files.sorting import Sorter
+from serve.model.classifier import Classifier
+
+
+@dataclass
+class Run:
+    """One run and what it has counted.
+
+    Attributes:
+        options: from the command line; `top_k` is a number.
+        existing: what an earlier run has written.
+        left_out: what was not classified, by kind.
+        stopped_by: the number of the signal that ended it, else 0.
+    """
+
+    options: argparse.Namespace
+    classifier: Classifier
+    output: TextIO
+    page: Page | None
+    evaluation: Evaluation | None
+    sorter: Sorter | None
+    existing: ExistingRecords = field(default_factory=ExistingRecords)
+    progress: FileProgress = field(default_factory=FileProgress)
+    left_out: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)
+    stopped_by: int = 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether a file could not be classified, or not be sorted."""
+        return bool(self.existing.problems or set(self.statuses) - {200} or (self.sorter and self.sorter.failed))
+
+    def summary(self) -> list[str]:
+        """Returns the lines to print at the end."""
+        lines = [self._counts()]
+        if left_out := [f"{kind} ({count})" for kind, count in sorted(self.left_out.items()) if count]:
+            lines.append(f"left out: {', '.join(left_out)}")
+        if self.page:
+            lines += self.page.report()
+        if self.sorter:
+            lines += self.sorter.report()
+        if self.evaluation:
+            lines += self.evaluation.report()
+        if self.stopped_by:
+            output = self.options.output
+            how = f"continue {output} with --resume" if output else "with --output, --resume can continue a run"
+            lines.append(f"stopped; {how}")
+        return lines
+
+    def _counts(self) -> str:
+        statuses, existing, seconds = self.statuses, self.existing, self.progress.seconds
+        total = statuses.total()
+        if not total and not existing.count and not self.stopped_by:
+            return "no files found"
+        problems = total - statuses[200]
+        parts = ", ".join(f"{count} with {status}" for status, count in sorted(statuses.items()) if status != 200)
+        return (
+            f"{total} file{'s' * (total != 1)} in {seconds:.1f} s, {total / max(seconds, 1e-9):.1f} a second: "
+            f"{statuses[200]} classified, {problems} with problems{f' ({parts})' if parts else ''}"
+            + (f"; {existing.count} from the earlier run" if existing.count else "")
+            + (f", {existing.problems} of them with problems" if existing.problems else "")
+        )
+
+
+def open_run(options: argparse.Namespace, classifier: Classifier, stack: ExitStack) -> Run:
+    """Opens what the run writes.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    labels, model = classifier.labels, classifier.model
+    output = stack.enter_context(output_file(options.output, options.resume))
+    page = sorter = evaluation = None
+    if options.html:
+        file = stack.enter_context(output_file(options.html, options.resume, "--html"))
+        page = Page(file, options.html, f"{model.name}, {model.card['variant']}", options.min_probability)
+    if options.sort_into:
+        sorter = Sorter(options.sort_into, labels, options.min_probability, copy=options.copy, dry_run=not options.yes)
+    if options.evaluate:
+        evaluation = Evaluation({label.imagenet_id: label.name for label in labels})
+    return Run(options, classifier, output, page, evaluation, sorter)
