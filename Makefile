@@ -153,7 +153,7 @@ test: test-serve test-export ## run all tests; WEIGHTS and PHOTOS add those on r
 
 test-serve: ## run the tests that do not need torch: server and benchmarks
 	@$(install_runtime) requirements/test.txt
-	$(runtime) -m pytest tests/serve tests/benchmarks
+	$(runtime) -m pytest tests/serve tests/benchmarks tests/field
 
 test-export: ## run the tests that need torch: export
 	@$(install_runtime)

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, BinaryIO, Final
 
 from serve.config.regular_file import NotRegular, open_regular
-from serve.errors import EmptyFile, RequestError, UploadTooLarge
+from serve.errors import EmptyFile, InternalError, RequestError, UploadTooLarge
 from serve.model.classifier import Classifier, prediction
 from serve.problems import problem, problem_from
 
@@ -112,7 +112,7 @@ def classify_file(
     except Exception:
         log.exception("unexpected error with %s", path)
         detail = "The classifier failed on this file, which is a defect; the log on standard error has the traceback."
-        return {"file": path, **problem(500, "Internal Server Error", detail)}
+        return {"file": path, **problem_from(InternalError(detail))}
 
 
 def is_problem(record: Record) -> bool:
@@ -123,12 +123,14 @@ def is_problem(record: Record) -> bool:
 def _unreadable(error: OSError) -> dict[str, Any]:
     match error:
         case FileNotFoundError() | NotADirectoryError():
-            return problem(404, "Not Found", "There is no such file.")
+            return problem(404, "Not Found", "There is no such file.", "no_such_file")
         case PermissionError():
-            return problem(403, "Forbidden", "The file may not be read.")
+            return problem(403, "Forbidden", "The file may not be read.", "unreadable")
         case IsADirectoryError():
-            return problem(403, "Forbidden", "The directory may not be read.")
+            return problem(403, "Forbidden", "The directory may not be read.", "unreadable")
         case NotRegular():
-            return problem(415, "Unsupported Media Type", "This is not a file but a device, a pipe or a socket.")
+            detail = "This is not a file but a device, a pipe or a socket."
+            return problem(415, "Unsupported Media Type", detail, "not_a_file")
         case _:
-            return problem(404, "Not Found", f"{UNREADABLE_DETAIL}: {(error.strerror or 'unknown').lower()}.")
+            detail = f"{UNREADABLE_DETAIL}: {(error.strerror or 'unknown').lower()}."
+            return problem(404, "Not Found", detail, "unreadable")
