@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -196,7 +197,7 @@ def test_config_prints_each_setting_with_its_source(tmp_path: Path) -> None:
 
 
 def test_config_survives_a_closed_output_pipe() -> None:
-    command = f"{sys.executable} -m serve config | true"
+    command = f"{shlex.quote(sys.executable)} -m serve config | true"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
