@@ -57,7 +57,8 @@ help: ## print this list
 serve: ## serve; export DenseNet-121 first if needed, or use the embedded model
 	@$(install_runtime)
 	@need=$$($(call quote,$(PYTHON)) export/prepare.py $(if $(MODEL),--model $(call quote,$(MODEL))) \
-		$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS)))) || exit $$?; test "$$need" = serve || { $(install_export) && $(run_export); }
+		$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS)))) || exit $$?; \
+		test "$$need" = serve || { $(install_export) && $(run_export); }
 	@exec $(runtime) -m serve $(if $(MODEL),--model $(call quote,$(MODEL))) \
 		$(if $(MODEL_VARIANT),--model-variant $(call quote,$(MODEL_VARIANT))) \
 		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT)))
