@@ -34,11 +34,12 @@ COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT
 # Name of a state dict in models/weights. By default the only .pth there; if there is none, torchvision's is downloaded.
 ARG WEIGHTS
-# The shell expands the pattern on purpose:
+# In quotes, an empty ${required:-} would be an argument:
 # hadolint ignore=SC2086
 RUN --mount=type=bind,source=models,target=/context \
     --mount=type=cache,target=/root/.cache/torch \
-    set -- /context/weights/${WEIGHTS:-*.pth} && \
+    set -- /context/weights/*.pth && \
+    if [ -n "$WEIGHTS" ]; then set -- "/context/weights/$WEIGHTS"; fi && \
     if [ "$#" -gt 1 ]; then echo "models/weights has $# .pth files; choose one with --build-arg WEIGHTS=NAME" >&2; exit 1; fi && \
     if [ -z "$WEIGHTS" ] && [ ! -e "$1" ]; then shift; fi && \
     if [ "$MODEL_VARIANT" = int8 ]; then required=--require-int8; fi && \

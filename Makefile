@@ -26,6 +26,11 @@ BUILD_FLAGS ?=
 FUZZ_SECONDS ?= 60
 SOAK_MINUTES ?= 30
 
+# A value as one word of the shell, whatever characters it has.
+quote = '$(subst ','\'',$(1))'
+# These are paths: a $ in one begins no reference to a variable.
+$(foreach path,PYTHON WEIGHTS PHOTOS,$(eval override $(path) := $$(value $(path))))
+
 export ORT_DISABLE_TELEMETRY = 1
 export WEIGHTS PHOTOS
 export DOCKER_BUILDKIT = 1
@@ -34,29 +39,31 @@ unexport MODEL MODEL_VARIANT PORT
 model := models/densenet121.onnx
 runtime := .venv/runtime/bin/python
 exporter := .venv/export/bin/python
-install := $(PYTHON) requirements/install.py
+install := $(call quote,$(PYTHON)) requirements/install.py
 install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filter 1,$(HEIC)),requirements/heic.txt)
-install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index '$(TORCH_INDEX)') \
+install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index $(call quote,$(TORCH_INDEX))) \
 	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/container.txt
 run_export = $(exporter) export/export_onnx.py --output $(model) \
-	$(if $(WEIGHTS),--weights '$(WEIGHTS)') $(if $(PHOTOS),--photos '$(PHOTOS)')
+	$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS)))
 
 .DEFAULT_GOAL := help
 .PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@sed -n '/^# WEIGHTS/,/^$$/s/^# /  /p' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
+	@sed -n '/^# WEIGHTS/,/^$$/s/^# /  /p' Makefile
 
 .DEFAULT: # any unknown target
-	@echo "There is no target '$@'. Run make without a target to list them." >&2; exit 2
+	@printf "There is no target '%s'. Run make without a target to list them.\n" $(call quote,$@) >&2; exit 2
 
 serve: ## serve; export DenseNet-121 first if needed, or use the embedded model
 	@$(install_runtime)
-	@need=$$($(PYTHON) export/prepare.py $(if $(MODEL),--model '$(MODEL)') $(if $(WEIGHTS),--weights '$(WEIGHTS)')) \
-		|| exit $$?; test "$$need" = serve || { $(install_export) && $(run_export); }
-	@exec $(runtime) -m serve $(if $(MODEL),--model '$(MODEL)') $(if $(MODEL_VARIANT),--model-variant '$(MODEL_VARIANT)') \
-		$(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
+	@need=$$($(call quote,$(PYTHON)) export/prepare.py $(if $(MODEL),--model $(call quote,$(MODEL))) \
+		$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS)))) || exit $$?; \
+		test "$$need" = serve || { $(install_export) && $(run_export); }
+	@exec $(runtime) -m serve $(if $(MODEL),--model $(call quote,$(MODEL))) \
+		$(if $(MODEL_VARIANT),--model-variant $(call quote,$(MODEL_VARIANT))) \
+		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT)))
 
 export: ## export DenseNet-121 to fp32 and int8; print size, speed and accuracy
 	@$(install_export)
@@ -65,14 +72,14 @@ export: ## export DenseNet-121 to fp32 and int8; print size, speed and accuracy
 embedded: ## rebuild models/efficientnet_lite0.onnx, the model in the repository
 	@$(install_export) requirements/embedded.txt
 	$(exporter) export/export_onnx.py --model efficientnet_lite0 --output build/efficientnet_lite0.onnx \
-		$(if $(PHOTOS),--photos '$(PHOTOS)') $(embedded_flags)
+		$(if $(PHOTOS),--photos $(call quote,$(PHOTOS))) $(embedded_flags)
 	mv build/efficientnet_lite0.int8.onnx models/efficientnet_lite0.onnx
 	mv build/efficientnet_lite0.json models/efficientnet_lite0.json
 
 bench: ## benchmark engines and the server (see benchmarks/README.md)
 	@$(install_runtime)
 	@$(install_export) requirements/benchmark.txt
-	$(PYTHON) benchmarks/latency.py
+	$(call quote,$(PYTHON)) benchmarks/latency.py
 
 fuzz_flags = -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
 	-print_final_stats=1 -artifact_prefix=build/fuzz/finding-
@@ -83,24 +90,25 @@ revision = $(shell git describe --always --abbrev=40 --dirty --exclude '*' 2>/de
 SOURCE ?= $(filter https://%,$(shell git config --get remote.origin.url | sed 's,//[^/]*@,//,'))
 # An engine without a bridge network builds on the host's network.
 build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&1 || echo --network host) \
-	$(if $(MODEL),--build-arg MODEL='$(MODEL)') $(if $(MODEL_VARIANT),--build-arg MODEL_VARIANT='$(MODEL_VARIANT)') \
-	$(if $(WEIGHTS),--build-arg WEIGHTS='$(notdir $(WEIGHTS))') \
-	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX='$(TORCH_INDEX)') \
-	$(if $(HEIC),--build-arg HEIC='$(HEIC)') \
-	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE='$(SOURCE)'
+	$(if $(MODEL),--build-arg MODEL=$(call quote,$(MODEL))) \
+	$(if $(MODEL_VARIANT),--build-arg MODEL_VARIANT=$(call quote,$(MODEL_VARIANT))) \
+	$(if $(WEIGHTS),--build-arg WEIGHTS="$$(basename -- "$$WEIGHTS")") \
+	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(call quote,$(TORCH_INDEX))) \
+	$(if $(HEIC),--build-arg HEIC=$(call quote,$(HEIC))) \
+	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE=$(call quote,$(SOURCE))
 
 image: ## build the container image (see docs/container.md)
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make image: no Docker engine answers '$(DOCKER) info'" >&2; exit 1; }
-	@$(if $(WEIGHTS),mkdir -p models/weights; staged='models/weights/$(notdir $(WEIGHTS))'; \
-		test '$(WEIGHTS)' -ef "$$staged" || cp '$(WEIGHTS)' "$$staged")
-	$(build_image) --target runtime $(BUILD_FLAGS) -t '$(IMAGE)' .
+	@$(if $(WEIGHTS),mkdir -p models/weights; staged="models/weights/$$(basename -- "$$WEIGHTS")"; \
+		test "$$WEIGHTS" -ef "$$staged" || cp -- "$$WEIGHTS" "$$staged")
+	$(build_image) --target runtime $(BUILD_FLAGS) -t $(call quote,$(IMAGE)) .
 
 image-test: MODEL =
 image-test: MODEL_VARIANT =
 image-test: HEIC =
 image-test: image ## build the container image, test it over HTTP, and print its size
 	@$(install_runtime) requirements/test.txt
-	IMAGE='$(IMAGE)' DOCKER='$(DOCKER)' BUILD_FLAGS='$(BUILD_FLAGS)' $(runtime) -m pytest tests/container
+	IMAGE=$(call quote,$(IMAGE)) DOCKER=$(call quote,$(DOCKER)) BUILD_FLAGS=$(call quote,$(BUILD_FLAGS)) $(runtime) -m pytest tests/container
 
 hostile: ## send a server 100,000 malformed and malicious requests, check each answer
 	@$(install_runtime) requirements/test.txt
@@ -176,7 +184,7 @@ check: ## check lint, format, types and file lengths, as CI does
 	@$(install_export)
 	.venv/export/bin/ruff check .
 	.venv/export/bin/ruff format --check .
-	.venv/export/bin/mypy
+	$(exporter) -m mypy
 	@# The excluded file is about to be replaced.
 	@find serve export -name '*.py' ! -path serve/server/protocol.py -exec wc -l {} + | \
 		awk '$$1 > 250 && $$2 != "total" { print $$2 " has " $$1 " lines; the limit is 250: split it"; long = 1 } END { exit long }'

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from export.files import ROOT
+from serve.printable import one_line
 
 _VENV: Final = ROOT / ".venv" / "export"
 _PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "PIL", "safetensors", "torch", "torchvision")
@@ -26,5 +27,5 @@ def require_packages(script: str) -> None:
 
 
 def _fail(reason: str) -> NoReturn:
-    print(f"export: {reason}", file=sys.stderr)
+    print(one_line(f"export: {reason}"), file=sys.stderr)
     sys.exit(1)

@@ -43,6 +43,38 @@ class RequestError(ServeError):
         self.retry_after = retry_after
 
 
+class MalformedRequest(RequestError):
+    """The bytes received are not a valid request, or can be read in two ways."""
+
+
+class HeadTooSlow(RequestError):
+    """The request's head is not complete in time."""
+
+
+class TargetTooLong(RequestError):
+    """The request's target is longer than allowed."""
+
+
+class HeadTooLarge(RequestError):
+    """The request's head has more bytes or headers than allowed."""
+
+
+class TooManyConnections(RequestError):
+    """The server has as many connections as allowed, and all of them are busy."""
+
+
+class UnknownRoute(RequestError):
+    """No route has the request's path."""
+
+
+class MethodNotAllowed(RequestError):
+    """The route does not have the request's method."""
+
+
+class BadPreflight(RequestError):
+    """A preflight of a listed origin asks for what is not allowed."""
+
+
 class BadParameter(RequestError):
     """A parameter of the request is not known or has a value that is not allowed."""
 
@@ -159,3 +191,7 @@ class DeadlinePassed(RequestError):
 
 class NotReady(RequestError):
     """The model is not loaded yet, or the server is shutting down."""
+
+
+class InternalError(RequestError):
+    """The server failed on the request, which is a defect."""

@@ -1,10 +1,11 @@
-"""Maps each error to its HTTP status, title and retry advice, and writes the RFC 9457 problem.
+"""Maps each error to its HTTP status, title, reason and retry advice, and writes the RFC 9457 problem.
 
 Titles are RFC 9110's reason phrases, because the type of the problems is `about:blank` (RFC 9457, section 4.2.1).
 """
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ class Rule:
 
 
 RULES: Final[dict[type[errors.RequestError], Rule]] = {
+    errors.MalformedRequest: Rule(400, "Bad Request"),
+    errors.BadPreflight: Rule(400, "Bad Request"),
     errors.BadParameter: Rule(400, "Bad Request"),
     errors.MalformedUpload: Rule(400, "Bad Request"),
     errors.MissingFile: Rule(400, "Bad Request"),
@@ -31,14 +34,18 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.Unauthorized: Rule(401, "Unauthorized"),
     errors.ForeignOrigin: Rule(403, "Forbidden"),
     errors.ForeignHost: Rule(403, "Forbidden"),
-    errors.UploadTooSlow: Rule(408, "Request Timeout"),
+    errors.UnknownRoute: Rule(404, "Not Found"),
     errors.UnknownModel: Rule(404, "Not Found"),
+    errors.MethodNotAllowed: Rule(405, "Method Not Allowed"),
+    errors.HeadTooSlow: Rule(408, "Request Timeout"),
+    errors.UploadTooSlow: Rule(408, "Request Timeout"),
     errors.UnboundedBody: Rule(411, "Length Required"),
     errors.UploadTooLarge: Rule(413, "Content Too Large"),
     errors.TooManyFiles: Rule(413, "Content Too Large"),
     errors.TooManyPixels: Rule(413, "Content Too Large"),
     errors.TooManyFrames: Rule(413, "Content Too Large"),
     errors.TooComplex: Rule(413, "Content Too Large"),
+    errors.TargetTooLong: Rule(414, "URI Too Long"),
     errors.UnsupportedBody: Rule(415, "Unsupported Media Type"),
     errors.UnsupportedFormat: Rule(415, "Unsupported Media Type"),
     errors.UndecodableImage: Rule(422, "Unprocessable Content"),
@@ -47,9 +54,15 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.DecoderDied: Rule(422, "Unprocessable Content"),
     errors.UploadsFull: Rule(429, "Too Many Requests", retry_after=1),
     errors.QueueFull: Rule(429, "Too Many Requests", retry_after=1),
+    errors.HeadTooLarge: Rule(431, "Request Header Fields Too Large"),
+    errors.InternalError: Rule(500, "Internal Server Error"),
     errors.NotReady: Rule(503, "Service Unavailable", retry_after=1),
+    errors.TooManyConnections: Rule(503, "Service Unavailable", retry_after=1),
     errors.DeadlinePassed: Rule(504, "Gateway Timeout"),
 }
+# The fixed word of each error, in problems, metrics and the log: its class's name.
+REASONS: Final = {error: re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower() for error in RULES}
+REASONS[errors.Unauthorized] = "unauthorised"  # since the first release
 _LONGEST_RETRY: Final = 30
 
 
@@ -59,9 +72,9 @@ def retry_after(error: errors.RequestError) -> int | None:
     return None if seconds is None else min(max(1, math.ceil(seconds)), _LONGEST_RETRY)
 
 
-def problem(status: int, title: str, detail: str) -> dict[str, Any]:
+def problem(status: int, title: str, detail: str, reason: str) -> dict[str, Any]:
     """Returns a problem object."""
-    return {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    return {"type": "about:blank", "title": title, "status": status, "detail": detail, "reason": reason}
 
 
 def problem_body(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
@@ -78,4 +91,4 @@ def problem_body(path: str, content: dict[str, Any]) -> tuple[bytes, str]:
 def problem_from(error: errors.RequestError) -> dict[str, Any]:
     """Returns the problem object of an error."""
     rule = RULES[type(error)]
-    return problem(rule.status, rule.title, str(error))
+    return problem(rule.status, rule.title, str(error), REASONS[type(error)])

@@ -79,7 +79,7 @@ def _litserve(peer: Peer, workers: int, threads: int, environment: dict[str, str
 
 
 def _bentoml(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> ServerSpec:
-    command = (str(peer.python.with_name("bentoml")), "serve", "bentoml_server:DenseNet", "--host", "127.0.0.1")
+    command = (str(peer.python), "-m", "bentoml", "serve", "bentoml_server:DenseNet", "--host", "127.0.0.1")
     home = {"BENTOML_HOME": str(ROOT / "build/benchmarks/bentoml")}
     return ServerSpec(
         "", (*command, "--port", "{port}"), "/classify", "multipart:image", environment | home, folder=SERVERS
@@ -87,7 +87,7 @@ def _bentoml(peer: Peer, workers: int, threads: int, environment: dict[str, str]
 
 
 def _mlserver(peer: Peer, workers: int, threads: int, environment: dict[str, str]) -> ServerSpec:
-    command = (str(peer.python.with_name("mlserver")), "start", ".")
+    command = (str(peer.python), "-c", "from mlserver.cli import main; main()", "start", ".")
     # 0: the model runs in the server's own process.
     parallel = 0 if workers == 1 else workers
     own = {

@@ -1,6 +1,6 @@
 """The ASGI application: its routes, its middleware and its responses to errors."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from starlette.applications import Starlette
@@ -18,16 +18,15 @@ from serve.api.api_keys import KeyFile
 from serve.api.handlers import Handlers
 from serve.api.middleware import LingeringClose, OriginGuard, RequestLog, api_key
 from serve.api.pipeline import Pipeline
-from serve.api.responses import error_response, problem_response
+from serve.api.responses import error_response
 from serve.api.v2.handlers import Handler, InferenceHandlers
 from serve.api.v2.messages import LENGTH_HEADER
 from serve.config.hosts import AllowedHosts
 from serve.config.settings import Config
-from serve.errors import RequestError
+from serve.errors import BadPreflight, MethodNotAllowed, RequestError, UnknownRoute
 from serve.imaging.pool import DEATHS
 from serve.model.classifier import Classifier
 from serve.observability.metrics import NO_ROUTE, Metrics
-from serve.problems import problem
 from serve.scheduling.lifecycle import Lifecycle
 
 # Raises `Unauthorized` unless the key is accepted; None is a request without a key.
@@ -81,8 +80,8 @@ class _RefusedPreflight(Response):
         self._kept = {name: value for name, value in plain.headers.items() if not name.startswith("content-")}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        content = problem(400, "Bad Request", f"The CORS preflight was refused; not allowed: {self._refused}.")
-        await problem_response(scope["path"], content, self._kept)(scope, receive, send)
+        refused = BadPreflight(f"The CORS preflight was refused; not allowed: {self._refused}.")
+        await error_response(scope, refused, self._kept)(scope, receive, send)
 
 
 def create_app(
@@ -135,12 +134,12 @@ def create_app(
         middleware=[
             Middleware(RequestLog, metrics, route_of=_route_template(routes)),
             Middleware(LingeringClose, draining=lambda: lifecycle.draining),
-            Middleware(OriginGuard, metrics, AllowedHosts(config.allowed_hosts, config.host), config.cors_origins),
+            Middleware(OriginGuard, AllowedHosts(config.allowed_hosts, config.host), config.cors_origins),
             *([cors] if config.cors_origins else []),
         ],
         exception_handlers={
-            RequestError: cast(ExceptionHandler, _on_request_error(metrics)),
-            HTTPException: cast(ExceptionHandler, _answer_http_exception),
+            RequestError: cast(ExceptionHandler, _on_request_error),
+            HTTPException: cast(ExceptionHandler, _on_http_exception),
             ClientDisconnect: _on_client_disconnect,
         },
         lifespan=pipeline.lifespan,
@@ -162,25 +161,22 @@ def _route_template(routes: Sequence[Route]) -> Callable[[Scope], str]:
 
 
 # The error handlers are coroutines, because Starlette runs plain functions on a thread: 3 ms each on busy CPUs.
-def _on_request_error(metrics: Metrics) -> Callable[[Request, RequestError], Awaitable[Response]]:
-    async def answer(request: Request, error: RequestError) -> Response:
-        error.__traceback__ = None  # its frames refer to the upload and to the error: a cycle of megabytes
-        metrics.count_rejected_request(error)
-        return error_response(request.scope["path"], error, request.scope.get("timing"))
-
-    return answer
+async def _on_request_error(request: Request, error: RequestError) -> Response:
+    error.__traceback__ = None  # its frames refer to the upload and to the error: a cycle of megabytes
+    return error_response(request.scope, error, request.scope.get("timing"))
 
 
-async def _answer_http_exception(request: Request, error: HTTPException) -> Response:
+async def _on_http_exception(request: Request, error: HTTPException) -> Response:
     """Responds to what the framework refuses: an unknown route, or a method that the route does not have."""
     headers = error.headers or {}
+    refused: RequestError = UnknownRoute(
+        "There is no such route; POST /upload classifies images, and GET /docs lists the other routes."
+    )
     if error.status_code == 405:
-        detail = f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies images."
-        content = problem(405, "Method Not Allowed", detail)
-    else:
-        detail = "There is no such route; POST /upload classifies images, and GET /docs lists the other routes."
-        content = problem(404, "Not Found", detail)
-    return problem_response(request.scope["path"], content, headers)
+        refused = MethodNotAllowed(
+            f"{request.method} is not allowed here; allowed: {headers['Allow']}. POST /upload classifies images."
+        )
+    return error_response(request.scope, refused, headers)
 
 
 async def _on_client_disconnect(request: Request, error: Exception) -> Response:

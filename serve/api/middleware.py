@@ -12,12 +12,11 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.api.responses import error_response, problem_response
+from serve.api.responses import error_response
 from serve.config.hosts import AllowedHosts, is_same_origin
-from serve.errors import ForeignHost, ForeignOrigin
+from serve.errors import ForeignHost, ForeignOrigin, InternalError
 from serve.observability.correlation import parse_traceparent, request_id_from
 from serve.observability.metrics import Metrics
-from serve.problems import problem
 
 access_log = logging.getLogger("serve.access")
 error_log = logging.getLogger("serve.error")
@@ -33,7 +32,8 @@ class RequestLog:
     """Gives each request an id, a line in the access log and a count, and turns a defect into a 500 problem.
 
     It puts `request_id` into the scope, and reads from it: `stages`, the seconds of each stage; `answered`, the time of
-    the response by `time.perf_counter`; `refused`, the status that the protocol sent by itself.
+    the response by `time.perf_counter`; `reason`, why the request was refused; `refused`, the status that the protocol
+    sent by itself.
 
     Args:
         app: the wrapped application.
@@ -73,13 +73,14 @@ class RequestLog:
             error_log.exception("unexpected error", extra={"fields": {"request_id": request_id}})
             if record["status"]:
                 raise  # part of the response is sent: only closing the connection tells the client
-            detail = "The server failed on this request, which is a defect; its log has more under this request id."
-            defect = {**problem(500, "Internal Server Error", detail), "request_id": request_id}
-            await problem_response(scope["path"], defect)(scope, receive, stamping_send)
+            defect = InternalError(
+                "The server failed on this request, which is a defect; its log has more under this request id."
+            )
+            await error_response(scope, defect, request_id=request_id)(scope, receive, stamping_send)
         finally:
             seconds = scope.get("answered", time.perf_counter()) - started
             record["status"] = scope.get("refused", record["status"])
-            self.metrics.request_finished(self.route_of(scope), record["status"], seconds)
+            self.metrics.request_finished(self.route_of(scope), record["status"], seconds, scope.get("reason"))
             _log_access(scope, request_id, record, seconds)
 
 
@@ -132,14 +133,12 @@ class OriginGuard:
 
     Args:
         app: the wrapped application.
-        metrics: where refusals are counted.
         hosts: the allowed hosts.
         origins: other origins whose pages may use the server.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts, origins: tuple[str, ...]) -> None:
         self.app = app
-        self.metrics = metrics
         self.hosts = hosts
         self.origins = origins
 
@@ -148,8 +147,7 @@ class OriginGuard:
         if refused is None:
             await self.app(scope, receive, send)
             return
-        self.metrics.count_rejected_request(refused)
-        await error_response(scope["path"], refused)(scope, receive, send)
+        await error_response(scope, refused)(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> ForeignHost | ForeignOrigin | None:
         host, origin = (_header(scope, name).decode("latin-1") for name in (b"host", b"origin"))
@@ -160,7 +158,7 @@ class OriginGuard:
         site = _header(scope, b"sec-fetch-site").decode("latin-1")
         if is_same_origin(origin, site, scope["scheme"], host):
             return None
-        return ForeignOrigin(f"Requests from pages of {origin[:100]} are refused; --cors-origins lists those allowed.")
+        return ForeignOrigin(f"Pages of {origin[:100]!r} may not use this server; --cors-origins lists those that may.")
 
 
 async def _drop_rest(receive: Receive, seconds: float) -> None:
@@ -187,6 +185,8 @@ def _log_access(scope: Scope, request_id: str, record: dict[str, int], seconds: 
         "ms": round(seconds * 1000, 2),
         **parse_traceparent(_header(scope, b"traceparent").decode("latin-1")),
     }
+    if "reason" in scope:
+        fields["reason"] = scope["reason"]
     if "stages" in scope:
         fields["stages_ms"] = {stage: round(spent * 1000, 3) for stage, spent in scope["stages"].items()}
     access_log.info("%s %s %d", fields["method"], path, record["status"], extra={"fields": fields})

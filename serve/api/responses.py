@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from serve.errors import RequestError, Unauthorized
 from serve.model.classifier import Classified, prediction
@@ -18,20 +19,26 @@ class JSONLineResponse(JSONResponse):
         return super().render(content) + b"\n"
 
 
-def problem_response(path: str, problem: dict[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Returns a problem as the response to a request for `path`."""
-    body, media_type = problem_body(path, problem)
-    return Response(body, problem["status"], headers, media_type)
+def error_response(
+    scope: Scope, error: RequestError, headers: Mapping[str, str] | None = None, **members: str
+) -> Response:
+    """Returns an error as the response to a request, and puts its `reason` into the scope for `RequestLog`.
 
-
-def error_response(path: str, error: RequestError, headers: Mapping[str, str] | None = None) -> Response:
-    """Returns an error as the response to a request for `path`, with the headers that belong to its status."""
+    Args:
+        scope: the request's.
+        error: what was wrong.
+        headers: besides those that belong to the error's status.
+        members: of the problem object, besides the usual ones.
+    """
     headers = dict(headers or {})
     if (seconds := retry_after(error)) is not None:
         headers["Retry-After"] = str(seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem_response(path, problem_from(error), headers)
+    problem = {**problem_from(error), **members}
+    scope["reason"] = problem["reason"]
+    body, media_type = problem_body(scope["path"], problem)
+    return Response(body, problem["status"], headers, media_type)
 
 
 def result_entry(outcome: Outcome[Classified], model_name: str, threshold: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ thread each. All settings are measured in turn in each round, so that noise affe
 
 import os
 import re
+import shlex
 import statistics
 import sys
 import threading
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        how = "here" if target == Path(DEFAULT_FILE) else f"with --config {target}"
+        how = "here" if target == Path(DEFAULT_FILE) else f"with --config {shlex.quote(str(target))}"
         print(printable(f"Saved in {target}; the server reads it if started {how}."))
     return 0
 

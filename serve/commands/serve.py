@@ -127,6 +127,8 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
     plan = config.thread_plan
     if classifier.decoders.state == OFF:
         log.warning("sandbox=off: images are decoded in the process that has the model and the keys; debugging only")
+    if "null" in config.cors_origins:
+        log.warning("cors_origins lists null, which any web page can send from a sandboxed frame: keys are advisable")
     log.info(
         "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d), decoders %s; "
         "try: curl -F 'file=@cat.jpg' %s/upload",

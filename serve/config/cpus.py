@@ -6,6 +6,7 @@ counts as none.
 
 import math
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -75,7 +76,7 @@ def _cpu_groups(root: Path) -> list[tuple[Path, Path]]:
                 groups.update(dict.fromkeys(controllers.split(","), path))
     found = []
     for line in _lines(root / "proc/self/mountinfo"):
-        match (*line.partition(" - ")[0].split(" "), *line.partition(" - ")[2].split(" ")):
+        match [_unescaped(field) for part in line.partition(" - ")[::2] for field in part.split(" ")]:
             case [_, _, _, shown, point, *_, kind, _, options]:
                 pass
             case _:
@@ -91,6 +92,11 @@ def _cpu_groups(root: Path) -> list[tuple[Path, Path]]:
     return found
 
 
+def _unescaped(field: str) -> str:
+    """Decodes a field of mountinfo, in which a blank is `\\040`; tab, line feed and backslash are escaped alike."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), field)
+
+
 def _quota(folder: Path) -> float | None:
     """Reads one group's own quota in CPUs; `max` and negative values mean none."""
     texts = _lines(folder / "cpu.max") or _lines(folder / "cpu.cfs_quota_us") + _lines(folder / "cpu.cfs_period_us")
@@ -103,6 +109,6 @@ def _quota(folder: Path) -> float | None:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        return path.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
         return []

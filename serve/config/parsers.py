@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from serve.config.origins import parse_origin
+
 Parser = Callable[[str], Any]
 FORMATS: Final = ("jpeg", "png", "webp", "gif", "bmp", "tiff", "avif")
 _MAX_LIST: Final = 4096
@@ -52,8 +54,8 @@ def file_path(text: str) -> Path:
 
 
 def origins(text: str) -> tuple[str, ...]:
-    """Parses origins of web pages, separated by commas or spaces."""
-    return _matching(split_list(text), r"https?://[^/\s]+", "an origin such as https://example.org")
+    """Parses origins of web pages, separated by commas or spaces, as browsers send them."""
+    return tuple(map(parse_origin, split_list(text)))
 
 
 def host_names(text: str) -> tuple[str, ...]:

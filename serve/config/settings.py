@@ -110,7 +110,10 @@ class Config:
         "and * are allowed; none: any host, or loopback only if the server listens on loopback only",
     )
     cors_origins: tuple[str, ...] = _setting(
-        (), origins, "origins whose pages may call the server from a browser, separated by commas"
+        (),
+        origins,
+        "origins whose pages may call the server from a browser, separated by commas, as browsers send them: "
+        "https://example.org, capacitor://localhost, null",
     )
     api_keys_file: Path | None = _setting(
         None, file_path, "file of API keys, one per line, required by /upload and /v2; reread when it changes"

@@ -13,7 +13,7 @@ from threading import Thread
 from typing import Any, BinaryIO, Final
 
 from serve.config.regular_file import NotRegular, open_regular
-from serve.errors import EmptyFile, RequestError, UploadTooLarge
+from serve.errors import EmptyFile, InternalError, RequestError, UploadTooLarge
 from serve.imaging.normalise import FloatArray
 from serve.model.classifier import Classifier, prediction
 from serve.problems import problem, problem_from
@@ -129,7 +129,7 @@ def classify_file(
     except Exception:
         log.exception("unexpected error with %s", path)
         detail = "The classifier failed on this file, which is a defect; the log on standard error has the traceback."
-        return {"file": path, **problem(500, "Internal Server Error", detail)}
+        return {"file": path, **problem_from(InternalError(detail))}
 
 
 def is_problem(record: Record) -> bool:
@@ -140,15 +140,17 @@ def is_problem(record: Record) -> bool:
 def _unreadable(path: str, error: OSError) -> dict[str, Any]:
     match error:
         case FileNotFoundError() | NotADirectoryError() if os.path.islink(path):  # noqa: PTH114  Path may raise
-            return problem(404, "Not Found", "This is a link to a file that does not exist.")
+            return problem(404, "Not Found", "This is a link to a file that does not exist.", "no_such_file")
         case FileNotFoundError() | NotADirectoryError():
-            return problem(404, "Not Found", "There is no such file.")
+            return problem(404, "Not Found", "There is no such file.", "no_such_file")
         case PermissionError():
             kind = "directory" if os.path.isdir(path) else "file"  # noqa: PTH112  Path may raise
-            return problem(403, "Forbidden", f"The {kind} may not be read.")
+            return problem(403, "Forbidden", f"The {kind} may not be read.", "unreadable")
         case IsADirectoryError():
-            return problem(415, "Unsupported Media Type", "This is a directory, not a file.")
+            return problem(415, "Unsupported Media Type", "This is a directory, not a file.", "not_a_file")
         case NotRegular():
-            return problem(415, "Unsupported Media Type", "This is not a file but a device, a pipe or a socket.")
+            detail = "This is not a file but a device, a pipe or a socket."
+            return problem(415, "Unsupported Media Type", detail, "not_a_file")
         case _:
-            return problem(404, "Not Found", f"{UNREADABLE_DETAIL}: {(error.strerror or 'unknown').lower()}.")
+            detail = f"{UNREADABLE_DETAIL}: {(error.strerror or 'unknown').lower()}."
+            return problem(404, "Not Found", detail, "unreadable")

@@ -30,7 +30,7 @@ def make_decoders(
     """
     limits = ImageLimits(config.max_pixels, config.max_frames, config.max_decode_ms / 1000)
     rules = Rules(preprocessing, limits, config.exif_orientation, config.decode == "exact", jpeg)
-    if fork_server is None:
+    if fork_server is None or config.sandbox == OFF:
         return InProcessDecoder(rules)
     options = PoolOptions(
         rules,

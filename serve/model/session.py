@@ -185,7 +185,11 @@ def _create_session(path: Path, intra_op_threads: int, providers: list[str]) -> 
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Threads spin while they wait for each other during an inference, which is fastest, and sleep after it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    return ort.InferenceSession(path, options, providers=providers)
+    with open_regular(path) as file:
+        utf8 = str(path).encode("utf-8", "replace").decode() == str(path)
+        # onnxruntime takes a name in UTF-8 only; a descriptor has one, whatever the file's own name is.
+        name = str(path) if utf8 else f"/proc/self/fd/{file.fileno()}"
+        return ort.InferenceSession(name, options, providers=providers)
 
 
 @cache

@@ -5,7 +5,6 @@ Labels take their values from fixed sets: route templates, status codes, stages,
 
 import operator
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,9 +25,8 @@ from prometheus_client import (
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from serve import errors
 from serve.observability.shared_metrics import FOLDER_VARIABLE
-from serve.problems import RULES
+from serve.problems import REASONS
 
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # The `route` of requests that match no route, and of connections refused before a request was parsed.
@@ -102,8 +100,8 @@ class Metrics:
         self._in_progress = gauge(
             "serve_requests_in_progress", "Requests begun and not yet answered.", multiprocess_mode="livesum"
         )
-        rejected = counter("serve_rejected", "Requests that were refused, by reason.", ["reason"])
-        self._rejected = {reason: rejected.labels(reason) for reason in _REASONS.values()}
+        rejected = counter("serve_rejected", "Requests and connections that were refused, by reason.", ["reason"])
+        self._rejected = {reason: rejected.labels(reason) for reason in REASONS.values()}
         self._deaths = counter(
             "serve_decoder_deaths", "Decoder processes that ended before their time, by reason.", ["reason"]
         )
@@ -140,22 +138,28 @@ class Metrics:
         """Counts a request in progress."""
         self._in_progress.inc()
 
-    def request_finished(self, route: str, code: int, seconds: float) -> None:
-        """Counts a request that was answered or abandoned; `route` is its template, or `NO_ROUTE`."""
+    def request_finished(self, route: str, code: int, seconds: float, reason: str | None = None) -> None:
+        """Counts a request that was answered or abandoned.
+
+        Args:
+            route: its route's template, or `NO_ROUTE`.
+            code: its status.
+            seconds: its duration.
+            reason: why it was refused; None if it was not.
+        """
         self._in_progress.dec()
         self.update_queue_depth()
         if self.dropped_lines() > self._dropped:
             self._update_dropped_lines()
         self._requests.labels(route, code).inc()
         self._durations.labels(route).observe(seconds)
+        if reason is not None:
+            self._rejected[reason].inc()
 
-    def count_rejected_request(self, error: errors.RequestError) -> None:
-        """Counts a request that was refused with this error."""
-        self._rejected[_REASONS[type(error)]].inc()
-
-    def count_refused_connection(self, code: int) -> None:
+    def count_refused_connection(self, code: int, reason: str) -> None:
         """Counts a connection refused before a request was parsed."""
         self._requests.labels(NO_ROUTE, code).inc()
+        self._rejected[reason].inc()
 
     def observe_stage(self, stage: str, seconds: float) -> None:
         """Records the time of one of `STAGES` for an image or, for `read`, an upload."""
@@ -193,7 +197,3 @@ def _parent_cpu_seconds() -> float:
     except OSError:
         return 0.0
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-
-
-_REASONS: Final = {error: re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower() for error in RULES}
-_REASONS[errors.Unauthorized] = "unauthorised"  # the label's value since the first release

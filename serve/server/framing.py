@@ -4,22 +4,15 @@ Two servers in a row may read them differently (request smuggling).
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from serve.config.hosts import host_name
+from serve.errors import MalformedRequest
 
 _VERSIONS: Final = ("1.1", "1.0")
 
 
-class Refusal(NamedTuple):
-    """The status, title and detail of the problem that a request is refused with."""
-
-    status: int
-    title: str
-    detail: str
-
-
-def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Refusal | None:
+def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes]]) -> MalformedRequest | None:
     """Returns the first violation of RFC 9112, sections 2.3, 3.2 and 6.1, or None.
 
     Args:
@@ -28,23 +21,23 @@ def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes
         headers: with names in lower case.
     """
     if version not in _VERSIONS:
-        return _bad_request(f"HTTP/{version} is not supported; use HTTP/1.1 or HTTP/1.0.")
+        return MalformedRequest(f"HTTP/{version} is not supported; use HTTP/1.1 or HTTP/1.0.")
     hosts = [value for name, value in headers if name == b"host"]
     if len(hosts) > 1:
-        return _bad_request(f"The request has {len(hosts)} Host headers; the limit is 1.")
+        return MalformedRequest(f"The request has {len(hosts)} Host headers; the limit is 1.")
     if not hosts and version != "1.0":
-        return _bad_request(f"The request has no Host header, which HTTP/{version} requires.")
+        return MalformedRequest(f"The request has no Host header, which HTTP/{version} requires.")
     if hosts and hosts[0] and host_name(hosts[0].decode("latin-1")) is None:
-        return _bad_request("The Host header is malformed; it must be a name or an address, optionally with a port.")
+        return MalformedRequest("The Host header is malformed; it must be a name or an address, perhaps with a port.")
     if hosts and _authority(url).lower() not in (b"", hosts[0].lower()):
-        return _bad_request("The request target and the Host header name different hosts.")
+        return MalformedRequest("The request target and the Host header name different hosts.")
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if not codings:
         return None
     if version == "1.0":
-        return _bad_request(f"The request has a Transfer-Encoding, which HTTP/{version} does not have.")
+        return MalformedRequest(f"The request has a Transfer-Encoding, which HTTP/{version} does not have.")
     if [coding.strip().lower() for coding in codings] != [b"chunked"]:
-        return _bad_request("The only supported Transfer-Encoding is chunked, once.")
+        return MalformedRequest("The only supported Transfer-Encoding is chunked, once.")
     return None
 
 
@@ -53,7 +46,3 @@ def _authority(url: bytes) -> bytes:
     _, separator, rest = url.partition(b"://")
     is_absolute = separator and not url.startswith(b"/")
     return rest.partition(b"/")[0].partition(b"?")[0] if is_absolute else b""
-
-
-def _bad_request(detail: str) -> Refusal:
-    return Refusal(400, "Bad Request", detail)

@@ -14,11 +14,12 @@ from typing import Any, Final, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from serve.errors import HeadTooLarge, HeadTooSlow, MalformedRequest, RequestError, TargetTooLong, TooManyConnections
 from serve.observability.correlation import request_id_from
 from serve.observability.metrics import Metrics
-from serve.problems import problem, problem_body
+from serve.problems import problem_body, problem_from, retry_after
 from serve.server.connections import ConnectionLimiter
-from serve.server.framing import Refusal, check_framing
+from serve.server.framing import check_framing
 from serve.server.transport import CoalescingTransport
 
 log = logging.getLogger("serve.access")
@@ -36,22 +37,15 @@ _MAX_PIPELINED: Final = 8
 # The average rate at which a response has to be read, after its first seconds.
 _BYTES_PER_SECOND: Final = 64 * 1024
 
-
-def _too_large(detail: str) -> Refusal:
-    return Refusal(431, "Request Header Fields Too Large", detail)
-
-
-_BYTES_LIMIT: Final = _too_large(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
-_TARGET_LIMIT: Final = Refusal(
-    414, "URI Too Long", f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes."
-)
-_HEADERS_LIMIT: Final = _too_large(f"The request has more headers than the limit of {_MAX_HEADERS}.")
+_BYTES_LIMIT: Final = HeadTooLarge(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
+_TARGET_LIMIT: Final = TargetTooLong(f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes.")
+_HEADERS_LIMIT: Final = HeadTooLarge(f"The request has more headers than the limit of {_MAX_HEADERS}.")
 # How often a half-closed connection is checked, and the TCP state of one that the client has reset (tcp(7)).
 _CHECK_SECONDS: Final = 0.1
 _TCP_CLOSE: Final = 7
 # SO_LINGER on with 0 seconds: closing resets the connection and discards unsent data.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
-_NOT_HTTP: Final = Refusal(400, "Bad Request", "The request is not valid HTTP/1.1 (RFC 9112).")
+_NOT_HTTP: Final = MalformedRequest("The request is not valid HTTP/1.1 (RFC 9112).")
 
 
 class _StopParsing(Exception):
@@ -81,7 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
     _kept_bytes = 0  # received since the parser last called back
     _in_body = False
     _headers = 0
-    _refusal = _NOT_HTTP  # what to answer when parsing ends
+    _refusal: RequestError = _NOT_HTTP  # what to answer when parsing ends
     _refused = False
     _received = b""  # the data that the current head arrived in
 
@@ -90,8 +84,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self.all_connections.add(self):
             self._wait_for_head()
         else:
-            detail = "The server has reached its limit of connections, and all of them are busy; try again in a moment."
-            self._refuse(503, "Service Unavailable", detail, "Retry-After: 1\r\n")
+            self._refuse(
+                TooManyConnections(
+                    "The server has reached its limit of connections, and all of them are busy; try again in a moment."
+                )
+            )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.all_connections.remove(self)
@@ -232,7 +229,7 @@ class HttpProtocol(HttpToolsProtocol):
         return False
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(*self._refusal)
+        self._refuse(self._refusal)
 
     def _feed(self, data: bytes) -> None:
         self._kept_bytes += len(data)
@@ -286,8 +283,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Closes a connection without a request, or refuses a request whose head is not complete in time."""
         self._head_timer = None
         if self._begun:
-            detail = f"The request's head was not complete within the limit of {self.head_seconds:g} s."
-            self._refuse(408, "Request Timeout", detail)
+            limit = f"{self.head_seconds:g} s"
+            self._refuse(HeadTooSlow(f"The request's head was not complete within the limit of {limit}."))
         else:
             self.transport.close()
 
@@ -313,13 +310,15 @@ class HttpProtocol(HttpToolsProtocol):
             last.keep_alive = False
         return True
 
-    def _refuse(self, status: int, title: str, detail: str, headers: str = "") -> None:
+    def _refuse(self, error: RequestError) -> None:
         """Answers what never becomes a request, and closes once the client has had time to read the response."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
         if self._end_after_answers():
             return
+        problem = problem_from(error)
+        status, reason = problem["status"], problem["reason"]
         if self.cycle is not None and not self.cycle.response_complete:
             if self.cycle.response_started:
                 self.transport.close()
@@ -330,20 +329,23 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             scope = cast(dict[str, Any], self.cycle.scope)
-            scope["refused"] = status
+            scope["refused"], scope["reason"] = status, reason
             method = scope["method"]
             request_id, path = scope.setdefault("request_id", request_id_from(scope["headers"])), scope["path"]
         else:
             method = self.parser.get_method().decode() if self._begun else ""
             request_id, path = request_id_from(self.headers if self._begun else ()), ""
-            fields = {"request_id": request_id, "client": self.client[0] if self.client else None, "status": status}
-            log.info("%d %s", status, detail, extra={"fields": fields})
+            client = self.client[0] if self.client else None
+            fields = {"request_id": request_id, "client": client, "status": status, "reason": reason}
+            log.info("%d %s", status, error, extra={"fields": fields})
             if self.metrics is not None:
-                self.metrics.count_refused_connection(status)
-        body, media_type = problem_body(path, problem(status, title, detail))
+                self.metrics.count_refused_connection(status, reason)
+        body, media_type = problem_body(path, problem)
+        seconds = retry_after(error)
+        advice = "" if seconds is None else f"Retry-After: {seconds}\r\n"
         head = (
-            f"HTTP/1.1 {status} {title}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
-            f"X-Request-ID: {request_id}\r\nConnection: close\r\n{headers}\r\n"
+            f"HTTP/1.1 {status} {problem['title']}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n"
+            f"X-Request-ID: {request_id}\r\nConnection: close\r\n{advice}\r\n"
         )
         self.transport.write(head.encode() + (b"" if method == "HEAD" else body))
         self.transport.write_eof()

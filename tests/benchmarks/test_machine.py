@@ -1,6 +1,7 @@
 """What results record: the environment of child processes, the state of the tree, the baseline's torch."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_the_build_of_torch_is_asked_of_torch_itself(
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.14.1\n")
     (installed / "RECORD").write_text("torch/__init__.py,,\n")
     python = tmp_path / "python"  # stands for an environment with this torch
-    python.write_text(f'#!/bin/sh\nPYTHONPATH={tmp_path} exec {sys.executable} "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={shlex.quote(str(tmp_path))} exec {shlex.quote(sys.executable)} "$@"\n')
     python.chmod(0o755)
     build = torch_build(python)
     assert build == {"torch": "2.14.1+here", "cuda": cuda, "megabytes": 2.0}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
+from serve.problems import REASONS, RULES
 from tests.hostile.pictures import ACCEPTED, BOUNDED, REFUSED
 from tests.references import pictures
 
@@ -365,6 +366,9 @@ KINDS: Final[dict[Maker, int]] = {
 }
 
 
+_STATUSES: Final = {reason: RULES[error].status for error, reason in REASONS.items()}
+
+
 @cache
 def bomb(name: str) -> Attack:
     """A request with an image of `tests.hostile.pictures`."""
@@ -387,4 +391,5 @@ def matches_contract(status: int, content_type: str, body: bytes) -> bool:
     problem = json.loads(body)
     if content_type == "application/json":  # errors of the Open Inference Protocol
         return list(problem) == ["error"] and isinstance(problem["error"], str)
-    return content_type.startswith("application/problem+json") and bool(problem["status"] == status)
+    known = problem["status"] == status == _STATUSES.get(problem.get("reason"))
+    return content_type.startswith("application/problem+json") and known

@@ -36,7 +36,7 @@ def assert_problem(answer: httpx2.Response, status: int, *words: str) -> dict[st
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = answer.json()
-    assert set(problem) >= {"type", "title", "status", "detail"}
+    assert set(problem) >= {"type", "title", "status", "detail", "reason"}
     assert problem["status"] == status
     for word in words:
         assert word in problem["detail"]

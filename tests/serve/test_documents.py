@@ -66,6 +66,8 @@ def test_a_command_that_is_not_run_here_names_existing_targets_and_flags(text: s
             assert word.startswith("-") or re.search(pattern, makefile, re.MULTILINE), f"make knows no {word}"
     elif words[0].rpartition("/")[2] == "python":
         program = words[2].replace(".", "/") if words[1] == "-m" else words[1]
+        if program == "pytest":
+            program = words[-1]
         assert (ROOT / program).is_dir() or (ROOT / program).with_suffix(".py").is_file(), f"there is no {program}"
         for flag in [word.partition("=")[0] for word in words if word.startswith("--")]:
             assert f'"{flag}"' in source_of(program.partition("/")[0]) or f" {flag} " in help_of_serve(), flag

@@ -18,6 +18,7 @@
 """
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -42,10 +43,12 @@ def tree(tmp_path: Path) -> Path:
 
 def stand_in_python(path: Path, changes: str) -> Path:
     """Writes a Python interpreter that first runs `changes`."""
-    path.write_text(
-        f"#!{sys.executable}\nimport runpy, sys\n{changes}\n"
+    code = path.with_name(f"{path.name}.py")
+    code.write_text(
+        f"import runpy, sys\n{changes}\n"
         "del sys.argv[0]\nsys.path[0] = 'requirements'\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(code))} "$@"\n')
     path.chmod(0o755)
     return path
 

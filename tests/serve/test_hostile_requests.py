@@ -37,8 +37,8 @@ def test_every_kind_of_request_has_expected_answers() -> None:
 
 
 def test_an_answer_with_internal_details_violates_the_contract() -> None:
-    def problem(detail: str, status: int = 422) -> bytes:
-        return json.dumps({"status": status, "detail": detail}).encode()
+    def problem(detail: str, status: int = 422, reason: str = "undecodable_image") -> bytes:
+        return json.dumps({"status": status, "detail": detail, "reason": reason}).encode()
 
     kind = "application/problem+json"
     assert matches_contract(422, kind, problem("The PNG image cannot be decoded."))
@@ -47,6 +47,8 @@ def test_an_answer_with_internal_details_violates_the_contract() -> None:
         422, kind, problem("ValueError('x') in /usr/local/lib/python3.11/site-packages/PIL/Image.py")
     )
     assert not matches_contract(422, kind, problem("fine", status=400))
+    assert not matches_contract(422, kind, problem("fine", reason="another"))
+    assert not matches_contract(422, kind, problem("fine", reason="empty_file"))
     assert not matches_contract(422, "text/plain", problem("fine"))
     assert matches_contract(400, "application/json", b'{"error": "There is no input."}')
     assert not matches_contract(400, "application/json", problem("fine"))

@@ -9,12 +9,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
-from serve import __version__, errors
+from serve import __version__
 from serve.api.app import create_app
 from serve.config.settings import ROOT, Config
 from serve.model.classifier import Classifier
 from serve.observability.metrics import Metrics
-from serve.problems import RULES
 from tests.serve.conftest import ClientFor
 
 
@@ -63,6 +62,8 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_rejected_total", reason="unsupported_format") == 1
     assert value(found, "serve_rejected_total", reason="bad_parameter") == 1
     assert value(found, "serve_rejected_total", reason="unknown_model") == 1
+    assert value(found, "serve_rejected_total", reason="unknown_route") == 20
+    assert value(found, "serve_rejected_total", reason="method_not_allowed") == 1
     assert value(found, "serve_rejected_total", reason="queue_full") == 0
     assert value(found, "serve_queue_depth") == 0
     assert value(found, "serve_requests_in_progress") == 1  # this one
@@ -142,24 +143,6 @@ def test_the_queue_depth_is_updated_whenever_it_changes(
         files = [("file", (f"{number}.jpg", cat)) for number in range(3)]
         assert client.post("/upload", files=files).status_code == 200
     assert seen == [2, 1, 0]
-
-
-@pytest.mark.parametrize("error", RULES)
-def test_every_error_has_a_reason(error: type[errors.RequestError]) -> None:
-    metrics = Metrics({"model": "tiny"})
-    before = metrics.render()
-    metrics.count_rejected_request(error("why"))
-    assert before != metrics.render()
-
-
-def test_every_reason_is_explained_to_operators_with_its_status(client: TestClient) -> None:
-    text = (ROOT / "docs" / "operating.md").read_text()
-    told = re.findall(r"^\| `(\w+)` \| (\d{3}) \|", text, re.MULTILINE)
-    reasons = [dict(labels)["reason"] for name, labels in samples(client) if name == "serve_rejected_total"]
-    assert sorted(reason for reason, _ in told) == sorted(reasons)
-    statuses = {error.__name__.lower(): rule.status for error, rule in RULES.items()}
-    statuses["unauthorised"] = statuses.pop("unauthorized")
-    assert all(int(status) == statuses[reason.replace("_", "")] for reason, status in told)
 
 
 def test_every_metric_is_explained_to_operators(client: TestClient) -> None:

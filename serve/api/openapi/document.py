@@ -1,13 +1,14 @@
 """Makes the OpenAPI 3.1 document of one server from openapi.json.
 
 A `{{name}}` in openapi.json stands for one of the values below: a string that is only a placeholder becomes the value
-itself, such as a number; in a longer string the value is inserted as text. Responses under `x-responses` are copied to
-where they are referred to, because some client generators ignore responses behind a `$ref`. Without API keys the
-document has no `security` and no 401.
+itself, such as a number or a list; in a longer string the value is inserted as text. Responses under `x-responses` are
+copied to where they are referred to, because some client generators ignore responses behind a `$ref`. Without API keys
+the document has no `security` and no 401.
 """
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from serve.api.v2.messages import MAX_JSON_BYTES, MAX_JSON_ROWS, VERSION
 from serve.config.settings import Config
 from serve.imaging.formats import ACCEPTED_FORMATS
 from serve.model.postprocess import DEFAULT_TOP_K
+from serve.problems import REASONS
 
 Json = dict[str, Any]
 
@@ -42,7 +44,9 @@ def openapi_document(config: Config, model_name: str, side: int, class_count: in
     return openapi
 
 
-def placeholder_values(config: Config, model_name: str, side: int, class_count: int) -> dict[str, str | int]:
+def placeholder_values(
+    config: Config, model_name: str, side: int, class_count: int
+) -> dict[str, str | int | list[str]]:
     """Returns the value of each placeholder in openapi.json."""
     return {
         "version": __version__,
@@ -57,11 +61,12 @@ def placeholder_values(config: Config, model_name: str, side: int, class_count: 
         "max_pixels": config.max_pixels,
         "max_json_bytes": MAX_JSON_BYTES,
         "max_json_rows": MAX_JSON_ROWS,
+        "reasons": list(REASONS.values()),
         "request_timeout_ms": config.request_timeout_ms,
     }
 
 
-def _filled(template: str, values: dict[str, str | int]) -> Json:
+def _filled(template: str, values: Mapping[str, str | int | list[str]]) -> Json:
     def value(found: re.Match[str]) -> str:
         whole, part = found.groups()
         return json.dumps(values[whole]) if whole else json.dumps(str(values[part]))[1:-1]
