@@ -154,9 +154,9 @@ browser-test: ## test the pages in Chromium; SCREENSHOTS=DIR keeps screenshots
 
 fuzz: ## fuzz decoding, multipart and tensor parsing, FUZZ_SECONDS (60) each
 	@$(install) .venv/fuzz requirements/runtime.txt requirements/fuzz.txt
-	@mkdir -p build/fuzz/picture build/fuzz/boxed build/fuzz/multipart build/fuzz/inference
+	@mkdir -p build/fuzz/picture build/fuzz/decoder build/fuzz/multipart build/fuzz/inference
 	.venv/fuzz/bin/python -m fuzz picture $(fuzz_flags) build/fuzz/picture tests/data/pictures
-	.venv/fuzz/bin/python -m fuzz boxed $(fuzz_flags) build/fuzz/boxed tests/data/pictures
+	.venv/fuzz/bin/python -m fuzz decoder $(fuzz_flags) build/fuzz/decoder tests/data/pictures
 	.venv/fuzz/bin/python -m fuzz multipart $(fuzz_flags) build/fuzz/multipart fuzz/corpus/multipart
 	.venv/fuzz/bin/python -m fuzz inference $(fuzz_flags) build/fuzz/inference fuzz/corpus/inference
 

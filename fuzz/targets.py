@@ -44,7 +44,7 @@ def picture(data: bytes) -> None:
         raise AssertionError(f"an image became {batch.shape} with values up to {abs(batch).max()}")
 
 
-def boxed(data: bytes) -> None:
+def decoder(data: bytes) -> None:
     """Fuzz one file in a decoder process, whose answer must be that of decoding in this process."""
     answers: list[bytes | str] = []
     for decoders in (_pool(), InProcessDecoder(_RULES)):
@@ -101,7 +101,7 @@ def inference(data: bytes) -> None:
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "picture": picture,
-    "boxed": boxed,
+    "decoder": decoder,
     "multipart": multipart,
     "inference": inference,
 }

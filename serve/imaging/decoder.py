@@ -50,6 +50,7 @@ def run(parent: int, terms: Terms, takeover: str) -> NoReturn:
 def preload(takeover: str) -> None:
     """Imports what decoding needs later, when no file can be opened, and turns off warnings and logs."""
     _function(takeover)
+    Image.preinit()  # or it is done when a thumbnail is encoded
     # Plug-ins import these only when they read a file.
     for module in ("PIL.ImagePalette", "PIL.TiffTags", "copy"):
         importlib.import_module(module)

@@ -113,7 +113,7 @@ SENT: dict[str, list[tuple[Callable[[TestClient], Answer], dict[str, Any]]]] = {
     "too_many_files": [(lambda client: client.post("/upload", files=files(3)), {"max_files": 2})],
     "too_many_pixels": [(lambda client: upload(client, picture()), {"max_pixels": 1000})],
     "too_many_frames": [(lambda client: upload(client, animation(3)), {"max_frames": 2})],
-    "too_complex": [(lambda client: upload(client, picture(4000, "WEBP", lossless=True)), {"decoder_memory_mb": 150})],
+    "too_complex": [(lambda client: upload(client, picture(4000, "PNG")), {"decoder_memory_mb": 16})],
     "unsupported_body": [
         (lambda client: upload(client, b"{}", headers={"Content-Type": "application/json"}), {}),
     ],
@@ -388,7 +388,7 @@ FILES = {
     FileNotFoundError(): ("no_such_file", 404),
     NotADirectoryError(): ("no_such_file", 404),
     PermissionError(): ("unreadable", 403),
-    IsADirectoryError(): ("unreadable", 403),
+    IsADirectoryError(): ("not_a_file", 415),
     OSError(errno.EIO, "Input/output error"): ("unreadable", 404),
     NotRegular(errno.EINVAL, "not a regular file"): ("not_a_file", 415),
 }

@@ -362,7 +362,7 @@ NO_FILE = [
     (base64.encodebytes(CAT), "the base64 of a JPEG image"),
     (base64.encodebytes(CAT).replace(b"\n", b"\r\n"), "the base64 of a JPEG image"),
     (base64.b64encode(VALID_IMAGES["rgb.png"]), "the base64 of a PNG image"),
-    (base64.b64encode(bytes(4) + b"ftypheic" + bytes(500)), "what looks like base64"),
+    (base64.b64encode(bytes(4) + b"ftypheic" + bytes(500)), "the base64 of a HEIC image"),
     (base64.encodebytes(bytes(range(256)) * 4), "what looks like base64"),
     (CAT.hex().encode(), "the hexadecimal digits of a JPEG image"),
     (b"https://example.org/cat.jpg", "a URL"),

@@ -223,7 +223,7 @@ def test_other_attacks_of_a_decoder_have_no_further_effect(
 
 
 def test_a_fresh_decoder_has_nothing_of_an_earlier_image(pool_with: MakePool) -> None:
-    secret = encoded() + b"".join(SECRET_HALVES) * 100
+    secret = encoded() + b"".join(SECRET_HALVES) * 20_000  # more than a smaller image overwrites
     fresh = pool_with(replace(OPTIONS, reuse=()))
     for _ in range(4):
         decode(fresh, secret)

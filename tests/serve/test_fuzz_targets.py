@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.targets import TARGETS, _pool, boxed, inference, multipart, picture
+from fuzz.targets import TARGETS, _pool, decoder, inference, multipart, picture
 from serve.config.settings import ROOT
 from tests.references import pictures
 
@@ -39,7 +39,7 @@ def test_whole_and_truncated_images_give_an_input_or_raise_a_serve_error(path: P
     data = path.read_bytes()
     for length in (len(data), len(data) // 2, 20, 0):
         picture(data[:length])
-        boxed(data[:length])
+        decoder(data[:length])
 
 
 def test_a_target_that_lets_another_error_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
