@@ -6,6 +6,7 @@ The fork server forks it, and it is confined before it reads anything. The serve
 import codecs
 import importlib
 import logging
+import math
 import mmap
 import os
 import time
@@ -18,7 +19,7 @@ from PIL import Image, JpegImagePlugin
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedVariety
 from serve.imaging.decode import decode, read_header, scale_table
 from serve.imaging.fork_server import Terms
-from serve.imaging.formats import HEIC
+from serve.imaging.formats import HEIC, webp_size
 from serve.imaging.limits import check_limits
 from serve.imaging.malloc import tune_malloc
 from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
@@ -89,6 +90,10 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
         data = os.read(MEMORY, request.length)
         if act:
             act(data)
+        # The decoder of WebP takes all its memory at once, before it tells the size.
+        size = webp_size(data) if request.format_name == "WebP" else None
+        if size and not more_memory and math.prod(size) > request.small_pixels:
+            return _LARGE
         image, frames = read_header(data, request.format_name)
         reply = Reply(Code.DONE, *image.size, frames)
         check_limits(image.size, frames, request.rules.spec, request.rules.limits)

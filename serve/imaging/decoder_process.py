@@ -8,39 +8,31 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from serve.errors import QueueFull
 from serve.imaging.decoders import OnSlow
 from serve.imaging.fork_server import KILLED, ForkServer, Terms
 from serve.imaging.memory import anonymous_memory, clear_memory
 from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
-from serve.imaging.other_process import lower_priority, process_seconds, raise_address_space, run_anywhere, run_here
+from serve.imaging.other_process import (
+    ProcessClock,
+    lower_priority,
+    raise_address_space,
+    resume,
+    run_anywhere,
+    run_here,
+    stop,
+)
+from serve.imaging.replies import Gone, Overrun, Postponed, too_busy
 
 # Wall seconds that decoding may take: so many times its CPU seconds, and some more, because the machine may be busy.
 _WALL_SHARE: Final = 3.0
 _WALL_SLACK: Final = 1.0
 _START_SECONDS: Final = 10.0
 _LONGEST_POLL: Final = 3600.0
-# An image that has taken so many CPU seconds, or wall seconds, steps aside.
+# An image steps aside after so many seconds in which its decoder ran or slept; one that sleeps for longer is ended.
 _SLOW_SECONDS: Final = 0.15
-_SLOW_WALL_SECONDS: Final = 1.0
+_MOST_ASLEEP: Final = 0.5
 # The niceness of a decoder whose image has: a third of a CPU where others want it, so that the wall time suffices.
 _SLOW_NICE: Final = 3
-
-
-class Gone(Exception):
-    """The process has ended or broken the protocol, before it was given an image or while it had one."""
-
-
-class Overrun(Exception):
-    """The process has used up its time."""
-
-
-class Postponed(Exception):
-    """The image had to wait, and its decoder was ended; it can be decoded now, by another."""
-
-
-def _too_busy() -> QueueFull:
-    return QueueFull("The server is too busy for an image that takes long to decode; try again in a moment.")
 
 
 class DecoderProcess:
@@ -68,7 +60,7 @@ class DecoderProcess:
         self.images = 0  # that it was given
         self._status: int | None = None  # once it was ended
         self._on_slow: OnSlow | None = None
-        self._slow_at = self._slow_wall = 0.0  # on the clock of the process, and of `time.monotonic`
+        self._idle = False  # whether it is stopped
         self._lowered = self._here = False
         self.broke_protocol = False
         try:
@@ -89,7 +81,7 @@ class DecoderProcess:
     def wait_ready(self) -> None:
         """Waits until the process is confined; raises `Gone` if it ends instead."""
         if not self.pid:
-            reply = self._receive(None, time.monotonic() + _START_SECONDS)
+            reply = self._receive(time.monotonic() + _START_SECONDS)
             if reply.code != Code.READY:
                 raise self.protocol_error()
             self.pid, self.sealed = reply.width, bool(reply.height)
@@ -113,10 +105,19 @@ class DecoderProcess:
         elif self._here:
             run_anywhere(self.pid)
         self._here = here
+        self._clock = ProcessClock(self.pid, self._terms.threads)
         try:
             os.write(self._requests, request.pack())
         except BrokenPipeError:
             raise Gone from None
+        if self._idle:
+            resume(self.pid)
+            self._idle = False
+
+    def rest(self) -> None:
+        """Stops the process until the next image, because one that was taken over could use CPU time meanwhile."""
+        stop(self.pid)
+        self._idle = True
 
     def lower_priority(self) -> None:
         """Lowers the priority of the process; it cannot be raised again."""
@@ -142,22 +143,24 @@ class DecoderProcess:
             QueueFull: as from `on_slow`; or it stepped aside, and there was too little CPU time for it.
         """
         limit = request.rules.limits.decode_seconds
-        used = process_seconds(self.pid)
-        started = time.monotonic()
-        self._on_slow, self._slow_at, self._slow_wall = on_slow, used + _SLOW_SECONDS, started + _SLOW_WALL_SECONDS
-        until = used + limit
+        self._on_slow = on_slow
         wall = limit * _WALL_SHARE + _WALL_SLACK
-        reply = self._receive(until, started + wall, self.retire)
+        until = time.monotonic() + wall
+        reply = self._receive(until, limit, self.retire)
         if reply.code != Code.LARGE:
             return self._result(request, reply)
+        limit -= self._clock.read()[0]
+        waiting_since = time.monotonic()
         if not large.acquire(blocking=False):
             self._step_aside(self.retire)
             if not large.acquire(timeout=wall):
-                raise _too_busy()
+                raise too_busy()
         try:
+            until += time.monotonic() - waiting_since
+            self._clock = ProcessClock(self.pid, self._terms.threads)
             self._continue()
             # Without `stop`, because those that have a place may be waiting for `large`.
-            return self._result(request, self._receive(until, time.monotonic() + wall))
+            return self._result(request, self._receive(until, limit))
         finally:
             self.end()
             large.release()
@@ -205,23 +208,24 @@ class DecoderProcess:
                 raise Postponed
             self.lower_priority()
 
-    def _receive(self, cpu_until: float | None, until: float, stop: Callable[[], None] | None = None) -> Reply:
+    def _receive(self, until: float, limit: float | None = None, stop: Callable[[], None] | None = None) -> Reply:
         """Waits for a reply.
 
         Args:
-            cpu_until: the limit on the clock of the process, if it decodes.
-            until: the limit on the clock of `time.monotonic`.
+            until: on the clock of `time.monotonic`.
+            limit: CPU seconds of the process, if it decodes.
             stop: as for `OnSlow`.
         """
         while True:
             left = until - time.monotonic()
-            if cpu_until is not None:
-                used = process_seconds(self.pid)
-                if left <= 0 and self._lowered and used < cpu_until:
-                    raise _too_busy()
-                left = min(left, cpu_until - used)
+            if limit is not None:
+                cpu, asleep = self._clock.read()
+                rest = min(limit - cpu, _MOST_ASLEEP - asleep)
+                if left <= 0 < rest and self._lowered:
+                    raise too_busy()
+                left = min(left, rest)
                 if self._on_slow and left > 0:
-                    slow_in = min(self._slow_at - used, self._slow_wall - time.monotonic())
+                    slow_in = _SLOW_SECONDS - cpu - asleep
                     if slow_in <= 0:
                         self._step_aside(stop)
                         continue

@@ -10,13 +10,13 @@ from typing import Final
 
 from serve import errors
 from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartError
-from serve.imaging.decoder_process import DecoderProcess, Gone, Overrun, Postponed
+from serve.imaging.decoder_process import DecoderProcess
 from serve.imaging.decoders import Crop, OnSlow
 from serve.imaging.fork_server import ForkServer, Terms, cause_of_death
 from serve.imaging.formats import HEIC
 from serve.imaging.limits import check_early
 from serve.imaging.messages import Request, Rules
-from serve.imaging.replies import check_reply
+from serve.imaging.replies import Gone, Overrun, Postponed, check_reply
 from serve.imaging.sandbox import ISOLATED, SEALED
 
 AUTO, REQUIRED = "auto", "required"
@@ -228,6 +228,7 @@ class DecoderPool:
         with self._lock:
             self._deaths_in_a_row = 0
             if reusable and len(self._used) < self._options.streams and not self._closed:
+                decoder.rest()
                 self._used.append(decoder)
                 return
         decoder.retire()

@@ -1,9 +1,26 @@
-"""Checks what a decoder replies; an attacker who took it over may have written it."""
+"""What becomes of an image in a decoder, and a check of its reply, which an attacker may have written."""
 
-from serve.errors import TooComplex
+from serve.errors import QueueFull, TooComplex
 from serve.imaging.limits import check_limits, damaged
 from serve.imaging.messages import Code, Reply, Request
 from serve.imaging.varieties import VARIETIES, unsupported
+
+
+class Gone(Exception):
+    """The process has ended or broken the protocol, before it was given an image or while it had one."""
+
+
+class Overrun(Exception):
+    """The process has used up its time."""
+
+
+class Postponed(Exception):
+    """The image had to wait, and its decoder was ended; it can be decoded now, by another."""
+
+
+def too_busy() -> QueueFull:
+    """Returns the error of an image that stepped aside, and for which there was too little CPU time."""
+    return QueueFull("The server is too busy for an image that takes long to decode; try again in a moment.")
 
 
 def check_reply(reply: Reply, request: Request, memory: int) -> bool:

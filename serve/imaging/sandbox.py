@@ -23,6 +23,8 @@ _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
 _PR_SET_SECCOMP: Final = 22
 _PR_SET_NO_NEW_PRIVS: Final = 38
+# From linux/capability.h: _LINUX_CAPABILITY_VERSION_3.
+_CAPABILITY_VERSION: Final = 0x2008_0522
 # From linux/seccomp.h, linux/filter.h and linux/bpf_common.h.
 _MODE_FILTER: Final = 2
 _KILL_PROCESS: Final = 0x8000_0000
@@ -133,6 +135,7 @@ def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = Tru
         with suppress(OSError):  # first, because a process that is not dumpable may not write there
             Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
         libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc.capset(struct.pack("=II", _CAPABILITY_VERSION, 0), bytes(24))  # drops all, in case the user is root
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     in_use = _address_space()
     limited = _limit("AS", in_use + memory[0], in_use + memory[1])

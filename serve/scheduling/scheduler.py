@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from serve.errors import DeadlinePassed, NotReady
 from serve.scheduling.queue_limit import QueueLimit
 from serve.scheduling.slow_lane import SlowLane
-from serve.scheduling.task import Outcome, Task
+from serve.scheduling.task import Outcome, Task, without_frames
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -93,6 +93,8 @@ class Scheduler(Generic[Item, Prepared, Result]):
         except TimeoutError:
             raise DeadlinePassed.before_answer() from None
         finally:
+            if task.missing:
+                self._lane.abandon(task)
             with self._changed:
                 if task.waiting:
                     self._tasks.remove(task)
@@ -132,10 +134,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
                 again. None for an item that needs no place.
 
         Returns:
-            Whether it stepped aside: an item does so once, and only on a thread of this scheduler.
-
-        Raises:
-            QueueFull: as from `SlowLane`.
+            Whether it stepped aside: an item does so once, and only on a thread of this scheduler. Raises `QueueFull`.
         """
         task: Task | None = getattr(self._own, "task", None)
         if task is None:
@@ -151,7 +150,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self._changed.notify_all()
         if stop and not has_place:
             stop()
-            self._lane.wait(task.deadline)
+            self._lane.wait(task)
         self._own.place_since = time.monotonic() if stop else None
         return True
 
@@ -178,7 +177,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             all_cpus = self._claim_all_cpus()
             outcome = Outcome(queued, self._compute(prepared, all_cpus))
         except BaseException as error:  # any error is the outcome of this item alone
-            outcome = Outcome(queued, error=error)
+            outcome = Outcome(queued, error=without_frames(error))
         task.outcomes[position] = outcome
         untypical = all_cpus or self._own.aside or outcome.error
         self._finish(task, None if untypical else time.monotonic() - started)

@@ -5,9 +5,10 @@ import time
 from typing import Final
 
 from serve.errors import QueueFull
+from serve.scheduling.task import Task
 
 # The most items that may wait for a place, whatever the queue's limit, because each keeps a thread.
-_MAX_WAITING: Final = 256
+_MAX_WAITING: Final = 64
 # The time that an item may take in the lane: the first estimate, and the weight of the latest item if it takes less.
 _ITEM_SECONDS: Final = 4.0
 _SMOOTHING: Final = 0.2
@@ -20,8 +21,8 @@ class SlowLane:
 
     def __init__(self, places: int, max_waiting: int) -> None:
         self._max_waiting = min(max_waiting, _MAX_WAITING)
-        self._places = threading.Semaphore(places)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._free = places
         self._waiting = 0
         self._item_seconds = _ITEM_SECONDS
 
@@ -34,35 +35,41 @@ class SlowLane:
         Raises:
             QueueFull: too many wait.
         """
-        if self._places.acquire(blocking=False):
-            return True
-        with self._lock:
+        with self._changed:
+            if self._free:
+                self._free -= 1
+                return True
             if self._waiting >= self._max_waiting:
                 raise self._full()
             self._waiting += 1
         return False
 
-    def wait(self, deadline: float) -> None:
-        """Waits for a place.
-
-        Args:
-            deadline: of the item, on the clock of `time.monotonic`.
+    def wait(self, task: Task) -> None:
+        """Waits for a place for an item of a task.
 
         Raises:
-            QueueFull: there was none in time to end before the deadline.
+            QueueFull: there was none in time to end before the deadline, or the task was abandoned.
         """
-        seconds = deadline - time.monotonic() - _RESERVE * self._item_seconds
-        has_place = self._places.acquire(timeout=max(0.0, seconds))
-        with self._lock:
+        with self._changed:
+            seconds = task.deadline - time.monotonic() - _RESERVE * self._item_seconds
+            self._changed.wait_for(lambda: self._free or task.abandoned, max(0.0, seconds))
             self._waiting -= 1
-            if not has_place:
+            if task.abandoned or not self._free:
                 raise self._full()
+            self._free -= 1
+
+    def abandon(self, task: Task) -> None:
+        """Ends the waiting of a task's items, which hold their images, because no one waits for them any more."""
+        with self._changed:
+            task.abandoned = True
+            self._changed.notify_all()
 
     def leave(self, seconds: float) -> None:
         """Frees the place of an item that took so long."""
-        with self._lock:
+        with self._changed:
             self._item_seconds = max(seconds, self._item_seconds + (seconds - self._item_seconds) * _SMOOTHING)
-        self._places.release()
+            self._free += 1
+            self._changed.notify_all()
 
     def _full(self) -> QueueFull:
         return QueueFull(

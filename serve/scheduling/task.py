@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
-from serve.errors import NotReady
+from serve.errors import NotReady, RequestError
 
 Result = TypeVar("Result")
 
@@ -28,6 +28,13 @@ class Outcome(Generic[Result]):
         return cast(Result, self.result)
 
 
+def without_frames(error: BaseException) -> BaseException:
+    """Drops the frames of an error of a request, which would hold the image in a cycle of references."""
+    if isinstance(error, RequestError):
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
+
+
 class Task:
     """One call of `run`: its waiting items, each with its position, and the outcomes so far."""
 
@@ -37,6 +44,7 @@ class Task:
         self.submitted = time.monotonic()
         self.outcomes: list[Outcome[Any] | None] = [None] * len(items)
         self.missing = len(items)
+        self.abandoned = False  # whether no one waits for the outcomes any more
         self._loop = asyncio.get_running_loop()
         self.done: asyncio.Future[list[Outcome[Any]]] = self._loop.create_future()
 

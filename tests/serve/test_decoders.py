@@ -40,7 +40,7 @@ from serve.imaging.messages import Rules
 from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
 from serve.imaging.sandbox import ISOLATED, SEALED
-from tests.hostile.deaths import children_of, ended
+from tests.hostile.deaths import children_of, ended, status_of
 from tests.hostile.takeover import FATAL, FATAL_WITHOUT_THREADS, MARK, OTHERS, SECRET, SECRET_HALVES
 from tests.references import PICTURES
 from tests.server_process import wait_for
@@ -131,8 +131,33 @@ def test_the_pixels_are_those_of_decoding_in_process(pool_with: MakePool, exact:
 def test_large_images_of_every_format_decode_under_the_seal(pool: DecoderPool) -> None:
     for name in ("JPEG", "PNG", "WebP", "AVIF", "TIFF", "BMP"):
         options = {"speed": 10} if name == "AVIF" else {"compression": "tiff_lzw"} if name == "TIFF" else {}
-        data = encoded(name, (3000, 2200), **options)
+        data = encoded(name, (2600, 2500) if name == "BMP" else (4100, 4000), **options)
         assert decode(pool, data).std() > 10
+
+
+def test_the_largest_webp_decodes_by_default(pool: DecoderPool) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (10_000, 5000), "navy").save(buffer, "WEBP", method=0)
+    assert decode(pool, buffer.getvalue()).shape == (SPEC.crop, SPEC.crop, 3)
+
+
+def test_a_decoder_that_sleeps_steps_aside_and_is_ended(pool: DecoderPool) -> None:
+    calls, deaths = list[float](), deaths_of(pool)
+    pool.on_slow = lambda _: not calls.append(time.monotonic())
+    started = time.monotonic()
+    with pytest.raises(DecodeTimeout):
+        decode(pool, attack("waiting"))
+    assert 0.1 < calls[0] - started < 0.5
+    assert 0.4 < time.monotonic() - started < 1.5
+    assert deaths == {"overrun": 1}
+
+
+def test_a_decoder_that_is_kept_is_stopped_and_has_no_capability(pool: DecoderPool) -> None:
+    data = encoded("JPEG")
+    kept = process_of(pool, data)
+    wait_for(lambda: "State:\tT" in status_of(kept))
+    assert len(re.findall(r"^Cap(?:Inh|Prm|Eff):\t0+$", status_of(kept), re.MULTILINE)) == 3
+    assert process_of(pool, data) == kept
 
 
 def test_messages_are_the_same_as_those_of_decoding_in_process(pool_with: MakePool) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve.errors import DeadlinePassed, NotReady, QueueFull
+from serve.errors import DeadlinePassed, NotReady, QueueFull, UndecodableImage
 from serve.scheduling.scheduler import Scheduler
 from serve.scheduling.task import Outcome
 
@@ -608,6 +608,50 @@ def test_where_the_slow_lane_is_full_an_item_is_stopped_until_there_is_a_place(m
         assert [results(await each) for each in (x, y)] == [["x!"], ["y!"]]
 
     asyncio.run(scenario(make(streams=1)))
+
+
+def test_an_item_whose_caller_leaves_does_not_wait_for_the_slow_lane(make: Make, work: Work) -> None:
+    """Or its image would stay in memory, beyond the limit for uploads."""
+    ended = threading.Event()
+
+    async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
+        gate = threading.Event()
+        work.preparing["x"] = lambda: steps_aside(scheduler, gate, [], "")
+
+        def wait() -> None:
+            try:
+                scheduler.step_aside(lambda: None)
+            finally:
+                ended.set()
+
+        work.preparing["y"] = wait
+        x = asyncio.ensure_future(scheduler.run(["x"], soon()))
+        await asyncio.sleep(0.05)
+        y = asyncio.ensure_future(scheduler.run(["y"], soon()))
+        await asyncio.sleep(0.05)
+        assert not ended.is_set()
+        y.cancel()
+        assert await asyncio.to_thread(ended.wait, 1)
+        gate.set()
+        assert results(await x) == ["x!"]
+        assert results(await scheduler.run(["a"], soon())) == ["a!"]
+
+    asyncio.run(scenario(make(streams=1)))
+
+
+def test_a_refusal_holds_no_frames(make: Make, work: Work) -> None:
+    """They would hold the image until the garbage collector finds the cycle."""
+
+    def refuse() -> None:
+        try:
+            raise ValueError("damaged")
+        except ValueError as error:
+            raise UndecodableImage("damaged") from error
+
+    work.preparing["bad"] = refuse
+    error = asyncio.run(make().run(["bad"], soon()))[0].error
+    assert isinstance(error, UndecodableImage)
+    assert (error.__traceback__, error.__cause__, error.__context__) == (None, None, None)
 
 
 def test_only_so_many_items_wait_for_the_slow_lane(make: Make, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
