@@ -31,6 +31,10 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 # Markers of frames (ITU-T T.81, table B.1, and T.87): lossless, the same with arithmetic coding, JPEG-LS, hierarchical.
 _LOSSLESS, _LOSSLESS_ARITHMETIC, _LS = 0xFFC3, 0xFFCB, 0xFFF7
+_ARITHMETIC: Final = (0xFFC9, 0xFFCA)
+_TEMPORARY: Final = 0xFF01
+_NUMBER_OF_LINES: Final = b"\xff\xdc"
+_WHOLE_FILE: Final = 2**30
 _HIERARCHICAL: Final = (0xFFC5, 0xFFC6, 0xFFC7, 0xFFCD, 0xFFCE, 0xFFCF, 0xFFDE)
 _CRITICAL_CHUNKS: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 # What Pillow's readers of chunks raise, AttributeError if there is none; but not EOFError, after which pixels follow.
@@ -72,12 +76,22 @@ def _read_frame(image: _Jpeg, marker: int) -> None:
         if image.bits == 8:
             raise unsupported(Variety.JPEG_COMPONENTS) from None
         raise
-    if image.width and not image.height:
+    if image.width and not image.height and _has_later_height(image):
         raise unsupported(Variety.JPEG_LATE_HEIGHT)
+    if marker in _ARITHMETIC:  # their decoder cannot wait for more of the file
+        image.decodermaxblock = _WHOLE_FILE
     for factors in zip(*(layer[1:3] for layer in image.layer), strict=True):
         if any(factor and max(factors) % factor for factor in factors):
             raise unsupported(Variety.JPEG_SAMPLING)
     image.info["lossless"] = marker == _LOSSLESS
+
+
+def _has_later_height(image: _Jpeg) -> bool:
+    fp: Any = image.fp
+    here = fp.tell()
+    found = _NUMBER_OF_LINES in fp.read()
+    fp.seek(here)
+    return found
 
 
 def _refuse_frame(variety: Variety) -> _ReadSegment:
@@ -93,7 +107,8 @@ def _read_segments(markers: Iterable[int], read: _ReadSegment) -> None:
 
 
 _read_segments(range(0xFFE0, 0xFFF0), _read_application)
-_read_segments((0xFFC0, 0xFFC1, 0xFFC2, _LOSSLESS, 0xFFC9, 0xFFCA), _read_frame)
+_read_segments((0xFFC0, 0xFFC1, 0xFFC2, _LOSSLESS, *_ARITHMETIC), _read_frame)
+_read_segments([_TEMPORARY], lambda image, marker: None)  # it has no length
 _read_segments(_HIERARCHICAL, _refuse_frame(Variety.JPEG_HIERARCHICAL))
 _read_segments([_LOSSLESS_ARITHMETIC], _refuse_frame(Variety.JPEG_LOSSLESS))
 _read_segments([_LS], _refuse_frame(Variety.JPEG_LS))

@@ -62,6 +62,8 @@ _SAMPLE_FORMATS: Final = {
     5: Variety.TIFF_COMPLEX,
     6: Variety.TIFF_COMPLEX,
 }
+_SUBSAMPLING: Final = 530
+_ODD_SUBSAMPLINGS: Final = ((1, 4), (2, 4))
 # Bits that Pillow decodes to 16.
 _DEEP_GREY: Final = (12, 16)
 
@@ -86,6 +88,8 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
         if variety := _wrong_by_pillow(tags):
             raise unsupported(variety)
         tags[TiffImagePlugin.FILLORDER] = 1  # libtiff reverses the bits
+        if tags.get(TiffImagePlugin.COMPRESSION) == _OLD_JPEG and TiffImagePlugin.BITSPERSAMPLE not in tags:
+            tags[TiffImagePlugin.BITSPERSAMPLE] = (8,) * tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 3)
         if _in_planes(tags) and _PREMULTIPLIED not in _extra(tags):
             tags[TiffImagePlugin.EXTRASAMPLES] = (_UNSPECIFIED,) * len(_extra(tags))  # which Pillow leaves out
         colour, bits = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO), _bits(tags)
@@ -128,6 +132,8 @@ def _wrong_by_pillow(tags: Any) -> Variety | None:
         (samples > TiffImagePlugin.MAX_SAMPLESPERPIXEL, Variety.TIFF_SAMPLES),
         (compression == _JPEG and bits[0] != 8, Variety.TIFF_JPEG_BITS),
         (colour == _YCBCR and (samples != 3 or in_planes), Variety.TIFF_YCBCR),
+        (colour == _YCBCR and tags.get(_SUBSAMPLING) in _ODD_SUBSAMPLINGS, Variety.TIFF_SUBSAMPLING),
+        (colour in _GREY and samples > 2, Variety.TIFF_GREY_SAMPLES),
         (colour in _GREY and premultiplied, Variety.TIFF_PREMULTIPLIED),
         (in_planes and premultiplied and len(_extra(tags)) > 1, Variety.TIFF_LAYOUT),
         (colour == _CMYK and tags.get(_INK_SET, _CMYK_INKS) != _CMYK_INKS, Variety.TIFF_INKS),

@@ -55,6 +55,7 @@ class Variety(Enum):
     TIFF_LOG = "TIFF", "logarithmic brightness (LogL, LogLuv)"
     TIFF_INKS = "TIFF", "inks other than CMYK"
     TIFF_YCBCR = "TIFF", "YCbCr colours in separate planes, or of other than three samples"
+    TIFF_SUBSAMPLING = "TIFF", "YCbCr colours with a subsampling of 1 × 4 or 2 × 4"
     TIFF_COLOURS = "TIFF", "a colour space that the server does not know"
     TIFF_LAYOUT = "TIFF", "this TIFF layout, a combination of samples, bits and colours"
 

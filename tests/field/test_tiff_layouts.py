@@ -183,6 +183,7 @@ def test_every_other_layout_is_refused_with_the_reason() -> None:
             (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK),
             ((UNSPECIFIED,), (ALPHA,), (ALPHA, UNSPECIFIED), (UNSPECIFIED, ALPHA)),
         )
+        if len(extra) == 1 or photometric not in (WHITE_IS_ZERO, BLACK_IS_ZERO)
         for bits in DECODED[photometric, ()]
     ],
 )
@@ -194,6 +195,16 @@ def test_further_samples_in_planes_of_their_own_are_left_out(
         colours = palette(bits) if photometric == PALETTE else []
         layout = Layout(bits, photometric, order, planar=2, compression=compression, extra=extra, palette=colours)
         np.testing.assert_allclose(decoded(tiffs.write(samples, layout)), shown(samples, layout).astype(int), atol=1)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("planar", [1, 2])
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_bands_that_are_tagged_as_grey_are_refused(bits: int, planar: int, count: int) -> None:
+    """As GDAL writes the bands of a satellite, of which no one is the picture."""
+    extra = (UNSPECIFIED,) * count
+    layout = Layout(bits, BLACK_IS_ZERO, planar=planar, extra=extra)
+    assert told(tiffs.write(picture(bits, BLACK_IS_ZERO, extra), layout)) == "several samples that are tagged as grey"
 
 
 def test_samples_whose_meaning_no_tag_tells_are_refused_except_of_a_fax() -> None:
@@ -321,6 +332,8 @@ def test_another_compression_is_named(compression: int, words: str) -> None:
     [
         ({262: (SHORT, [BLACK_IS_ZERO])}, "several samples that are tagged as grey"),
         ({262: (SHORT, [WHITE_IS_ZERO])}, "several samples that are tagged as grey"),
+        ({262: (SHORT, [6]), 530: (SHORT, [1, 4])}, "YCbCr colours with a subsampling of 1 × 4 or 2 × 4"),
+        ({262: (SHORT, [6]), 530: (SHORT, [2, 4])}, "YCbCr colours with a subsampling of 1 × 4 or 2 × 4"),
         ({262: (SHORT, [4])}, "a transparency mask in place of a picture"),
         ({262: (SHORT, [9])}, "CIE Lab colours"),
         ({262: (SHORT, [32803])}, "raw data of a camera's sensor"),

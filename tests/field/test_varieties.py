@@ -45,6 +45,10 @@ def with_frame(marker: int | None = None, at: int = 0, value: bytes = b"") -> by
     return bytes(data)
 
 
+# Number of lines (DNL, ITU-T T.81, B.2.5), then the end.
+LATE_HEIGHT = b"\xff\xdc\0\4\0\x28\xff\xd9"
+
+
 def png(*before: bytes) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(COLOURS.astype(np.uint8)).save(buffer, "PNG")
@@ -58,6 +62,23 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
 def decoded(data: bytes) -> np.ndarray:
     return np.asarray(decode(read_header(data, require_format(data))[0])).astype(int)
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "arithmetic_progressive"])
+def test_arithmetic_coding_is_decoded_beyond_64_kilobytes(name: str) -> None:
+    """Pillow hands a file over in pieces of 64 KiB, and the decoder of arithmetic coding cannot wait for the next."""
+    data = (DATA / f"{name}.jpg").read_bytes()
+    middle_of_scan = (data.index(b"\xff\xda") + len(data)) // 2
+    length = 2**16 - middle_of_scan - 2  # of a comment
+    padded = data[:2] + b"\xff\xfe" + struct.pack(">H", length) + bytes(length - 2) + data[2:]
+    np.testing.assert_array_equal(decoded(padded), decoded(data))
+
+
+def test_a_height_of_nothing_is_damage_and_a_marker_without_a_length_is_none() -> None:
+    with pytest.raises(UndecodableImage):
+        decoded(with_frame(None, 5, b"\0\0"))
+    data = jpeg()
+    np.testing.assert_array_equal(decoded(data[:2] + b"\xff\x01" + data[2:]), decoded(data))
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "arithmetic_progressive"])
@@ -107,7 +128,11 @@ NAMED = {
     "lossless, arithmetic": (with_frame(0xCB), "JPEG", "lossless JPEG of other than 8 bits"),
     "JPEG-LS": ((DATA / "jpeg_ls.jpg").read_bytes(), "JPEG", "JPEG-LS"),
     "two components": ((DATA / "two_components.jpg").read_bytes(), "JPEG", "two components"),
-    "height behind the pixels": (with_frame(None, 5, b"\0\0"), "JPEG", "a height that follows the pixels (DNL)"),
+    "height behind the pixels": (
+        with_frame(None, 5, b"\0\0")[:-2] + LATE_HEIGHT,
+        "JPEG",
+        "a height that follows the pixels (DNL)",
+    ),
     "sampling 3 : 2": (with_frame(None, 11, b"\x31\0\x02\x21"), "JPEG", "components whose sizes are not multiples"),
     **{
         f"hierarchical, {marker:X}": (with_frame(marker), "JPEG", "hierarchical JPEG")
