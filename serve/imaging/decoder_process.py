@@ -15,11 +15,10 @@ from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
 from serve.imaging.other_process import (
     ProcessClock,
     lower_priority,
+    process_seconds,
     raise_address_space,
-    resume,
     run_anywhere,
     run_here,
-    stop,
 )
 from serve.imaging.replies import Gone, Overrun, Postponed, too_busy
 
@@ -31,6 +30,8 @@ _LONGEST_POLL: Final = 3600.0
 # An image steps aside after so many seconds in which its decoder ran or slept; one that sleeps for longer is ended.
 _SLOW_SECONDS: Final = 0.15
 _MOST_ASLEEP: Final = 0.5
+# The most CPU seconds that a decoder may use between images.
+_IDLE_SECONDS: Final = 0.05
 # The niceness of a decoder whose image has: a third of a CPU where others want it, so that the wall time suffices.
 _SLOW_NICE: Final = 3
 
@@ -60,7 +61,7 @@ class DecoderProcess:
         self.images = 0  # that it was given
         self._status: int | None = None  # once it was ended
         self._on_slow: OnSlow | None = None
-        self._idle = False  # whether it is stopped
+        self._rested = 0.0  # its CPU seconds after its last image
         self._lowered = self._here = False
         self.broke_protocol = False
         try:
@@ -95,6 +96,8 @@ class DecoderProcess:
         self.wait_ready()
         if self._poll.poll(0):
             raise self.protocol_error() if os.read(self._replies, 1) else Gone
+        if self.images and process_seconds(self.pid) - self._rested > _IDLE_SECONDS:
+            raise self.protocol_error()
         self.images += 1
         at, rest = self._terms.result_bytes, memoryview(data)
         while rest:
@@ -110,14 +113,10 @@ class DecoderProcess:
             os.write(self._requests, request.pack())
         except BrokenPipeError:
             raise Gone from None
-        if self._idle:
-            resume(self.pid)
-            self._idle = False
 
     def rest(self) -> None:
-        """Stops the process until the next image, because one that was taken over could use CPU time meanwhile."""
-        stop(self.pid)
-        self._idle = True
+        """Tells that no image follows at once; `begin` raises `Gone` if the process has used CPU time meanwhile."""
+        self._rested = process_seconds(self.pid)
 
     def lower_priority(self) -> None:
         """Lowers the priority of the process; it cannot be raised again."""

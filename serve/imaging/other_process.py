@@ -3,13 +3,16 @@
 import ctypes
 import os
 import resource
-import signal
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 # The clock id of another process's CPU time (clock_getcpuclockid in glibc): its id, inverted, and CPUCLOCK_SCHED.
 _ID_SHIFT, _CPU_CLOCK = 3, 2
+
+# Sleep that is not looked for, because looking takes time.
+_SHORT_SECONDS: Final = 0.02
 
 
 def raise_address_space(pid: int) -> None:
@@ -30,34 +33,30 @@ class ProcessClock:
 
     def __init__(self, pid: int, threads: bool) -> None:
         self._pid = pid
-        self._started = time.monotonic()
-        self._cpu = _cpu_seconds(pid)
-        self._waited = None if threads else _waited_seconds(pid)
+        self._threads = threads
+        self._began = process_seconds(pid)
+        self._last = (time.monotonic(), self._began)
+        self._asleep = 0.0
 
     def read(self) -> tuple[float, float]:
-        """Returns its CPU seconds, and the seconds for which it slept: neither ran nor waited for a CPU.
+        """Returns its CPU seconds, and about how many seconds it slept, neither running nor waiting for a CPU.
 
-        Both are 0 where the system does not tell, or the process has ended.
+        The latter grows if the process sleeps at the time of the call. 0 where the system does not tell.
         """
-        elapsed = time.monotonic() - self._started
-        cpu = _cpu_seconds(self._pid) - self._cpu
-        waited = _waited_seconds(self._pid) if self._waited is not None else None
-        # The system counts waiting when it ends, so that of a process that waits now is not known.
-        if waited is None or self._waited is None or _is_runnable(self._pid):
-            return cpu, 0.0
-        return cpu, elapsed - cpu - (waited - self._waited)
+        now, cpu = time.monotonic(), process_seconds(self._pid)
+        elapsed = now - self._last[0]
+        if elapsed > _SHORT_SECONDS and not self._threads and _is_asleep(self._pid):
+            self._asleep += elapsed - (cpu - self._last[1])
+        self._last = (now, cpu)
+        return cpu - self._began, self._asleep
 
 
-def stop(pid: int) -> None:
-    """Stops a process until `resume`, so that it can use no CPU time."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGSTOP)
-
-
-def resume(pid: int) -> None:
-    """Lets a process go on after `stop`."""
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGCONT)
+def process_seconds(pid: int) -> float:
+    """Returns the CPU seconds that a process has used; 0 where the system does not tell, or it has ended."""
+    try:
+        return time.clock_gettime((~pid << _ID_SHIFT) | _CPU_CLOCK)
+    except OSError:
+        return 0.0
 
 
 def threads_of(pid: int) -> list[int]:
@@ -91,23 +90,9 @@ def run_anywhere(pid: int) -> None:
             os.sched_setaffinity(pid, os.sched_getaffinity(0))
 
 
-def _cpu_seconds(pid: int) -> float:
+def _is_asleep(pid: int) -> bool:
     try:
-        return time.clock_gettime((~pid << _ID_SHIFT) | _CPU_CLOCK)
-    except OSError:
-        return 0.0
-
-
-def _waited_seconds(pid: int) -> float | None:
-    """Returns the seconds for which a process was ready to run and had no CPU; None where the system does not tell."""
-    try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
-    except (OSError, LookupError, ValueError):
-        return None
-
-
-def _is_runnable(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(") ")[2][:1] == "R"
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False
+    return stat.rpartition(") ")[2][:1] != "R"

@@ -78,7 +78,7 @@ class DecoderPool:
         self._reuse = set(options.reuse) - {HEIC}
         self._lock = threading.Lock()
         self._large = threading.Lock()
-        self._used: list[DecoderProcess] = []
+        self._used: deque[DecoderProcess] = deque()
         self._fresh: deque[DecoderProcess] = deque()
         self._deaths_in_a_row = 0
         self._closed = False
@@ -205,7 +205,7 @@ class DecoderPool:
         threads = format_name == HEIC
         with self._lock:
             if format_name in self._reuse and self._used:
-                return self._used.pop()
+                return self._used.popleft()  # in turn, so that one that does harm while idle is found
             taken = self._fresh.popleft() if self._fresh and not threads else None
             pause = 0.0 if taken else self._pause_seconds()
         time.sleep(pause)

@@ -219,6 +219,18 @@ def _raise_own_limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 
 
+def _spin_later() -> None:
+    """Has the process spin after the image was answered: on reading the next request."""
+    read = os.read
+
+    def spin(descriptor: int, count: int) -> bytes:
+        if descriptor == REQUESTS:
+            _spin()
+        return read(descriptor, count)
+
+    os.read = spin
+
+
 MARK: Final = b"attack:"
 SECRET: Final = b"the earlier image's own bytes"
 SECRET_HALVES: Final = (b"what an earlier image", b" has left on the heap")
@@ -238,6 +250,7 @@ OTHERS: Final[dict[str, Callable[[], object]]] = {
     "leaving": lambda: os._exit(0),
     "crashing": lambda: ctypes.string_at(0),
     "memory": lambda: bytes(2**40),
+    "spinning later": _spin_later,
     "looking back": _look_back,
     "searching its heap": _search_heap,
     "large twice": lambda: os.write(REPLIES, Reply(Code.LARGE).pack()) and _wait_and_reply(Code.LARGE),

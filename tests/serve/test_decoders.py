@@ -152,10 +152,18 @@ def test_a_decoder_that_sleeps_steps_aside_and_is_ended(pool: DecoderPool) -> No
     assert deaths == {"overrun": 1}
 
 
-def test_a_decoder_that_is_kept_is_stopped_and_has_no_capability(pool: DecoderPool) -> None:
+def test_a_decoder_that_uses_cpu_time_between_images_is_ended(pool_with: MakePool) -> None:
+    pool = pool_with(replace(OPTIONS, reuse=("BMP",), streams=1))
+    deaths = deaths_of(pool)
+    first = process_of(pool, encoded() + MARK + b"spinning later")
+    time.sleep(0.5)
+    assert process_of(pool, encoded()) != first
+    assert deaths == {"protocol": 1}
+
+
+def test_a_decoder_has_no_capability(pool: DecoderPool) -> None:
     data = encoded("JPEG")
     kept = process_of(pool, data)
-    wait_for(lambda: "State:\tT" in status_of(kept))
     assert len(re.findall(r"^Cap(?:Inh|Prm|Eff):\t0+$", status_of(kept), re.MULTILINE)) == 3
     assert process_of(pool, data) == kept
 
