@@ -46,15 +46,15 @@ from serve.files.page import Page
 thumbnails = [base64.b64decode(each) for each in json.loads(sys.stdin.read())]
 path = Path(sys.argv[1])
 with path.open("w") as file:
-    page = Page(file, path, "densenet121, int8", 0)
-    page.start(0, None)
-    for number in range(int(sys.argv[2])):
-        shares = [1 / (2 + number % 97 + rank) for rank in range(5)]
-        entries = [{"label": f"label_{(number * 7 + rank) % 1000}", "probability": p} for rank, p in enumerate(shares)]
-        page.add({"file": f"/photos/day {number // 500}/IMG_{number}.jpg", "top_k": entries}, thumbnails[number % 3])
-    for number in range(40):
-        page.add({"file": f"/photos/bad{number}.jpg", "status": 422, "detail": "It is damaged."}, b"")
-    page.finish()
+    with Page(file, path, "densenet121, int8", 0) as page:
+        page.start(0, None)
+        for number in range(int(sys.argv[2])):
+            label = lambda rank: f"label_{(number * 7 + rank) % 1000}"
+            entries = [{"label": label(rank), "probability": 1 / (2 + number % 97 + rank)} for rank in range(5)]
+            path = f"/photos/day {number // 500}/IMG_{number}.jpg"
+            page.add({"file": path, "top_k": entries}, thumbnails[number % 3])
+        for number in range(40):
+            page.add({"file": f"/photos/bad{number}.jpg", "status": 422, "detail": "It is damaged."}, b"")
 """
 
 
