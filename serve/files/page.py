@@ -28,7 +28,7 @@ _MAX_LINE: Final = 2**20
 
 
 class Page:
-    """Writes the page; the end of its `with` block writes the page's end, also after an error.
+    """Writes the page. Leaving its `with` block completes the page, also after an error.
 
     Args:
         file: where to.
@@ -60,6 +60,7 @@ class Page:
         """Writes the beginning, or keeps that of an earlier run with its first `count` records.
 
         Args:
+            count: how many the earlier run wrote; 0 without one.
             last_file: the file of the last of them.
 
         Raises:
@@ -76,10 +77,14 @@ class Page:
             self._file.write(self._head)
 
     def add(self, record: Record, thumbnail: bytes) -> None:
-        """Writes a record; raises `OutputError` if that fails.
+        """Writes a record.
 
         Args:
+            record: of one file.
             thumbnail: a JPEG file; nothing if it could not be made, or the record has a problem.
+
+        Raises:
+            OutputError: the page cannot be written.
         """
         line = self._beginning(record["file"])
         if is_problem(record):

@@ -177,6 +177,17 @@ def test_words_a_label_and_a_probability_filter(opened: Opened) -> None:
     opened.expect_count("0 of 4")
 
 
+def test_the_filter_stands_at_the_least_probability_at_first(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    page = browser.new_page()
+    opened = Opened(page, classified(tmp_path / "page.html", folder, "--min-probability", 0.5))
+    opened.expect_count("3 of 4")
+    expect(page.get_by_label("At least 50 %")).to_have_value("50")
+    page.get_by_role("button", name="Show all").click()
+    opened.expect_count("4 of 4")
+    assert opened.complaints == []
+    page.close()
+
+
 def test_ten_thousand_pictures_load_filter_and_sort_quickly(opened_many: Opened, many: Path) -> None:
     page = opened_many.page
     assert many.stat().st_size < 60e6
