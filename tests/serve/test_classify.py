@@ -492,7 +492,8 @@ def test_an_output_inside_the_folder_is_not_classified(tree: Path) -> None:
     output = tree / "a" / "0.jsonl"
     for arguments in ([], ["--resume"]):
         status, _, summary = classify(tree / "a", "--output", output, *arguments)
-        assert (status, len(records(output.read_text()))) == (0, 3), summary
+        assert status == 0, summary
+        assert len(records(output.read_text())) == 3, summary
     with (tree / "a" / "00").open("w") as file:
         subprocess.run([*COMMAND, str(tree / "a" / "*0*")], cwd=ROOT, stdout=file, check=False)
     found = [Path(record["file"]).name for record in records((tree / "a" / "00").read_text())]
