@@ -56,11 +56,9 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         run = open_run(options, classifier, stack)
         paths = _remaining_paths(run)
         thumbnails = stack.enter_context(closing(Thumbnails(classifier, config))) if run.page else None
-        print(_model_in_use(config, classifier), file=sys.stderr)
+        print(*map(printable, _model_in_use(config, classifier)), sep="\n", file=sys.stderr)
         with _stop_on_signals():
             _classify(run, paths, config, thumbnails.make if thumbnails else None)
-        if run.page:
-            run.page.finish()
     if run.stopped_by != signal.SIGPIPE:
         run.progress.clear()
         print("\n".join(map(printable, run.summary())), file=sys.stderr)
@@ -103,10 +101,11 @@ def _remaining_paths(run: Run) -> Iterator[str]:
     return paths
 
 
-def _model_in_use(config: Config, classifier: Classifier) -> str:
+def _model_in_use(config: Config, classifier: Classifier) -> list[str]:
+    """Returns the line that names the model, after the embedded model's warning if there is one."""
     model = classifier.model
     warning = fallback_warning(config.model, model.name)
-    return printable(warning) + "\n" * bool(warning) + printable(f"model: {model.name}, {model.card['variant']}")
+    return [*filter(None, [warning]), f"model: {model.name}, {model.card['variant']}"]
 
 
 def _classify(run: Run, paths: Iterator[str], config: Config, thumbnail: MakeThumbnail | None) -> None:

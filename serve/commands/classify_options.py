@@ -36,7 +36,15 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
 
 
 def checked_top_k(given: int | None, classes: int) -> int:
-    """Returns how many classes to write; raises `ConfigError` if the model does not have so many."""
+    """Returns how many classes to write.
+
+    Args:
+        given: the value of --top-k, if any.
+        classes: the number of the model's classes.
+
+    Raises:
+        ConfigError: the model does not have so many.
+    """
     top_k = min(DEFAULT_TOP_K, classes) if given is None else given
     if not 1 <= top_k <= classes:
         raise ConfigError(f"--top-k={top_k}: not a whole number from 1 to {classes}, the number of the model's classes")

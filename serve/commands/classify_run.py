@@ -56,7 +56,8 @@ class Run:
             lines += self.evaluation.report()
         if self.stopped_by:
             output = self.options.output
-            how = f"continue {output} with --resume" if output else "with --output, --resume can continue a run"
+            lasting = output and output.is_file()  # not /dev/null
+            how = f"continue {output} with --resume" if lasting else "with --output, --resume can continue a run"
             lines.append(f"stopped; {how}")
         return lines
 
@@ -86,7 +87,9 @@ def open_run(options: argparse.Namespace, classifier: Classifier, stack: ExitSta
     page = sorter = evaluation = None
     if options.html:
         file = stack.enter_context(output_file(options.html, options.resume, "--html"))
-        page = Page(file, options.html, f"{model.name}, {model.card['variant']}", options.min_probability)
+        page = stack.enter_context(
+            Page(file, options.html, f"{model.name}, {model.card['variant']}", options.min_probability)
+        )
     if options.sort_into:
         sorter = Sorter(options.sort_into, labels, options.min_probability, copy=options.copy, dry_run=not options.yes)
     if options.evaluate:

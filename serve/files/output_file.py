@@ -23,7 +23,8 @@ def output_file(path: Path | None, resume: bool, flag: str = "--output") -> Iter
     """Opens the output: a new or empty file, with `resume` one that has records; or a device, a pipe or a terminal.
 
     Without a path it is standard output. A regular file is locked until the end of the `with` block, by whichever link
-    it was opened. Messages name the flag.
+    it was opened. A file that this made is removed if the block raises before anything is written to it. Messages name
+    the flag.
 
     Raises:
         OutputError: the file cannot be used, or the block raised an `OSError`.
@@ -33,6 +34,7 @@ def output_file(path: Path | None, resume: bool, flag: str = "--output") -> Iter
         yield sys.stdout
         return
     try:
+        new = not os.path.lexists(path)
         # Not truncated: until it is locked it may belong to another run.
         descriptor = os.open(path, (os.O_RDWR if resume else os.O_WRONLY) | os.O_CREAT, 0o666)
         regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -48,7 +50,13 @@ def output_file(path: Path | None, resume: bool, flag: str = "--output") -> Iter
                 raise OutputError(
                     f"output file {path} is not empty; continue it with --resume, or choose another {flag}"
                 )
-            yield file
+            try:
+                yield file
+            except BaseException:
+                file.flush()
+                if new and not os.fstat(descriptor).st_size:  # a run that was refused
+                    path.unlink(missing_ok=True)
+                raise
     except OSError as error:
         raise OutputError(f"output {path}: {(error.strerror or 'cannot be written').lower()}") from error
 

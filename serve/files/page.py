@@ -10,8 +10,10 @@ import html
 import json
 import os
 import re
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Final, TextIO
+from types import TracebackType
+from typing import Final, Self, TextIO
 from urllib.parse import quote
 
 from serve.errors import OutputError
@@ -26,7 +28,7 @@ _MAX_LINE: Final = 2**20
 
 
 class Page:
-    """Writes the page.
+    """Writes the page. Leaving its `with` block completes the page, also after an error.
 
     Args:
         file: where to.
@@ -40,13 +42,25 @@ class Page:
         self._path = path
         # As a browser follows the links: without resolving symbolic ones.
         self._folder = os.path.abspath(path.parent)  # noqa: PTH100
-        self._head, self._tail = _render(model, min_probability).split(_RECORDS)
-        self._bytes = self._without = 0
+        self._head, self._tail = _render(model, min_probability)
+        self._started = False
+        self._bytes = self._beyond = self._failed = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._started:
+            with suppress(OutputError) if error else nullcontext():  # the first error is the one to report
+                self._write(self._tail)
 
     def start(self, count: int, last_file: str | None) -> None:
         """Writes the beginning, or keeps that of an earlier run with its first `count` records.
 
         Args:
+            count: how many the earlier run wrote; 0 without one.
             last_file: the file of the last of them.
 
         Raises:
@@ -54,6 +68,7 @@ class Page:
             OSError: it cannot be read or written.
         """
         end = self._end_of_records(count, last_file) if self._file.readable() else 0
+        self._started = True
         if end:
             self._file.seek(end)
             self._file.truncate()
@@ -62,31 +77,34 @@ class Page:
             self._file.write(self._head)
 
     def add(self, record: Record, thumbnail: bytes) -> None:
-        """Writes a record; raises `OutputError` if that fails.
+        """Writes a record.
 
         Args:
-            thumbnail: a JPEG file, or nothing.
+            record: of one file.
+            thumbnail: a JPEG file; nothing if it could not be made, or the record has a problem.
+
+        Raises:
+            OutputError: the page cannot be written.
         """
         line = self._beginning(record["file"])
         if is_problem(record):
             line += f', "problem": {_json(record["detail"])}'
         else:
             line += f', "labels": {_json([[entry["label"], entry["probability"]] for entry in record["top_k"]])}'
+            self._failed += not thumbnail
         if thumbnail and self._bytes < _MAX_BYTES:
             line += f', "thumbnail": "{base64.b64encode(thumbnail).decode()}"'
         elif thumbnail:
-            self._without += 1
+            self._beyond += 1
         self._write(line + "}\n")
         self._bytes += len(line) + 2  # JSON here is ASCII
 
-    def finish(self) -> None:
-        """Writes the end; raises `OutputError` if that fails."""
-        self._write(self._tail)
-
     def report(self) -> list[str]:
         """Returns the lines to print at the end."""
-        full = f"; the last {self._without} images have no thumbnail, to keep it small" if self._without else ""
-        return [f"page: {self._path}{full}"]
+        line = f"page: {self._path}"
+        for count, why in ((self._beyond, "to keep the page small"), (self._failed, "because it could not be made")):
+            line += f"; {count} image{'s have' if count > 1 else ' has'} no thumbnail, {why}" if count else ""
+        return [line]
 
     def _write(self, text: str) -> None:
         try:
@@ -125,8 +143,11 @@ def _json(value: object) -> str:
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def _render(model: str, min_probability: float) -> str:
-    """Returns the page without its records. Its policy allows its own style and script, and no request."""
+def _render(model: str, min_probability: float) -> tuple[str, str]:
+    """Returns what comes before the records and after them; only the latter depends on `min_probability`.
+
+    The page's policy allows its own style and script, and no request.
+    """
     text = _FILE.read_text(encoding="utf-8")
     (style,), (script,) = (re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL) for tag in ("style", "script"))
     values = {
@@ -135,7 +156,11 @@ def _render(model: str, min_probability: float) -> str:
         "style": _hash(style),
         "script": _hash(script),
     }
-    return re.sub(r"\{\{(model|least|style|script)\}\}", lambda found: values[found[1]], text)
+    head, tail = (
+        re.sub(r"\{\{(model|least|style|script)\}\}", lambda found: values[found[1]], part)
+        for part in text.split(_RECORDS)  # before a value is put in, which may look like a place of the template
+    )
+    return head, tail
 
 
 def _hash(text: str) -> str:

@@ -17,12 +17,14 @@ from enum import Enum, auto
 from typing import Final
 
 from serve.errors import ConfigError
+from serve.imaging.formats import sniff_format
 
 STDIN_LIST: Final = "-"
 _MAX_NAME: Final = 65536  # bytes; Linux allows a sixteenth of it
 _ANY_DEPTH: Final = "**"
 _STDIN: Final = 0  # read by its descriptor, because a thread waiting in sys.stdin would delay the end of the process
 _CHUNK_BYTES: Final = 65536
+_A_LIST: Final = "- reads a list of files, one per line or separated by NULs"
 # Kinds of entries that are left out of a directory.
 HIDDEN: Final = "hidden files or directories"
 LINKED_DIRECTORY: Final = "links to directories"
@@ -35,6 +37,8 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _LONGEST_MARK: Final = 4
+# In an image, but not in a list whose first name, such as GIF89a.gif, begins like one.
+_NO_NAME: Final = re.compile(rb"\A\0|[\x01-\x08\x0b\x0c\x0e-\x1f]")
 # A line feed or the end of a name such as `.jpg` in UTF-16; in a list with NULs it would be a row of one-byte names.
 _UTF16_PIECE: Final = re.compile(rb"\0\n\0|\0\.\0[^\0]\0[^\0]\0")
 
@@ -77,8 +81,8 @@ def parse_file_list(chunks: Iterable[bytes]) -> Iterator[str]:
     A byte order mark at the beginning is skipped; UTF-16 and UTF-32 are recognised by it.
 
     Raises:
-        ConfigError: a name is longer than any file's, so this is not a list; or the list is not in the encoding of its
-            byte order mark, or is UTF-16 without one.
+        ConfigError: this is no list, but an image, NULs, or names longer than any file's; or its lines end in CR alone;
+            or it is not in the encoding of its byte order mark, or begins like UTF-16 without one.
     """
     yield from map(os.fsdecode, filter(None, _split(_in_utf8(iter(chunks)))))
 
@@ -88,9 +92,11 @@ def _in_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
     head = b""
     for chunk in chunks:
         head += chunk
-        # A beginning that no mark has is passed on at once.
-        if len(head) >= _LONGEST_MARK or not any(mark.startswith(head) for mark, _ in _MARKS):
+        # A beginning that no mark has is passed on at once, unless it has no name yet.
+        settled = len(head) >= _LONGEST_MARK or not any(mark.startswith(head) for mark, _ in _MARKS)
+        if len(head) >= _CHUNK_BYTES or (settled and head.strip(b"\0")):
             break
+    _require_names(head)
     mark, encoding = next(((mark, name) for mark, name in _MARKS if head.startswith(mark)), (b"", ""))
     if encoding in ("", "utf-8"):
         if _UTF16_PIECE.search(head):
@@ -110,21 +116,33 @@ def _in_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
         ) from error
 
 
+def _require_names(head: bytes) -> None:
+    """Raises `ConfigError` if a list begins like an image or with nothing but NULs."""
+    if head and not head.strip(b"\0"):
+        raise ConfigError(f"standard input: NULs without names; {_A_LIST}")
+    name = sniff_format(head)
+    if name and _NO_NAME.search(head):
+        raise ConfigError(f"standard input: this is an image ({name}); give it as a PATH; {_A_LIST}")
+
+
 def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
     rest, end = b"", b""
     for chunk in chunks:
         rest += chunk
         end = end or next((each for each in (b"\0", b"\n") if each in rest), b"")
-        if end:
-            *names, rest = rest.split(end)
-            for name in names:
-                yield from _parts(name, end)
-        if len(rest) > _MAX_NAME:
-            raise ConfigError(
-                f"standard input: a name of more than {_MAX_NAME} bytes; - reads a list of files, one per line or "
-                "separated by NULs"
-            )
+        *names, rest = rest.split(end) if end else [rest]
+        for name in names:
+            _require_length(name)
+            yield from _parts(name, end)
+        _require_length(rest)
+    if not end and b"\r" in rest.rstrip(b"\r"):
+        raise ConfigError(f"standard input: a list whose lines end in CR; {_A_LIST}; lines end in LF or CRLF")
     yield from _parts(rest, end)
+
+
+def _require_length(name: bytes) -> None:
+    if len(name) > _MAX_NAME:
+        raise ConfigError(f"standard input: a name of more than {_MAX_NAME} bytes; {_A_LIST}")
 
 
 def _parts(name: bytes, end: bytes) -> list[bytes]:

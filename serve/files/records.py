@@ -40,7 +40,14 @@ def record_format(name: str, top_k: int, model: str) -> tuple[str, Callable[[Rec
 
 @dataclass(frozen=True)
 class ExistingRecords:
-    """The complete records in a file: their number, those with problems, the last one's path, and its end in bytes."""
+    """The complete records in a file.
+
+    Attributes:
+        count: their number.
+        problems: the number of those with problems.
+        last_file: the path in the last one.
+        end: where the last one ends, in bytes.
+    """
 
     count: int = 0
     problems: int = 0
@@ -95,7 +102,9 @@ def _read_back(line: bytes, name: str, top_k: int, model: str, where: str) -> Re
         count, its_model = top_k, record.get("model", model)
         if not is_problem(record):
             count, its_model = len(record["top_k"]), record["model"]
-            record["probability"] = float(record["probability"])
+            if not 0 <= (probability := float(record["probability"])) <= 1:  # nor NaN
+                raise ValueError
+            record["probability"] = probability
             " ".join((record["imagenet_id"], record["label"]))  # raises for what is not text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise OutputError(f"{where} is not {name}; choose another --output") from error
@@ -107,7 +116,12 @@ def _read_back(line: bytes, name: str, top_k: int, model: str, where: str) -> Re
 
 
 def _from_csv(text: str, top_k: int) -> Record:
-    """Returns the record in a row; raises `ValueError` or `csv.Error` if it is none."""
+    """Returns the record in a row.
+
+    Raises:
+        ValueError: it is none.
+        csv.Error: it is not CSV.
+    """
     (row,) = csv.reader([text], strict=True)
     path, error, *cells, model = (cell.removeprefix(_APOSTROPHE) for cell in row)
     if len(cells) != len(_CLASS_COLUMNS) * top_k:

@@ -96,7 +96,11 @@ def read_file(path: str, max_bytes: int) -> bytes:
 
 
 def read_limited(file: BinaryIO, size: int, max_bytes: int) -> bytes:
-    """Reads an open file of `size` bytes; raises as `read_file`."""
+    """Reads an open file of `size` bytes.
+
+    Raises:
+        EmptyFile, UploadTooLarge, OSError: as `read_file`.
+    """
     if size > max_bytes:
         raise UploadTooLarge(f"The file has {size} bytes; the limit is {max_bytes} bytes.")
     if data := file.read(max_bytes):
@@ -115,6 +119,10 @@ def classify_file(
     """Returns one file's record.
 
     Args:
+        classifier: the model.
+        path: the file.
+        top_k: how many classes the record has.
+        max_bytes: the largest file.
         read: replaces `read_file` and raises as it does.
         thumbnail: makes a JPEG file of the model's input, which the record then has as `THUMBNAIL`.
     """

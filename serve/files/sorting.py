@@ -4,8 +4,10 @@ Nothing is overwritten, moved or deleted. Sorting the same files again changes n
 continued.
 """
 
+import errno
 import filecmp
 import hashlib
+import itertools
 import os
 import re
 import shutil
@@ -21,8 +23,13 @@ from serve.files.runner import Record, is_problem
 from serve.model.postprocess import Label
 
 # What some system does not allow in a file's name: separators, wildcards, and the names of devices on Windows.
-_FORBIDDEN: Final = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')
-_DEVICE: Final = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+# Control characters, those of the direction of text, which would show another name, and surrogates are not for names.
+_FORBIDDEN: Final = re.compile(
+    r'[\x00-\x1f\x7f-\x9f/\\:*?"<>|\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+)
+_DEVICE: Final = re.compile(r"(con|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])(\.|$)", re.IGNORECASE)
+# How file systems without links refuse one.
+_NO_LINKS: Final = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 _MAX_BYTES: Final = 255  # of a file's name
 _MAX_LABEL_BYTES: Final = 120  # of a label and of a WordNet id in a directory's name
 _HASH_DIGITS: Final = (8, 16, 64)
@@ -71,9 +78,9 @@ class Sorter:
             try:
                 made = self._sort(record["file"], self._folder / name)
             except OSError as error:
-                how = "copied" if self._copy else "linked; --copy copies it"
                 raise OutputError(
-                    f"{self._folder / name}: {record['file']} cannot be {how} ({(error.strerror or 'unknown').lower()})"
+                    f"{self._folder / name}: {record['file']} cannot be {'copied' if self._copy else 'linked'} "
+                    f"({(error.strerror or 'unknown').lower()}){self._advice(error)}"
                 ) from error
             if made is None:
                 self.failed += 1
@@ -103,6 +110,11 @@ class Sorter:
             lines.append("nothing was written; --yes does it (with --output and --resume without classifying again)")
         return lines
 
+    def _advice(self, error: OSError) -> str:
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            return "; remove what is there, or choose another --sort-into"
+        return "; --copy copies it" if error.errno in _NO_LINKS and not self._copy else ""
+
     def _sort(self, path: str, folder: Path) -> bool | None:
         """Returns whether a link or copy was made, False if it was there; None if the file cannot be read any more."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,13 +128,20 @@ class Sorter:
 
 
 def folder_names(labels: Sequence[Label]) -> dict[Label, str]:
-    """Returns the directory of each class: its name, with its WordNet id if another class has the same (crane)."""
+    """Returns the directory of each class.
+
+    It is the class's name; if another class has the same (crane), with its WordNet id, or else a number.
+    """
     names = {label: safe_name(label.name) for label in labels}
     users = Counter(name.casefold() for name in names.values())
-    return {
-        label: name if users[name.casefold()] == 1 else f"{name}_{safe_name(label.imagenet_id)}"
-        for label, name in names.items()
-    }
+    taken = set(users)
+    for label, name in names.items():
+        if users[name.casefold()] > 1:
+            endings = itertools.chain([safe_name(label.imagenet_id)] * bool(label.imagenet_id), itertools.count(1))
+            full = (f"{name}_{ending}" for ending in endings)
+            names[label] = next(each for each in full if each.casefold() not in taken)
+            taken.add(names[label].casefold())
+    return names
 
 
 def safe_name(text: str) -> str:

@@ -34,9 +34,15 @@ class Code(IntEnum):
 
 @dataclass(frozen=True)
 class Rules:
-    """How images are decoded: the model's preprocessing, limits, whether EXIF's orientation is applied, whether the
-    pixels are exactly torchvision's, and whether the crop is returned as a JPEG file, padded with zeros to the number
-    of bytes that its pixels have."""
+    """How images are decoded.
+
+    Attributes:
+        spec: the model's preprocessing.
+        limits: what is refused.
+        apply_orientation: whether EXIF's orientation is applied.
+        exact: whether the pixels are exactly torchvision's.
+        jpeg: whether the crop is returned as a JPEG file, padded with zeros to the number of bytes of its pixels.
+    """
 
     spec: Preprocessing
     limits: ImageLimits
@@ -46,7 +52,14 @@ class Rules:
 
 
 class Request(NamedTuple):
-    """One image to decode; it has `length` bytes. One that needs more than `small_pixels` is large."""
+    """One image to decode.
+
+    Attributes:
+        format_name: its format, as `sniff_format` names it.
+        length: its number of bytes.
+        rules: how it is decoded.
+        small_pixels: an image of more pixels than these is large.
+    """
 
     format_name: str
     length: int

@@ -46,15 +46,15 @@ from serve.files.page import Page
 thumbnails = [base64.b64decode(each) for each in json.loads(sys.stdin.read())]
 path = Path(sys.argv[1])
 with path.open("w") as file:
-    page = Page(file, path, "densenet121, int8", 0)
-    page.start(0, None)
-    for number in range(int(sys.argv[2])):
-        shares = [1 / (2 + number % 97 + rank) for rank in range(5)]
-        entries = [{"label": f"label_{(number * 7 + rank) % 1000}", "probability": p} for rank, p in enumerate(shares)]
-        page.add({"file": f"/photos/day {number // 500}/IMG_{number}.jpg", "top_k": entries}, thumbnails[number % 3])
-    for number in range(40):
-        page.add({"file": f"/photos/bad{number}.jpg", "status": 422, "detail": "It is damaged."}, b"")
-    page.finish()
+    with Page(file, path, "densenet121, int8", 0) as page:
+        page.start(0, None)
+        for number in range(int(sys.argv[2])):
+            label = lambda rank: f"label_{(number * 7 + rank) % 1000}"
+            entries = [{"label": label(rank), "probability": 1 / (2 + number % 97 + rank)} for rank in range(5)]
+            path = f"/photos/day {number // 500}/IMG_{number}.jpg"
+            page.add({"file": path, "top_k": entries}, thumbnails[number % 3])
+        for number in range(40):
+            page.add({"file": f"/photos/bad{number}.jpg", "status": 422, "detail": "It is damaged."}, b"")
 """
 
 
@@ -175,6 +175,17 @@ def test_words_a_label_and_a_probability_filter(opened: Opened) -> None:
     assert opened.names()[1:] == ["cat.jpg", "coffee.jpg", "rocket.jpg"]
     least.fill("100")
     opened.expect_count("0 of 4")
+
+
+def test_the_filter_stands_at_the_least_probability_at_first(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    page = browser.new_page()
+    opened = Opened(page, classified(tmp_path / "page.html", folder, "--min-probability", 0.5))
+    opened.expect_count("3 of 4")
+    expect(page.get_by_label("At least 50 %")).to_have_value("50")
+    page.get_by_role("button", name="Show all").click()
+    opened.expect_count("4 of 4")
+    assert opened.complaints == []
+    page.close()
 
 
 def test_ten_thousand_pictures_load_filter_and_sort_quickly(opened_many: Opened, many: Path) -> None:

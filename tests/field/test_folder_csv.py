@@ -132,3 +132,13 @@ def test_a_header_that_is_cut_is_completed(tmp_path: Path) -> None:
     path.write_text(header.replace("_1", "_2"))
     with path.open("rb") as file, pytest.raises(OutputError, match="has another --top-k"):
         read_existing(file, path, "csv", 1, "tiny")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-0.1", "1.1"])
+def test_a_probability_that_is_none_is_not_read_back(tmp_path: Path, form: str, value: str) -> None:
+    path = tmp_path / "output"
+    header, format_record = record_format(form, 1, "tiny")
+    path.write_text(header + format_record(prediction("x")).replace("0.5", value))
+    with path.open("rb") as file, pytest.raises(OutputError, match=f"record 1 is not {form}; choose another --output"):
+        read_existing(file, path, form, 1, "tiny")

@@ -9,6 +9,7 @@ import pytest
 from serve.config.settings import ROOT
 from serve.errors import ConfigError
 from serve.files.paths import parse_file_list
+from tests.references import PICTURES
 from tests.serve.conftest import PHOTOS
 from tests.serve.test_classify import COMMAND, MODEL, records
 
@@ -76,6 +77,58 @@ def test_short_names_between_nuls_are_not_taken_for_utf_16(names: list[str]) -> 
 def test_a_list_that_is_not_in_the_encoding_of_its_mark_is_told_in_one_line(data: bytes) -> None:
     with pytest.raises(ConfigError, match=r"the list has the byte order mark of UTF-[0-9]+, but is not in it"):
         list(parse_file_list([data]))
+
+
+@pytest.mark.parametrize("size", [4096, 65536])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        PHOTOS / "cat.jpg",
+        *(PICTURES / name for name in ("rgb.png", "rgb.webp", "palette.gif", "rgb.bmp", "rgb.tiff", "rgb.avif")),
+    ],
+    ids=lambda path: path.name,
+)
+def test_an_image_in_place_of_a_list_is_told_in_one_line(picture: Path, size: int) -> None:
+    with pytest.raises(ConfigError, match=r"standard input: this is an image \(\w+\); give it as a PATH; - reads"):
+        list(parse_file_list(chunks(picture.read_bytes(), size)))
+
+
+@pytest.mark.parametrize("name", ["GIF89a.gif", "BM.bmp", "II*.tif", "RIFF1234WEBP.webp"])
+@pytest.mark.parametrize("end", ["\n", "\0"])
+def test_a_name_that_begins_like_an_image_is_a_name(name: str, end: str) -> None:
+    names = [name, *NAMES]
+    assert list(parse_file_list([end.join(names).encode()])) == names
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (1, 100), (65536, 200_000)])
+def test_nuls_without_names_are_told_in_one_line(size: int, count: int) -> None:
+    with pytest.raises(ConfigError, match="standard input: NULs without names; - reads a list of files"):
+        list(parse_file_list(chunks(bytes(count), size)))
+
+
+def test_names_may_follow_nuls() -> None:
+    assert list(parse_file_list([b"\0", b"\0", b"\0a.jpg\0", b"b.jpg"])) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 65536])
+def test_lines_that_end_in_cr_alone_are_told_in_one_line(size: int) -> None:
+    with pytest.raises(ConfigError, match=r"standard input: a list whose lines end in CR; .*; lines end in LF or CRLF"):
+        list(parse_file_list(chunks(b"a.jpg\rb.jpg\r", size)))
+
+
+def test_cr_within_a_name_is_part_of_it() -> None:
+    assert list(parse_file_list([b"a\rb.jpg\nc.jpg"])) == ["a\rb.jpg", "c.jpg"]
+    assert list(parse_file_list([b"a.jpg\r"])) == ["a.jpg"]
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\0"])
+@pytest.mark.parametrize("at", [65536, 65537, 70_000])
+def test_a_name_is_too_long_wherever_it_ends(end: bytes, at: int) -> None:
+    longest = b"x" * 65536
+    assert len(list(parse_file_list(chunks(b"a" + end + longest + end, at)))) == 2
+    for data in (longest + b"x" + end, b"a" + end + longest + b"x" + end + b"b" + end):
+        with pytest.raises(ConfigError, match="a name of more than 65536 bytes"):
+            list(parse_file_list(chunks(data, at)))
 
 
 @pytest.mark.parametrize(("encoding", "mark"), [("utf-16-le", True), ("utf-16-be", True), ("utf-16-le", False)])

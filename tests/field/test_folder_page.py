@@ -1,6 +1,8 @@
 """`classify --html`: what is in the page and how large it gets; tests/browser looks at it in a browser."""
 
 import base64
+import codecs
+import errno
 import io
 import json
 import os
@@ -19,6 +21,7 @@ import pytest
 from PIL import Image
 
 from serve.config.settings import ROOT, Config
+from serve.errors import OutputError
 from serve.files.page import Page
 from serve.files.thumbnails import SIDE, Thumbnails
 from serve.imaging.normalise import denormalise, normalise
@@ -216,19 +219,15 @@ def test_the_page_is_bounded_however_many_images_there_are(tmp_path: Path, monke
     monkeypatch.setattr("serve.files.page._MAX_BYTES", 100_000)
     path = tmp_path / "page.html"
     entry = {"label": "cat", "probability": 0.5}
-    with path.open("w") as file:
-        page = Page(file, path, "tiny, fp32", 0.25)
+    with path.open("w") as file, Page(file, path, "tiny, fp32", 0.25) as page:
         page.start(0, None)
         for number in range(1000):
             page.add({"file": f"/{number}.jpg", "top_k": [entry] * 5}, bytes(1000))
-        page.finish()
     found = shown(path)
     with_thumbnail = sum("thumbnail" in each for each in found)
     assert len(found) == 1000
     assert 50 < with_thumbnail < 100
-    assert page.report() == [
-        f"page: {path}; the last {1000 - with_thumbnail} images have no thumbnail, to keep it small"
-    ]
+    assert page.report() == [f"page: {path}; {1000 - with_thumbnail} images have no thumbnail, to keep the page small"]
     assert path.stat().st_size < 400_000
     assert 'value="25"' in path.read_text()
 
@@ -271,3 +270,84 @@ def test_a_thumbnail_that_fails_is_left_out(
     monkeypatch.setattr("serve.files.thumbnails._bmp", lambda _: b"BM, but no image")
     assert thumbnails.make(prepared.batch) == b""
     thumbnails.close()
+
+
+def test_thumbnails_that_fail_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    picture = {"file": "/cat.jpg", "top_k": [{"label": "cat", "probability": 0.5}]}
+    with path.open("w") as file, Page(file, path, "tiny, fp32", 0) as page:
+        page.start(0, None)
+        page.add(picture, b"\xff\xd8")
+        page.add({"file": "/x.txt", "status": 415, "detail": "No image."}, b"")
+        assert page.report() == [f"page: {path}"]
+        page.add(picture, b"")
+        assert page.report() == [f"page: {path}; 1 image has no thumbnail, because it could not be made"]
+        page.add(picture, b"")
+        assert page.report() == [f"page: {path}; 2 images have no thumbnail, because it could not be made"]
+    assert ["thumbnail" in each for each in shown(path)] == [True, False, False, False]
+
+
+def test_a_run_that_ends_with_an_error_leaves_a_whole_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    listed = codecs.BOM_UTF16_LE + f"{CAT}\n".encode("utf-16-le") + b"x"
+    command = [*COMMAND, "-", "--html", str(page)]
+    done = subprocess.run(command, cwd=ROOT, input=listed, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.decode().splitlines()[-1]) == (
+        2,
+        "serve: standard input: the list has the byte order mark of UTF-16, but is not in it",
+    )
+    assert [each["name"] for each in shown(page)] == [str(CAT)]
+
+
+def test_an_error_of_the_page_does_not_hide_the_first_one(tmp_path: Path) -> None:
+    class Full(io.StringIO):
+        def readable(self) -> bool:
+            return False
+
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    path = tmp_path / "page.html"
+    with pytest.raises(OutputError, match=r"page .*: no space left on device"), Page(Full(), path, "tiny", 0) as page:
+        page.start(0, None)
+    with pytest.raises(ZeroDivisionError), Page(Full(), path, "tiny", 0) as page:
+        page.start(0, None)
+        raise ZeroDivisionError
+
+
+def test_a_page_is_continued_with_another_least_probability(tmp_path: Path) -> None:
+    output, page, whole = tmp_path / "output.jsonl", tmp_path / "page.html", tmp_path / "whole.html"
+    command = [PHOTOS, "--output", output, "--html", page]
+    assert classify(*command)[0] == 0
+    status, _, error = classify(*command, "--resume", "--min-probability", "0.25")
+    assert (status, f"page: {page}\n" in error) == (0, True), error
+    assert classify(PHOTOS, "--html", whole, "--min-probability", "0.25")[0] == 0
+    assert page.read_bytes() == whole.read_bytes()
+
+
+def test_a_model_may_have_any_name(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    with path.open("w") as file, Page(file, path, "{{records}} <b>{{least}}", 0.25) as page:
+        page.start(0, None)
+    assert shown(path) == []
+    assert "Labelled by {{records}} &lt;b&gt;{{least}}." in path.read_text()
+
+
+def test_a_run_that_is_refused_leaves_no_empty_file(tmp_path: Path) -> None:
+    output, page, full = tmp_path / "output.jsonl", tmp_path / "page.html", tmp_path / "full.html"
+    full.write_text("mine")
+    assert classify(CAT, "--output", output, "--html", full)[0] == 2
+    assert not output.exists()
+    assert classify(CAT, "--output", output)[0] == 0
+    status, _, error = classify(CAT, "--output", output, "--html", page, "--resume")
+    assert (status, "has fewer records than the output" in error) == (2, True)
+    assert not page.exists()
+    assert full.read_text() == "mine"
+
+
+def test_an_empty_file_that_was_there_stays_when_a_run_is_refused(tmp_path: Path) -> None:
+    output, full = tmp_path / "output.jsonl", tmp_path / "full.html"
+    output.touch()
+    full.write_text("mine")
+    assert classify(CAT, "--output", output, "--html", full)[0] == 2
+    assert output.exists()

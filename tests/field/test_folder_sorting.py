@@ -1,5 +1,6 @@
 """`classify --sort-into`: links or copies by label, never instead of what is there, the same when run again."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -207,10 +208,50 @@ def test_a_place_that_cannot_be_written_ends_the_run_with_one_line(pictures: Pat
     target.write_text("a file")
     status, _, error = classify(pictures / "a", "--sort-into", target, "--yes", *(["--copy"] if copy else []))
     last = error.splitlines()[-1]
-    how = "copied" if copy else "linked; --copy copies it"
+    how = "copied" if copy else "linked"
+    advice = "remove what is there, or choose another --sort-into"
     assert status == 2
     assert last.startswith(f"serve: {target}/")
-    assert last.endswith(f"/a/1.jpg cannot be {how} (not a directory)")
+    assert last.endswith(f"/a/1.jpg cannot be {how} (not a directory); {advice}")
+
+
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_a_label_whose_place_is_taken_is_told_with_what_helps(
+    pictures: Path, tmp_path: Path, copy: bool, kind: str
+) -> None:
+    target = tmp_path / "sorted"
+    target.mkdir()
+    if kind == "file":
+        (target / "cat").touch()
+    else:
+        (target / "cat").symlink_to("nothing")
+    with pytest.raises(OutputError) as raised:
+        sorter(target, copy=copy).add(record(pictures / "a/1.jpg"))
+    assert str(raised.value).endswith(
+        f"cannot be {'copied' if copy else 'linked'} (file exists); remove what is there, or choose another --sort-into"
+    )
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.EPERM, "; --copy copies it"),
+        (errno.EOPNOTSUPP, "; --copy copies it"),
+        (errno.EACCES, ""),
+        (errno.ENOSPC, ""),
+    ],
+)
+def test_copying_is_advised_where_links_are_refused(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(OutputError) as raised:
+        sorter(tmp_path / "sorted").add(record(pictures / "a/1.jpg"))
+    assert str(raised.value).endswith(f"/a/1.jpg cannot be linked ({os.strerror(number).lower()}){advice}")
 
 
 def test_a_copy_that_fails_leaves_nothing(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +276,12 @@ def test_a_copy_that_fails_leaves_nothing(pictures: Path, tmp_path: Path, monkey
         (".hidden ", "hidden"),
         ("CON", "_CON"),
         ("com1.x", "_com1.x"),
+        ("COM¹", "_COM¹"),
+        ("lpt³.x", "_lpt³.x"),
         ("cone", "cone"),
+        ("gpj.\u202ecat\u2066\u200f", "gpj._cat__"),
+        ("a\u0085b\x9b", "a_b_"),
+        ("a\ud800b", "a_b"),
         ("Cafe\u0301", "Café"),
         ("é" * 200, "é" * 60),
         ("犬 と 猫", "犬 と 猫"),
@@ -255,6 +301,21 @@ def test_classes_of_the_same_name_have_folders_of_their_own() -> None:
         same: "a_b_n2",
         CAT: "cat",
     }
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([("n1", "crane"), ("n2", "crane"), ("n3", "crane_n1")], ["crane_1", "crane_n2", "crane_n1"]),
+        ([("n1", "a"), ("N1", "A")], ["a_n1", "A_1"]),
+        ([("", "x"), ("", "X"), ("n1", "x")], ["x_1", "X_2", "x_n1"]),
+        ([("", "x"), ("", "X"), ("n1", "x_1")], ["x_2", "X_3", "x_1"]),
+        ([("n1", "\ud800"), ("n2", "\udfff")], ["__n1", "__n2"]),
+    ],
+)
+def test_no_two_classes_share_a_folder(labels: list[tuple[str, str]], names: list[str]) -> None:
+    made = folder_names([Label(*label) for label in labels])
+    assert list(made.values()) == names
 
 
 @pytest.mark.parametrize(

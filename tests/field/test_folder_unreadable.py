@@ -125,6 +125,16 @@ def test_a_folder_in_a_list_is_a_record(folder: Path) -> None:
     assert (status, found) == (1, [(415, "This is a directory, not a file."), (None, None), missing, missing])
 
 
+def test_the_reasons_that_http_does_not_have_are_documented(folder: Path) -> None:
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    _, printed, _ = classify("-", stdin=f"{folder}\n{folder}/loop.jpg\nnone.jpg\n")
+    reasons = [record["reason"] for record in records(printed)]
+    assert reasons == ["not_a_file", "unreadable", "no_such_file"]
+    for document in ("api.md", "folders.md"):
+        text = (ROOT / "docs" / document).read_text()
+        assert all(f"`{reason}`" in text for reason in reasons)
+
+
 def test_what_is_left_out_is_counted_on_standard_error(folder: Path) -> None:
     (folder / ".hidden.jpg").touch()
     (folder / ".git").mkdir()
