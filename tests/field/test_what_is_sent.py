@@ -256,7 +256,9 @@ def test_a_file_without_name_but_with_bytes_is_one_of_the_files(client_for: Any)
         ("filename=\"a %22cat%22.jpg\"", 'a "cat".jpg'),
         ('filename="two%0D%0Alines.jpg"', "two\r\nlines.jpg"),
         ('filename="caf%C3%A9 (1).jpg"', "café (1).jpg"),
-        ('filename="my%20cat%20%281%29.jpg"', "my cat (1).jpg"),  # aiohttp
+        ('filename="caf%C3%A9%20%281%29.jpg"', "café (1).jpg"),  # aiohttp
+        ('filename="pct%20x.jpg"', "pct%20x.jpg"),  # the file's own name, from curl
+        ('filename="%41%2Fb%25.jpg"', "%41%2Fb%25.jpg"),
         ('filename="50%20 (1).jpg"', "50%20 (1).jpg"),
         ('filename="100%.jpg"', "100%.jpg"),
         ('filename="%E9.jpg"', "%E9.jpg"),
