@@ -29,7 +29,10 @@ _BROWSERS_ESCAPE: Final = re.compile("%(?:22|0D|0A)")
 
 def boundary_of(content_type: str) -> bytes:
     """Returns the boundary of a Content-Type, empty if it has none; raises `MalformedUpload`."""
-    return unquote(_parameters(content_type).get("boundary", "")).encode("latin-1")
+    given = _parameters(content_type)
+    if "boundary" not in given and any(name.startswith("boundary*") for name in given):
+        raise MalformedUpload("The boundary is encoded or in several pieces (RFC 2231); send it as one boundary=TEXT.")
+    return unquote(given.get("boundary", "")).encode("latin-1")
 
 
 def names_of(disposition: str) -> dict[str, str]:
