@@ -29,7 +29,7 @@ _MAX_PADDING: Final = 256
 _MAX_NEAR_BOUNDARIES: Final = 64
 _LONGEST_NAME: Final = 255
 # What `curl -F file=cat.jpg` sends: a path, or a name with an extension.
-_PATH: Final = re.compile(r"[@<]?[^<>{}]*(?:[/\\][^<>{}]*|\.[a-zA-Z]\w{1,4})")
+_PATH: Final = re.compile(r"[@<]?[^<>]*(?:[/\\][^<>]*|\.[a-zA-Z]\w{1,4})")
 _SHOWN_CHARACTERS: Final = 40
 
 

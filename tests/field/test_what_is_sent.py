@@ -505,6 +505,7 @@ def test_files_in_a_part_of_their_own_type_are_told_so(client: TestClient, name:
         ("C:\\fakepath\\cat.jpg", "C:\\fakepath\\cat.jpg"),
         ("C:/cat.jpg", "C:/cat.jpg"),
         ("猫.jpg", "猫.jpg"),
+        ("a{1}.jpg", "a{1}.jpg"),
     ],
 )
 def test_a_path_in_place_of_a_file_gets_the_right_curl_command(client: TestClient, text: str, path: str) -> None:
