@@ -28,8 +28,8 @@ SOAK_MINUTES ?= 30
 
 # A value as one word of the shell, whatever characters it has.
 quote = '$(subst ','\'',$(1))'
-# These are paths: a $ in one begins no reference to a variable.
-$(foreach path,PYTHON WEIGHTS PHOTOS,$(eval override $(path) := $$(value $(path))))
+# These may be paths or addresses: a $ in one begins no reference to a variable.
+$(foreach name,PYTHON WEIGHTS PHOTOS MODEL TORCH_INDEX,$(eval override $(name) := $$(value $(name))))
 
 export ORT_DISABLE_TELEMETRY = 1
 export WEIGHTS PHOTOS
@@ -103,7 +103,7 @@ image: ## build the container image (see docs/container.md)
 		test "$$WEIGHTS" -ef "$$staged" || cp -- "$$WEIGHTS" "$$staged")
 	$(build_image) --target runtime $(BUILD_FLAGS) -t $(call quote,$(IMAGE)) .
 
-image-test: MODEL =
+image-test: override MODEL =
 image-test: MODEL_VARIANT =
 image-test: HEIC =
 image-test: image ## build the container image, test it over HTTP, and print its size

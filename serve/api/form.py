@@ -7,7 +7,7 @@ from typing import Final
 
 from serve.api.header_parameters import boundary_of, names_of
 from serve.errors import MalformedUpload, MissingFile, TooManyFiles, UnsupportedBody
-from serve.imaging.non_images import NonImage, describe_non_image
+from serve.imaging.non_images import HEAD_BYTES, MISSING, NonImage, describe_non_image
 
 FILE_PART: Final = "file"
 # RFC 2046 allows 70 bytes.
@@ -28,7 +28,9 @@ _MAX_PADDING: Final = 256
 # Lines that begin with the boundary but go on otherwise. RFC 2046 does not allow them; each takes a microsecond.
 _MAX_NEAR_BOUNDARIES: Final = 64
 _LONGEST_NAME: Final = 255
-_SHOWN_NAME_CHARACTERS: Final = 40
+# What `curl -F file=cat.jpg` sends: a path, or a name with an extension.
+_PATH: Final = re.compile(r"[@<]?[^<>]*(?:[/\\][^<>]*|\.[a-zA-Z]\w{1,4})")
+_SHOWN_CHARACTERS: Final = 40
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class Form:
         if not self._files:
             sent = f"; the parts sent are named {', '.join(self._others)}" if self._others else ""
             raise MissingFile(
-                f"The form has no file, which is a part with a filename or named '{FILE_PART}'{sent}. With curl: "
-                "-F 'file=@cat.jpg'."
+                f"The form has no file: no part has a filename, and none named '{FILE_PART}' has content{sent}. With "
+                "curl: -F 'file=@cat.jpg'."
             )
         return self._files
 
@@ -100,8 +102,9 @@ class Form:
         at = self._buffer.find(self._delimiter, self._searched)
         if at < 0:
             self._searched = max(0, len(self._buffer) - len(self._delimiter) + 1)
-            if not self._is_file:
-                self._drop(self._searched)
+            if not self._is_file:  # only its beginning is kept, and one byte to tell that there is more
+                del self._buffer[HEAD_BYTES + 1 : self._searched]
+                self._searched = min(self._searched, HEAD_BYTES + 1)
             return False
         after = at + len(self._delimiter)
         line = self._buffer[after : after + _MAX_PADDING + 2]
@@ -117,9 +120,13 @@ class Form:
             self._begun, self._is_file = True, False
             self._delimiter, self._step = b"\r\n--" + self._boundary, Form._read_headers
             return True
+        if not self._begun and end.startswith(b"\n"):
+            raise _malformed("its lines end with LF, and the lines of a form end with CRLF")
+        if padding:
+            raise _malformed(f"a boundary is followed by more than {_MAX_PADDING} blanks or by something after blanks")
         self._near_boundaries += 1
-        if padding or self._near_boundaries > _MAX_NEAR_BOUNDARIES:
-            raise _malformed()
+        if self._near_boundaries > _MAX_NEAR_BOUNDARIES:
+            raise _malformed(f"more than {_MAX_NEAR_BOUNDARIES} of its lines begin with the boundary and go on")
         self._searched = after
         return True
 
@@ -143,6 +150,12 @@ class Form:
         if not names:
             raise MalformedUpload("A part of the multipart body has no name in its Content-Disposition.")
         self._name, self._filename = names.get("name", ""), names.get("filename")
+        media_type = headers.get("content-type", "").partition(";")[0].lower()
+        if self._filename is None and media_type.startswith("multipart/"):
+            raise UnsupportedBody(
+                f"The part {_shown(self._name)} is of the type {_shown(media_type)}, which is not supported; send each "
+                "file in a part of its own."
+            )
         self._is_file = self._filename is not None or self._name == FILE_PART
         if self._is_file:
             _require_bytes(self._name, headers)
@@ -152,9 +165,11 @@ class Form:
 
     def _end_part(self, length: int) -> None:
         if not self._is_file:
+            if self._begun and (found := describe_non_image(bytes(self._buffer[: min(length, HEAD_BYTES + 1)]))):
+                self._others[-1] += f" ({found.what})"
             return
         if not length and not self._filename:
-            self._skip(self._name, " (no file)")
+            self._skip(self._name, " (left empty)")
             return
         with memoryview(self._buffer) as view:
             data = bytes(view[:length])
@@ -165,7 +180,7 @@ class Form:
 
     def _skip(self, name: str, remark: str = "") -> None:
         """Counts a part that is not a file, to be named if the form has no file."""
-        self._others.append(repr(name[:_SHOWN_NAME_CHARACTERS]) + remark)
+        self._others.append(_shown(name) + remark)
         if len(self._others) > _MAX_OTHER_PARTS:
             raise TooManyFiles(f"The form has more than {_MAX_OTHER_PARTS} parts that are not files.")
 
@@ -178,7 +193,7 @@ def _part_headers(block: bytes) -> dict[str, str]:
     """Returns the headers of a part, unfolded and decoded as Latin-1. block: each line with the line end before it."""
     first, *lines = _HEADER_END.split(block, _MAX_PART_HEADERS + 1)
     if first:
-        raise _malformed()  # the first line continues none
+        raise _malformed("the headers of a part begin with a blank, which continues a line, but there is none before")
     if len(lines) > _MAX_PART_HEADERS:
         raise MalformedUpload(f"A part has more headers than the limit of {_MAX_PART_HEADERS}.")
     headers = {}
@@ -186,8 +201,9 @@ def _part_headers(block: bytes) -> dict[str, str]:
         if len(line) > _MAX_PART_HEADER_BYTES:
             raise MalformedUpload(f"A header of a part is longer than the limit of {_MAX_PART_HEADER_BYTES} bytes.")
         name, colon, value = line.replace(b"\r\n", b"").partition(b":")
-        if not colon or not _HEADER_NAME.fullmatch(name) or b"\r" in value:
-            raise _malformed()
+        if not colon or not _HEADER_NAME.fullmatch(name) or {*b"\r\n"} & {*value}:
+            shown = _shown(line.decode("latin-1"))
+            raise _malformed(f"{shown} in a part is not a header, which is written 'Name: value' and ends with CRLF")
         headers[name.lower().decode()] = value.decode("latin-1").strip(" \t")
     return headers
 
@@ -196,20 +212,33 @@ def _require_bytes(name: str, headers: dict[str, str]) -> None:
     """Refuses a file that is encoded, which RFC 7578 does not allow in a form."""
     for header, accepted in (("Content-Transfer-Encoding", _AS_THEY_ARE), ("Content-Encoding", {"", "identity"})):
         if (value := headers.get(header.lower(), "")).lower() not in accepted:
-            raise UnsupportedBody(
-                f"The part {name[:_SHOWN_NAME_CHARACTERS]!r} has {header}: {value[:_SHOWN_NAME_CHARACTERS]}, which is "
-                "not supported; send the bytes of the file as they are, without that header."
-            )
+            raise encoded(f"part {_shown(name)}", header, value)
+
+
+def encoded(what: str, header: str, value: str) -> UnsupportedBody:
+    """Returns the error of a body or a part that such a header says is encoded."""
+    return UnsupportedBody(
+        f"The {what} has {header}: {value[:_SHOWN_CHARACTERS]}, which is not supported; send the bytes as they are, "
+        "neither compressed nor encoded, and without that header."
+    )
 
 
 def _mere_name(data: bytes) -> NonImage | None:
-    """Recognises the name of a file in its place, which `curl -F file=cat.jpg` sends for lack of an @."""
+    """Recognises a short text in place of a file, such as its name, which curl sends for lack of an @."""
     with suppress(UnicodeDecodeError):
         text = data.decode("utf-8").strip() if len(data) <= _LONGEST_NAME else ""
         if text and text.isprintable():
-            return NonImage(f"the text {text!r}", f"with curl, write -F 'file=@{text.lstrip('@<')}'")
+            if _PATH.fullmatch(text):
+                return NonImage(f"the text {text!r}", f"with curl, write -F 'file=@{text.lstrip('@<')}'")
+            if text.startswith("<") and text.endswith(">"):
+                return NonImage("text in a markup language", "send the bytes of an image")
+            return NonImage(f"the text {text!r}", MISSING)
     return None
 
 
-def _malformed() -> MalformedUpload:
-    return MalformedUpload("The multipart body is malformed.")
+def _malformed(why: str) -> MalformedUpload:
+    return MalformedUpload(f"The multipart body is malformed: {why}.")
+
+
+def _shown(text: str) -> str:
+    return repr(text[:_SHOWN_CHARACTERS])

@@ -23,15 +23,16 @@ _MAX_ENCODED: Final = 1024
 # Only these, because Python imports a module for each charset that it is asked for, and never forgets a wrong one.
 _CHARSETS: Final = {"utf-8", "utf8", "iso-8859-1", "latin1", "us-ascii", "windows-1252"}
 _ENCODED_WORDS: Final = re.compile(r"(?:=\?[^?\s]++\?[bq]\?[!->@-~ ]*+\?=[ \t]*+)++", re.IGNORECASE)
-# Everything but unreserved characters (RFC 3986) is escaped, as aiohttp does.
-_PERCENT_ENCODED: Final = re.compile(r"(?:[\w.~-]|%[0-9A-F]{2})++", re.ASCII)
 # What browsers write in names for quotes and line ends (HTML, "multipart/form-data encoding algorithm").
 _BROWSERS_ESCAPE: Final = re.compile("%(?:22|0D|0A)")
 
 
 def boundary_of(content_type: str) -> bytes:
     """Returns the boundary of a Content-Type, empty if it has none; raises `MalformedUpload`."""
-    return unquote(_parameters(content_type).get("boundary", "")).encode("latin-1")
+    given = _parameters(content_type)
+    if "boundary" not in given and any(name.startswith("boundary*") for name in given):
+        raise MalformedUpload("The boundary is encoded or in several pieces (RFC 2231); send it as one boundary=TEXT.")
+    return unquote(given.get("boundary", "")).encode("latin-1")
 
 
 def names_of(disposition: str) -> dict[str, str]:
@@ -81,10 +82,9 @@ def _plain(text: str) -> str:
             words = [_in_charset(word, str(charset)) for word, charset in decode_header(text)]
             if all(words):
                 return "".join(map(str, words))
-    if text.isascii():
-        raw = unquote_to_bytes(text)
-        if (not raw.isascii() or _PERCENT_ENCODED.fullmatch(text)) and (decoded := _in_charset(raw, "utf-8")):
-            return decoded
+    # A name that is ASCII once decoded, such as `50%20off.jpg`, is more likely the file's own.
+    if text.isascii() and not (raw := unquote_to_bytes(text)).isascii() and (decoded := _in_charset(raw, "utf-8")):
+        return decoded
     return _decoded(_BROWSERS_ESCAPE.sub(lambda found: chr(int(found[0][1:], 16)), text).encode("latin-1"))
 
 

@@ -36,7 +36,8 @@ def error_response(
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     problem = {**problem_from(error), **members}
-    scope["reason"] = problem["reason"]
+    if "refused" not in scope:  # else the protocol has answered for another reason, and this is never sent
+        scope["reason"] = problem["reason"]
     body, media_type = problem_body(scope["path"], problem)
     return Response(body, problem["status"], headers, media_type)
 

@@ -10,17 +10,23 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from serve.api.form import Form, UploadedFile
+from serve.api.form import Form, UploadedFile, encoded
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
 from serve.imaging.formats import SIGNATURE_BYTES, sniff_format
-from serve.imaging.non_images import describe_non_image
+from serve.imaging.non_images import HEAD_BYTES, describe_non_image
 
 _SHOWN_CHARACTERS: Final = 40
 _STATES_AN_IMAGE: Final = re.compile("image/.*|application/octet-stream")
-# What is no media type, that of HTML forms, which curl and others send by default, and that of object stores.
+# What is no media type, that of HTML forms, which curl and others send by default, and those for what is unknown.
 _STATES_NOTHING: Final = re.compile(
-    r"(?![\w.+-]+/[\w.+-]+$).*|application/x-www-form-urlencoded|binary/octet-stream", re.DOTALL
+    r"(?![\w.+-]+/[\w.+-]+$).*|application/x-www-form-urlencoded|binary/octet-stream|application/(?:x-)?binary"
+    r"|[\w-]+/(?:x-)?unknown",
+    re.DOTALL,
 )
+# What programs send for a string; a data URI or base64 in one is told so.
+_STATES_TEXT: Final = {"text/plain", "application/json"}
+# The fields of an HTML form without files.
+_FIELD: Final = re.compile(rb"(?:^|&)[\w.\[\]%+-]+=([^&]+)")
 # A Content-Encoding that lists no coding.
 _IDENTITY: Final = re.compile(r"[ \t,]*+(?:identity[ \t]*+(?:,[ \t,]*+|$))*+", re.IGNORECASE)
 _BODY_HEADERS: Final = ("content-length", "transfer-encoding")  # a request with neither has no body
@@ -61,8 +67,11 @@ async def read_upload(
             form.feed(chunk)
         return form.end()
     check = None if _STATES_AN_IMAGE.fullmatch(media_type) else partial(_require_image, media_type)
-    if check and (not _STATES_NOTHING.fullmatch(media_type) or not any(name in headers for name in _BODY_HEADERS)):
-        check(b"")  # there is nothing to read
+    has_body = any(name in headers for name in _BODY_HEADERS)
+    if check and not (has_body and _STATES_NOTHING.fullmatch(media_type)):
+        # A client that waits for 100 Continue is spared the upload.
+        is_text = has_body and media_type in _STATES_TEXT and "expect" not in headers
+        raise _no_image(media_type, await _head(chunks) if is_text else b"")
     data = await read_body(headers, chunks, limits.max_bytes, check)
     if not data:
         raise EmptyFile("The body is empty; send the image's bytes.")
@@ -114,21 +123,35 @@ async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max
 def _require_unencoded(headers: Mapping[str, str]) -> None:
     value = ",".join(value for name, value in headers.items() if name == "content-encoding")
     if not _IDENTITY.fullmatch(value):
-        raise UnsupportedBody(
-            f"The body has Content-Encoding {value[:_SHOWN_CHARACTERS]!r}: compressed bodies are not supported; send "
-            "it uncompressed, without that header."
-        )
+        raise encoded("body", "Content-Encoding", value)
 
 
 def _require_image(media_type: str, head: bytes) -> None:
     """Raises `UnsupportedBody` unless a body of this media type, which is no image's, begins like an image."""
-    if sniff_format(head):
-        return
+    if not sniff_format(head):
+        raise _no_image(media_type, head)
+
+
+async def _head(chunks: AsyncIterator[bytes]) -> bytes:
+    """Reads the start of a body, which need not be an image's."""
+    head = b""
+    async for chunk in chunks:
+        head += chunk
+        if len(head) >= SIGNATURE_BYTES:
+            break
+    return head
+
+
+def _no_image(media_type: str, head: bytes) -> UnsupportedBody:
+    """Returns the error of a body that is neither a form nor an image, with what it is by its first bytes."""
     told = f"The Content-Type {media_type[:_SHOWN_CHARACTERS]!r} is neither a multipart form nor an image."
     if not media_type:
         told = "The request has no Content-Type."
     wanted = (
         "Send multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg'), or the image itself as image/*."
     )
+    for value in _FIELD.findall(head[:HEAD_BYTES]):
+        if found := describe_non_image(value):
+            return UnsupportedBody(f"{told} {wanted} The body holds {found.what}; {found.advice}.")
     found = describe_non_image(head)
-    raise UnsupportedBody(f"{told} {wanted}" + (f" The body is {found.what}; {found.advice}." if found else ""))
+    return UnsupportedBody(f"{told} {wanted}" + (f" The body is {found.what}; {found.advice}." if found else ""))

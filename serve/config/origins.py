@@ -12,7 +12,7 @@ import unicodedata
 from typing import Final
 
 _ORIGIN: Final = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[^/?#]*@)?(?P<host>\[[^]%]*\]|[^/?#:]{0,253})(?::(?P<port>[^/?#]*))?(?:[/?#].*)?",
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[^/?#]*@)?(?P<host>\[[^]]*\]|[^/?#:]{0,253})(?::(?P<port>[^/?#]*))?(?:[/?#].*)?",
     re.IGNORECASE,
 )
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
@@ -27,6 +27,9 @@ _NUMBER: Final = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)\.?")
 # Characters that are left out of international names (UTS 46).
 _IGNORED: Final = dict.fromkeys((0xAD, 0x200B, 0x2060, 0xFEFF, *range(0xFE00, 0xFE10)))
 _EXAMPLE: Final = "https://example.org"
+# Old versions of Android's WebView, and applications on Cordova with them, send this; browsers send null.
+_FILE: Final = "file://"
+_LOCAL: Final = re.compile(r"/*(?:([\w-]+\.)*localhost\b|[\d.]+(?:[:/]|$)|\[|[^./]*:(?!443$))", re.IGNORECASE)
 
 
 def parse_origin(text: str) -> str:
@@ -35,10 +38,10 @@ def parse_origin(text: str) -> str:
     Raises:
         ValueError: they do not; the message says what to write instead.
     """
-    if text == "*":
+    if text.lower() in ("*", "all", "any"):
         raise ValueError(
-            "'*' would let every page on the web use this server through its visitors' browsers; list the origins "
-            f"that may, such as {_EXAMPLE}"
+            f"{text!r} would let every page on the web use this server through its visitors' browsers; list the "
+            f"origins that may, such as {_EXAMPLE}"
         )
     written = re.sub(r"^\[?[\"'<]+|[\"'>]+]?$", "", text).replace("\\", "/")
     written = re.sub(r"^(https?)(:/*|//+)", r"\1://", written, flags=re.IGNORECASE)
@@ -57,6 +60,9 @@ def parse_origin(text: str) -> str:
 
 def _one_of_many(site: str) -> str:
     """Returns an origin that an entry with stars may have meant."""
+    scheme, separator, host = site.lower().partition("://")
+    if separator and "*" not in scheme and "*" in host and (scheme := _page_scheme(scheme)) not in _DEFAULT_PORTS:
+        return f"{scheme}://{'ID' if '-' in scheme else 'localhost'}"
     site = re.sub(r"(?<![^/.])\*\.", "www.", re.sub(r"^[^:]*\*[^:]*://", "https://", site))
     name, colon, port = site.rpartition(":")
     try:
@@ -68,11 +74,14 @@ def _one_of_many(site: str) -> str:
 def _as_sent(text: str) -> str:
     """Returns how browsers send an origin that may be written in some other way; raises `ValueError` if it is none."""
     text = text.removeprefix("blob:")
-    if text.lower() == _NULL or re.match("(data|file):", text, re.IGNORECASE):
+    if text.lower() == _FILE:
+        return _FILE
+    if text.lower() == _NULL or re.match("(data|file):|about:(blank|srcdoc)", text, re.IGNORECASE):
         return _NULL
     if "://" not in text:
-        is_local = re.match(r"/*(localhost|127\.|\[)|.*:(?!443$)", text, re.IGNORECASE)
-        text = f"{'http' if is_local else 'https'}://{text.lstrip('/')}"
+        if not re.match(r"/*(localhost\b|[^/]*[.:])", text, re.IGNORECASE):
+            raise ValueError("it has no scheme, and no host with a dot or a port")
+        text = f"{'http' if _LOCAL.match(text) else 'https'}://{text.lstrip('/')}"
     found = _ORIGIN.fullmatch(text)
     if found is None or (scheme := _page_scheme(found["scheme"].lower())) == "ftp":
         raise ValueError("no page has such a scheme, host and port")
@@ -120,6 +129,8 @@ def _ipv6(host: str) -> str:
         address = ipaddress.IPv6Address(host.strip("[]"))
     except ValueError:
         raise ValueError(f"{host!r} is not an IPv6 address") from None
+    if address.scope_id:
+        raise ValueError(f"{host!r} is not an IPv6 address that browsers take: it has a zone")
     low = int(address) & 0xFFFF_FFFF
     mapped = f"::ffff:{low >> 16:x}:{low & 0xFFFF:x}"  # as browsers write it, unlike Python since 3.13
     return f"[{mapped if address.ipv4_mapped else address}]"

@@ -4,10 +4,11 @@ import re
 from base64 import b64decode
 from contextlib import suppress
 from typing import Final, NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from serve.imaging.formats import sniff_format
 
-_HEAD_BYTES: Final = 256
+HEAD_BYTES: Final = 256
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
@@ -18,19 +19,25 @@ class NonImage(NamedTuple):
     advice: str
 
 
+_NOT_FETCHED: Final = "this server fetches nothing: send the bytes of the image"
 _DECODE: Final = "decode it and send the bytes"
-_MISSING: Final = "send the bytes of the file, which the client's variable does not hold"
+MISSING: Final = "send the bytes of the file, which the client's variable does not hold"
 # Matched against the whole head, without blanks and quotes around it.
 _KINDS: Final = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), NonImage(what, advice))
     for pattern, what, advice in (
         (rb"\x1f\x8b.*", "a file compressed with gzip", "send it uncompressed"),
         (rb"data:.*|[\w.+/-]*;?base64,.*", "a data URI", _DECODE),
-        (rb"blob:.*|[a-z][a-z0-9+.-]+:/.*", "a URL", "this server fetches nothing: send the bytes of the image"),
-        (rb"undefined|null|none|nil|nan|true|false", "the word {text}", _MISSING),
-        (rb"\[object \w+\]|<[\w.]+:? [^<>]*[^/]>|\[B@[0-9a-f]+|system\.[\w.\[\]]+", "the text {text}", _MISSING),
-        (rb"b['\"].*", "bytes written as a Python literal", _MISSING),
+        (rb"blob:.*|[a-z][a-z0-9+.-]+:/.*|www\.[\w-]+\..*|//[\w-]+(?:\.[\w-]+)+/.*", "a URL", _NOT_FETCHED),
+        (rb"undefined|null|none|nil|nan|true|false", "the word {text}", MISSING),
+        (
+            rb"\[object \w+\]|<[\w.]+:? [^<>]*[^/]>|(?:\[B|(?:\w+\.)+[\w$]+)@[0-9a-f]+|system\.[\w.\[\]]+",
+            "the text {text}",
+            MISSING,
+        ),
+        (rb"b['\"].*", "bytes written as a Python literal", MISSING),
         (rb"--[^\r\n]+\r\ncontent-[\w-]+:.*", "a multipart form", "let the client set its Content-Type"),
+        (rb'[\[{]\s*(?:"[^"]*"\s*:\s*)?"data:.*', "JSON that holds a data URI", _DECODE),
         (rb"[\[{]\s*[\"\d{\[].*", "JSON", "send the bytes of the image as a form or as the body"),
     )
 )
@@ -42,7 +49,7 @@ def describe_non_image(data: bytes) -> NonImage | None:
     """Returns what `data` is by its first bytes; None if it begins like an accepted format, or like nothing known."""
     if sniff_format(data):
         return None
-    head = data[:_HEAD_BYTES].removeprefix(_BYTE_ORDER_MARK).strip(b' \t\r\n"')
+    head = unquote_to_bytes(data[:HEAD_BYTES].removeprefix(_BYTE_ORDER_MARK)).strip(b' \t\r\n"')
     for pattern, (what, advice) in _KINDS:
         if pattern.fullmatch(head):
             return NonImage(what.format(text=repr(head.decode("latin-1"))), advice)
@@ -51,7 +58,7 @@ def describe_non_image(data: bytes) -> NonImage | None:
         with suppress(ValueError):
             if encoded := sniff_format(decode(digits)):
                 return NonImage(f"the {name} of a {encoded} image", _DECODE)
-    looks_encoded = len(data) > _HEAD_BYTES and _BASE64.fullmatch(head)
+    looks_encoded = len(data) > HEAD_BYTES and _BASE64.fullmatch(head)
     return NonImage("what looks like base64", _DECODE) if looks_encoded else None
 
 

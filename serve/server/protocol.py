@@ -12,12 +12,12 @@ import sys
 from typing import Any, Final, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from serve.errors import HeadTooLarge, HeadTooSlow, MalformedRequest, RequestError, TargetTooLong, TooManyConnections
 from serve.observability.correlation import request_id_from
 from serve.observability.metrics import Metrics
-from serve.problems import problem_body, problem_from, retry_after
+from serve.problems import RULES, problem_body, problem_from, retry_after
 from serve.server.connections import ConnectionLimiter
 from serve.server.framing import check_framing
 from serve.server.transport import CoalescingTransport
@@ -46,6 +46,8 @@ _TCP_CLOSE: Final = 7
 # SO_LINGER on with 0 seconds: closing resets the connection and discards unsent data.
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _NOT_HTTP: Final = MalformedRequest("The request is not valid HTTP/1.1 (RFC 9112).")
+# The titles of problems, RFC 9110's phrases; Python's differ from version to version.
+STATUS_LINE.update({rule.status: f"HTTP/1.1 {rule.status} {rule.title}\r\n".encode() for rule in RULES.values()})
 
 
 class _StopParsing(Exception):

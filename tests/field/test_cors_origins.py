@@ -47,6 +47,17 @@ def test_a_star_alone_is_told_why_not(sources: dict[str, str]) -> None:
     assert "such as https://example.org" in said
 
 
+@pytest.mark.parametrize("entry", ["all", "any", "ALL", "Any"])
+def test_a_word_for_all_origins_is_told_the_same(entry: str) -> None:
+    assert f"{entry!r} would let every page on the web use this server" in refusal("--cors-origins", entry)
+
+
+@pytest.mark.parametrize("scheme", ["chrome-extension", "moz-extension", "safari-web-extension", "vscode-webview"])
+def test_a_star_for_the_id_of_an_extension_is_told_so(scheme: str) -> None:
+    for entry in (f"{scheme}://*", f"{scheme.upper()}://*/"):
+        assert refusal("--cors-origins", entry).endswith(f"list each origin in full, such as {scheme}://ID")
+
+
 def test_lists_are_separated_by_any_white_space() -> None:
     text = " https://a.example\thttps://b.example,\n\u00a0https://c.example "
     listed = load_config(["--cors-origins", text], {}).cors_origins

@@ -148,15 +148,14 @@ def calls(tree: Path, *arguments: str, **environment: str) -> list[tuple[list[st
 @pytest.mark.parametrize("name", [name for name in ODD if "\n" not in name])  # which no recipe of make can have
 @pytest.mark.parametrize("from_environment", [False, True])
 def test_make_passes_paths_on_as_they_are(name: str, from_environment: bool, recorded_tree: Path) -> None:
-    weights, photos, model = (f"/{name}/{last}" for last in ("w.pth", "photos", "m.onnx"))
+    weights, photos, model, index = (f"/{name}/{last}" for last in ("w.pth", "photos", "m.onnx", "simple"))
     python = recorded_tree / name / "python"
     python.parent.mkdir(parents=True)
     shutil.copy(recorded_tree / "python", python)
     paths = {"WEIGHTS": weights, "PHOTOS": photos, "PYTHON": str(python)}
     given: dict[str, Any] = {"environment": paths} if from_environment else {"flags": [*map("=".join, paths.items())]}
     flags, environment = given.get("flags", []), given.get("environment", {})
-    if "$" not in name:  # elsewhere a $ is make's own
-        flags = [*flags, f"MODEL={model}"]
+    flags = [*flags, f"MODEL={model}", f"TORCH_INDEX={index}"]
     called = calls(recorded_tree, "serve", *flags, **environment)
     assert {(call[1], call[2]) for call in called} == {(weights, photos)}
     programs = [(arguments[0], arguments[1]) for arguments, _, _ in called]
@@ -169,8 +168,8 @@ def test_make_passes_paths_on_as_they_are(name: str, from_environment: bool, rec
     ]
     assert value_of(called[1][0], "--weights") == value_of(called[3][0], "--weights") == weights
     assert value_of(called[3][0], "--photos") == photos
-    if "$" not in name:
-        assert value_of(called[1][0], "--model") == value_of(called[4][0], "--model") == model
+    assert value_of(called[1][0], "--model") == value_of(called[4][0], "--model") == model
+    assert value_of(called[2][0], "--torch-index") == index
 
 
 def value_of(arguments: list[str], flag: str) -> str:
@@ -186,6 +185,15 @@ def test_make_image_copies_weights_of_any_name(name: str, recorded_tree: Path, t
     build = next(arguments for arguments, _, _ in called if arguments[1] == "build")
     assert f"WEIGHTS={weights.name}" in build
     assert (recorded_tree / "models" / "weights" / weights.name).read_text() == "weights"
+
+
+def test_make_image_test_builds_the_image_of_no_given_model() -> None:
+    def plan(target: str) -> str:
+        command = ["make", "--dry-run", target, "MODEL=own.onnx"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--build-arg MODEL='own.onnx'" in plan("image")
+    assert "own.onnx" not in plan("image-test")
 
 
 @pytest.mark.parametrize("target", ["sev're", 'a"b', "$(exit 1)x", "`exit 1`", "100%s", "ü \\n"])

@@ -313,6 +313,7 @@ HEAD = b"POST /upload HTTP/1.1\r\nHost: localhost\r\n"
         ("malformed_request", HEAD + b"Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"),
         ("malformed_request", HEAD + b"Transfer-Encoding: gzip\r\n\r\n"),
         ("malformed_request", HEAD + b"Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"),
+        ("malformed_request", HEAD + b"Content-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"),
         ("head_too_slow", b"GET / HTTP/1.1\r\n"),
         ("target_too_long", b"GET /?" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n"),
         ("head_too_large", b"GET / HTTP/1.1\r\nX-Long: " + b"x" * 70_000 + b"\r\n\r\n"),
@@ -336,6 +337,22 @@ def test_a_connection_too_many_has_its_reason(server: ServerProcess) -> None:
         status, problem = ask(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert busy.recv(100).startswith(b"HTTP/1.1 ")
     assert (status, problem["reason"]) == (503, "too_many_connections")
+
+
+@pytest.mark.parametrize(
+    ("status", "sent"),
+    [
+        (413, HEAD + b"Content-Type: image/png\r\nContent-Length: 999999999\r\n\r\n"),
+        (422, HEAD + b"Content-Type: image/gif\r\nContent-Length: 8\r\n\r\nGIF89a\0\0"),
+    ],
+)
+def test_the_status_line_has_the_title_of_the_problem(server: ServerProcess, status: int, sent: bytes) -> None:
+    """Before Python 3.13, `http` has the phrases of RFC 7231 for these."""
+    with socket.create_connection(address(server), timeout=10) as connection:
+        connection.sendall(sent)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.reason) == (status, json.loads(answer.read())["title"])
 
 
 def address(server: ServerProcess) -> tuple[str, int]:

@@ -3,18 +3,23 @@
 The headers of parts are what curl, browsers, requests, urllib3, httpx, aiohttp, Node, Go, Java, PHP and .NET write.
 """
 
+import asyncio
 import base64
 import gzip
 import io
 import json
+from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import httpx2
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from serve.api.upload import UploadLimits, read_upload
 from serve.config.settings import ROOT
+from serve.errors import UnsupportedBody
 from tests.hostile.requests import VALID_IMAGES
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -70,6 +75,11 @@ def names_in_list(client: TestClient, *dispositions: str) -> list[str]:
         "application/x-www-form-urlencoded; charset=UTF-8",
         "Application/X-WWW-Form-URLEncoded",
         "binary/octet-stream",  # S3
+        "application/unknown",
+        "application/binary",
+        "application/x-binary",
+        "content/unknown",
+        "unknown/unknown",
         "*/*",
         "image",
         "undefined",
@@ -125,15 +135,17 @@ def test_a_compressed_body_is_told_so(client: TestClient, coding: str, path: str
     headers = {"Content-Encoding": coding, **({"Content-Type": content_type} if content_type else {})}
     answer = client.post(path, content=GZIPPED, headers=headers)
     assert answer.status_code == 415
-    if path == "/upload" and content_type == "application/json":
-        return  # another reason already
     told = answer.json().get("detail") or answer.json()["error"]
-    assert f"Content-Encoding {coding!r}: compressed bodies are not supported" in told
+    if path == "/upload" and content_type == "application/json":  # another reason comes first
+        assert "The body is a file compressed with gzip; send it uncompressed." in told
+        return
+    assert f"The body has Content-Encoding: {coding}, which is not supported; send the bytes as they are" in told
 
 
 def test_a_second_content_encoding_counts_too(client: TestClient) -> None:
     headers = [("Content-Type", "image/jpeg"), ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")]
-    assert "compressed" in detail_of(client.post("/upload", content=GZIPPED, headers=headers), 415)
+    told = detail_of(client.post("/upload", content=GZIPPED, headers=headers), 415)
+    assert "Content-Encoding: identity,gzip, which is not supported" in told
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", "", " identity , identity", ",", "identity,"])
@@ -166,7 +178,7 @@ def test_a_part_named_file_needs_no_filename_and_others_do(client: TestClient, r
     assert answer_to(client, part('name="file"') + END) == right
     assert answer_to(client, part("name=file") + part('name="image"') + END) == right
     detail = detail_of(send(client, part('name="image"') + part('name="note"', b"x") + END), 400)
-    assert "no file, which is a part with a filename or named 'file'" in detail
+    assert "no file: no part has a filename, and none named 'file' has content" in detail
     assert "'image', 'note'" in detail
 
 
@@ -191,7 +203,7 @@ def test_an_unfilled_file_input_is_no_file(
     filled = part('name="file"; filename="cat.jpg"')
     for body in (filled + unfilled, unfilled + filled, unfilled + filled + unfilled * 31):
         assert answer_to(client, body + END) == right
-    assert "(no file)" in detail_of(send(client, unfilled + END), 400)
+    assert "(left empty)" in detail_of(send(client, unfilled + END), 400)
     assert detail_of(send(client, filled + unfilled * 33 + END), 413)
 
 
@@ -256,7 +268,9 @@ def test_a_file_without_name_but_with_bytes_is_one_of_the_files(client_for: Any)
         ("filename=\"a %22cat%22.jpg\"", 'a "cat".jpg'),
         ('filename="two%0D%0Alines.jpg"', "two\r\nlines.jpg"),
         ('filename="caf%C3%A9 (1).jpg"', "café (1).jpg"),
-        ('filename="my%20cat%20%281%29.jpg"', "my cat (1).jpg"),  # aiohttp
+        ('filename="caf%C3%A9%20%281%29.jpg"', "café (1).jpg"),  # aiohttp
+        ('filename="pct%20x.jpg"', "pct%20x.jpg"),  # the file's own name, from curl
+        ('filename="%41%2Fb%25.jpg"', "%41%2Fb%25.jpg"),
         ('filename="50%20 (1).jpg"', "50%20 (1).jpg"),
         ('filename="100%.jpg"', "100%.jpg"),
         ('filename="%E9.jpg"', "%E9.jpg"),
@@ -381,6 +395,14 @@ NO_FILE = [
     (b"System.Byte[]", "the text 'System.Byte[]'"),
     (str(CAT[:100]).encode(), "bytes written as a Python literal"),
     (b'{"uri": "file:///cat.jpg", "type": "image/jpeg"}', "JSON"),
+    (b'{"image": "data:image/jpeg;base64,' + BASE64 + b'"}', "JSON that holds a data URI"),
+    (b'["data:image/jpeg;base64,' + BASE64 + b'"]', "JSON that holds a data URI"),
+    (b"www.example.com/cat.jpg", "a URL"),
+    (b"//example.com/cat.jpg", "a URL"),
+    (b"java.io.File@1b2c3d", "the text 'java.io.File@1b2c3d'"),
+    (quote_plus(b"data:image/jpeg;base64," + BASE64).encode(), "a data URI"),
+    (quote_plus(BASE64).encode(), "the base64 of a JPEG image"),
+    (quote(b"https://example.org/cat.jpg", safe="").encode(), "a URL"),
     (json.dumps(list(CAT[:100])).encode(), "JSON"),
 ]  # fmt: skip
 
@@ -394,8 +416,83 @@ def test_what_stands_in_place_of_a_file_is_named(client: TestClient, data: bytes
         send(client, part('name="image"; filename="a.jpg"', data) + END),
         send(client, data, Content_Type="image/jpeg"),
         send(client, data, Content_Type="application/x-www-form-urlencoded"),
+        send(client, data, Content_Type="text/plain;charset=UTF-8"),  # fetch(url, {body: text})
+        send(client, data, Content_Type="application/json"),
     ):
         assert what in detail_of(answer, 415)
+    detail = detail_of(send(client, part('name="note"', b"x") + part('name="image"', data) + END), 400)
+    assert "the parts sent are named 'note', 'image' (" in detail
+    assert what in detail
+
+
+@pytest.mark.parametrize("name", ["file", "image", "file[]", "file%5B0%5D", "my+file"])
+@pytest.mark.parametrize(
+    ("value", "what"),
+    [
+        (quote_plus(b"data:image/jpeg;base64," + BASE64).encode(), "a data URI"),  # requests data=, $.post
+        (b"data:image/jpeg;base64," + BASE64, "a data URI"),  # curl -d
+        (quote_plus(BASE64).encode(), "the base64 of a JPEG image"),
+        (BASE64, "the base64 of a JPEG image"),
+        (b"undefined", "the word 'undefined'"),
+        (b"https%3A%2F%2Fexample.org%2Fcat.jpg", "a URL"),
+    ],
+)
+@pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", "text/plain", None])
+def test_a_field_that_holds_no_file_is_named(
+    client: TestClient, name: str, value: bytes, what: str, content_type: str | None
+) -> None:
+    for ahead in (b"", b"top=5&note=a+cat&"):
+        body = ahead + name.encode() + b"=" + value
+        answer = client.post("/upload", content=body, headers={"Content-Type": content_type} if content_type else {})
+        assert f"The body holds {what}; " in detail_of(answer, 415)
+
+
+@pytest.mark.parametrize(
+    ("headers", "taken"),
+    [
+        ({"content-type": "text/plain"}, 1),
+        ({"content-type": "application/json"}, 1),
+        ({"content-type": "text/plain", "expect": "100-continue"}, 0),
+        ({"content-type": "text/html"}, 0),
+    ],
+)
+def test_text_is_read_no_further_than_its_first_bytes(headers: dict[str, str], taken: int) -> None:
+    left = [b"data:image/png;base64," + b"A" * 1000] * 3
+
+    async def chunks() -> AsyncIterator[bytes]:
+        while left:
+            yield left.pop()
+
+    with pytest.raises(UnsupportedBody) as caught:
+        asyncio.run(read_upload({**headers, "transfer-encoding": "chunked"}, chunks(), UploadLimits(10**6, 1)))
+    assert len(left) == 3 - taken
+    assert ("The body is a data URI" in str(caught.value)) == bool(taken)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"<svg xmlns='x'><path/></svg>", "text in a markup language, not a file; send the bytes of an image."),
+        (b"<!DOCTYPE html><p>no</p>", "text in a markup language, not a file; send the bytes of an image."),
+        (b"<?xml version='1.0'?><a/>", "text in a markup language, not a file; send the bytes of an image."),
+        *((text, f"the text {text.decode()!r}, not a file; send the bytes of the file, which the client's variable")
+          for text in (b"{}", b"[]", b"0", b'""', b"3.14", b"java.io.File@1b2c3d")),
+    ],
+)  # fmt: skip
+def test_a_text_that_is_no_path_gets_no_advice_for_curl(client: TestClient, text: bytes, told: str) -> None:
+    detail = detail_of(send(client, part('name="file"', text) + END), 400)
+    assert detail.startswith(f"The part 'file' is {told}")
+    assert "curl" not in detail
+
+
+@pytest.mark.parametrize("name", ["x", "file"])
+def test_files_in_a_part_of_their_own_type_are_told_so(client: TestClient, name: str) -> None:
+    """What curl -F "x=@a.jpg,b.jpg" sends."""
+    inner = b"--c\r\nContent-Disposition: attachment; filename=a.jpg\r\n\r\n" + CAT + b"\r\n--c--\r\n"
+    body = part(f'name="{name}"', inner, "Content-Type: multipart/mixed; boundary=c\r\n")
+    for form in (body, part('name="file"; filename="cat.jpg"') + body):
+        told = detail_of(send(client, form + END), 415)
+        assert told.startswith(f"The part '{name}' is of the type 'multipart/mixed', which is not supported; send each")
 
 
 @pytest.mark.parametrize(
@@ -408,6 +505,7 @@ def test_what_stands_in_place_of_a_file_is_named(client: TestClient, data: bytes
         ("C:\\fakepath\\cat.jpg", "C:\\fakepath\\cat.jpg"),
         ("C:/cat.jpg", "C:/cat.jpg"),
         ("猫.jpg", "猫.jpg"),
+        ("a{1}.jpg", "a{1}.jpg"),
     ],
 )
 def test_a_path_in_place_of_a_file_gets_the_right_curl_command(client: TestClient, text: str, path: str) -> None:

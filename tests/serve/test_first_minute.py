@@ -222,7 +222,8 @@ def test_a_command_that_cannot_run_ends_with_the_reason(arguments: list[object],
          "multipart/form-data with a part named 'file' (curl -F 'file=@cat.jpg')"),
         ({"content": b""}, 415, "The request has no Content-Type. Send multipart/form-data with a part named 'file'"),
         ({"files": {"image": (None, b"cat.jpg")}}, 400,
-         "The form has no file, which is a part with a filename or named 'file'; the parts sent are named 'image'. "
+         "The form has no file: no part has a filename, and none named 'file' has content; the parts sent are named "
+         "'image'. "
          "With curl: -F 'file=@cat.jpg'."),
         ({"files": {"file": (None, b"cat.jpg")}}, 400,
          "The part 'file' is the text 'cat.jpg', not a file; with curl, write -F 'file=@cat.jpg'."),
