@@ -7,6 +7,7 @@ import tempfile
 from contextlib import suppress
 from typing import Final
 
+_LIBC: Final = ctypes.CDLL(None)
 # Zeroing so much costs less than new pages would for the next image.
 _KEPT_BYTES: Final = 2**20
 # From linux/memfd.h: MFD_NOEXEC_SEAL.
@@ -31,6 +32,6 @@ def anonymous_memory(size: int) -> int:
 
 def clear_memory(memory: int, length: int) -> None:
     """Zeroes the beginning of `anonymous_memory`; if it is long, its pages go back to the system."""
-    punch = getattr(ctypes.CDLL(None), "fallocate", None) if length > _KEPT_BYTES else None
+    punch = getattr(_LIBC, "fallocate", None) if length > _KEPT_BYTES else None
     if punch is None or punch(memory, _PUNCH_HOLE, ctypes.c_int64(0), ctypes.c_int64(length)):
         os.pwrite(memory, bytes(length), 0)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+_LIBC: Final = ctypes.CDLL(None)
 # The clock id of another process's CPU time (clock_getcpuclockid in glibc): its id, inverted, and CPUCLOCK_SCHED.
 _ID_SHIFT, _CPU_CLOCK = 3, 2
 
@@ -80,7 +81,7 @@ def run_here(pid: int) -> None:
     """
     if hasattr(os, "sched_setaffinity"):
         with suppress(OSError):  # it has ended
-            os.sched_setaffinity(pid, {ctypes.CDLL(None).sched_getcpu()})
+            os.sched_setaffinity(pid, {_LIBC.sched_getcpu()})
 
 
 def run_anywhere(pid: int) -> None:

@@ -37,8 +37,8 @@ _RETURN: Final = 0x06
 # Offsets in struct seccomp_data: the call's number, the architecture, the low half of the first and third argument.
 _NUMBER_AT, _ARCHITECTURE_AT, _FLAGS_AT, _PROTECTION_AT = 0, 4, 16, 32
 _PROT_EXEC: Final = 4
-# Resources of which a decoder gets none: core dumps, files to write, further descriptors, processes.
-_FORBIDDEN: Final = ("CORE", "FSIZE", "NOFILE", "NPROC")
+# Resources of which a decoder gets none: core dumps, files to write, further descriptors.
+_FORBIDDEN: Final = ("CORE", "FSIZE", "NOFILE")
 # The flags with which glibc's pthread_create calls clone, CLONE_THREAD among them (linux/sched.h).
 _THREAD_FLAGS: Final = 0x003D_0F00
 
@@ -139,7 +139,7 @@ def confine(parent: int, keep: int, memory: tuple[int, int], *, seal: bool = Tru
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     in_use = _address_space()
     limited = _limit("AS", in_use + memory[0], in_use + memory[1])
-    for name in _FORBIDDEN[: 3 if threads else 4]:  # a thread counts as a process
+    for name in _FORBIDDEN if threads else (*_FORBIDDEN, "NPROC"):  # a thread counts as a process
         limited = _limit(name, 0, 0) and limited
     return SEALED if seal and ends_with_parent and limited and _install_filter(libc, threads) else ISOLATED
 

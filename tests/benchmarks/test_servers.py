@@ -143,25 +143,18 @@ def test_cpu_time_of_other_processes_is_separated_from_ones_own(monkeypatch: pyt
     assert watch.others_share() == pytest.approx((14 - 5 - 2 - 1) / 10 / 2)
 
 
-def test_a_process_trees_cpu_time_is_measured() -> None:
-    burn = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
-    with subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as busy:
+BURN = "import time\nwhile time.process_time() < 0.5: pass"
+BURN_IN_A_CHILD = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {BURN!r}])"
+
+
+@pytest.mark.parametrize("burn", [BURN, BURN_IN_A_CHILD], ids=["its own", "of a child that has ended"])
+def test_a_process_trees_cpu_time_is_measured(burn: str) -> None:
+    code = f"{burn}\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as busy:
         assert busy.stdout
         busy.stdout.readline()
         used = ProcessTree(busy.pid).cpu_seconds()
         busy.communicate(b"\n")
-    assert 0.45 < used < 2
-
-
-def test_the_cpu_time_of_children_that_have_ended_counts() -> None:
-    burn = "import time\nwhile time.process_time() < 0.5: pass"
-    run = f"subprocess.run([sys.executable, '-c', {burn!r}])"
-    code = f"import subprocess, sys\n{run}\nprint(flush=True)\ninput()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout
-        parent.stdout.readline()
-        used = ProcessTree(parent.pid).cpu_seconds()
-        parent.communicate(b"\n")
     assert 0.45 < used < 2
 
 
