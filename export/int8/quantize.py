@@ -25,6 +25,7 @@ from export.int8.quant_params import (
     quantize_equalized,
     quantize_weights,
 )
+from export.int8.sums import Sums, stored_tensor
 from export.onnx_graph import Array, Graph, attribute
 
 _MICROSOFT: Final = "com.microsoft"
@@ -59,6 +60,7 @@ class _Quantizer:
         self._params: dict[str, QuantParams] = {}
         self._alias: dict[str, str] = {}
         self._input_range = input_range
+        self._sums = Sums(graph, calibration)
         self._output = graph.empty_copy()
         self._output.opsets.append(helper.make_opsetid(_MICROSOFT, 1))
         self._nodes, self._constants = self._output.nodes, self._output.constants
@@ -143,12 +145,7 @@ class _Quantizer:
 
     def _stored(self, node: NodeProto) -> tuple[str, QuantParams]:
         """Returns the tensor that the node stores, after a ReLU or Clip that is fused into it, and its parameters."""
-        tensor = node.output[0]
-        for op_type in ("Relu", "Clip"):
-            activation = self._graph.only_consumer(tensor, op_type)
-            if activation is not None:
-                tensor = activation.output[0]
-                break
+        tensor = stored_tensor(self._graph, node)
         return tensor, self._params_of(tensor)
 
     def _params_of(self, tensor: str) -> QuantParams:
@@ -161,10 +158,10 @@ class _Quantizer:
             raise QuantizationError(f"the calibration has no range for {tensor!r}")
         low, high = self._calibration.ranges[tensor]
         producer = self._graph.producer(tensor)
-        ceiling = np.inf
+        low, high = low.item() * HEADROOM, high.item() * HEADROOM
         if producer is not None and producer.op_type == "Clip":  # 8 bits have to saturate where the Clip does
-            ceiling = self._graph.constants[producer.input[2]].item()
-        return QuantParams.from_range(low.item() * HEADROOM, min(high.item() * HEADROOM, ceiling))
+            return QuantParams.from_range(low, min(high, self._graph.constants[producer.input[2]].item()))
+        return self._sums.widen(tensor, QuantParams.from_range(low, high))
 
     def _clip(self, node: NodeProto) -> None:
         """Applies Max or Min with a constant per channel to quantized values; leaves it out if it cannot change any."""

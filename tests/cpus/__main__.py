@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,11 @@ def check(files: dict[str, Path], scratch: Path) -> list[str]:
     failures = write_models(files, scratch)
     jobs = {machine: [*files, CONTROL] if machine in (NEHALEM, HASWELL) else list(files) for machine in MACHINES}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = dict(zip(jobs, pool.map(lambda job: run(*job, scratch), jobs.items()), strict=True))
+        results = dict(zip(jobs, pool.map(run, jobs.keys(), jobs.values(), repeat(scratch)), strict=True))
     for machine, result in results.items():
         cpu = json.loads(str(result["cpu"]))
-        print(f"{machine.name}: {cpu['machine']}, {cpu['identity']}, {' '.join(cpu['features'])}")
+        print(f"{machine.name}: {cpu['machine']}, {cpu['identity']}, {' '.join(cpu['features'])}; ", end="")
+        print(f"onnxruntime {cpu['onnxruntime']}")
         failures += [f"{machine.name} {what}" for what in contradictions(machine, cpu)]
         for name, path in files.items():
             if machine is NATIVE:

@@ -19,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from serve.model import session
+from serve.model import session  # before onnxruntime, whose telemetry it disables
+
+import onnxruntime  # isort: skip
 
 # Writes eax, ebx, ecx and edx of leaf edi, subleaf esi to [rdx].
 _CPUID = bytes.fromhex("53 4989d0 89f8 89f1 0fa2 418900 41895804 41894808 4189500c 5b c3")
@@ -44,7 +46,7 @@ def _machine_code(code: bytes, result: Any, *arguments: Any) -> Any:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(code)
     function = ctypes.CFUNCTYPE(result, *arguments)(ctypes.addressof(ctypes.c_char.from_buffer(page)))
-    function.page = page  # or it would be unmapped
+    function.page = page  # type: ignore[attr-defined]  # or it would be unmapped
     return function
 
 
@@ -88,7 +90,7 @@ def describe_cpu() -> dict[str, Any]:
 
 def main(folder: Path, result: Path, names: list[str]) -> None:
     """Runs the models and writes the result."""
-    arrays: dict[str, Any] = {"cpu": json.dumps(describe_cpu() | {"onnxruntime": session.ort.__version__})}
+    arrays: dict[str, Any] = {"cpu": json.dumps(describe_cpu() | {"onnxruntime": onnxruntime.__version__})}
     for name in names:
         model = session._create_session(folder / f"{name}.onnx", 1, ["CPUExecutionProvider"])
         logits, integers = zip(
