@@ -47,7 +47,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes cpus browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -140,6 +140,11 @@ check-kubernetes: ## check deploy/kubernetes against published schemas and a ser
 	@$(install) .venv/kubernetes requirements/kubernetes.txt
 	@# cloudcoil's pytest plug-in imports a package that is not installed
 	.venv/kubernetes/bin/python -m pytest -p no:cloudcoil tests/kubernetes
+
+cpus: ## show that int8 gives the same integers on x86-64 and arm64 CPUs, emulated; needs root
+	@$(install_runtime)
+	@$(install_export)
+	$(exporter) -m tests.cpus
 
 scale-test: ## load a Ray cluster while nodes, replicas and the model change
 	@$(install_runtime)

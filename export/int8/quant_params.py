@@ -3,7 +3,8 @@
 CPUs without VNNI multiply unsigned by signed bytes and add neighbouring products in 16 bits (`vpmaddubsw`). There
 255·(w₁ + w₂) overflows if two neighbouring weights of one sign sum to more than 128 in magnitude. Each output channel's
 scale is chosen so that none do, in the order in which kernels read weights: by kernel position, then by input channel.
-So every CPU computes the same integers, at nearly the full 8 bits. The tests check it with `pair_sums`.
+So every CPU computes the same integers, at nearly the full 8 bits. The tests check it with `pair_sums`, and `make cpus`
+shows it.
 """
 
 from dataclasses import dataclass

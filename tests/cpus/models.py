@@ -41,7 +41,7 @@ def without_guard(model: onnx.ModelProto) -> onnx.ModelProto:
         weights, scales, bias = (numpy_helper.to_array(constants[node.input[place]]) for place in (3, 4, 8))
         largest = np.abs(weights.astype(np.float64)).reshape(len(weights), -1).max(1)
         widened = 127 / np.maximum(
-            np.maximum(largest, 1), 127 * np.abs(bias) / LARGEST_BIAS
+            np.maximum(largest, 1), 127 * np.abs(bias.astype(np.float64)) / LARGEST_BIAS
         )  # the bias still fits 32 bits
         for place, values in (
             (3, np.rint(weights * widened[:, None, None, None]).astype(np.int8)),
