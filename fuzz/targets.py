@@ -3,14 +3,13 @@
 python -m fuzz picture -max_total_time=1800 FOLDER
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import cache
 from typing import Final
 
 import numpy as np
 
-from serve.api.upload import UploadLimits, read_upload
+from serve.api.upload import UploadLimits
 from serve.api.v2.messages import Signature, parse_request, write_response
 from serve.errors import DecodeTimeout, RequestError, TooComplex
 from serve.imaging.decode import decode, open_image
@@ -24,6 +23,7 @@ from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
 from serve.model.postprocess import Label
 from serve.problems import problem_from
+from tests.exchange import upload_of
 
 _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 # A fifth of a megapixel, so that there are many inputs a second.
@@ -70,13 +70,10 @@ def multipart(data: bytes) -> None:
     size, _, body = rest.partition(b"\n")
     step = max(1, int.from_bytes(size[:2], "big"))
 
-    async def chunks() -> AsyncIterator[bytes]:
-        for position in range(0, len(body), step):
-            yield body[position : position + step]
-
+    chunks = (body[position : position + step] for position in range(0, len(body), step))
     headers = {"content-type": content_type.decode("latin-1"), "transfer-encoding": "chunked"}
     try:
-        files = asyncio.run(read_upload(headers, chunks(), _UPLOAD_LIMITS))
+        files = upload_of(headers, chunks, _UPLOAD_LIMITS)
     except RequestError as error:
         problem_from(error)
         return

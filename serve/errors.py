@@ -5,6 +5,8 @@ both say what was wrong and which limit was exceeded. A `RequestError` ends one 
 `StartError` ends the process.
 """
 
+from collections.abc import Sequence
+
 
 class ServeError(Exception):
     """Base class of every error that this package raises deliberately."""
@@ -68,7 +70,11 @@ class UnknownRoute(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The route does not have the request's method."""
+    """The route does not have the request's method, only those in `allowed`."""
+
+    def __init__(self, message: str, allowed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.allowed = allowed
 
 
 class BadPreflight(RequestError):

@@ -15,9 +15,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from ray import serve
 from ray.serve.config import AutoscalingConfig
-from starlette.applications import Starlette
 
 from serve.api.app import create_app
+from serve.api.boundary import Boundary
 from serve.config.settings import load_config
 from serve.imaging.malloc import tune_malloc
 from serve.model.classifier import load_classifier
@@ -37,7 +37,7 @@ class Classifier:
         self._config = load_config(flags, {})
         self._classifier = load_classifier(self._config)
 
-    def __serve_build_asgi_app__(self) -> Starlette:
+    def __serve_build_asgi_app__(self) -> Boundary:
         """The application of `python -m serve`; Ray Serve calls this once the replica exists."""
         return create_app(self._config, self._classifier)
 

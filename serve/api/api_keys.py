@@ -1,4 +1,4 @@
-"""Checks API keys against a file of keys, which is read again whenever it changes."""
+"""Checks API keys against a file of keys, which is read again when it changes."""
 
 import hashlib
 import hmac
@@ -33,7 +33,6 @@ class KeyFile:
 
     def require(self, key: bytes | None) -> None:
         """Raises `Unauthorized` unless `key`, in UTF-8, is in the file. Every wrong key takes the same time."""
-        self._refresh()
         if key is None:
             raise Unauthorized("An API key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
         digest = _digest(key)
@@ -41,8 +40,11 @@ class KeyFile:
         if not sum(hmac.compare_digest(digest, known) for known in self._digests):
             raise Unauthorized("The API key is not one of those accepted here.")
 
-    def _refresh(self) -> None:
-        """Keeps the previous keys if the file is missing, unreadable or without keys, and logs each reason once."""
+    def refresh(self) -> None:
+        """Reads the file if it has changed; may be called on any thread.
+
+        Keeps the previous keys if the file is missing, unreadable or without keys, and logs each reason once.
+        """
         try:
             if self._read_if_changed():
                 log.info("API keys: %d reloaded from %s", len(self._digests), self._path.name)

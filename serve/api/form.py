@@ -7,6 +7,7 @@ from typing import Final
 
 from serve.api.header_parameters import boundary_of, names_of
 from serve.errors import MalformedUpload, MissingFile, TooManyFiles, UnsupportedBody
+from serve.imaging.formats import Data
 from serve.imaging.non_images import HEAD_BYTES, MISSING, NonImage, describe_non_image
 
 FILE_PART: Final = "file"
@@ -38,7 +39,7 @@ class UploadedFile:
     """One encoded file; `filename` is the client's, and empty if the client sent none."""
 
     filename: str
-    data: bytes
+    data: Data
 
 
 class Form:
@@ -114,8 +115,14 @@ class Form:
             self._searched = at
             return False
         if end == b"\r\n" or line.startswith(b"--"):
-            self._end_part(at)
-            self._drop(after + padding)
+            if self._is_file:
+                rest = self._buffer[after + padding :]
+                self._end_file(at)
+                self._buffer = rest
+            else:
+                self._end_other(at)
+                del self._buffer[: after + padding]
+            self._searched = 0
             self._complete = end != b"\r\n"
             self._begun, self._is_file = True, False
             self._delimiter, self._step = b"\r\n--" + self._boundary, Form._read_headers
@@ -137,13 +144,10 @@ class Form:
             self._searched = max(0, len(self._buffer) - 3)
             return False
         self._begin_part(_part_headers(bytes(self._buffer[:end])))
-        self._drop(end + 4)
+        del self._buffer[: end + 4]
+        self._searched = 0
         self._step = Form._read_data
         return True
-
-    def _drop(self, count: int) -> None:
-        del self._buffer[:count]
-        self._searched = 0
 
     def _begin_part(self, headers: dict[str, str]) -> None:
         names = names_of(headers.get("content-disposition", ""))
@@ -163,16 +167,17 @@ class Form:
         else:
             self._skip(self._name)
 
-    def _end_part(self, length: int) -> None:
-        if not self._is_file:
-            if self._begun and (found := describe_non_image(bytes(self._buffer[: min(length, HEAD_BYTES + 1)]))):
-                self._others[-1] += f" ({found.what})"
-            return
+    def _end_other(self, length: int) -> None:
+        if self._begun and (found := describe_non_image(self._buffer[: min(length, HEAD_BYTES + 1)])):
+            self._others[-1] += f" ({found.what})"
+
+    def _end_file(self, length: int) -> None:
+        """Keeps the buffer, cut to `length`, as the file's data."""
         if not length and not self._filename:
             self._skip(self._name, " (left empty)")
             return
-        with memoryview(self._buffer) as view:
-            data = bytes(view[:length])
+        data = self._buffer
+        del data[length:]
         if self._filename is None and (found := describe_non_image(data) or _mere_name(data)):
             raise MissingFile(f"The part '{FILE_PART}' is {found.what}, not a file; {found.advice}.")
         self._files.append(UploadedFile(self._filename or "", data))
@@ -223,7 +228,7 @@ def encoded(what: str, header: str, value: str) -> UnsupportedBody:
     )
 
 
-def _mere_name(data: bytes) -> NonImage | None:
+def _mere_name(data: bytearray) -> NonImage | None:
     """Recognises a short text in place of a file, such as its name, which curl sends for lack of an @."""
     with suppress(UnicodeDecodeError):
         text = data.decode("utf-8").strip() if len(data) <= _LONGEST_NAME else ""

@@ -1,11 +1,11 @@
 """The handlers of `/upload`, the model card, the probes, the metrics and the pages."""
 
 import time
+from collections.abc import Awaitable, Callable
 
-from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from serve.api.deadlines import while_connected
+from serve.api.exchange import Exchange
 from serve.api.form import UploadedFile
 from serve.api.openapi.docs_page import render_docs_page
 from serve.api.openapi.document import openapi_document
@@ -18,6 +18,8 @@ from serve.errors import RequestError
 from serve.model.classifier import Classified, Opened, prediction
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.scheduling.task import Outcome
+
+Handler = Callable[[Exchange], Awaitable[Response]]
 
 
 class Handlers:
@@ -32,51 +34,53 @@ class Handlers:
         self._docs = render_docs_page(document)
         self._page = start_page(config, model.name, str(model.card["variant"]), model.class_count)
         self._page_headers = security_headers(self._page)
+        self._model_name = model.name
+        self._class_count = model.class_count
 
-    async def root(self, request: Request) -> Response:
-        if prefers_html(request.headers.get("accept", "")):
-            await self._pacer.wait_for_turn()
-            text = with_address(self._page, request.scope["scheme"], request.headers.get("host", ""))
+    async def root(self, exchange: Exchange) -> Response:
+        if prefers_html(exchange.header(b"accept")):
+            text = await self._pacer.run(_addressed, self._page, exchange)
             return HTMLResponse(text, headers={"Vary": "Accept", **self._page_headers})
         return PlainTextResponse("Server is Running\n", headers={"Vary": "Accept"})
 
-    async def livez(self, request: Request) -> Response:
+    async def livez(self, exchange: Exchange) -> Response:
         return PlainTextResponse("ok\n")
 
-    async def readyz(self, request: Request) -> Response:
+    async def readyz(self, exchange: Exchange) -> Response:
         self._pipeline.lifecycle.require_ready()
         return PlainTextResponse("ok\n")
 
-    async def model(self, request: Request) -> Response:
+    async def model(self, exchange: Exchange) -> Response:
         self._pipeline.lifecycle.require_ready()
         return JSONLineResponse(self._pipeline.classifier.model.card)
 
-    async def metrics(self, request: Request) -> Response:
-        await self._pacer.wait_for_turn()
-        return Response(self._pipeline.metrics.render(), headers={"Content-Type": METRICS_MEDIA_TYPE})
+    async def metrics(self, exchange: Exchange) -> Response:
+        text = await self._pacer.run(self._pipeline.metrics.render)
+        return Response(text, headers={"Content-Type": METRICS_MEDIA_TYPE})
 
-    async def openapi(self, request: Request) -> Response:
+    async def openapi(self, exchange: Exchange) -> Response:
         return Response(self._openapi, media_type="application/json")
 
-    async def docs(self, request: Request) -> Response:
-        await self._pacer.wait_for_turn()
-        text = with_address(self._docs, request.scope["scheme"], request.headers.get("host", ""))
-        return HTMLResponse(text, headers=security_headers(text))
+    async def docs(self, exchange: Exchange) -> Response:
+        text = await self._pacer.run(_addressed, self._docs, exchange)
+        return HTMLResponse(text, headers=await self._pacer.run(security_headers, text))
 
-    async def upload(self, request: Request) -> Response:
+    async def upload(self, exchange: Exchange) -> Response:
         pipeline = self._pipeline
-        async with pipeline.admit() as (in_flight, upload):
+        with pipeline.admit() as in_flight:
             started = time.monotonic()
-            query = parse_upload_query(request.scope["query_string"], len(pipeline.classifier.labels))
-            seconds = pipeline.request_timeout(request)
-            files = await read_upload(request.headers, upload.limit_rate(request.stream()), pipeline.limits)
-            in_flight.body_received()
+            query = parse_upload_query(exchange.scope["query_string"], self._class_count)
+            seconds = pipeline.request_timeout(exchange)
+            files = await read_upload(exchange, in_flight, pipeline.limits, pipeline.uploads)
             read = time.monotonic()
-            outcomes = await while_connected(request.receive, self._classify(files, query.top_k, read + seconds))
-            timing = pipeline.record_stages(request, read - started, outcomes)
-        model_name = pipeline.classifier.model.name
+            in_flight.body_received(read + seconds)
+            outcomes = await self._classify(files, query.top_k, read + seconds)
+        timing = pipeline.record_stages(exchange, read - started, outcomes)
+        model_name = self._model_name
         if len(files) == 1 and not query.as_list:
-            return JSONLineResponse(prediction(outcomes[0].unwrap(), model_name, query.threshold), headers=timing)
+            return JSONLineResponse(
+                prediction(outcomes[0].unwrap(), model_name, query.threshold), headers=timing or None
+            )
         results = [
             {"filename": file.filename, **result_entry(outcome, model_name, query.threshold)}
             for file, outcome in zip(files, outcomes, strict=True)
@@ -85,14 +89,19 @@ class Handlers:
 
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
         """Returns one outcome per file; files of no accepted format are never queued."""
-        opened = [self._open(file, top_k) for file in files]
-        jobs = [job for job in opened if isinstance(job, Opened)]
-        computed = iter(await self._pipeline.compute(jobs, deadline) if jobs else [])
-        return [next(computed) if isinstance(job, Opened) else Outcome(0.0, error=job) for job in opened]
+        jobs: list[Opened] = []
+        refused: dict[int, RequestError] = {}
+        for position, file in enumerate(files):
+            try:
+                jobs.append(self._pipeline.classifier.open(file.data, top_k))
+            except RequestError as refusal:
+                refused[position] = refusal
+        outcomes = await self._pipeline.scheduler.run(jobs, deadline) if jobs else []
+        for position, error in refused.items():
+            outcomes.insert(position, Outcome(0.0, error=error))
+        return outcomes
 
-    def _open(self, file: UploadedFile, top_k: int) -> Opened | RequestError:
-        """Returns the job, or what is wrong with this file."""
-        try:
-            return self._pipeline.classifier.open(file.data, top_k)
-        except RequestError as error:
-            return error
+
+def _addressed(page: str, exchange: Exchange) -> str:
+    """Returns a page with the address that it was requested at."""
+    return with_address(page, exchange.scope["scheme"], exchange.header(b"host"))

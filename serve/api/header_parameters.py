@@ -16,6 +16,10 @@ from serve.errors import MalformedUpload
 _NAMES: Final = ("name", "filename")
 # A quoted string may contain semicolons. The quantifiers give nothing back, so that there is nothing to try twice.
 _PARAMETER: Final = re.compile(r';[ \t]*+([^=;\s"]++)[ \t]*+=[ \t]*+("(?:[^"\\]++|\\.)*+"|[^;]*+)', re.DOTALL)
+# What most clients send: names that mean themselves in every encoding.
+_ORDINARY: Final = re.compile(
+    r'form-data; name="(?P<name>[\w. -]*+)"(?:; filename="(?P<filename>[\w. -]*+)")?', re.ASCII
+)
 # Reading a parameter takes microseconds, and a form can have sixty headers full of them.
 _MAX_SEMICOLONS: Final = 32
 # File systems allow 255 bytes, and percent-encoding triples them. A longer name is left as it was sent.
@@ -48,6 +52,8 @@ def names_of(disposition: str) -> dict[str, str]:
     Raises:
         MalformedUpload: it has too many parameters.
     """
+    if found := _ORDINARY.fullmatch(disposition):
+        return {key: value for key, value in found.groupdict().items() if value is not None}
     given = {key: value for key, value in _parameters(disposition).items() if key.partition("*")[0] in _NAMES}
     # `decode_params` of Python 3.11 fails if there is both `filename*` and `filename*0`; the former is the whole name.
     for name in _NAMES:

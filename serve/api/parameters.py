@@ -4,14 +4,15 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Final
 from urllib.parse import parse_qs
 
 from serve.errors import BadParameter
 from serve.model.postprocess import DEFAULT_TOP_K
 
-TIMEOUT_HEADER: Final = "X-Request-Timeout-Ms"
-TIMING_HEADER: Final = "X-Server-Timing"
+TIMEOUT_HEADER: Final = b"x-request-timeout-ms"
+TIMING_HEADER: Final = b"x-server-timing"
 UPLOAD_PARAMETERS: Final = ("top_k", "threshold", "list")
 _SHOWN_CHARACTERS: Final = 40
 _DECIMAL: Final = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
@@ -45,12 +46,19 @@ def parse_upload_query(query: bytes, classes: int) -> UploadQuery:
     Raises:
         BadParameter: a parameter is not known or has a value that is not allowed, or there are too many.
     """
+    if not query:
+        return _default_query(classes)
     given = parse_query(query, UPLOAD_PARAMETERS)
     return UploadQuery(
         parse_top_k(given.get("top_k", []), classes),
         parse_threshold(given.get("threshold", [])),
         parse_list(given.get("list", [])),
     )
+
+
+@cache
+def _default_query(classes: int) -> UploadQuery:
+    return UploadQuery(parse_top_k((), classes), parse_threshold(()), parse_list(()))
 
 
 def parse_query(query: bytes, known: Collection[str]) -> dict[str, list[str]]:
@@ -136,13 +144,11 @@ def parse_timeout(given: Sequence[str], longest_ms: int) -> float:
     Raises:
         BadParameter: the header is not one whole number of milliseconds.
     """
-    if not given:
-        return longest_ms / 1000
     text = ",".join(given)
     value = _positive(text)
     if value is None:
         raise BadParameter(
-            f"{TIMEOUT_HEADER}: {text[:_SHOWN_CHARACTERS]!r} is not one whole number of milliseconds, "
+            f"X-Request-Timeout-Ms: {text[:_SHOWN_CHARACTERS]!r} is not one whole number of milliseconds, "
             f"1 to {10**_MAX_DIGITS - 1}."
         )
     return min(value, longest_ms) / 1000

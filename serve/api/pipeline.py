@@ -5,22 +5,21 @@ import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-
+from serve.api.exchange import Exchange
 from serve.api.parameters import TIMEOUT_HEADER, TIMING_HEADER, parse_timeout
-from serve.api.responses import server_timing, stage_seconds
+from serve.api.responses import server_timing
 from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
 from serve.imaging.malloc import trim_malloc
 from serve.model.classifier import Classified, Classifier, Opened, Prepared
 from serve.observability.metrics import Metrics
-from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
+from serve.scheduling.in_flight import InFlightRequest
+from serve.scheduling.lifecycle import Lifecycle
 from serve.scheduling.message_thread import MessageThread
 from serve.scheduling.scheduler import Scheduler
 from serve.scheduling.task import Outcome
-from serve.scheduling.upload_budget import Upload, UploadBudget
+from serve.scheduling.upload_budget import UploadBudget
 
 # Every request is answered before the scheduler closes, so the work of a thread that is still busy is not needed.
 _CLOSING_SECONDS: Final = 0.3
@@ -42,7 +41,7 @@ class Pipeline:
         self.uploads = UploadBudget(config.max_upload_bytes, config.body_timeout_ms / 1000)
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+    async def lifespan(self) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self.messages = MessageThread(self.config.max_queue)
         self.scheduler: Scheduler[Opened | Prepared, Prepared, Classified] = Scheduler(
@@ -65,50 +64,50 @@ class Pipeline:
             self.messages.close()
             self.scheduler.close(_CLOSING_SECONDS)
 
-    @contextlib.asynccontextmanager
-    async def admit(self) -> AsyncIterator[tuple[InFlightRequest, Upload]]:
-        """Admits a request with images until the end of the `async with` block.
+    def admit(self) -> InFlightRequest:
+        """Returns an accepted request with images, for a `with` block.
 
         Raises:
             NotReady: the server is starting or shutting down.
             QueueFull: the queue has no room for even one image, so the body is not worth reading.
         """
-        async with self.lifecycle.track() as in_flight:
-            with self.uploads.track() as upload:
-                self.scheduler.require_room()
-                yield in_flight, upload
+        self.lifecycle.require_ready()
+        self.scheduler.require_room()
+        return InFlightRequest(self.lifecycle, self.uploads)
 
-    def request_timeout(self, request: Request) -> float:
+    def request_timeout(self, exchange: Exchange) -> float:
         """Returns the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
-        return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
-
-    async def compute(self, jobs: Sequence[Opened | Prepared], deadline: float) -> list[Outcome[Classified]]:
-        """Classifies images; the arguments, outcomes and errors are those of `Scheduler.run`."""
-        asyncio.get_running_loop().call_soon(self.metrics.update_queue_depth)  # by then the jobs are queued
-        return await self.scheduler.run(jobs, deadline)
+        if TIMEOUT_HEADER not in exchange.headers:
+            return self.config.request_timeout_ms / 1000
+        return parse_timeout(exchange.header_list(TIMEOUT_HEADER), self.config.request_timeout_ms)
 
     def record_stages(
-        self, request: Request, read_seconds: float, outcomes: Sequence[Outcome[Classified]]
+        self, exchange: Exchange, read_seconds: float, outcomes: Sequence[Outcome[Classified]]
     ) -> dict[str, str]:
         """Records in metrics and log how long each stage took; returns `Server-Timing` if the client may see it.
 
+        In the log and in `Server-Timing` the times of several images are added up, except for `queue`, which is the
+        longest wait among them.
+
         Args:
-            request: gets the stages and the headers in its scope, for the access log and for a problem response.
+            exchange: the request.
             read_seconds: how long the body took to arrive.
             outcomes: of the request's images.
         """
-        self.metrics.observe_stage("read", read_seconds)
+        stages = {"read": read_seconds, "decode": 0.0, "preprocess": 0.0, "queue": 0.0, "infer": 0.0}
+        times = [("read", read_seconds)]
         for outcome in outcomes:
+            stages["queue"] = max(stages["queue"], outcome.queued_seconds)
             if outcome.result is not None:
-                self.metrics.observe_stage("queue", outcome.queued_seconds)
+                times.append(("queue", outcome.queued_seconds))
                 for stage, seconds in outcome.result.seconds.items():
-                    self.metrics.observe_stage(stage, seconds)
-        stages = stage_seconds(read_seconds, outcomes)
-        request.scope["stages"] = stages
-        shown = self.config.server_timing or _asks_for_timing(request)
-        headers = {"Server-Timing": server_timing(stages)} if shown else {}
-        request.scope["timing"] = headers
-        return headers
+                    times.append((stage, seconds))
+                    stages[stage] += seconds
+        self.metrics.observe_stages(times)
+        exchange.record.stages = stages
+        if self.config.server_timing or (TIMING_HEADER in exchange.headers and _asks_for_timing(exchange)):
+            exchange.timing = {"Server-Timing": server_timing(stages)}
+        return exchange.timing
 
     def _prepare(self, job: Opened | Prepared) -> Prepared:
         self.metrics.update_queue_depth()  # this job has just left the queue
@@ -124,8 +123,9 @@ class Pipeline:
                 self.messages.do(trim_malloc)
 
 
-def _asks_for_timing(request: Request) -> bool:
+def _asks_for_timing(exchange: Exchange) -> bool:
     """Returns whether the request asks for `Server-Timing` and comes from one of this server's own pages."""
-    headers = request.headers
-    site, origin, host = (headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
-    return headers.get(TIMING_HEADER) == "1" and is_same_origin(origin, site, request.scope["scheme"], host)
+    if exchange.headers.get(TIMING_HEADER) != b"1":
+        return False
+    site, origin, host = (exchange.header(name) for name in (b"sec-fetch-site", b"origin", b"host"))
+    return is_same_origin(origin, site, exchange.scope["scheme"], host)

@@ -1,44 +1,51 @@
 """Builds response bodies and headers: results, problems and `Server-Timing`."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Mapping
+from typing import Any, Final
 
-from starlette.responses import JSONResponse, Response
-from starlette.types import Scope
+from starlette.responses import Response
 
-from serve.errors import RequestError, Unauthorized
+from serve.api.exchange import Exchange
+from serve.errors import MethodNotAllowed, RequestError, Unauthorized
 from serve.model.classifier import Classified, prediction
 from serve.problems import problem_body, problem_from, retry_after
 from serve.scheduling.task import Outcome
 
+_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
-class JSONLineResponse(JSONResponse):
+
+class JSONLineResponse(Response):
     """JSON that ends with a line feed, for readers at a terminal."""
 
+    media_type = "application/json"
+
     def render(self, content: Any) -> bytes:
-        return super().render(content) + b"\n"
+        return _encode(content).encode() + b"\n"
 
 
 def error_response(
-    scope: Scope, error: RequestError, headers: Mapping[str, str] | None = None, **members: str
+    exchange: Exchange, error: RequestError, headers: Mapping[str, str] | None = None, **members: str
 ) -> Response:
-    """Returns an error as the response to a request, and puts its `reason` into the scope for `RequestLog`.
+    """Returns an error as the response to a request, and records its `reason`.
 
     Args:
-        scope: the request's.
+        exchange: the request.
         error: what was wrong.
         headers: besides those that belong to the error's status.
         members: of the problem object, besides the usual ones.
     """
-    headers = dict(headers or {})
+    headers = {**exchange.timing, **(headers or {})}
     if (seconds := retry_after(error)) is not None:
         headers["Retry-After"] = str(seconds)
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["Allow"] = ", ".join(error.allowed)
     problem = {**problem_from(error), **members}
-    if "refused" not in scope:  # else the protocol has answered for another reason, and this is never sent
-        scope["reason"] = problem["reason"]
-    body, media_type = problem_body(scope["path"], problem)
+    if not exchange.record.closed:
+        exchange.record.reason = problem["reason"]
+    body, media_type = problem_body(exchange.scope["path"], problem)
     return Response(body, problem["status"], headers, media_type)
 
 
@@ -50,20 +57,6 @@ def result_entry(outcome: Outcome[Classified], model_name: str, threshold: float
     if isinstance(outcome.error, RequestError):
         return problem_from(outcome.error)
     return prediction(outcome.unwrap(), model_name, threshold)
-
-
-def stage_seconds(read_seconds: float, outcomes: Sequence[Outcome[Classified]]) -> dict[str, float]:
-    """Returns how long each stage of a request took, in seconds.
-
-    The times of several images are added up, except for `queue`, which is the longest wait among them.
-    """
-    stages = {"read": read_seconds, "decode": 0.0, "preprocess": 0.0, "queue": 0.0, "infer": 0.0}
-    for outcome in outcomes:
-        stages["queue"] = max(stages["queue"], outcome.queued_seconds)
-        if outcome.result is not None:
-            for stage, seconds in outcome.result.seconds.items():
-                stages[stage] += seconds
-    return stages
 
 
 def server_timing(stages: Mapping[str, float]) -> str:

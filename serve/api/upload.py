@@ -5,15 +5,19 @@ nothing, because many clients send none, or by default that of HTML forms, the f
 """
 
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from serve.api.exchange import Exchange
 from serve.api.form import Form, UploadedFile, encoded
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
 from serve.imaging.formats import SIGNATURE_BYTES, sniff_format
 from serve.imaging.non_images import HEAD_BYTES, describe_non_image
+from serve.scheduling.in_flight import InFlightRequest
+from serve.scheduling.upload_budget import UploadBudget
 
 _SHOWN_CHARACTERS: Final = 40
 _STATES_AN_IMAGE: Final = re.compile("image/.*|application/octet-stream")
@@ -29,7 +33,7 @@ _STATES_TEXT: Final = {"text/plain", "application/json"}
 _FIELD: Final = re.compile(rb"(?:^|&)[\w.\[\]%+-]+=([^&]+)")
 # A Content-Encoding that lists no coding.
 _IDENTITY: Final = re.compile(r"[ \t,]*+(?:identity[ \t]*+(?:,[ \t,]*+|$))*+", re.IGNORECASE)
-_BODY_HEADERS: Final = ("content-length", "transfer-encoding")  # a request with neither has no body
+_BODY_HEADERS: Final = (b"content-length", b"transfer-encoding")  # a request with neither has no body
 # Digits of a Content-Length; without leading zeros, the HTTP parser accepts at most twenty.
 _MAX_DIGITS: Final = 20
 
@@ -42,86 +46,114 @@ class UploadLimits:
     max_files: int
 
 
+class Body:
+    """A request's body, read chunk by chunk within the limits on its length, its rate and all uploads together.
+
+    Args:
+        exchange: the request.
+        in_flight: the same request, as the budget knows it.
+        max_bytes: the most that it may have.
+        uploads: the budget; its pacer admits the computation on each chunk, which the reader of `next_chunk` does.
+
+    Raises:
+        UnsupportedBody: the body is compressed.
+        UnboundedBody: it has neither a length nor chunked encoding.
+        UploadTooLarge: its length is over the limit.
+    """
+
+    def __init__(self, exchange: Exchange, in_flight: InFlightRequest, max_bytes: int, uploads: UploadBudget) -> None:
+        self._exchange = exchange
+        self._in_flight = in_flight
+        self._uploads = uploads
+        self._max_bytes = max_bytes
+        self._began = 0.0  # the computation on the last chunk
+        if b"content-encoding" in exchange.headers:
+            _require_unencoded(exchange)
+        length = exchange.headers.get(b"content-length")
+        if length is None and b"transfer-encoding" not in exchange.headers:
+            raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
+        if length is not None:
+            if len(length) > _MAX_DIGITS:  # may all be zeros; `int` refuses thousands of them
+                raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MAX_DIGITS} digits.")
+            if int(length) > max_bytes:  # the HTTP parser has let only digits through
+                raise self._too_large()
+
+    async def next_chunk(self) -> bytes:
+        """Returns the next bytes, and nothing at the end.
+
+        Raises:
+            UploadTooLarge: the body is larger than the limit.
+            UploadsFull: there is no room for these bytes.
+        """
+        if self._began:
+            self._uploads.pacer.spend(time.perf_counter() - self._began)
+        chunk = await self._exchange.next_chunk()
+        if chunk:
+            if self._exchange.record.bytes_in > self._max_bytes:
+                raise self._too_large()
+            self._uploads.take(self._in_flight, len(chunk))
+            if self._uploads.pacer.exhausted:
+                await self._uploads.pacer.wait_for_turn()
+            self._began = time.perf_counter()
+        return chunk
+
+    async def read(self, check: Callable[[bytes], None] | None = None) -> bytearray:
+        """Returns the whole body.
+
+        Args:
+            check: called once with the start of the body, `SIGNATURE_BYTES` or more unless the body is shorter.
+        """
+        data = bytearray()
+        while chunk := await self.next_chunk():
+            unchecked = len(data) < SIGNATURE_BYTES
+            data += chunk
+            if check and unchecked and len(data) >= SIGNATURE_BYTES:
+                check(bytes(data[: HEAD_BYTES + 1]))
+        if check and len(data) < SIGNATURE_BYTES:
+            check(bytes(data))
+        return data
+
+    def _too_large(self) -> UploadTooLarge:
+        return UploadTooLarge(f"The body is larger than the limit of {self._max_bytes} bytes per request.")
+
+
 async def read_upload(
-    headers: Mapping[str, str], chunks: AsyncIterator[bytes], limits: UploadLimits
+    exchange: Exchange, in_flight: InFlightRequest, limits: UploadLimits, uploads: UploadBudget
 ) -> list[UploadedFile]:
     """Reads a request's files, at least one, in the order sent.
 
     Args:
-        headers: the request's headers, with lower-case lookup.
-        chunks: its body, which is read no further than the limits allow.
+        exchange: the request, whose body is read no further than the limits allow.
+        in_flight: as for `Body`, like `uploads`.
         limits: for the body and its files.
 
     Raises:
         UnsupportedBody: the body is neither a form nor an image, or is compressed.
-        UnboundedBody: the body has neither a length nor chunked encoding.
-        UploadTooLarge: the body is larger than the limit.
         EmptyFile: the body is empty.
-        RequestError: whatever `Form` raises.
+        RequestError: whatever `Body` and `Form` raise.
     """
-    content_type = headers.get("content-type", "")
+    content_type = exchange.header(b"content-type")
     media_type = content_type.partition(";")[0].strip(" \t").lower()
     if media_type == "multipart/form-data":
         form = Form(content_type, limits.max_files)
-        async for chunk in _bounded(headers, chunks, limits.max_bytes):
+        body = Body(exchange, in_flight, limits.max_bytes, uploads)
+        while chunk := await body.next_chunk():
             form.feed(chunk)
         return form.end()
     check = None if _STATES_AN_IMAGE.fullmatch(media_type) else partial(_require_image, media_type)
-    has_body = any(name in headers for name in _BODY_HEADERS)
+    has_body = any(name in exchange.headers for name in _BODY_HEADERS)
     if check and not (has_body and _STATES_NOTHING.fullmatch(media_type)):
         # A client that waits for 100 Continue is spared the upload.
-        is_text = has_body and media_type in _STATES_TEXT and "expect" not in headers
-        raise _no_image(media_type, await _head(chunks) if is_text else b"")
-    data = await read_body(headers, chunks, limits.max_bytes, check)
+        is_text = has_body and media_type in _STATES_TEXT and b"expect" not in exchange.headers
+        raise _no_image(media_type, await _head(exchange) if is_text else b"")
+    data = await Body(exchange, in_flight, limits.max_bytes, uploads).read(check)
     if not data:
         raise EmptyFile("The body is empty; send the image's bytes.")
     return [UploadedFile("", data)]
 
 
-async def read_body(
-    headers: Mapping[str, str],
-    chunks: AsyncIterator[bytes],
-    max_bytes: int,
-    check: Callable[[bytes], None] | None = None,
-) -> bytes:
-    """Reads a request's whole body, of any kind; raises `UnsupportedBody`, `UnboundedBody` and `UploadTooLarge`.
-
-    Args:
-        check: called once with the start of the body, `SIGNATURE_BYTES` or more unless the body is shorter.
-    """
-    data = bytearray()
-    async for chunk in _bounded(headers, chunks, max_bytes):
-        unchecked = len(data) < SIGNATURE_BYTES
-        data += chunk
-        if check and unchecked and len(data) >= SIGNATURE_BYTES:
-            check(bytes(data))
-    if check and len(data) < SIGNATURE_BYTES:
-        check(bytes(data))
-    return bytes(data)
-
-
-async def _bounded(headers: Mapping[str, str], chunks: AsyncIterator[bytes], max_bytes: int) -> AsyncIterator[bytes]:
-    """Yields the chunks of an uncompressed body, and raises `UploadTooLarge` before the first one over the limit."""
-    _require_unencoded(headers)
-    length = headers.get("content-length")
-    if length is None and "transfer-encoding" not in headers:
-        raise UnboundedBody("The request has neither Content-Length nor chunked Transfer-Encoding.")
-    too_large = UploadTooLarge(f"The body is larger than the limit of {max_bytes} bytes per request.")
-    if length is not None:
-        if len(length) > _MAX_DIGITS:  # may all be zeros; `int` refuses thousands of them
-            raise UploadTooLarge(f"The Content-Length has {len(length)} digits; the limit is {_MAX_DIGITS} digits.")
-        if int(length) > max_bytes:  # the HTTP parser has let only digits through
-            raise too_large
-    received = 0
-    async for chunk in chunks:
-        received += len(chunk)
-        if received > max_bytes:
-            raise too_large
-        yield chunk
-
-
-def _require_unencoded(headers: Mapping[str, str]) -> None:
-    value = ",".join(value for name, value in headers.items() if name == "content-encoding")
+def _require_unencoded(exchange: Exchange) -> None:
+    value = ",".join(exchange.header_list(b"content-encoding"))
     if not _IDENTITY.fullmatch(value):
         raise encoded("body", "Content-Encoding", value)
 
@@ -132,13 +164,11 @@ def _require_image(media_type: str, head: bytes) -> None:
         raise _no_image(media_type, head)
 
 
-async def _head(chunks: AsyncIterator[bytes]) -> bytes:
+async def _head(exchange: Exchange) -> bytes:
     """Reads the start of a body, which need not be an image's."""
     head = b""
-    async for chunk in chunks:
+    while len(head) < SIGNATURE_BYTES and (chunk := await exchange.next_chunk()):
         head += chunk
-        if len(head) >= SIGNATURE_BYTES:
-            break
     return head
 
 

@@ -22,7 +22,7 @@ from serve.imaging.malloc import trim_malloc
 from serve.model.files import fallback_warning
 from serve.observability.error_stream import install_error_stream
 from serve.observability.log import log_uncaught_errors, set_up_logging
-from serve.observability.shared_metrics import use_unshared_metrics
+from serve.observability.shared_metrics import MetricsMemory
 from serve.server.connections import MAX_EXCESS_CONNECTIONS
 from serve.server.signals import exit_now, reap_orphans, report_start_failure
 from serve.server.sockets import listen
@@ -61,8 +61,8 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     with ExitStack() as stack:
         listeners = [stack.enter_context(listener) for listener in listen(config)]
         if config.workers > 1:
-            return Supervisor(listeners, worker(config), config.grace_seconds).run()
-        use_unshared_metrics()
+            memory = MetricsMemory(config.workers)
+            return Supervisor(listeners, worker(config, memory), config.grace_seconds, memory).run()
         reap_orphans()
         return serve(config, listeners[0])
 
@@ -83,24 +83,32 @@ def raise_file_limit(connections: int, streams: int = 1) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def worker(config: Config) -> RunWorker:
+def worker(config: Config, memory: MetricsMemory) -> RunWorker:
     """Returns the function that each worker process runs: it serves with its share of the CPUs."""
     budget = config.thread_plan.budget
     log.info("%d workers share %d CPUs (%s)", config.workers, budget.count, budget.reason)
 
     def work(number: int, listener: socket.socket, heartbeat: Callable[[], None]) -> int:
         own = replace(config, threads=cpu_share(budget.count, config.workers, number))
-        return _exit_status(lambda: serve(own, listener, heartbeat))
+        return _exit_status(lambda: serve(own, listener, heartbeat, memory, number))
 
     return work
 
 
-def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None] = lambda: None) -> int:
+def serve(
+    config: Config,
+    listener: socket.socket,
+    heartbeat: Callable[[], None] = lambda: None,
+    memory: MetricsMemory | None = None,
+    number: int = 0,
+) -> int:
     """Loads the model, logs that the server is ready and answers requests until a signal.
 
     Args:
         listener: a bound TCP socket.
         heartbeat: called every second while requests are answered.
+        memory: of the metrics of all workers, if this process is worker `number` of several.
+        number: from 0.
 
     Returns:
         The exit status.
@@ -115,7 +123,7 @@ def serve(config: Config, listener: socket.socket, heartbeat: Callable[[], None]
 
     classifier = load_classifier(config)
     lifecycle = Lifecycle(config.grace_seconds)
-    metrics = create_metrics(classifier)
+    metrics = create_metrics(classifier, memory, number)
     metrics.dropped_lines = lambda: getattr(sys.stderr, "dropped", 0)
     server = http_server(create_app(config, classifier, lifecycle, metrics), config, lifecycle, metrics, heartbeat)
     trim_malloc()

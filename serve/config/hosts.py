@@ -8,6 +8,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 # A name, an IPv4 address or a bracketed IPv6 one, then perhaps a port: what a Host header may hold (RFC 9110, 7.2).
@@ -16,6 +17,7 @@ _LOOPBACK: Final = ("localhost", "*.localhost", "127.0.0.1", "::1")
 _ANY: Final = "*"
 
 
+@lru_cache(maxsize=256)
 def host_name(host: str) -> str | None:
     """Returns the name or address in a `Host` header, in lower case, without brackets and port; None if malformed."""
     found = _HOST.fullmatch(host)

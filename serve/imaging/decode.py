@@ -12,7 +12,7 @@ from typing import Final
 from PIL import ExifTags, Image, JpegImagePlugin
 
 from serve.errors import RequestError
-from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, heic_ends_early
+from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, Data, heic_ends_early
 from serve.imaging.limits import ImageLimits, check_early, check_limits, damaged, require_format
 from serve.imaging.plugins import OPENERS
 from serve.imaging.preprocess import Preprocessing, resized_size
@@ -41,7 +41,7 @@ _EXIF_IN_TEXT: Final = "Raw profile type exif"
 _NAMES: Final = {name.upper(): name for name in ACCEPTED_FORMATS} | {"HEIF": HEIC}
 
 
-def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.Image:
+def open_image(data: Data, spec: Preprocessing, limits: ImageLimits) -> Image.Image:
     """Reads an image's header; the pixels stay encoded until `decode`.
 
     Args:
@@ -61,7 +61,7 @@ def open_image(data: bytes, spec: Preprocessing, limits: ImageLimits) -> Image.I
     return image
 
 
-def read_header(data: bytes, format_name: str) -> tuple[Image.Image, int]:
+def read_header(data: Data, format_name: str) -> tuple[Image.Image, int]:
     """Returns the image, not decoded yet, and its number of frames.
 
     Args:

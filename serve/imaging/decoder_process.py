@@ -10,6 +10,7 @@ from typing import Final
 
 from serve.imaging.decoders import OnSlow
 from serve.imaging.fork_server import KILLED, ForkServer, Terms
+from serve.imaging.formats import Data
 from serve.imaging.memory import anonymous_memory, clear_memory
 from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
 from serve.imaging.other_process import (
@@ -87,7 +88,7 @@ class DecoderProcess:
                 raise self.protocol_error()
             self.pid, self.sealed = reply.width, bool(reply.height)
 
-    def begin(self, request: Request, data: bytes, here: bool) -> None:
+    def begin(self, request: Request, data: Data, here: bool) -> None:
         """Hands an image over, to be decoded on any CPU or `here`, on the calling thread's.
 
         Raises:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from serve.imaging.formats import Data
 from serve.imaging.messages import Rules
 
 OFF: Final = "off"
@@ -37,7 +38,7 @@ class Decoders(Protocol):
     on_slow: OnSlow
     is_alone: Callable[[], bool]
 
-    def decode(self, data: bytes, format_name: str) -> Crop:
+    def decode(self, data: Data, format_name: str) -> Crop:
         """Decodes an image of a known format; thread-safe. Raises `RequestError`."""
 
     def close(self) -> None:
@@ -54,7 +55,7 @@ class InProcessDecoder:
         self.on_slow: OnSlow = lambda _: False
         self.is_alone: Callable[[], bool] = lambda: False
 
-    def decode(self, data: bytes, format_name: str) -> Crop:
+    def decode(self, data: Data, format_name: str) -> Crop:
         """As `Decoders.decode`, within the limits on pixels and frames only."""
         # Not at the top, because the server's process otherwise loads no decoder.
         from serve.imaging.decode import decode, open_image

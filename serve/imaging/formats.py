@@ -4,6 +4,8 @@ import re
 from importlib.machinery import PathFinder
 from typing import Final
 
+# An encoded image.
+Data = bytes | bytearray
 # Needs pi-heif, the extra `heic`.
 HEIC: Final = "HEIC"
 BUILT_IN_FORMATS: Final = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF", "AVIF")
@@ -25,13 +27,16 @@ _SIGNATURES: Final = {
 SIGNATURE_BYTES: Final = 64  # how many first bytes tell the format
 
 
-def sniff_format(data: bytes) -> str | None:
+def sniff_format(data: Data) -> str | None:
     """Returns the format whose signature `data` begins with, one of `ACCEPTED_FORMATS` or `HEIC`, or None."""
     head = data[:SIGNATURE_BYTES]
-    return next((name for name, signature in _SIGNATURES.items() if signature.match(head)), None)
+    for name, signature in _SIGNATURES.items():
+        if signature.match(head):
+            return name
+    return None
 
 
-def webp_size(data: bytes) -> tuple[int, int] | None:
+def webp_size(data: Data) -> tuple[int, int] | None:
     """Returns width and height of a WebP by its first chunk (RFC 9649, RFC 6386), or None if that is of no known kind.
 
     Its decoder allocates an image's memory before it tells the size.
@@ -39,7 +44,9 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     Args:
         data: an encoded image that begins like WebP.
     """
-    layout = {b"VP8X": (24, 6, 24, 24, 1), b"VP8L": (21, 4, 14, 14, 1), b"VP8 ": (26, 4, 16, 14, 0)}.get(data[12:16])
+    layout = {b"VP8X": (24, 6, 24, 24, 1), b"VP8L": (21, 4, 14, 14, 1), b"VP8 ": (26, 4, 16, 14, 0)}.get(
+        bytes(data[12:16])
+    )
     if layout is None:
         return None
     start, length, height_at, bits, added = layout
@@ -48,7 +55,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
     return (number & mask) + added, (number >> height_at & mask) + added
 
 
-def heic_ends_early(data: bytes) -> bool:
+def heic_ends_early(data: Data) -> bool:
     """Returns whether a HEIC's metadata or pixels go on beyond the end of the file (ISO/IEC 14496-12, 4.2).
 
     libheif itself decodes a grid of which tiles are missing.

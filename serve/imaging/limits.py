@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedFormat
-from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, sniff_format, webp_size
+from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, Data, sniff_format, webp_size
 from serve.imaging.non_images import describe_non_image
 from serve.imaging.preprocess import Preprocessing, resized_size
 
@@ -18,7 +18,7 @@ class ImageLimits:
     decode_seconds: float = math.inf
 
 
-def require_format(data: bytes) -> str:
+def require_format(data: Data) -> str:
     """Returns the accepted format whose signature `data` begins with; raises `UnsupportedFormat` if there is none."""
     name = sniff_format(data)
     if name and name in ACCEPTED_FORMATS:
@@ -35,7 +35,7 @@ def require_format(data: bytes) -> str:
     raise UnsupportedFormat(told)
 
 
-def check_early(data: bytes, format_name: str, spec: Preprocessing, limits: ImageLimits) -> None:
+def check_early(data: Data, format_name: str, spec: Preprocessing, limits: ImageLimits) -> None:
     """Checks the size where it can be read without a decoder, as in WebP; raises `TooManyPixels`."""
     size = webp_size(data) if format_name == "WebP" else None
     if size and min(size):

@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from serve.imaging.formats import sniff_format
+from serve.imaging.formats import Data, sniff_format
 
 HEAD_BYTES: Final = 256
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -45,10 +45,11 @@ _KINDS: Final = tuple(
 _BASE64: Final = re.compile(rb"(?:[\w+/=-]{60,}+\s*+)++[\w+/=-]*")
 
 
-def describe_non_image(data: bytes) -> NonImage | None:
+def describe_non_image(data: Data) -> NonImage | None:
     """Returns what `data` is by its first bytes; None if it begins like an accepted format, or like nothing known."""
     if sniff_format(data):
         return None
+    data = bytes(data[: HEAD_BYTES + 1])
     head = unquote_to_bytes(data[:HEAD_BYTES].removeprefix(_BYTE_ORDER_MARK)).strip(b' \t\r\n"')
     for pattern, (what, advice) in _KINDS:
         if pattern.fullmatch(head):

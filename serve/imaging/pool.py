@@ -13,7 +13,7 @@ from serve.errors import DecoderDied, NotReady, QueueFull, RequestError, StartEr
 from serve.imaging.decoder_process import DecoderProcess
 from serve.imaging.decoders import Crop, OnSlow
 from serve.imaging.fork_server import ForkServer, Terms, cause_of_death
-from serve.imaging.formats import HEIC
+from serve.imaging.formats import HEIC, Data
 from serve.imaging.limits import check_early
 from serve.imaging.messages import Request, Rules
 from serve.imaging.replies import Gone, Overrun, Postponed, check_reply
@@ -87,7 +87,7 @@ class DecoderPool:
         self.is_alone: Callable[[], bool] = lambda: False
         self.state = self._start()
 
-    def decode(self, data: bytes, format_name: str) -> Crop:
+    def decode(self, data: Data, format_name: str) -> Crop:
         """Decodes an image.
 
         Raises:
@@ -104,7 +104,7 @@ class DecoderPool:
         except Postponed:
             return self._decode(request, data, None)
 
-    def _decode(self, request: Request, data: bytes, on_slow: OnSlow | None) -> Crop:
+    def _decode(self, request: Request, data: Data, on_slow: OnSlow | None) -> Crop:
         """Decodes an image that is within the limits that need no decoder; on_slow: as for `DecoderProcess.finish`."""
         format_name = request.format_name
         started = time.perf_counter()
@@ -179,7 +179,7 @@ class DecoderPool:
                     break
         raise StartError("no decoder process can be started")
 
-    def _begin(self, request: Request, data: bytes) -> DecoderProcess:
+    def _begin(self, request: Request, data: Data) -> DecoderProcess:
         """Finds a decoder that is alive and hands it the image."""
         # All that are idle may have died, as with the fork server.
         for _ in range(2 * self._options.streams + _TRIES):

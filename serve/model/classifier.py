@@ -9,6 +9,7 @@ from serve.config.settings import MODELS, Config
 from serve.errors import EmptyFile, ModelError
 from serve.imaging.decoders import Decoders
 from serve.imaging.fork_server import ForkServer
+from serve.imaging.formats import Data
 from serve.imaging.limits import require_format
 from serve.imaging.normalise import FloatArray, normalise
 from serve.imaging.preprocess import Preprocessing
@@ -24,7 +25,7 @@ _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
 class Opened:
     """An encoded image of an accepted format, and the number of classes to predict."""
 
-    data: bytes
+    data: Data
     format_name: str
     top_k: int
 
@@ -63,7 +64,7 @@ class Classifier:
     decoders: Decoders
     fork_server: ForkServer | None = None
 
-    def open(self, data: bytes, k: int) -> Opened:
+    def open(self, data: Data, k: int) -> Opened:
         """Recognises an image's format by its first bytes.
 
         Raises:

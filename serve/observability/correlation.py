@@ -3,8 +3,8 @@
 Source of the latter: https://www.w3.org/TR/trace-context/
 """
 
+import os
 import re
-import uuid
 from collections.abc import Iterable
 from typing import Final
 
@@ -20,8 +20,12 @@ _FIRST_VERSION: Final = "00"
 
 def request_id_from(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """Returns the client's X-Request-ID if it is valid, else a new id. Header names must be lower-case."""
-    sent = next((value for name, value in headers if name == b"x-request-id"), b"")
-    return sent.decode("ascii") if _REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    for name, value in headers:
+        if name == b"x-request-id":
+            if _REQUEST_ID.fullmatch(value):
+                return value.decode("ascii")
+            break
+    return os.urandom(16).hex()
 
 
 def parse_traceparent(traceparent: str) -> dict[str, str]:

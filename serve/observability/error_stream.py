@@ -53,8 +53,9 @@ class ErrorStream(io.TextIOBase):
         """Queues the text, or drops it if the queue is full."""
         if len(self._waiting) < _MAX_WAITING:
             self._waiting.append(text.encode(self._encoding, "backslashreplace"))
-            with suppress(RuntimeError):  # it is released already
-                self._has_lines.release()
+            if self._has_lines.locked():
+                with suppress(RuntimeError):  # a signal handler has just released it
+                    self._has_lines.release()
         else:
             self.dropped += 1
         if not self._has_thread:

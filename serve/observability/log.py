@@ -8,10 +8,11 @@ import json
 import logging
 import sys
 import threading
+import time
 import warnings
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
 from serve.printable import printable, shortened
 
@@ -23,6 +24,47 @@ _MAX_SPECIAL_CHARACTERS: Final = 160
 _MAX_LINES: Final = 60
 
 _Error = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+# Attributes of a record that the formats of others may name.
+_NOT_SHOWN: Final = dict.fromkeys(("pathname", "filename", "module", "funcName", "threadName", "processName"), "") | (
+    dict.fromkeys(("lineno", "thread", "process", "msecs", "relativeCreated"), 0)
+)
+
+
+class _Record(logging.LogRecord):
+    """A record without what no line shows, such as its file and thread, which takes as long as the rest to look up."""
+
+    def __init__(
+        self,
+        name: str,
+        level: int,
+        pathname: str,
+        lineno: int,
+        msg: object,
+        args: Any,
+        exc_info: Any,
+        func: str | None = None,
+        sinfo: str | None = None,
+        **_: object,
+    ) -> None:
+        self.__dict__.update(_NOT_SHOWN)
+        self.name, self.levelno, self.levelname = name, level, logging.getLevelName(level)
+        self.msg, self.args = msg, args
+        self.exc_info, self.exc_text, self.stack_info = exc_info, None, sinfo
+        self.created = time.time()
+
+
+class _Handler(logging.Handler):
+    """Writes to standard error as it is set at the start, without a lock: `ErrorStream` needs none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stream = sys.stderr
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        self._stream.write(f"{self.format(record)}\n")
+        return True
 
 
 class _Formatter(logging.Formatter):
@@ -80,8 +122,10 @@ def set_up_logging(log_format: str, level: str) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # about damaged images, which the responses report
     as_text = log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler()
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    logging._srcfile = None  # no line shows the caller (Python's logging documentation, "Optimization")
+    logging.setLogRecordFactory(_Record)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 

@@ -11,7 +11,6 @@ A task whose caller was cancelled, or whose deadline has passed, is skipped.
 An item whose `prepare` takes long can step aside: the next item gets its CPU, and it goes on in the slow lane.
 """
 
-import asyncio
 import contextlib
 import threading
 import time
@@ -78,7 +77,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
 
         Raises:
             QueueFull: there is no room for all items; raised at once.
-            DeadlinePassed: as soon as the deadline has passed.
+            DeadlinePassed: an item's turn came after the deadline. A caller that waits no longer than that cancels.
             NotReady: the scheduler was closed first.
         """
         task = Task(items, deadline)
@@ -88,17 +87,17 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self.depth += len(items)
             self._changed.notify(len(items))
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await task.done
-        except TimeoutError:
-            raise DeadlinePassed.before_answer() from None
+            return await task.done
         finally:
             if task.missing:
-                self._lane.abandon(task)
-            with self._changed:
-                if task.waiting:
-                    self._tasks.remove(task)
-                    self.depth -= task.discard()
+                self._abandon(task)
+
+    def _abandon(self, task: Task) -> None:
+        self._lane.abandon(task)
+        with self._changed:
+            if task.waiting:
+                self._tasks.remove(task)
+                self.depth -= task.discard()
 
     def require_room(self, count: int = 1) -> None:
         """Raises the `QueueFull` or `NotReady` that `run` would raise now for `count` items."""
@@ -219,6 +218,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
                 task = self._tasks.popleft()
                 if task.deadline <= time.monotonic():
                     self.depth -= task.discard()
+                    task.settle(DeadlinePassed.before_answer())
                     continue
                 position, item = task.waiting.popleft()
                 self.depth -= 1

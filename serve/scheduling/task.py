@@ -6,9 +6,9 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from serve.errors import NotReady, RequestError
+from serve.errors import RequestError
 
 Result = TypeVar("Result")
 
@@ -25,7 +25,7 @@ class Outcome(Generic[Result]):
         """Returns the result, or raises the error."""
         if self.error is not None:
             raise self.error
-        return cast(Result, self.result)
+        return self.result  # type: ignore[return-value]  # there is a result or an error
 
 
 def without_frames(error: BaseException) -> BaseException:
@@ -54,15 +54,15 @@ class Task:
         self.waiting.clear()
         return count
 
-    def settle(self, error: NotReady | None = None) -> None:
+    def settle(self, error: RequestError | None = None) -> None:
         """Wakes the caller of `run` with the outcomes or an error; called on any thread."""
         with contextlib.suppress(RuntimeError):  # the event loop is closed, so no caller waits any more
             self._loop.call_soon_threadsafe(self._settle, error)
 
-    def _settle(self, error: NotReady | None) -> None:
+    def _settle(self, error: RequestError | None) -> None:
         if self.done.done():  # its caller was cancelled
             return
         if error is None:
-            self.done.set_result(cast(list[Outcome[Any]], self.outcomes))
+            self.done.set_result(self.outcomes)  # type: ignore[arg-type]  # each item has one
         else:
             self.done.set_exception(error)

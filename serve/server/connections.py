@@ -5,6 +5,8 @@ the limit is reached, a new connection replaces the one idle longest, so that id
 new clients. Busy connections are never closed for this reason.
 """
 
+import asyncio
+import time
 from collections.abc import Hashable, Iterable
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -23,7 +25,45 @@ class Evictable(Hashable, Protocol):
         """Closes the connection at once."""
 
 
+class Idle(Hashable, Protocol):
+    """A connection that can be closed because no request follows."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Closes the connection; uvicorn's name."""
+
+
 C = TypeVar("C", bound=Evictable)
+W = TypeVar("W", bound=Idle)
+
+
+class KeptAlive(Generic[W]):
+    """The connections of one event loop that wait for their next request, each for the same time; one timer for all."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: dict[W, float] = {}  # longest first
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, connection: W) -> None:
+        """Lets a connection wait from now on."""
+        self._since[connection] = time.monotonic()
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, self._close_late)
+
+    def discard(self, connection: W) -> None:
+        """Removes a connection that has received something, or is closed."""
+        self._since.pop(connection, None)
+
+    def _close_late(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        while self._since:
+            connection, since = next(iter(self._since.items()))
+            if (left := since + self._seconds - now) > 0:
+                self._timer = asyncio.get_running_loop().call_later(left, self._close_late)
+                break
+            del self._since[connection]
+            connection.timeout_keep_alive_handler()
 
 
 class ConnectionLimiter(Generic[C]):

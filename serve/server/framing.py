@@ -29,7 +29,7 @@ def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes
         return MalformedRequest(f"The request has no Host header, which HTTP/{version} requires.")
     if hosts and hosts[0] and host_name(hosts[0].decode("latin-1")) is None:
         return MalformedRequest("The Host header is malformed; it must be a name or an address, perhaps with a port.")
-    if hosts and _authority(url).lower() not in (b"", hosts[0].lower()):
+    if hosts and b"://" in url and _authority(url).lower() not in (b"", hosts[0].lower()):
         return MalformedRequest("The request target and the Host header name different hosts.")
     codings = [value for name, value in headers if name == b"transfer-encoding"]
     if not codings:

@@ -15,7 +15,7 @@ import uvicorn
 from serve.config.settings import Config
 from serve.observability.metrics import Metrics
 from serve.scheduling.lifecycle import Lifecycle
-from serve.server.connections import ACCEPTS_PER_ITERATION, ConnectionLimiter
+from serve.server.connections import ACCEPTS_PER_ITERATION, ConnectionLimiter, KeptAlive
 from serve.server.read_budget import BudgetedProtocol, ReadBudget
 from serve.server.signals import EXIT_MARGIN_SECONDS, exit_on_signals, handle_stop_signals, kill_self_after
 
@@ -36,6 +36,7 @@ def http_server(
 
     class Protocol(BudgetedProtocol):
         all_connections = ConnectionLimiter(config.max_connections)
+        kept_alive = KeptAlive(config.keep_alive_seconds)
         head_seconds = config.head_timeout_ms / 1000
         body_seconds = config.body_timeout_ms / 1000
         read_budget = ReadBudget()
@@ -53,11 +54,10 @@ def http_server(
         loop="asyncio",
         backlog=ACCEPTS_PER_ITERATION,  # for asyncio, also the number of connections accepted per iteration
         log_config=None,
-        access_log=False,  # written by api/middleware.py, with the request id
+        access_log=False,  # written by api/boundary.py, with the request id
         server_header=False,
         proxy_headers=False,  # or any local client could forge its address in the log
         timeout_graceful_shutdown=_CLOSING_SECONDS,
-        timeout_keep_alive=config.keep_alive_seconds,
     )
     return _DrainingServer(settings, lifecycle, heartbeat, config.grace_seconds + EXIT_MARGIN_SECONDS)
 

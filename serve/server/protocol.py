@@ -17,15 +17,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from serve.errors import HeadTooLarge, HeadTooSlow, MalformedRequest, RequestError, TargetTooLong, TooManyConnections
 from serve.observability.correlation import request_id_from
 from serve.observability.metrics import Metrics
+from serve.observability.record import CLIENT_DISCONNECTED, record_of
 from serve.problems import RULES, problem_body, problem_from, retry_after
-from serve.server.connections import ConnectionLimiter
+from serve.server.connections import ConnectionLimiter, KeptAlive
 from serve.server.framing import check_framing
 from serve.server.transport import CoalescingTransport
 
 log = logging.getLogger("serve.access")
 
-# How long to go on reading from a refused client; closing at once would reset the connection and lose the response.
-_LINGER_SECONDS: Final = 2.0
 # Bytes of a request line and its headers together; llhttp itself sets no limit.
 _MAX_HEAD_BYTES: Final = 64 * 1024
 # Bytes of the target (path and query): decoding takes time, and useful queries are far shorter.
@@ -59,12 +58,15 @@ class HttpProtocol(HttpToolsProtocol):
 
     Attributes:
         all_connections: the server's connections, told here which are busy and which idle.
+        kept_alive: those that wait for their next request.
         head_seconds: time for a head to arrive.
         body_seconds: time for a response to be read; each 64 KiB adds one more second.
         metrics: where refused connections are counted, if set.
     """
 
+    transport: CoalescingTransport  # type: ignore[assignment]
     all_connections: "ConnectionLimiter[HttpProtocol]" = ConnectionLimiter(sys.maxsize)
+    kept_alive: "KeptAlive[HttpProtocol]" = KeptAlive(5.0)
     head_seconds = 10.0
     body_seconds = 20.0
     metrics: Metrics | None = None
@@ -73,6 +75,7 @@ class HttpProtocol(HttpToolsProtocol):
     _before_head = True
     _begun = False  # whether a head has begun and not ended
     _running: RequestResponseCycle | None = None  # the request being answered
+    _task: asyncio.Task[None] | None = None  # its task
     _head_bytes = 0  # of request line, headers and trailers so far
     _kept_bytes = 0  # received since the parser last called back
     _in_body = False
@@ -82,7 +85,8 @@ class HttpProtocol(HttpToolsProtocol):
     _received = b""  # the data that the current head arrived in
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(CoalescingTransport(transport, self.loop, self.body_seconds))  # type: ignore[arg-type]
+        own = CoalescingTransport(transport, self.loop, self.body_seconds, self._is_sending)
+        super().connection_made(own)  # type: ignore[arg-type]
         if self.all_connections.add(self):
             self._wait_for_head()
         else:
@@ -96,9 +100,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.all_connections.remove(self)
         self._stop_waiting_for_head()
         self._stop_waiting_for_reader()
+        if self._running is not None and not self._running.response_complete:
+            self._end_task(CLIENT_DISCONNECTED)
         super().connection_lost(exc)
-        # uvicorn does this only after a close, not after a reset; its timer would keep this object alive.
-        self._unset_keepalive_if_required()
+        self.kept_alive.discard(self)
         self.pipeline.clear()
 
     def evict(self) -> None:
@@ -108,11 +113,12 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._refused:
+        if self._refused or self.transport.lingering:
+            self.transport.drop(len(data))
             return
-        self._unset_keepalive_if_required()
+        self.kept_alive.discard(self)
         self._feed(data)
-        if self._before_head and self._head_timer is None:  # bytes between requests stop uvicorn's own timer
+        if self._before_head and self._head_timer is None:
             self._wait_for_head()
         if self._kept_bytes > _MAX_HEAD_BYTES:
             self._refusal = _BYTES_LIMIT
@@ -172,14 +178,16 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_bytes + len(url) > _MAX_TARGET_BYTES:
             self._refusal = _TARGET_LIMIT
             raise _StopParsing
-        self._count(len(url))
+        self._kept_bytes = 0
+        self._head_bytes += len(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value) + len(": \r\n"))
+        self._kept_bytes = 0
+        self._head_bytes += len(name) + len(value) + len(": \r\n")
         self._headers += 1
-        if self._headers > _MAX_HEADERS:
-            self._refusal = _HEADERS_LIMIT
+        if self._headers > _MAX_HEADERS or self._head_bytes > _MAX_HEAD_BYTES:
+            self._refusal = _HEADERS_LIMIT if self._headers > _MAX_HEADERS else _BYTES_LIMIT
             raise _StopParsing
         if not self._in_body:  # or it is a trailer, which is not used
             super().on_header(name, value)
@@ -189,7 +197,7 @@ class HttpProtocol(HttpToolsProtocol):
         line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version.encode())
         if not self._received.startswith(line) and b"\n" + line not in self._received:
             raise _StopParsing  # RTSP or ICE, which llhttp accepts too
-        if self._wants_upgrade():
+        if self.parser.should_upgrade() and self._wants_upgrade():
             return
         if refusal := check_framing(version, self.url, self.headers):
             self._refusal = refusal
@@ -203,10 +211,16 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._kept_bytes = 0
+        # uvicorn adds to a bytearray and copies that: twice as many copies as a chunk needs that is passed on alone.
+        kept = self.cycle.body
+        if not kept:
+            self.cycle.body = b""  # type: ignore[assignment]
+        elif isinstance(kept, bytes):
+            self.cycle.body = bytearray(kept)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._wants_upgrade():
+        if self.parser.should_upgrade() and self._wants_upgrade():
             return
         self._kept_bytes = 0
         self.all_connections.mark_busy(self)
@@ -215,16 +229,37 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        """Starts the next pipelined request, or waits for one; in place of uvicorn's, which sets a timer each time."""
+        self.transport.flush()
         if not self.pipeline or self.pipeline[-1][0].more_body:
             self.all_connections.mark_idle(self)
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
         self._before_head = not self.pipeline
-        if self._before_head and self._begun and self._head_timer is None:  # it began while this request was answered
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._begun and self._head_timer is None:  # it began while this request was answered
             self._wait_for_head()
-        super().on_response_complete()
+        elif not self._begun:
+            self.kept_alive.add(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        self._task = task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _end_task(self, status: int, reason: str | None = None) -> None:
+        """Ends the task of the request being answered, for which no one waits any more."""
+        if self._running is not None and self._task is not None:
+            record_of(cast(dict[str, Any], self._running.scope)).close(status, reason)
+            self.loop.call_soon(self._task.cancel)  # soon, because it may not have begun
+
+    def _is_sending(self) -> bool:
+        """Returns whether the client may be sending more of a request that has been answered."""
+        return self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
 
     def _should_upgrade(self) -> bool:
         """Returns False, because only HTTP is supported; so the `Connection` header need not be parsed."""
@@ -246,8 +281,8 @@ class HttpProtocol(HttpToolsProtocol):
             self._received = b""
 
     def _wants_upgrade(self) -> bool:
-        """Returns whether the request asks for another protocol; it is then parsed again without its Upgrade."""
-        return bool(self.parser.should_upgrade()) and self.parser.get_method() != b"CONNECT"
+        """Returns whether an upgrade is to another protocol; the request is then parsed again without it."""
+        return self.parser.get_method() != b"CONNECT"
 
     def _decline_upgrade(self, rest: bytes) -> None:
         """Continues with HTTP/1.1, as RFC 9110 (7.8) allows.
@@ -290,13 +325,6 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def _count(self, length: int) -> None:
-        self._kept_bytes = 0
-        self._head_bytes += length
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self._refusal = _BYTES_LIMIT
-            raise _StopParsing
-
     def _end_after_answers(self) -> bool:
         """Closes the connection once its complete requests are answered; returns whether there are any."""
         if self.cycle is None or self.cycle.response_complete:
@@ -329,11 +357,9 @@ class HttpProtocol(HttpToolsProtocol):
             # request with this status.
             self.cycle.waiting_for_100_continue = False
             self.cycle.disconnected = True
-            self.cycle.message_event.set()
+            self._end_task(status, reason)
             scope = cast(dict[str, Any], self.cycle.scope)
-            scope["refused"], scope["reason"] = status, reason
-            method = scope["method"]
-            request_id, path = scope.setdefault("request_id", request_id_from(scope["headers"])), scope["path"]
+            request_id, method, path = record_of(scope).request_id, scope["method"], scope["path"]
         else:
             method = self.parser.get_method().decode() if self._begun else ""
             request_id, path = request_id_from(self.headers if self._begun else ()), ""
@@ -350,5 +376,4 @@ class HttpProtocol(HttpToolsProtocol):
             f"X-Request-ID: {request_id}\r\nConnection: close\r\n{advice}\r\n"
         )
         self.transport.write(head.encode() + (b"" if method == "HEAD" else body))
-        self.transport.write_eof()
-        self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+        self.transport.linger()

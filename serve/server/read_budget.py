@@ -45,8 +45,9 @@ class ReadBudget:
             connection, data = self._waiting.popleft()
             if not connection.transport.is_closing():
                 self.read(connection, data)
-                if not connection.flow.read_paused:  # by uvicorn, until the application asks for the body
-                    connection.transport.resume_reading()
+            # uvicorn pauses reading until the application asks for the body.
+            if connection.transport.is_closing() or not connection.flow.read_paused:
+                connection.transport.resume_reading()
 
 
 class BudgetedProtocol(HttpProtocol):
@@ -69,6 +70,4 @@ class BudgetedProtocol(HttpProtocol):
         else:
             self.read(data)
 
-    def read(self, data: bytes) -> None:
-        """Reads `data` now."""
-        super().data_received(data)
+    read = HttpProtocol.data_received  # reads at once

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Final
 
 from serve.errors import StartError
-from serve.observability.shared_metrics import clear_gauges, shared_metrics, shared_process_ids
+from serve.observability.shared_metrics import MetricsMemory
 from serve.server.signals import EXIT_MARGIN_SECONDS, START_FAILED, STOP_SIGNALS, handle_stop_signals
 from serve.server.worker import Heartbeat, become_worker
 
@@ -64,15 +64,18 @@ class Supervisor:
         listeners: a listening socket for each worker.
         work: runs a worker.
         grace_seconds: how long workers may take to answer the requests in flight.
+        memory: of the workers' metrics.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket], work: RunWorker, grace_seconds: float) -> None:
+    def __init__(
+        self, listeners: Sequence[socket.socket], work: RunWorker, grace_seconds: float, memory: MetricsMemory
+    ) -> None:
         self._listeners = listeners
         self._work = work
         self._grace = grace_seconds
         self._running: dict[int, _Worker] = {}  # by number
         self._due = {0: 0.0}  # number → time to start it; the first starts alone, so that a failure is reported once
-        self._pids = shared_process_ids(len(listeners))
+        self._memory = memory
         self._watched = time.monotonic()
         self._ready = False
         self._ending = False
@@ -87,12 +90,11 @@ class Supervisor:
         handle_stop_signals(self._end)
         signal.signal(signal.SIGALRM, self._kill_late)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would discard workers' exit statuses
-        with shared_metrics(len(self._listeners)):
-            while self._running or (self._due and not self._ending):
-                self._start_due()
-                self._read_heartbeats()
-                self._reap()
-                self._kill_silent()
+        while self._running or (self._due and not self._ending):
+            self._start_due()
+            self._read_heartbeats()
+            self._reap()
+            self._kill_silent()
         return self._status
 
     def _start_due(self) -> None:
@@ -138,8 +140,7 @@ class Supervisor:
         """Replaces a worker that has ended with exit status `code`, or was killed by signal `-code`."""
         worker = self._running.pop(number)
         worker.link.close()
-        self._pids[number] = 0
-        clear_gauges(number)
+        self._memory.clear(number)
         if self._ending:
             return
         how = f"by {_signal_name(-code)}" if code < 0 else f"with status {code}"
@@ -181,9 +182,9 @@ class Supervisor:
                     ours.close()
                     raise
                 if pid == 0:
-                    become_worker(number, theirs, inherited, self._pids, self._grace + EXIT_MARGIN_SECONDS, run)
+                    become_worker(number, theirs, inherited, self._grace + EXIT_MARGIN_SECONDS, run)
             self._running[number] = _Worker(pid, ours, time.monotonic())
-            self._pids[number] = pid
+            self._memory.process_ids[number] = pid
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 

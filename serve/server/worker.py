@@ -4,11 +4,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import NoReturn
 
-from serve.observability.shared_metrics import check_shared_files
 from serve.server.signals import STOP_SIGNALS, exit_now, exit_on_signals, kill_self_after, report_start_failure
 
 Heartbeat = Callable[[], None]
@@ -18,7 +17,6 @@ def become_worker(
     number: int,
     link: socket.socket,
     inherited: Iterable[socket.socket],
-    process_ids: Sequence[int],
     exit_seconds: float,
     run: Callable[[Heartbeat], int],
 ) -> NoReturn:
@@ -28,7 +26,6 @@ def become_worker(
         number: the worker's, from 0.
         link: socket to the supervisor, for heartbeats; its end of file tells that the supervisor has ended.
         inherited: sockets of the supervisor and of other workers, to be closed.
-        process_ids: shared process ids of all workers.
         exit_seconds: how long the worker may take to end after the supervisor.
         run: does the work and returns the exit status; it is given a function to call every second.
     """
@@ -41,11 +38,6 @@ def become_worker(
         exit_on_signals()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         threading.Thread(target=_end_with_supervisor, args=(link, exit_seconds), daemon=True).start()
-        if check_shared_files(number):
-            # Imported only now, because prometheus_client looks for the shared folder when it is imported.
-            from serve.observability.metrics import join_shared_metrics
-
-            join_shared_metrics(number, process_ids)
         status = run(lambda: _send_heartbeat(link))
     except Exception as error:
         status = report_start_failure(f"worker {number + 1} cannot be started: {error}")

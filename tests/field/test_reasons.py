@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from serve import errors
+from serve.api.exchange import Exchange
 from serve.api.handlers import Handlers
 from serve.config.regular_file import NotRegular
 from serve.config.settings import ROOT
@@ -30,7 +31,7 @@ from serve.imaging.decoder_process import DecoderProcess
 from serve.model.classifier import Classifier
 from serve.problems import REASONS, RULES
 from serve.scheduling.scheduler import Scheduler
-from serve.scheduling.upload_budget import Upload, UploadBudget
+from serve.scheduling.upload_budget import UploadBudget
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
 from tests.server_process import ServerProcess, running_server, wait_for
@@ -190,14 +191,13 @@ def test_a_full_upload_budget_has_its_reason(client_for: ClientFor, monkeypatch:
 
 
 def test_a_slow_body_has_its_reason(client_for: ClientFor, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit_rate = Upload.limit_rate
+    next_chunk = Exchange.next_chunk
 
-    async def delayed(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def late(exchange: Exchange) -> bytes:
         await asyncio.sleep(1)
-        async for chunk in chunks:
-            yield chunk
+        return await next_chunk(exchange)
 
-    monkeypatch.setattr(Upload, "limit_rate", lambda upload, chunks: limit_rate(upload, delayed(chunks)))
+    monkeypatch.setattr(Exchange, "next_chunk", late)
     refused(upload(client_for(body_timeout_ms=1), picture()), "upload_too_slow")
 
 
@@ -208,7 +208,7 @@ def test_a_passed_deadline_has_its_reason(client: TestClient, monkeypatch: pytes
 
 
 def test_a_server_that_is_shutting_down_has_its_reason(client: TestClient) -> None:
-    cast(Any, client).app.state.lifecycle.begin_drain()
+    cast(Any, client).app.lifecycle.begin_drain()
     refused(upload(client, picture()), "not_ready")
     refused(client.get("/readyz"), "not_ready")
 
@@ -242,7 +242,7 @@ def test_every_error_is_answered_with_its_own_reason(
     def fail(*_: object) -> None:
         raise error("Why.")
 
-    monkeypatch.setattr(Handlers, "_open", fail)
+    monkeypatch.setattr(Handlers, "_classify", fail)
     refused(upload(client, picture()), REASONS[error])
     assert counted(client, REASONS[error]) == 1
 

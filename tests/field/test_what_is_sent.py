@@ -3,7 +3,6 @@
 The headers of parts are what curl, browsers, requests, urllib3, httpx, aiohttp, Node, Go, Java, PHP and .NET write.
 """
 
-import asyncio
 import base64
 import gzip
 import io
@@ -17,9 +16,10 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.api.upload import UploadLimits, read_upload
+from serve.api.upload import UploadLimits
 from serve.config.settings import ROOT
 from serve.errors import UnsupportedBody
+from tests.exchange import upload_of
 from tests.hostile.requests import VALID_IMAGES
 
 FORM = {"Content-Type": "multipart/form-data; boundary=b"}
@@ -464,7 +464,7 @@ def test_text_is_read_no_further_than_its_first_bytes(headers: dict[str, str], t
             yield left.pop()
 
     with pytest.raises(UnsupportedBody) as caught:
-        asyncio.run(read_upload({**headers, "transfer-encoding": "chunked"}, chunks(), UploadLimits(10**6, 1)))
+        upload_of({**headers, "transfer-encoding": "chunked"}, chunks(), UploadLimits(10**6, 1))
     assert len(left) == 3 - taken
     assert ("The body is a data URI" in str(caught.value)) == bool(taken)
 

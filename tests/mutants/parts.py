@@ -78,7 +78,7 @@ PARTS: Final = (
     Part(
         "deadlines",
         {
-            "serve/api/deadlines.py": (),
+            "serve/scheduling/in_flight.py": (),
             "serve/scheduling/lifecycle.py": (),
             "serve/api/parameters.py": ("parse_timeout",),
         },
@@ -91,12 +91,12 @@ PARTS: Final = (
     ),
     Part(
         "keys",
-        {"serve/api/api_keys.py": (), "serve/api/middleware.py": ("api_key",), "serve/api/app.py": ("GuardedRoute",)},
+        {"serve/api/api_keys.py": (), "serve/api/app.py": ("HandlerRoute", "_api_key")},
         ("tests/serve/test_api_keys.py", "tests/serve/test_paths.py"),
     ),
     Part(
         "origins",
-        {"serve/config/hosts.py": (), "serve/api/middleware.py": ("OriginGuard",)},
+        {"serve/config/hosts.py": (), "serve/api/boundary.py": ("OriginGuard",)},
         ("tests/serve/test_hosts.py", "tests/serve/test_app.py"),
     ),
     Part(

@@ -18,7 +18,7 @@ def read(body: bytes, step: int = 1 << 18, boundary: str = "b", max_files: int =
     form = Form(f"multipart/form-data; boundary={boundary}", max_files)
     for at in range(0, len(body), step):
         form.feed(body[at : at + step])
-    return [(file.filename, file.data) for file in form.end()]
+    return [(file.filename, bytes(file.data)) for file in form.end()]
 
 
 def of(data: bytes, boundary: bytes = b"b") -> bytes:

@@ -14,6 +14,7 @@ from serve.api.app import create_app
 from serve.config.settings import ROOT, Config
 from serve.model.classifier import Classifier
 from serve.observability.metrics import Metrics
+from serve.observability.record import RequestRecord
 from tests.serve.conftest import ClientFor
 
 
@@ -119,9 +120,10 @@ def test_the_queue_depth_is_updated_at_the_end_of_each_request() -> None:
     depth = 3
     metrics.queue_depth = lambda: depth
     metrics.update_queue_depth()
+    assert metrics._registry.get_sample_value("serve_queue_depth") == 3
     depth = 1
     metrics.request_started()
-    metrics.request_finished("/upload", 504, 0.1)
+    metrics.request_finished("none", RequestRecord("id", status=504), 0.1)
     assert metrics._registry.get_sample_value("serve_queue_depth") == 1
 
 

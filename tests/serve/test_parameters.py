@@ -15,7 +15,6 @@ def test_top_k_is_five_unless_asked_and_never_more_than_there_are_classes() -> N
 
 
 def test_a_client_may_ask_for_less_time_but_not_for_more() -> None:
-    assert parse_timeout([], 10_000) == 10
     assert parse_timeout(["250"], 10_000) == 0.25
     assert parse_timeout(["60000"], 10_000) == 10
     assert parse_timeout(["9" * 15], 10_000) == 10

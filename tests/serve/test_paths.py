@@ -8,10 +8,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from serve.api.boundary import Boundary
 from tests.serve.conftest import ClientFor
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL
@@ -76,8 +76,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def test_the_tested_paths_include_every_route(client: TestClient) -> None:
-    assert isinstance(client.app, Starlette)
-    routes = [route for route in client.app.routes if isinstance(route, Route)]
+    assert isinstance(client.app, Boundary)
+    routes = [route for route in client.app.router.routes if isinstance(route, Route)]
     templates = {route.path.format(name="tiny", version="1") for route in routes}
     assert templates == {*OPEN, *GUARDED}
 

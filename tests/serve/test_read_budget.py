@@ -91,7 +91,7 @@ def test_closed_connections_are_skipped_and_paused_ones_stay_paused(clock: Clock
         gone.closing = stopped.read_paused = True
         await asyncio.sleep(0)
         assert log == [b"1" * 12, b"3"]
-        assert not gone.reading
+        assert gone.reading  # it may be lingering, until the client has read the response
         assert not stopped.reading
 
     asyncio.run(scenario())

@@ -435,12 +435,12 @@ def test_an_item_whose_deadline_passes_in_the_queue_is_not_computed(make: Make, 
         work.gate("first")
         first = asyncio.ensure_future(scheduler.run(["first"], soon()))
         await work.until_begun("first")
-        started = time.monotonic()
-        with pytest.raises(DeadlinePassed, match="deadline"):
-            await scheduler.run(["late", "later"], time.monotonic() + 0.05)
-        assert 0.04 < time.monotonic() - started < 1
-        scheduler.require_room(100)  # its items no longer count
+        late = asyncio.ensure_future(scheduler.run(["late", "later"], time.monotonic() + 0.05))
+        await asyncio.sleep(0.1)
         work.open("first")
+        with pytest.raises(DeadlinePassed, match="deadline"):
+            await late
+        scheduler.require_room(100)  # its items no longer count
         await first
         assert results(await scheduler.run(["next"], soon())) == ["next!"]
 
@@ -454,11 +454,11 @@ def test_a_task_whose_deadline_has_passed_is_never_begun(make: Make, work: Work)
     assert work.prepared == []
 
 
-def test_a_deadline_that_passes_during_computation_ends_the_wait(make: Make, work: Work) -> None:
+def test_a_caller_that_leaves_during_computation_discards_the_rest(make: Make, work: Work) -> None:
     async def scenario(scheduler: Scheduler[Any, Any, str]) -> None:
         work.gate("slow")
-        with pytest.raises(DeadlinePassed):
-            await scheduler.run(["slow", "never"], time.monotonic() + 0.1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(scheduler.run(["slow", "never"], soon()), 0.1)
         work.open("slow")
         assert results(await scheduler.run(["next"], soon())) == ["next!"]
 

@@ -1,13 +1,13 @@
 """Tests reading a request's body: its limits and its media types."""
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 
 import pytest
 
 from serve.api.form import UploadedFile
-from serve.api.upload import UploadLimits, read_body, read_upload
+from serve.api.upload import UploadLimits
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
+from tests.exchange import body_of, upload_of
 
 LIMITS = UploadLimits(max_bytes=100, max_files=2)
 
@@ -19,7 +19,7 @@ class Chunks:
         self.chunks = chunks
         self.read = 0
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         for chunk in self.chunks:
             self.read += 1
             yield chunk
@@ -27,7 +27,7 @@ class Chunks:
 
 def upload(body: Chunks, content_type: str = "image/png", **headers: str) -> list[UploadedFile]:
     named = {"content-type": content_type, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return asyncio.run(read_upload(named, aiter(body), LIMITS))
+    return upload_of(named, body, LIMITS)
 
 
 def test_a_body_in_pieces_is_put_together() -> None:
@@ -61,7 +61,7 @@ def test_a_body_without_bound_or_bytes_is_refused() -> None:
         upload(Chunks(b"a"))
     with pytest.raises(EmptyFile):
         upload(Chunks(), content_length="0")
-    assert asyncio.run(read_body({"content-length": "0"}, aiter(Chunks()), 1)) == b""
+    assert body_of({"content-length": "0"}, Chunks(), 1) == b""
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Several worker processes behind one port: load, metrics, replacement and shutdown."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -212,24 +211,13 @@ def wait_for_ready(server: ServerProcess, count: int) -> None:
     wait_for(lambda: sum("is ready" in line for line in server.lines) == count, 30)
 
 
-def test_shared_files_neither_grow_nor_are_needed(server: ServerProcess, cat: bytes) -> None:
-    """Workers are killed one after the other, and then the folder is removed."""
-    link = next(path for path in Path(f"/proc/{server.process.pid}/fd").iterdir() if path.readlink().name == "lock")
-    folder = link.readlink().parent
-    files = {path.name for path in folder.iterdir()}
-    assert len(files) == 9
+def test_counts_survive_the_workers_that_counted(server: ServerProcess, cat: bytes) -> None:
     for number in range(3):
         wait_for_ready(server, 2 + number)
         os.kill(children(server)[number % 2], signal.SIGKILL)
         assert upload(server, cat) == 200
     wait_for_ready(server, 5)
     assert metric(server, UPLOADS) == 3
-    assert {path.name for path in folder.iterdir()} == files
-    shutil.rmtree(folder)
-    os.kill(children(server)[0], signal.SIGKILL)
-    wait_for_ready(server, 6)
-    assert [upload(server, cat) for _ in range(12)] == [200] * 12
-    assert any("no longer shares its metrics" in line["message"] for line in server.log)
     assert server.stop() == 0
 
 

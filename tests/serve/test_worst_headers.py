@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import uvicorn
-from starlette.applications import Starlette
 from uvicorn.server import ServerState
 
 from serve.api.app import create_app
+from serve.api.boundary import Boundary
 from serve.config.parsers import execution_providers, host_names, origins, split_list
 from serve.config.settings import Config
 from serve.model.classifier import Classifier
@@ -111,7 +111,7 @@ class Written(asyncio.Transport):
 
 
 @pytest.fixture(scope="module")
-def app(config: Config, classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Starlette:
+def app(config: Config, classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Boundary:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text("key\n")
     return create_app(
@@ -126,7 +126,7 @@ def app(config: Config, classifier: Classifier, tmp_path_factory: pytest.TempPat
     )
 
 
-def seconds_of(app: Starlette, requests: list[bytes]) -> float:
+def seconds_of(app: Boundary, requests: list[bytes]) -> float:
     """Returns the CPU seconds of the slowest request, each the fastest of three runs."""
 
     async def run() -> float:
@@ -171,13 +171,13 @@ PREFLIGHT = {"Host": "localhost", "Origin": "http://localhost:3000", "Access-Con
     ],
 )
 def test_the_worst_of_each_header_takes_milliseconds(
-    app: Starlette, line: str, headers: dict[str, str], body: str, value: str
+    app: Boundary, line: str, headers: dict[str, str], body: str, value: str
 ) -> None:
     assert seconds_of(app, [request(line, {**headers, name: value}, body) for name in HEADERS]) < SECONDS
 
 
 @pytest.mark.parametrize("value", list(values()))
-def test_the_worst_path_and_query_take_milliseconds(app: Starlette, value: str) -> None:
+def test_the_worst_path_and_query_take_milliseconds(app: Boundary, value: str) -> None:
     target = value.replace(" ", "%20").replace("\t", "%09").replace('"', "%22").replace("\\", "%5C")[:BYTES]
     # At the limit, and above it.
     starts = (target, f"v2/models/{target}", f"upload?{target}", f"upload?top_k={target}", f"?a{'&a' * 30_000}")

@@ -1,27 +1,26 @@
 """The handlers of the Open Inference Protocol, on the same model, scheduler and limits as `/upload`."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serve import __version__
-from serve.api.deadlines import until, while_connected
+from serve.api.exchange import Exchange
+from serve.api.handlers import Handler
 from serve.api.pipeline import Pipeline
-from serve.api.upload import read_body
+from serve.api.upload import Body
 from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
 from serve.errors import UnknownModel
 from serve.model.classifier import Classified, Opened, Prepared
 from serve.scheduling.task import Outcome
 
-Handler = Callable[[Request], Awaitable[Response]]
-
 # The protocol's two ways to name a model.
 MODEL: Final = "/v2/models/{name}"
 MODEL_VERSION: Final = f"{MODEL}/versions/{{version}}"
+_LENGTH: Final = LENGTH_HEADER.lower().encode()
 
 
 class InferenceHandlers:
@@ -44,61 +43,60 @@ class InferenceHandlers:
             yield f"{model}/ready", self.model_ready, ["GET"]
             yield f"{model}/infer", self.infer, ["POST"]
 
-    async def metadata(self, request: Request) -> Response:
+    async def metadata(self, exchange: Exchange) -> Response:
         extensions = ["binary_tensor_data", "classification"]
         return JSONResponse({"name": "densenet-server", "version": __version__, "extensions": extensions})
 
-    async def live(self, request: Request) -> Response:
+    async def live(self, exchange: Exchange) -> Response:
         return JSONResponse({"live": True})
 
-    async def ready(self, request: Request) -> Response:
+    async def ready(self, exchange: Exchange) -> Response:
         self._pipeline.lifecycle.require_ready()
         return JSONResponse({"ready": True})
 
-    async def model_metadata(self, request: Request) -> Response:
-        self._require_model(request)
+    async def model_metadata(self, exchange: Exchange) -> Response:
+        self._require_model(exchange)
         return JSONResponse(self._signature.metadata())
 
-    async def model_ready(self, request: Request) -> Response:
-        self._require_model(request)
+    async def model_ready(self, exchange: Exchange) -> Response:
+        self._require_model(exchange)
         self._pipeline.lifecycle.require_ready()
         return JSONResponse({"name": self._signature.model, "ready": True})
 
-    async def infer(self, request: Request) -> Response:
-        self._require_model(request)
+    async def infer(self, exchange: Exchange) -> Response:
+        self._require_model(exchange)
         pipeline = self._pipeline
-        async with pipeline.admit() as (in_flight, upload):
+        with pipeline.admit() as in_flight:
             started = time.monotonic()
-            seconds = pipeline.request_timeout(request)
-            chunks = upload.limit_rate(request.stream())
-            body = await read_body(request.headers, chunks, pipeline.limits.max_bytes)
-            in_flight.body_received()
+            seconds = pipeline.request_timeout(exchange)
+            body = await Body(exchange, in_flight, pipeline.limits.max_bytes, pipeline.uploads).read()
             read = time.monotonic()
-            work = self._infer(request.headers.get(LENGTH_HEADER), body, read + seconds)
-            inference, outcomes = await while_connected(request.receive, work)
-            headers = pipeline.record_stages(request, read - started, outcomes)
+            in_flight.body_received(read + seconds)
+            length = exchange.header(_LENGTH) if _LENGTH in exchange.headers else None
+            inference, outcomes = await self._infer(length, body, read + seconds)
+        headers = pipeline.record_stages(exchange, read - started, outcomes)
         logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
         # Not on the event loop, because writing the thousand numbers of an image takes a millisecond.
         payload, json_length = await pipeline.messages.run(write_response, inference, logits, self._signature)
         if json_length is None:
             return Response(payload, headers=headers, media_type="application/json")
-        headers[LENGTH_HEADER] = str(json_length)
-        return Response(payload, headers=headers, media_type="application/octet-stream")
+        return Response(
+            payload, headers={**headers, LENGTH_HEADER: str(json_length)}, media_type="application/octet-stream"
+        )
 
     async def _infer(
-        self, length_header: str | None, body: bytes, deadline: float
+        self, length_header: str | None, body: bytearray, deadline: float
     ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
-        async with until(deadline):
-            inference = await self._pipeline.messages.run_limited(parse_request, length_header, body, self._signature)
-            # One bad image fails the request, because the protocol has one answer for all of them.
-            jobs: list[Opened | Prepared] = [self._pipeline.classifier.open(each, 1) for each in inference.images]
+        inference = await self._pipeline.messages.run_limited(parse_request, length_header, body, self._signature)
+        # One bad image fails the request, because the protocol has one answer for all of them.
+        jobs: list[Opened | Prepared] = [self._pipeline.classifier.open(each, 1) for each in inference.images]
         jobs += [Prepared(row, 1, {}) for row in inference.rows]
-        return inference, await self._pipeline.compute(jobs, deadline)
+        return inference, await self._pipeline.scheduler.run(jobs, deadline)
 
-    def _require_model(self, request: Request) -> None:
-        name: Any = request.path_params["name"]
+    def _require_model(self, exchange: Exchange) -> None:
+        name: Any = exchange.scope["path_params"]["name"]
         if name != self._signature.model:
             raise UnknownModel(f"There is no model {str(name)[:40]!r}; {self._signature.model!r} is served.")
-        version: Any = request.path_params.get("version", VERSION)
+        version: Any = exchange.scope["path_params"].get("version", VERSION)
         if version != VERSION:
             raise UnknownModel(f"There is no version {str(version)[:40]!r} of {name!r}; {VERSION!r} is served.")

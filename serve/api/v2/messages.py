@@ -71,7 +71,7 @@ class InferenceRequest:
     binary: bool
 
 
-def parse_request(length_header: str | None, body: bytes, signature: Signature) -> InferenceRequest:
+def parse_request(length_header: str | None, body: bytes | bytearray, signature: Signature) -> InferenceRequest:
     """Reads a request's body.
 
     Args:
@@ -139,7 +139,9 @@ def write_response(
     return (head + raw, len(head)) if request.binary else (head, None)
 
 
-def _split(length_header: str | None, body: bytes, signature: Signature) -> tuple[dict[str, Any], memoryview]:
+def _split(
+    length_header: str | None, body: bytes | bytearray, signature: Signature
+) -> tuple[dict[str, Any], memoryview]:
     """Returns the JSON object at the start of a body, and the bytes after it."""
     length = len(body)
     if length_header is not None:
