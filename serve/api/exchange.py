@@ -11,6 +11,10 @@ from serve.observability.record import RequestRecord, record_of
 from serve.scheduling.lifecycle import Lifecycle
 
 EXCHANGE: Final = "serve.exchange"  # the key of an ASGI scope under which its exchange is
+# Bytes of a body that the connection may drop after the response.
+_DROPPED_BYTES: Final = 256 * 1024
+_DROPPED_DIGITS: Final = 9  # of a Content-Length
+_TOO_SLOW: Final = 408  # the rest would come too slowly as well
 _CLOSE: Final = (b"connection", b"close")
 
 
@@ -72,14 +76,17 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """ASGI's, with the headers that every response has.
 
-        A connection whose request has not been read to its end is closed after the response (RFC 9112, section 9.6).
+        A connection whose request has not been read to its end is closed after the response (RFC 9112, section 9.6),
+        unless so little is left that the connection drops it sooner than the client could open another.
         """
         record = self.record
         if message["type"] == "http.response.start":
             if not record.closed:
                 record.status = message["status"]
             headers = [*message["headers"], (b"x-request-id", record.request_id.encode("ascii"))]
-            if self._unread:
+            if self._unread and message["status"] != _TOO_SLOW and self._little_is_left():
+                self._unread = False
+            elif self._unread:
                 await self._drop_arrived()
             if self._unread or self._lifecycle.draining:
                 headers.append(_CLOSE)
@@ -88,10 +95,23 @@ class Exchange:
             record.bytes_out += len(message.get("body", b""))
         await self._send(message)
 
+    def _little_is_left(self) -> bool:
+        length = self.headers.get(b"content-length", b"")
+        return (
+            len(length) <= _DROPPED_DIGITS
+            and length.isdigit()
+            and int(length) - self.record.bytes_in <= _DROPPED_BYTES
+            and not self._waits_to_send()
+        )
+
+    def _waits_to_send(self) -> bool:
+        """Returns whether the client waits to be asked for its body."""
+        return self.header(b"expect").lower() == "100-continue" and not self.record.bytes_in
+
     async def _drop_arrived(self) -> None:
         """Drops what has arrived of the body; if that is all, the connection can go on."""
-        if self.header(b"expect").lower() == "100-continue" and not self.record.bytes_in:
-            return  # the client waits to be asked for its body
+        if self._waits_to_send():
+            return
         with suppress(TimeoutError, ClientDisconnect):
             async with asyncio.timeout(0):
                 while await self.next_chunk():

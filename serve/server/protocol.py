@@ -39,6 +39,8 @@ _BYTES_PER_SECOND: Final = 64 * 1024
 _BYTES_LIMIT: Final = HeadTooLarge(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
 _TARGET_LIMIT: Final = TargetTooLong(f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes.")
 _HEADERS_LIMIT: Final = HeadTooLarge(f"The request has more headers than the limit of {_MAX_HEADERS}.")
+# Bytes at the end of a body that are compared to find where the next request begins.
+_TAIL_BYTES: Final = 16
 # How often a half-closed connection is checked, and the TCP state of one that the client has reset (tcp(7)).
 _CHECK_SECONDS: Final = 0.1
 _TCP_CLOSE: Final = 7
@@ -83,6 +85,7 @@ class HttpProtocol(HttpToolsProtocol):
     _refusal: RequestError = _NOT_HTTP  # what to answer when parsing ends
     _refused = False
     _received = b""  # the data that the current head arrived in
+    _body_end = b""  # the last bytes of the latest body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         own = CoalescingTransport(transport, self.loop, self.body_seconds, self._is_sending)
@@ -195,7 +198,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
         line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version.encode())
-        if not self._received.startswith(line) and b"\n" + line not in self._received:
+        before = (b"\n", self._body_end)  # of a request in the same data, if there is any
+        if not self._received.startswith(line) and not any(end + line in self._received for end in before if end):
             raise _StopParsing  # RTSP or ICE, which llhttp accepts too
         if self.parser.should_upgrade() and self._wants_upgrade():
             return
@@ -211,6 +215,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._kept_bytes = 0
+        self._body_end = body[-_TAIL_BYTES:]
         # uvicorn adds to a bytearray and copies that: twice as many copies as a chunk needs that is passed on alone.
         kept = self.cycle.body
         if not kept:
@@ -223,7 +228,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and self._wants_upgrade():
             return
         self._kept_bytes = 0
-        self.all_connections.mark_busy(self)
+        if not self.cycle.response_complete:
+            self.all_connections.mark_busy(self)
         if not self.parser.should_keep_alive():  # may be set by a trailer; the parser reads no further
             self.cycle.keep_alive = False
         super().on_message_complete()

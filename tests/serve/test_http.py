@@ -222,3 +222,38 @@ def test_the_refusal_of_a_head_request_has_no_body(server: ServerProcess, more: 
     assert answer.startswith(b"HTTP/1.1 4")
     assert b"Content-Length: " in answer
     assert answer.endswith(b"\r\n\r\n")
+
+
+def test_what_little_is_left_of_a_refused_body_is_dropped_and_the_connection_goes_on(server: ServerProcess) -> None:
+    with connect(server) as connection:
+        for _ in range(3):
+            connection.sendall(
+                b"POST /upload?top_k=none HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n"
+                b"Content-Length: 200000\r\n\r\n" + bytes(1000)
+            )
+            answer = http.client.HTTPResponse(connection)
+            answer.begin()
+            assert (answer.status, answer.getheader("connection")) == (400, None)
+            answer.read()
+            answer.close()
+            connection.sendall(bytes(199_000))
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize(
+    "more", [b"Content-Length: 400000\r\n\r\nx", b"Transfer-Encoding: chunked\r\n\r\n", b"Content-Length: 9\r\n"
+             b"Expect: 100-continue\r\n\r\n"]
+)  # fmt: skip
+def test_a_connection_is_closed_if_more_is_left_or_it_is_not_known_how_much(server: ServerProcess, more: bytes) -> None:
+    with connect(server) as connection:
+        connection.sendall(
+            b"POST /upload?top_k=none HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/jpeg\r\n" + more
+        )
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert (answer.status, answer.getheader("connection")) == (400, "close")
+        answer.read()
+        answer.close()
+        connection.shutdown(socket.SHUT_WR)
+        assert connection.recv(1) == b""
