@@ -14,7 +14,7 @@ from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
 from serve.imaging.malloc import trim_malloc
-from serve.model.classifier import Classified, Classifier, Opened, Prepared
+from serve.model.classifier import Classified, Classifier, Normalised, Opened, Prepared
 from serve.observability.metrics import Metrics
 from serve.scheduling.lifecycle import InFlightRequest, Lifecycle
 from serve.scheduling.message_thread import MessageThread
@@ -45,7 +45,7 @@ class Pipeline:
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self.messages = MessageThread(self.config.max_queue)
-        self.scheduler: Scheduler[Opened | Prepared, Prepared, Classified] = Scheduler(
+        self.scheduler: Scheduler[Opened | Normalised, Prepared, Classified] = Scheduler(
             self._prepare,
             self.classifier.compute,
             streams=self.config.thread_plan.streams,
@@ -82,7 +82,7 @@ class Pipeline:
         """Returns the seconds from the end of a request's body to its deadline; raises `BadParameter`."""
         return parse_timeout(request.headers.getlist(TIMEOUT_HEADER), self.config.request_timeout_ms)
 
-    async def compute(self, jobs: Sequence[Opened | Prepared], deadline: float) -> list[Outcome[Classified]]:
+    async def compute(self, jobs: Sequence[Opened | Normalised], deadline: float) -> list[Outcome[Classified]]:
         """Classifies images; the arguments, outcomes and errors are those of `Scheduler.run`."""
         asyncio.get_running_loop().call_soon(self.metrics.update_queue_depth)  # by then the jobs are queued
         return await self.scheduler.run(jobs, deadline)
@@ -110,7 +110,7 @@ class Pipeline:
         request.scope["timing"] = headers
         return headers
 
-    def _prepare(self, job: Opened | Prepared) -> Prepared:
+    def _prepare(self, job: Opened | Normalised) -> Prepared:
         self.metrics.update_queue_depth()  # this job has just left the queue
         return self.classifier.prepare(job)
 
