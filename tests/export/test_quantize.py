@@ -282,9 +282,14 @@ def test_int8_answers_the_same_alone_and_in_a_batch(small_densenet: Network) -> 
 
 
 def test_the_models_that_are_served_cannot_saturate(exported: Path) -> None:
-    assert_cannot_saturate(onnx.load(ROOT / "models" / "efficientnet_lite0.onnx"))
-    for path in exported.parent.glob("*.int8.onnx"):
-        assert_cannot_saturate(onnx.load(path))
+    for path in (ROOT / "models" / "efficientnet_lite0.onnx", *exported.parent.glob("*.int8.onnx")):
+        model = onnx.load(path)
+        assert_cannot_saturate(model)
+        first = next(node for node in model.graph.node if node.op_type == "QLinearConv")
+        assert first.input[0].startswith("input.")  # the pixels, padded
+        assert {value.name: value.type.tensor_type.elem_type for value in model.graph.input} == {
+            "input": onnx.TensorProto.UINT8
+        }
 
 
 def test_full_range_weights_would_saturate(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
