@@ -453,9 +453,9 @@ def test_a_clip_that_changes_nothing_is_left_out(sign: int, left_out: str, small
         graph.constants[norm.input[1]] = sign * np.maximum(np.abs(graph.constants[norm.input[1]]), 0.1)
     network = replace(small_densenet, model=graph.to_model())
     int8_model = make_int8(network.model, network.architecture, calibrated(network))
-    operators = [node.op_type for node in int8_model.graph.node]
+    operators = {node.op_type for node in int8_model.graph.node if node.output[0] != "input.framed"}
+    assert len(operators & {"Min", "Max"}) == 1
     assert left_out not in operators
-    assert {"Min", "Max"} & set(operators)
 
 
 def test_progress_covers_both_passes(small_mobilenet: Network) -> None:
