@@ -118,7 +118,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     say(_HEADER)
     say(_row("PyTorch fp32 (reference)", None, None, None, compare(reference, reference, labels)))
     for name, content in contents.items():
-        logits = logits_of(content, batches(), show_progress, len(paths))
+        logits = logits_of(content, batches(), architecture.preprocessing, show_progress, len(paths))
         say(_row(name, len(content) / 1e6, one[name], two[name], compare(logits, reference, labels)))
 
 

@@ -34,6 +34,7 @@ from benchmarks.reporting.records import PrintedResult, add_output
 from benchmarks.reporting.report import format_figure
 from serve.config.settings import Config
 from serve.imaging.malloc import tune_malloc
+from serve.imaging.normalise import normalise
 from serve.model.classifier import Classifier, load_classifier
 from serve.printable import ArgumentParser, one_line
 
@@ -128,15 +129,16 @@ def compare(exact: Classifier, fast: Classifier, images: list[tuple[tuple[int, i
     worst, means, logits, same, clear, same_clear, ratios = [], [], [], [], [], [], []
     for (width, height), data in images:
         seconds: dict[str, float] = {}
-        batches = {}
+        prepared = {}
         for name, classifier in (("exact", exact), ("fast", fast), ("exact", exact), ("fast", fast)):
             started = time.perf_counter()
-            batches[name] = classifier.prepare(classifier.open(data, 1)).batch
+            prepared[name] = classifier.prepare(classifier.open(data, 1))
             seconds[name] = min(seconds.get(name, 1e9), time.perf_counter() - started)
-        difference = np.abs(batches["exact"] - batches["fast"])
+        spec = exact.preprocessing
+        difference = np.abs(normalise(prepared["exact"].pixels, spec) - normalise(prepared["fast"].pixels, spec))
         worst.append(float(difference.max()))
         means.append(float(difference.mean()))
-        first, second = (exact.model.logits(batches[name])[0] for name in ("exact", "fast"))
+        first, second = (exact.model.logits(prepared[name].batch)[0] for name in ("exact", "fast"))
         logits.append(float(np.abs(first - second).mean()))
         same.append(bool(first.argmax() == second.argmax()))
         two = np.sort(np.exp(first - first.max()) / np.exp(first - first.max()).sum())[-2:]

@@ -74,6 +74,7 @@ class StubModel:
     card: dict[str, Any] = field(default_factory=lambda: dict(_CARD))
     name: str = "stub"
     input_side: int = 224
+    takes_pixels: bool = True
     class_count: int = 1000
     infer_seconds: float = 0.01
 

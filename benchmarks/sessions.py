@@ -23,6 +23,7 @@ import onnxruntime as ort
 
 from benchmarks.harness.machine import ROOT
 from benchmarks.harness.processes import ProcessTree
+from benchmarks.peer_servers.preprocess import normalise, takes_pixels
 from benchmarks.reporting.records import PrintedResult, add_output
 from serve.config.cpus import cpu_budget
 from serve.imaging.malloc import trim_malloc, tune_malloc
@@ -94,7 +95,8 @@ def session(path: Path, threads: int, spinning: bool = True) -> Any:
 
 def infer(model: Any) -> None:
     """Run the model on one image."""
-    model.run(["logits"], {"input": np.zeros((1, 3, 224, 224), np.float32)})
+    pixels = np.zeros((1, 224, 224, 3), np.uint8)
+    model.run(["logits"], {"input": pixels if takes_pixels(model) else normalise(pixels)})
 
 
 def milliseconds(model: Any) -> float:

@@ -16,6 +16,8 @@ import onnxruntime as ort
 from export.console import Progress
 from export.files import ROOT
 from export.onnx_graph import Array
+from serve.imaging.normalise import to_pixels
+from serve.imaging.preprocess import Preprocessing
 
 _WNID: Final = re.compile(r"(n\d{8})[_.]")
 _CPU_FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
@@ -91,12 +93,26 @@ def open_session(model: bytes, threads: int) -> ort.InferenceSession:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total: int) -> Array:
-    """Runs a model on images FP32 `[1, 3, S, S]`, one at a time, and returns their logits `[N, classes]`."""
+def takes_pixels(session: ort.InferenceSession) -> bool:
+    """Returns whether a model's input is 8-bit RGB `[N, S, S, 3]` and not FP32 `[N, 3, S, S]`, normalised."""
+    return bool(session.get_inputs()[0].type == "tensor(uint8)")
+
+
+def logits_of(model: bytes, batches: Iterable[Array], spec: Preprocessing, progress: Progress, total: int) -> Array:
+    """Runs a model on images, one at a time, and returns their logits `[N, classes]`.
+
+    Args:
+        model: the file's content. If it takes pixels, it gets those that the images were made from.
+        batches: FP32 `[1, 3, S, S]`, normalised.
+        spec: the model's preprocessing.
+        progress: called after each image.
+        total: the number of images.
+    """
     session = open_session(model, 0)
+    pixels = takes_pixels(session)
     rows = []
     for done, batch in enumerate(batches, start=1):
-        rows.append(session.run(["logits"], {"input": batch})[0])
+        rows.append(session.run(["logits"], {"input": to_pixels(batch, spec) if pixels else batch})[0])
         progress(done, total)
     return np.concatenate(rows)
 
@@ -104,14 +120,17 @@ def logits_of(model: bytes, batches: Iterable[Array], progress: Progress, total:
 def measure_latency(models: Mapping[str, bytes], side: int, threads: int) -> dict[str, float]:
     """Returns each model's median latency for one image, ms; runs are interleaved, so that noise hits all alike."""
     sessions = {name: open_session(model, threads) for name, model in models.items()}
-    image = np.random.default_rng(0).standard_normal((1, 3, side, side), np.float32)
+    noise = np.random.default_rng(0)
+    floats = noise.standard_normal((1, 3, side, side), np.float32)
+    pixels = noise.integers(0, 256, (1, side, side, 3), np.uint8)
+    images = {name: pixels if takes_pixels(session) else floats for name, session in sessions.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
     for _ in range(_ROUNDS):
         for name, session in sessions.items():
             time.sleep(0.05)  # the other session's threads stop spinning meanwhile
             for position in range(_UNTIMED + _TIMED):
                 started = time.perf_counter()
-                session.run(None, {"input": image})
+                session.run(None, {"input": images[name]})
                 if position >= _UNTIMED:
                     times[name].append((time.perf_counter() - started) * 1000)
     return {name: statistics.median(values) for name, values in times.items()}

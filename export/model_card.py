@@ -1,7 +1,7 @@
 """The model card: what a model file says about itself in its ONNX metadata, which the server shows at `GET /model`."""
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import onnx
 import onnxruntime
@@ -12,6 +12,8 @@ from export.architectures import Architecture
 from export.evaluate import Comparison
 from export.int8.calibration import Calibration
 from export.weights import Weights
+
+_DATATYPES: Final = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
 
 
 def make_card(
@@ -60,6 +62,12 @@ def int8_card(
 
 
 def serialize(model: onnx.ModelProto, card: dict[str, Any]) -> bytes:
-    """Writes the card into the model's metadata, each value as JSON, and returns the model file's content."""
+    """Writes the card into the model's metadata, each value as JSON, and returns the model file's content.
+
+    The card also gets what the model takes, in the words of the Open Inference Protocol, with -1 for any number.
+    """
+    taken = model.graph.input[0].type.tensor_type
+    shape = [dimension.dim_value or -1 for dimension in taken.shape.dim]
+    card = {**card, "input": {"datatype": _DATATYPES[taken.elem_type], "shape": shape}}
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in sorted(card.items())})
     return bytes(model.SerializeToString(deterministic=True))

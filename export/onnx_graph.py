@@ -15,11 +15,13 @@ Array = npt.NDArray[Any]
 class Graph:
     """A copy of a model's graph.
 
-    nodes: in topological order. constants: name → array. opsets: the operator sets that the nodes are from.
+    inputs: of the graph. nodes: in topological order. constants: name → array. opsets: the operator sets that the nodes
+    are from.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
+        self.inputs = list(model.graph.input)
         self.nodes = [copy.deepcopy(node) for node in model.graph.node]
         self.constants: dict[str, Array] = {i.name: numpy_helper.to_array(i) for i in model.graph.initializer}
         self.opsets = list(model.opset_import)
@@ -57,6 +59,12 @@ class Graph:
             return self.value(conv.input[2])
         return np.zeros(self.constants[conv.input[1]].shape[0])
 
+    def widths(self) -> dict[str, int]:
+        """Returns the width of every tensor `[N, C, height, width]`, in pixels."""
+        values = onnx.shape_inference.infer_shapes(self.to_model()).graph.value_info
+        shapes = {value.name: value.type.tensor_type.shape.dim for value in values}
+        return {name: shape[3].dim_value for name, shape in shapes.items() if len(shape) == 4}
+
     def set_weights(self, conv: NodeProto, weights: Array, bias: Array) -> None:
         """Gives a Conv or Gemm new weights and a new bias, as constants that no other node reads."""
         for position, (kind, values) in enumerate((("weight", weights), ("bias", bias)), start=1):
@@ -78,7 +86,7 @@ class Graph:
         graph = helper.make_graph(
             self.nodes,
             self._model.graph.name,
-            list(self._model.graph.input),
+            self.inputs,
             list(self._model.graph.output),
             [
                 numpy_helper.from_array(np.asarray(array, order="C"), name)

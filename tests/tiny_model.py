@@ -1,6 +1,8 @@
 """A 12 KB classifier for tests that need a model file but no meaningful labels. Its logits follow from the mean colour.
 
-python -m tests.tiny_model     writes tests/data/tiny.onnx and three.onnx again (in the export environment)
+One takes normalised floats, as an fp32 model does, and one the pixels, as an int8 model does, for the same logits.
+
+python -m tests.tiny_model     writes the files of tests/data again (in the export environment)
 """
 
 import json
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 PATH = Path(__file__).parent / "data" / "tiny.onnx"
+PIXELS = PATH.with_name("tiny_pixels.onnx")
 THREE_CLASSES = PATH.with_name("three.onnx")
 CARD: dict[str, Any] = {
     "name": "tiny",
@@ -25,26 +28,42 @@ CARD: dict[str, Any] = {
 THREE_CLASSES_CARD = {**CARD, "name": "three", "class_count": 3}
 
 
-def tiny_model(card: dict[str, Any] = CARD) -> bytes:
+def tiny_model(card: dict[str, Any] = CARD, pixels: bool = False) -> bytes:
     """Returns the serialized model, the same bytes each time.
 
     Args:
         card: The model card, stored in the metadata as the export stores it.
+        pixels: Whether it takes 8-bit RGB `[N, 224, 224, 3]`.
     """
     from onnx import TensorProto, helper, numpy_helper
 
+    constants = {}
+    inputs = [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 224, 224])]
+    before = []
+    if pixels:
+        inputs = [helper.make_tensor_value_info("input", TensorProto.UINT8, ["batch", 224, 224, 3])]
+        mean, std = (np.array(card[key], np.float32)[:, None, None] for key in ("mean", "std"))
+        constants = {"full": np.array(255, np.float32), "mean": mean, "std": std}
+        before = [
+            helper.make_node("Cast", ["input"], ["values"], to=TensorProto.FLOAT),
+            helper.make_node("Transpose", ["values"], ["planes"], perm=[0, 3, 1, 2]),
+            helper.make_node("Div", ["planes", "full"], ["unit"]),
+            helper.make_node("Sub", ["unit", "mean"], ["centred"]),
+            helper.make_node("Div", ["centred", "std"], ["normalised"]),
+        ]
     classes = card["class_count"]
     weight = np.random.default_rng(0).standard_normal((3, classes)).astype(np.float32)
     graph = helper.make_graph(
         [
-            helper.make_node("GlobalAveragePool", ["input"], ["pooled"]),
+            *before,
+            helper.make_node("GlobalAveragePool", ["normalised" if pixels else "input"], ["pooled"]),
             helper.make_node("Flatten", ["pooled"], ["colour"]),
             helper.make_node("MatMul", ["colour", "weight"], ["logits"]),
         ],
         "tiny",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 3, 224, 224])],
+        inputs,
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", classes])],
-        [numpy_helper.from_array(weight, "weight")],
+        [numpy_helper.from_array(values, name) for name, values in {**constants, "weight": weight}.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, producer_name="tests")
     helper.set_model_props(model, {key: json.dumps(value) for key, value in card.items()})
@@ -53,4 +72,5 @@ def tiny_model(card: dict[str, Any] = CARD) -> bytes:
 
 if __name__ == "__main__":
     PATH.write_bytes(tiny_model())
+    PIXELS.write_bytes(tiny_model({**CARD, "variant": "int8"}, pixels=True))
     THREE_CLASSES.write_bytes(tiny_model(THREE_CLASSES_CARD))

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_servers.preprocess import load_labels, name_of, preprocess
+from benchmarks.peer_servers.preprocess import crop, load_labels, name_of, normalise, takes_pixels
 from serve.printable import ArgumentParser
 
 # OpenVINO and nncf send usage statistics through this package, and work without it.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
-Engine = Callable[[Any], Any]
+Engine = Callable[[], Any]  # classifies the image
 
 
 def main() -> int:
@@ -29,60 +29,63 @@ def main() -> int:
     parser.add_argument("--photo", type=Path, required=True)
     parser.add_argument("--model", help="weights, .onnx or .xml, as the engine reads them")
     options = parser.parse_args()
-    image = preprocess(options.photo.read_bytes())
+    pixels = crop(options.photo.read_bytes())
     run = {"pytorch": _pytorch, "onnxruntime": _onnxruntime, "openvino": _openvino}[options.engine](
-        options.model, options.threads
+        options.model, options.threads, pixels
     )
-    _write_line(name_of(run(image), load_labels()))
+    _write_line(name_of(run(), load_labels()))
     for line in sys.stdin:
-        _write_line(_measure(run, image, **json.loads(line)))
+        _write_line(_measure(run, **json.loads(line)))
     return 0
 
 
-def _measure(run: Engine, image: Any, seconds: float, untimed: int, min_answers: int) -> dict[str, Any]:
+def _measure(run: Engine, seconds: float, untimed: int, min_answers: int) -> dict[str, Any]:
     for _ in range(untimed):
-        run(image)
+        run()
     times: list[float] = []
     began = ended = time.perf_counter()
     while ended - began < seconds or len(times) < min_answers:
         started = time.perf_counter()
-        run(image)
+        run()
         ended = time.perf_counter()
         times.append(round((ended - started) * 1000, 4))
     return {"ms": times, "seconds": ended - began}
 
 
-def _pytorch(weights: str | None, threads: int) -> Engine:
+def _pytorch(weights: str | None, threads: int, pixels: Any) -> Engine:
     import torch
 
     from benchmarks.baselines.densenet import load_densenet
 
     torch.set_num_threads(threads)
     network = load_densenet(weights)
+    image = torch.from_numpy(normalise(pixels))
 
-    def run(image: Any) -> Any:
+    def run() -> Any:
         with torch.no_grad():
-            return network(torch.from_numpy(image)).numpy()
+            return network(image).numpy()
 
     return run
 
 
-def _onnxruntime(model: str, threads: int) -> Engine:
+def _onnxruntime(model: str, threads: int, pixels: Any) -> Engine:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    return lambda image: session.run(["logits"], {"input": image})[0]
+    image = pixels if takes_pixels(session) else normalise(pixels)
+    return lambda: session.run(["logits"], {"input": image})[0]
 
 
-def _openvino(model: str, threads: int) -> Engine:
+def _openvino(model: str, threads: int, pixels: Any) -> Engine:
     import openvino
 
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return lambda image: request.infer({0: image}, share_inputs=True, share_outputs=True)[0]
+    image = normalise(pixels)
+    return lambda: request.infer({0: image}, share_inputs=True, share_outputs=True)[0]
 
 
 def _write_line(content: dict[str, Any]) -> None:

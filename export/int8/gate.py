@@ -11,6 +11,7 @@ from export.evaluate import Comparison, logits_of
 from export.int8.calibration import Calibration, observe_ranges
 from export.int8.graph_passes import HEADROOM
 from export.onnx_graph import Array, Graph
+from serve.imaging.preprocess import Preprocessing
 
 MAX_OUTSIDE: Final = 0.02  # share of channels that may leave their recorded range, headroom included
 MIN_USED: Final = 0.2  # share of its recorded range that the median channel must use
@@ -68,14 +69,16 @@ def require_fit(model: onnx.ModelProto, batches: Iterable[Array], calibration: C
         raise CalibrationError(f"the median channel uses {usage:.0%} of its recorded range, less than {MIN_USED:.0%}")
 
 
-def require_unchanged(model: onnx.ModelProto, rewritten: onnx.ModelProto, images: Sequence[Array]) -> None:
-    """Checks that the graph passes changed no answer.
+def require_unchanged(
+    model: onnx.ModelProto, rewritten: onnx.ModelProto, images: Sequence[Array], spec: Preprocessing
+) -> None:
+    """Checks that the graph passes changed no answer; arguments are as for `logits_of`.
 
     Raises:
         QuantizationError: logits differ by more than `MAX_REWRITE_DIFFERENCE`.
     """
     before, after = (
-        logits_of(each.SerializeToString(), images, lambda done, total: None, len(images))
+        logits_of(each.SerializeToString(), images, spec, lambda done, total: None, len(images))
         for each in (model, rewritten)
     )
     difference = float(np.abs(after - before).max())

@@ -16,6 +16,7 @@ from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
 from export.int8.gate import require_accuracy, require_fit, require_unchanged, require_weights
 from export.int8.graph_passes import chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
+from export.int8.pixel_input import fold_normalisation
 from export.int8.quantize import quantize
 from export.onnx_graph import Array, Graph
 from export.photographs import PROJECT_PHOTOGRAPHS, find_photographs, read_photographs
@@ -112,23 +113,23 @@ def rewrite(graph: Graph, ranges: Ranges) -> None:
 def make_int8(
     model: onnx.ModelProto, architecture: Architecture, calibration: Calibration, images: Sequence[Array] = ()
 ) -> onnx.ModelProto:
-    """Rewrites and quantizes an exported fp32 model; on `images` the rewritten graph must give the same answers.
+    """Rewrites and quantizes an exported fp32 model.
+
+    Args:
+        model: the exported model.
+        architecture: what it was exported from.
+        calibration: of this model.
+        images: FP32 `[1, 3, S, S]` each, made from pixels; the rewritten graph must give the same answers on them.
 
     Raises:
         QuantizationError: an operator is not supported, the calibration lacks a tensor, or answers changed.
     """
-    graph = Graph(model)
+    graph, spec = Graph(model), architecture.preprocessing
     rewrite(graph, calibration.ranges)
+    calibration = fold_normalisation(graph, calibration, spec)
     if images:
-        require_unchanged(model, graph.to_model(), images)
-    return quantize(graph, calibration, input_range(architecture.preprocessing), architecture.classifier_bits)
-
-
-def input_range(spec: Preprocessing) -> tuple[float, float]:
-    """Returns the smallest and largest value of the model's input, black and white, which need no calibration."""
-    low = min((0 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
-    high = max((1 - mean) / std for mean, std in zip(spec.mean, spec.std, strict=True))
-    return low, high
+        require_unchanged(model, graph.to_model(), images, spec)
+    return quantize(graph, calibration, architecture.classifier_bits)
 
 
 def choose_photographs(paths: Sequence[Path]) -> list[Path]:
@@ -179,7 +180,7 @@ def compare_int8(
         )
     numbers = class_numbers()
     fp32_logits, int8_logits = (
-        logits_of(each.SerializeToString(), read_photographs(photographs, spec), show_progress, len(photographs))
+        logits_of(each.SerializeToString(), read_photographs(photographs, spec), spec, show_progress, len(photographs))
         for each in (model, int8)
     )
     return compare(int8_logits, fp32_logits, [label_of(path, numbers) for path in photographs])

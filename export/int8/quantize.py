@@ -1,8 +1,7 @@
 """Turns the rewritten float graph into an int8 graph of onnxruntime's integer operators, in channels-last layout.
 
 Activations are unsigned 8-bit with one scale per tensor, weights signed 8-bit with one scale per output channel, sums
-32-bit. The file contains the operators that run, so onnxruntime starts faster than if it had to find them in a float
-graph first.
+32-bit. The file has the operators that run; in a float graph onnxruntime would have to find them, at each start.
 """
 
 from collections.abc import Callable
@@ -31,43 +30,40 @@ from export.onnx_graph import Array, Graph, attribute
 _MICROSOFT: Final = "com.microsoft"
 
 
-def quantize(
-    graph: Graph, calibration: Calibration, input_range: tuple[float, float], classifier_bits: int = 16
-) -> onnx.ModelProto:
+def quantize(graph: Graph, calibration: Calibration, classifier_bits: int = 16) -> onnx.ModelProto:
     """Quantizes a rewritten float graph; its metadata is kept.
 
     Args:
-        graph: is left as it is.
+        graph: takes pixels, see `fold_normalisation`; it is left as it is.
         calibration: ranges for every tensor that is stored, means for bias correction where known.
-        input_range: the smallest and largest value of the model's input.
         classifier_bits: 16 or 8, for the stored weights of the last layer.
 
     Raises:
         QuantizationError: an operator is not supported, or the calibration does not fit the graph.
     """
-    return _Quantizer(graph, calibration, input_range, classifier_bits).run()
+    return _Quantizer(graph, calibration, classifier_bits).run()
 
 
 class _Quantizer:
     """Converts node by node. Tensors keep their names; `_params` has the parameters of those that are 8-bit."""
 
-    def __init__(
-        self, graph: Graph, calibration: Calibration, input_range: tuple[float, float], classifier_bits: int
-    ) -> None:
+    def __init__(self, graph: Graph, calibration: Calibration, classifier_bits: int) -> None:
         self._classifier_bits = classifier_bits
         self._graph = graph
         self._calibration = calibration
         self._params: dict[str, QuantParams] = {}
         self._alias: dict[str, str] = {}
-        self._input_range = input_range
+        self._widths = graph.widths()
         self._sums = Sums(graph, calibration)
         self._output = graph.empty_copy()
         self._output.opsets.append(helper.make_opsetid(_MICROSOFT, 1))
         self._nodes, self._constants = self._output.nodes, self._output.constants
 
     def run(self) -> onnx.ModelProto:
-        self._quantize_input()
         convert: dict[str, Callable[[NodeProto], None]] = {
+            "DequantizeLinear": self._pixels,
+            "Transpose": self._pixels,
+            "Pad": self._pad,
             "Conv": self._conv,
             "Max": self._clip,
             "Min": self._clip,
@@ -80,26 +76,27 @@ class _Quantizer:
             "Flatten": self._flatten,
             "Gemm": self._gemm,
         }
-        fused = {"Relu", "Clip"}  # the node before saturates where they clip, see `_stored`
         for node in self._graph.nodes:
-            if node.op_type in fused:
-                if node.output[0] not in self._params:
-                    raise QuantizationError(
-                        f"{node.op_type} {node.output[0]!r} cannot be fused into the node before it"
-                    )
-            elif node.op_type in convert:
+            if node.op_type in convert:
                 convert[node.op_type](node)
-            else:
+            elif node.op_type not in {"Relu", "Clip"}:  # these are fused into the node before, see `_stored`
                 raise QuantizationError(f"{node.op_type} {node.output[0]!r} cannot be quantized")
+            elif (tensor := node.output[0]) not in self._params:
+                raise QuantizationError(f"{node.op_type} {tensor!r} cannot be fused into the node before it")
         return self._output.to_model()
 
-    def _quantize_input(self) -> None:
-        params = QuantParams.from_range(*self._input_range)
-        self._params["input"] = params
-        scale, zero_point = self._param_constants(params)
-        self._nodes.append(helper.make_node("QuantizeLinear", ["input", scale, zero_point], ["input.codes"]))
-        self._nodes.append(helper.make_node("Transpose", ["input.codes"], ["input.nhwc"], perm=[0, 2, 3, 1]))
-        self._alias["input"] = "input.nhwc"
+    def _pixels(self, node: NodeProto) -> None:
+        """Leaves the node out: the pixels are 8 bits of the range from 0 to 1, with the channels last."""
+        self._params[node.output[0]] = EQUALIZED
+        self._alias[node.output[0]] = self._name(node.input[0])
+
+    def _pad(self, node: NodeProto) -> None:
+        output, (pads, value) = node.output[0], (self._graph.constants[name] for name in node.input[1:])
+        self._constants[f"{output}.pads"] = pads.reshape(2, 4)[:, [0, 2, 3, 1]].reshape(-1)
+        self._constants[f"{output}.value"] = quantize_equalized(value).astype(np.uint8)
+        inputs = [self._name(node.input[0]), f"{output}.pads", f"{output}.value"]
+        self._nodes.append(helper.make_node("Pad", inputs, [output]))
+        self._params[output] = self._params[node.input[0]]
 
     def _conv(self, node: NodeProto) -> None:
         source, group = node.input[0], attribute(node, "group", 1)
@@ -164,15 +161,19 @@ class _Quantizer:
         return self._sums.widen(tensor, QuantParams.from_range(low, high))
 
     def _clip(self, node: NodeProto) -> None:
-        """Applies Max or Min with a constant per channel to quantized values; leaves it out if it cannot change any."""
+        """Applies Max or Min with constants to quantized values; leaves it out if it cannot change any."""
         source, output = node.input[0], node.output[0]
         self._params[output] = self._params[source]
-        bounds = quantize_equalized(self._graph.value(node.input[1]).reshape(-1)).astype(np.uint8)
-        if (bounds == (0 if node.op_type == "Max" else UINT8_MAX)).all():
+        values = quantize_equalized(self._graph.value(node.input[1])[0]).astype(np.uint8)
+        if (values == (0 if node.op_type == "Max" else UINT8_MAX)).all():
             self._alias[output] = self._name(source)
             return
-        self._constants[f"{output}.bounds"] = bounds
-        self._nodes.append(helper.make_node(node.op_type, [self._name(source), f"{output}.bounds"], [output]))
+        bounds = [f"{output}.{part}" for part in ("bounds", "shape", "rows")]
+        self._constants[bounds[0]] = values.transpose(1, 2, 0)
+        # A row of pixels at a time takes less than a pixel at a time. onnxruntime expands them when it loads the file.
+        self._constants[bounds[1]] = np.array([1, self._widths[source], 1])
+        self._nodes.append(helper.make_node("Expand", bounds[:2], bounds[2:]))
+        self._nodes.append(helper.make_node(node.op_type, [self._name(source), bounds[2]], [output]))
 
     def _concat(self, node: NodeProto) -> None:
         if any(self._params.get(piece) != EQUALIZED for piece in node.input):

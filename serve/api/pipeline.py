@@ -12,7 +12,7 @@ from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
 from serve.imaging.malloc import trim_malloc
-from serve.model.classifier import Classified, Classifier, Opened, Prepared
+from serve.model.classifier import Classified, Classifier, Normalised, Opened, Prepared
 from serve.observability.metrics import Metrics
 from serve.scheduling.in_flight import InFlightRequest
 from serve.scheduling.lifecycle import Lifecycle
@@ -44,7 +44,7 @@ class Pipeline:
     async def lifespan(self) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self.messages = MessageThread(self.config.max_queue)
-        self.scheduler: Scheduler[Opened | Prepared, Prepared, Classified] = Scheduler(
+        self.scheduler: Scheduler[Opened | Normalised, Prepared, Classified] = Scheduler(
             self._prepare,
             self.classifier.compute,
             streams=self.config.thread_plan.streams,
@@ -109,7 +109,7 @@ class Pipeline:
             exchange.timing = {"Server-Timing": server_timing(stages)}
         return exchange.timing
 
-    def _prepare(self, job: Opened | Prepared) -> Prepared:
+    def _prepare(self, job: Opened | Normalised) -> Prepared:
         self.metrics.update_queue_depth()  # this job has just left the queue
         return self.classifier.prepare(job)
 

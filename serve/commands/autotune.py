@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-
 from serve.config.regular_file import read_text
 from serve.config.settings import MODELS, argument_parser, load_config
 from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
 from serve.errors import ConfigError
-from serve.imaging.normalise import FloatArray
+from serve.imaging.normalise import Batch
 from serve.model.files import find_model
 from serve.model.session import Model, load_model
 from serve.printable import printable, progress_bar
@@ -90,7 +88,7 @@ def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Ch
     """
     counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
     models = {count: load_model(path, count) for count in counts}
-    image = np.zeros((1, 3, models[cpus].input_side, models[cpus].input_side), np.float32)
+    image = models[cpus].blank
     alone: dict[int, list[float]] = {count: [] for count in counts}
     loaded: dict[int, list[float]] = {count: [] for count in counts}
     steps = 0
@@ -155,7 +153,7 @@ def _choose(setting: str, unit: str, figures: dict[int, float]) -> Choice:
     return best if best.gain >= 1 + _MIN_GAIN else Choice(setting, unit, figures, default, default)
 
 
-def _single_image_ms(model: Model, image: FloatArray) -> float:
+def _single_image_ms(model: Model, image: Batch) -> float:
     times = []
     for _ in range(_SINGLE_IMAGE_RUNS):
         started = time.perf_counter()
@@ -164,7 +162,7 @@ def _single_image_ms(model: Model, image: FloatArray) -> float:
     return statistics.median(times) * 1000
 
 
-def _images_per_second(model: Model, image: FloatArray, streams: int) -> float:
+def _images_per_second(model: Model, image: Batch, streams: int) -> float:
     """Returns the rate of this many threads, each running one image at a time on one CPU."""
     counts = [0] * streams
     started = time.perf_counter()

@@ -14,13 +14,12 @@ from typing import Any, BinaryIO, Final
 
 from serve.config.regular_file import NotRegular, open_regular
 from serve.errors import EmptyFile, InternalError, RequestError, UploadTooLarge
-from serve.imaging.normalise import FloatArray
 from serve.model.classifier import Classifier, prediction
 from serve.problems import problem, problem_from
 
 Record = dict[str, Any]
-# From the model's input, FP32 `[1, 3, S, S]`, to a JPEG file.
-MakeThumbnail = Callable[[FloatArray], bytes]
+# From the model's crop, 8-bit RGB `[S, S, 3]`, to a JPEG file.
+MakeThumbnail = Callable[[bytes], bytes]
 THUMBNAIL: Final = "thumbnail"
 # Start of the detail for a file that exists but could not be read; trying again may help.
 UNREADABLE_DETAIL: Final = "The file cannot be read"
@@ -124,12 +123,12 @@ def classify_file(
         top_k: how many classes the record has.
         max_bytes: the largest file.
         read: replaces `read_file` and raises as it does.
-        thumbnail: makes a JPEG file of the model's input, which the record then has as `THUMBNAIL`.
+        thumbnail: makes a JPEG file of the model's crop, which the record then has as `THUMBNAIL`.
     """
     try:
         prepared = classifier.prepare(classifier.open(read(path, max_bytes), top_k))
         record = {"file": path, **prediction(classifier.compute(prepared), classifier.model.name)}
-        return record if thumbnail is None else {**record, THUMBNAIL: thumbnail(prepared.batch)}
+        return record if thumbnail is None else {**record, THUMBNAIL: thumbnail(prepared.pixels)}
     except RequestError as error:
         return {"file": path, **problem_from(error)}
     except OSError as error:

@@ -14,7 +14,7 @@ import numpy as np
 
 from serve.config.settings import Config
 from serve.errors import RequestError
-from serve.imaging.normalise import FloatArray, denormalise
+from serve.imaging.normalise import as_pixels
 from serve.model.classifier import Classifier
 from serve.model.decoders import make_decoders
 
@@ -49,14 +49,14 @@ class Thumbnails:
             jpeg=True,
         )
 
-    def make(self, batch: FloatArray) -> bytes:
+    def make(self, pixels: bytes) -> bytes:
         """Returns a JPEG file of `SIDE` × `SIDE` pixels; nothing if that fails.
 
         Args:
-            batch: the model's input, FP32 `[1, 3, S, S]`.
+            pixels: the model's crop, 8-bit RGB `[S, S, 3]`.
         """
         with suppress(RequestError):
-            crop = self._decoders.decode(_bmp(denormalise(batch, self._spec)), "BMP")
+            crop = self._decoders.decode(_bmp(as_pixels(pixels, self._spec)[0]), "BMP")
             return crop.pixels.rstrip(b"\0")
         return b""
 

@@ -1,4 +1,8 @@
-"""Turns the pixels of the model's crop into its input, FP32 `[1, 3, S, S]`, bit-exact with torchvision's preset."""
+"""Turns the pixels of the model's crop into the input of an fp32 model, and back.
+
+An int8 model takes the pixels themselves, 8-bit RGB `[1, S, S, 3]`; an fp32 model takes them normalised, FP32
+`[1, 3, S, S]`, bit-exact with torchvision's preset.
+"""
 
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -12,6 +16,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FloatArray = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+Batch = FloatArray | Pixels  # a model's input
 
 
 def to_input(rgb: "Image.Image", spec: Preprocessing, exact: bool = True) -> FloatArray:
@@ -21,19 +27,26 @@ def to_input(rgb: "Image.Image", spec: Preprocessing, exact: bool = True) -> Flo
     return normalise(crop(rgb, spec, exact).tobytes(), spec)
 
 
+def as_pixels(pixels: bytes, spec: Preprocessing) -> Pixels:
+    """Returns 8-bit RGB `[1, crop, crop, 3]` without copying it."""
+    return np.frombuffer(pixels, np.uint8).reshape(1, spec.crop, spec.crop, 3)
+
+
 def normalise(pixels: bytes, spec: Preprocessing) -> FloatArray:
     """Converts 8-bit RGB `[crop, crop, 3]` to FP32 `[1, 3, crop, crop]`: `(value / 255 - mean) / std` by channel."""
-    image = np.frombuffer(pixels, np.uint8).reshape(spec.crop, spec.crop, 3)
+    image = as_pixels(pixels, spec)[0]
     planes = np.empty((1, 3, spec.crop, spec.crop), np.float32)
     for channel, table in enumerate(_normalisation_table(spec)):
         np.take(table, image[..., channel], out=planes[0, channel], mode="clip")
     return planes
 
 
-def denormalise(batch: FloatArray, spec: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Returns the pixels `[crop, crop, 3]` that `normalise` made this input of."""
+def to_pixels(batch: FloatArray, spec: Preprocessing) -> Pixels:
+    """Converts FP32 `[N, 3, S, S]` to the nearest 8-bit RGB `[N, S, S, 3]`; exact for what `normalise` returns."""
     mean, std = (np.asarray(numbers, np.float32) for numbers in (spec.mean, spec.std))
-    pixels: npt.NDArray[np.uint8] = np.rint((batch[0].transpose(1, 2, 0) * std + mean) * 255).astype(np.uint8)
+    with np.errstate(over="ignore"):
+        values = (batch.transpose(0, 2, 3, 1) * std + mean) * 255
+    pixels: Pixels = np.rint(values).clip(0, 255).astype(np.uint8)
     return pixels
 
 

@@ -11,7 +11,7 @@ from serve.imaging.decoders import Decoders
 from serve.imaging.fork_server import ForkServer
 from serve.imaging.formats import Data
 from serve.imaging.limits import require_format
-from serve.imaging.normalise import FloatArray, normalise
+from serve.imaging.normalise import Batch, FloatArray, as_pixels, normalise, to_pixels
 from serve.imaging.preprocess import Preprocessing
 from serve.model.decoders import make_decoders, start_fork_server
 from serve.model.files import AUTO, find_model
@@ -31,12 +31,25 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """An image as the model's input, FP32 `[1, 3, S, S]`, and the seconds spent by stage."""
+class Normalised:
+    """An image that a client has decoded and normalised, FP32 `[1, 3, S, S]`."""
 
     batch: FloatArray
+    top_k: int = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the model takes it, and the seconds spent by stage.
+
+    Attributes:
+        pixels: the crop that `batch` was made of, 8-bit RGB `[S, S, 3]`; empty if a client made it.
+    """
+
+    batch: Batch
     top_k: int
     seconds: dict[str, float]
+    pixels: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -75,19 +88,22 @@ class Classifier:
             raise EmptyFile("The file is empty; curl sends a folder as an empty file, too.")
         return Opened(data, require_format(data), k)
 
-    def prepare(self, job: Opened | Prepared) -> Prepared:
-        """Decodes an image in a decoder process and normalises it, unless it is prepared; takes milliseconds.
+    def prepare(self, job: Opened | Normalised) -> Prepared:
+        """Makes the model's input: decodes in a decoder process, and normalises for a model that takes no pixels.
+
+        Takes milliseconds. From an image that is normalised already, a model that takes pixels gets the nearest ones.
 
         Raises:
             RequestError: as from `Decoders.decode`.
         """
-        if isinstance(job, Prepared):
-            return job
+        takes_pixels, spec = self.model.takes_pixels, self.preprocessing
+        if isinstance(job, Normalised):
+            return Prepared(to_pixels(job.batch, spec) if takes_pixels else job.batch, job.top_k, {})
         crop = self.decoders.decode(job.data, job.format_name)
         started = time.perf_counter()
-        batch = normalise(crop.pixels, self.preprocessing)
+        batch = as_pixels(crop.pixels, spec) if takes_pixels else normalise(crop.pixels, spec)
         resized = crop.resize_seconds + time.perf_counter() - started
-        return Prepared(batch, job.top_k, {"decode": crop.decode_seconds, "preprocess": resized})
+        return Prepared(batch, job.top_k, {"decode": crop.decode_seconds, "preprocess": resized}, crop.pixels)
 
     def compute(self, prepared: Prepared, all_threads: bool = False) -> Classified:
         """Runs inference on the calling thread, or on all intra-op threads; CPU-bound for milliseconds."""

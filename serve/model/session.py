@@ -1,8 +1,6 @@
-"""Runs an ONNX model whose metadata describes its preprocessing.
+"""Runs an ONNX model whose metadata describes its preprocessing; the only module that imports onnxruntime.
 
-Its input is FP32 `[N, 3, S, S]`, its output logits FP32 `[N, classes]`.
-
-The only module that imports onnxruntime.
+Its input is 8-bit RGB `[N, S, S, 3]` or FP32 `[N, 3, S, S]`, normalised; its output logits FP32 `[N, classes]`.
 """
 
 import errno
@@ -21,7 +19,7 @@ import numpy as np
 
 from serve.config.regular_file import open_regular, read_text
 from serve.errors import ModelError
-from serve.imaging.normalise import FloatArray
+from serve.imaging.normalise import Batch, FloatArray
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -44,13 +42,13 @@ class Model:
 
     Attributes:
         card: the metadata that the export wrote into the file and its report, with the file's sha256.
-        input_side: S, in pixels.
+        blank: one image of zeros, as the model takes it.
         class_count: the number of logits per image.
         infer_seconds: seconds that the warm-up inference took on one thread.
     """
 
     card: dict[str, Any]
-    input_side: int
+    blank: Batch
     class_count: int
     infer_seconds: float
     _throughput_session: ort.InferenceSession
@@ -61,11 +59,21 @@ class Model:
         """The architecture's name, such as `densenet121`."""
         return str(self.card["name"])
 
-    def logits(self, batch: FloatArray, all_threads: bool = False) -> FloatArray:
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether the input is 8-bit RGB `[N, S, S, 3]`; otherwise it is FP32 `[N, 3, S, S]`, normalised."""
+        return self.blank.dtype == np.uint8
+
+    @property
+    def input_side(self) -> int:
+        """S, in pixels."""
+        return int(self.blank.shape[2])
+
+    def logits(self, batch: Batch, all_threads: bool = False) -> FloatArray:
         """Runs inference; thread-safe.
 
         Args:
-            batch: FP32 `[N, 3, S, S]`, normalised.
+            batch: N images, of the type that the model takes.
             all_threads: whether to use all intra-op threads instead of the calling thread alone.
 
         Returns:
@@ -110,21 +118,21 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
         )
     try:
         card = _read_card(single)
-        side = _input_side(single)
+        blank = _blank_input(single)
         class_count = _class_count(single, card)
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
     infer_seconds = 0.0
     for session in dict.fromkeys((multi, single)):
         started = time.perf_counter()
-        if not _warm_up(session, side, class_count):
+        if not _warm_up(session, blank, class_count):
             raise ModelError(
                 f"model {path}: its warm-up did not give {class_count} finite logits; export it again with "
                 "'make export'"
             )
         infer_seconds = time.perf_counter() - started
     card |= {"sha256": sha256, "measured": _read_report(path, sha256)}
-    return Model(card, side, class_count, infer_seconds, single, multi)
+    return Model(card, blank, class_count, infer_seconds, single, multi)
 
 
 def _sha256(path: Path) -> str:
@@ -149,16 +157,16 @@ def _read_report(path: Path, sha256: str) -> dict[str, Any] | None:
         return None
 
 
-def _warm_up(session: ort.InferenceSession, side: int, class_count: int) -> bool:
+def _warm_up(session: ort.InferenceSession, image: Batch, class_count: int) -> bool:
     """Runs a first inference, for which onnxruntime allocates its memory; returns whether the logits are finite."""
     try:
-        logits = _run(session, np.zeros((1, 3, side, side), np.float32))
+        logits = _run(session, image)
     except Exception:  # onnxruntime's own exceptions share no base class
         return False
     return logits.shape == (1, class_count) and bool(np.isfinite(logits).all())
 
 
-def _run(session: ort.InferenceSession, batch: FloatArray) -> FloatArray:
+def _run(session: ort.InferenceSession, batch: Batch) -> FloatArray:
     outputs: list[FloatArray] = session.run([OUTPUT_NAME], {INPUT_NAME: batch})
     return outputs[0]
 
@@ -216,15 +224,17 @@ def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
         raise ModelError("its metadata is not JSON") from error
 
 
-def _input_side(session: ort.InferenceSession) -> int:
-    """Returns the side of the square input in pixels."""
+def _blank_input(session: ort.InferenceSession) -> Batch:
+    """Returns one image of zeros, of the type and size that the model says it takes."""
     match [(value.name, value.type, value.shape) for value in session.get_inputs()]:
-        case [(name, "tensor(float)", [None | str(), 3, int(height), int(width)])] if (
-            name == INPUT_NAME and height == width
-        ):
-            return height
+        case [(name, "tensor(float)", [None | str(), 3, int(side), width])] if (name, width) == (INPUT_NAME, side):
+            return np.zeros((1, 3, side, side), np.float32)
+        case [(name, "tensor(uint8)", [None | str(), int(side), width, 3])] if (name, width) == (INPUT_NAME, side):
+            return np.zeros((1, side, side, 3), np.uint8)
         case other:
-            raise ModelError(f"its inputs are {other}, not one FP32 '{INPUT_NAME}' [N, 3, side, side]")
+            raise ModelError(
+                f"its inputs are {other}, not one '{INPUT_NAME}', FP32 [N, 3, side, side] or UINT8 [N, side, side, 3]"
+            )
 
 
 def _class_count(session: ort.InferenceSession, card: dict[str, Any]) -> int:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -115,20 +116,31 @@ def test_a_peers_server_starts_the_requested_number_of_workers(name: str, tmp_pa
     assert json.loads(done.stdout) == 6
 
 
-def test_a_peers_session_has_the_requested_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peers_session_has_the_requested_threads_and_its_model_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import onnxruntime as ort
 
     asked: list[tuple[int, int]] = []
+    given: list[tuple[str, tuple[int, ...]]] = []
+    taken = "tensor(uint8)"
 
     class Session:
         def __init__(self, path: str, options: ort.SessionOptions, providers: list[str]) -> None:
             asked.append((options.intra_op_num_threads, options.inter_op_num_threads))
 
-        def run(self, *_: object) -> list[np.ndarray]:
+        def get_inputs(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(type=taken)]
+
+        def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            given.append((inputs["input"].dtype.name, inputs["input"].shape))
             return [np.zeros((1, 1000), np.float32)]
 
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setenv("PEER_MODEL", "model.onnx")
     monkeypatch.setenv("PEER_THREADS", "6")
     peers.Classifier()
-    assert asked == [(6, 1)]
+    taken = "tensor(float)"
+    peers.Classifier()
+    assert asked == [(6, 1)] * 2
+    assert given == [("uint8", (1, 224, 224, 3)), ("float32", (1, 3, 224, 224))]

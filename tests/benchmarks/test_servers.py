@@ -207,8 +207,8 @@ def test_answers_enough_for_a_p99_are_asked_of_all_rounds_together() -> None:
 
 
 def test_an_engine_times_the_requested_number_of_images_after_the_untimed_ones() -> None:
-    runs: list[object] = []
-    answer = engine_worker._measure(runs.append, "picture", seconds=0.0, untimed=3, min_answers=7)
+    runs: list[None] = []
+    answer = engine_worker._measure(lambda: runs.append(None), seconds=0.0, untimed=3, min_answers=7)
     assert (len(runs), len(answer["ms"])) == (10, 7)
 
 

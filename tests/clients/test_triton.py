@@ -15,13 +15,15 @@ from tests.clients.conftest import PYTHON, TABLE
 from tests.server_process import ROOT, ServerProcess
 
 CLIENT = f"tritonclient {version('tritonclient')}"
-# Runs in the server's environment: writes the model's input for images to a file.
+# Runs in the server's environment: writes images, normalised, to a file.
 TO_TENSOR = """
 import sys, numpy
 from serve.config.settings import load_config
+from serve.imaging.normalise import normalise
 from serve.model.classifier import load_classifier
 classifier = load_classifier(load_config(["--model", sys.argv[1]], {}))
-rows = [classifier.prepare(classifier.open(open(path, "rb").read(), 1)).batch for path in sys.argv[3:]]
+crops = [classifier.prepare(classifier.open(open(path, "rb").read(), 1)).pixels for path in sys.argv[3:]]
+rows = [normalise(pixels, classifier.preprocessing) for pixels in crops]
 numpy.save(sys.argv[2], numpy.concatenate(rows))
 """
 

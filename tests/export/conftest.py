@@ -18,6 +18,7 @@ from export.photographs import read_photograph
 from export.torch_to_onnx import export_graph
 from export.weights import build_network, read_weights, untrained_weights
 from serve.config.settings import ROOT
+from serve.imaging.normalise import normalise, to_pixels
 from tests import small_densenet as small
 from tests.export import small_mobilenet as mobile
 from tests.references import DATA
@@ -91,10 +92,11 @@ class Network:
 
 
 def patterns(count: int, side: int, seed: int) -> Array:
-    """Smooth random images; their activations are more like a photograph's than those of noise."""
+    """Smooth random images made from pixels; their activations are more like a photograph's than those of noise."""
     noise = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
     smooth: Array = nn.functional.interpolate(noise, size=(side, side), mode="bilinear").numpy()
-    return np.clip(smooth, -2, 2)
+    spec = replace(small.SPEC, crop=side)
+    return np.concatenate([normalise(pixels.tobytes(), spec) for pixels in to_pixels(smooth, spec)])
 
 
 def untrained(architecture: Architecture, images: int = 24) -> Network:

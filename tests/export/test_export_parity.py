@@ -68,6 +68,7 @@ def test_the_file_describes_itself(exported: Path, weights: Path, photographs: P
     assert card["variant"] == "fp32"
     assert card["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert card["weights"]["source"]
+    assert card["input"] == {"datatype": "FP32", "shape": [-1, 3, 224, 224]}
     assert card["input_size"] == [3, 224, 224]
     assert (card["resize"], card["crop"], card["interpolation"]) == (256, 224, "bilinear")
     assert card["mean"] == [0.485, 0.456, 0.406]

@@ -14,7 +14,7 @@ from export.int8.gate import require_accuracy, require_fit, require_unchanged, r
 from export.int8.pipeline import choose_photographs
 from tests.export.conftest import Network
 from tests.export.test_quantize import calibrated
-from tests.small_densenet import batches
+from tests.small_densenet import SPEC, batches
 
 GOOD = Comparison(400, 0.868, 0.87, 0.99, 3.0, 0.1)
 
@@ -85,7 +85,7 @@ def test_logits_are_in_the_order_of_the_images_and_progress_is_reported(small_de
     told: list[tuple[int, int]] = []
     model = small_densenet.model.SerializeToString()
     images = small_densenet.other_images[:3]
-    got = logits_of(model, batches(images), lambda *now: told.append(now), 3)
+    got = logits_of(model, batches(images), SPEC, lambda *now: told.append(now), 3)
     together = open_session(model, 1).run(["logits"], {"input": images})[0]
     np.testing.assert_allclose(got, together, rtol=0, atol=1e-3)
     assert told == [(1, 3), (2, 3), (3, 3)]
@@ -212,7 +212,7 @@ def test_a_rewrite_may_change_logits_by_a_thousandth(monkeypatch: pytest.MonkeyP
     def logits(offset: float) -> None:
         answers = iter([np.zeros((2, 10)), np.array([[0.0] * 10, [0.0] * 9 + [offset]])])
         monkeypatch.setattr("export.int8.gate.logits_of", lambda *_: next(answers))
-        require_unchanged(onnx.ModelProto(), onnx.ModelProto(), [])
+        require_unchanged(onnx.ModelProto(), onnx.ModelProto(), [], SPEC)
 
     logits(0.001)
     logits(-0.001)

@@ -115,7 +115,7 @@ def card_of(path: Path) -> dict[str, Any]:
 
 def answers(model: Path, photographs: list[Path]) -> Array:
     batches = (read_photograph(path, small.SPEC) for path in photographs)
-    return logits_of(model.read_bytes(), batches, lambda done, total: None, len(photographs))
+    return logits_of(model.read_bytes(), batches, small.SPEC, lambda done, total: None, len(photographs))
 
 
 def test_a_calibration_records_its_photographs_and_reproduces_the_model(

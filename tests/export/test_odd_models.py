@@ -23,6 +23,15 @@ def half_precision(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
 
 
+def pixels_in_planes(model: onnx.ModelProto) -> None:
+    half_precision(model)
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+
+
+def oblong(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 192
+
+
 def other_names(model: onnx.ModelProto) -> None:
     model.graph.node[-1].output[0] = model.graph.output[0].name = "scores"
 
@@ -30,7 +39,9 @@ def other_names(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (fixed_batch, r"inputs are .*\[3, 3, 224, 224\].*, not one FP32 'input' \[N, 3, side, side\]"),
+        (fixed_batch, r"inputs are .*\[3, 3, 224, 224\].*, not one 'input', FP32 \[N, 3, side, side\] or UINT8"),
+        (pixels_in_planes, r"tensor\(uint8\).*, not one 'input', .* UINT8 \[N, side, side, 3\]"),
+        (oblong, "'batch', 3, 192, 224"),
         (half_precision, r"tensor\(float16\)"),
         (other_names, r"outputs are .*'scores'.*, not one FP32 'logits' \[N, 1000\]"),
     ],

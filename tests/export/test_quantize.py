@@ -14,20 +14,23 @@ from onnx import helper, numpy_helper
 
 from export.architectures import ARCHITECTURES, Architecture
 from export.errors import CalibrationError, QuantizationError
-from export.evaluate import class_numbers, compare, label_of, logits_of
+from export.evaluate import class_numbers, compare, label_of, logits_of, takes_pixels
 from export.int8 import gate, pipeline
 from export.int8.calibration import RECORDS, Calibration, Ranges, load, record_file
 from export.int8.gate import require_fit
 from export.int8.pipeline import calibrate, make_int8
+from export.int8.pixel_input import fold_normalisation
 from export.int8.quant_params import PAIR_LIMIT, QuantParams, pair_sums, quantize_weights
 from export.int8.quantize import quantize
 from export.onnx_graph import Array, Graph
 from export.photographs import find_photographs, read_photograph
 from serve.config.settings import ROOT
+from serve.imaging.normalise import normalise, to_pixels
+from serve.imaging.preprocess import Preprocessing
 from serve.model.postprocess import load_class_index
 from tests.export.conftest import REAL, Network
 from tests.references import DATA
-from tests.small_densenet import batches
+from tests.small_densenet import SPEC, batches
 
 
 def calibrated(network: Network) -> Calibration:
@@ -43,9 +46,14 @@ def rewritten_graph(network: Network, calibration: Calibration) -> Graph:
     return graph
 
 
+def input_of(session: ort.InferenceSession, images: Array, spec: Preprocessing = SPEC) -> dict[str, Array]:
+    """The images as the model takes them."""
+    return {"input": to_pixels(images, spec) if takes_pixels(session) else images}
+
+
 def logits(model: onnx.ModelProto, images: Array) -> Array:
     session = ort.InferenceSession(model.SerializeToString())
-    return np.concatenate([session.run(["logits"], {"input": image[None]})[0] for image in images])
+    return np.concatenate([session.run(["logits"], input_of(session, image[None]))[0] for image in images])
 
 
 def conv_weights(model: onnx.ModelProto) -> list[Array]:
@@ -131,13 +139,85 @@ def test_activations_are_stored_on_their_range_with_headroom_and_relu6s_up_to_6(
     assert calibration.ranges["grouped"][0].item() < -1  # it needs a zero point
 
 
-def test_the_models_input_is_stored_between_black_and_white(small_mobilenet: Network) -> None:
-    spec = small_mobilenet.architecture.preprocessing
-    low, high = pipeline.input_range(spec)
-    assert (low, high) == (pytest.approx(-0.485 / 0.229), pytest.approx((1 - 0.406) / 0.225))
-    graph = Graph(make_int8(small_mobilenet.model, small_mobilenet.architecture, calibrated(small_mobilenet)))
-    scale, zero_point = (graph.constants[name].item() for name in graph.of_type("QuantizeLinear")[0].input[1:])
-    assert (scale, zero_point) == (pytest.approx((high - low) / 255), round(-low * 255 / (high - low)))
+def values_of(model: onnx.ModelProto, tensor: str, images: Array, spec: Preprocessing) -> Array:
+    """The values of a tensor on these images, as floats with the channels second."""
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    value = onnx.ValueInfoProto(name=tensor)
+    value.type.tensor_type.elem_type = model.graph.input[0].type.tensor_type.elem_type
+    watched.graph.output.append(value)
+    session = ort.InferenceSession(watched.SerializeToString())
+    found: Array = session.run([tensor], input_of(session, images, spec))[0].astype(np.float64)
+    return found.transpose(0, 3, 1, 2) if takes_pixels(session) else found
+
+
+@pytest.mark.parametrize("name", ["small_densenet", "small_mobilenet", "grey"])
+def test_the_first_conv_reads_pixels_and_pads_with_the_mean_colour(name: str, request: pytest.FixtureRequest) -> None:
+    """Its output is fp32's within half a step and the rounding of its weights, at the border too."""
+    network: Network = request.getfixturevalue("small_mobilenet" if name == "grey" else name)
+    spec = network.architecture.preprocessing
+    if name == "grey":  # one mean for all channels, as in EfficientNet-Lite0, for which Pad is enough
+        spec = replace(spec, mean=(127 / 255,) * 3)
+    images = normalise_all(to_pixels(network.other_images[:8], SPEC), spec)
+    calibration = calibrated(network)
+    model = make_int8(network.model, replace(network.architecture, preprocessing=spec), calibration)
+    graph = Graph(model)
+    assert [(i.type.tensor_type.elem_type, i.type.tensor_type.shape.dim[3].dim_value) for i in graph.inputs] == [
+        (onnx.TensorProto.UINT8, 3)
+    ]
+    conv = graph.of_type("QLinearConv")[0]
+    assert [node.op_type for node in graph.nodes[:3]] == (
+        ["Pad", "QLinearConv", "QLinearConv"] if name == "grey" else ["Pad", "Expand", "Max"]
+    )
+    framed = values_of(model, conv.input[0], images[:1], spec)[0]
+    pixels = to_pixels(images[:1], spec)[0].transpose(2, 0, 1)
+    colour = np.rint(np.array(spec.mean) * 255)[:, None, None]
+    top = (framed.shape[1] - pixels.shape[1] + 1) // 2
+    inner = framed[:, top : top + pixels.shape[1], top : top + pixels.shape[2]]
+    assert (inner == pixels).all()
+    assert framed.sum() == inner.sum() + (colour * (framed[0].size - pixels[0].size)).sum()
+    assert (framed[:, 0] == colour[:, 0]).all()
+
+    scale, zero_point = (graph.constants[name].item() for name in conv.input[6:8])
+    got = (values_of(model, conv.output[0], images, spec) - zero_point) * scale
+    rewritten = rewritten_graph(network, calibration)
+    wanted = values_of(rewritten.to_model(), conv.output[0], images, spec).clip(
+        -zero_point * scale, (255 - zero_point) * scale
+    )
+    weights = rewritten.constants[rewritten.of_type("Conv")[0].input[1]]
+    # The frame's colour is rounded by half a pixel at most, a weight by half its step, of 127 or more to the largest.
+    error = np.abs(got - wanted).max(axis=(0, 2, 3))
+    assert (error <= 0.5 * scale + 0.02 * np.abs(weights).sum((1, 2, 3))).all()
+    border = np.abs(got - wanted)[:, :, 0].mean()
+    assert border <= 1.5 * np.abs(got - wanted).mean()
+
+
+def normalise_all(pixels: Array, spec: Preprocessing) -> Array:
+    return np.concatenate([normalise(each.tobytes(), spec) for each in pixels])
+
+
+@pytest.mark.parametrize("change", ["relu", "depthwise", "two readers"])
+def test_an_input_that_no_conv_alone_reads_is_refused(small_mobilenet: Network, change: str) -> None:
+    graph = Graph(small_mobilenet.model)
+    conv = graph.of_type("Conv")[0]
+    if change == "depthwise":
+        conv.attribute.append(helper.make_attribute("group", 3))
+    else:
+        graph.nodes.insert(0, helper.make_node("Relu", ["input"], ["positive"]))
+        conv.input[0] = "positive" if change == "relu" else "input"
+    with pytest.raises(QuantizationError, match="the input is not read by one Conv of all channels"):
+        fold_normalisation(graph, Calibration("", {}, None), SPEC)
+
+
+def test_taking_pixels_changes_no_answer(small_densenet: Network) -> None:
+    graph = Graph(small_densenet.model)
+    fold_normalisation(graph, Calibration("", {}, None), SPEC)
+    taking = graph.to_model()
+    images = small_densenet.other_images
+    difference = np.abs(logits(taking, images) - logits(small_densenet.model, images)).max()
+    assert difference <= gate.MAX_REWRITE_DIFFERENCE
+    graph.constants["input.frame"] = 0 * graph.constants["input.frame"]  # a darker frame does
+    assert np.abs(logits(graph.to_model(), images) - logits(small_densenet.model, images)).max() > 1e-2
 
 
 def test_bias_correction_lowers_the_error(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,12 +237,14 @@ def test_bounds_are_the_quantized_values_nearest_to_the_thresholds(small_densene
     calibration = calibrated(small_densenet)
     rewritten = rewritten_graph(small_densenet, calibration)
     quantized = Graph(make_int8(small_densenet.model, small_densenet.architecture, calibration))
-    clips = quantized.of_type("Max", "Min")
+    clips = [node for node in quantized.of_type("Max", "Min") if node.output[0] != "input.framed"]
     assert len(clips) > 8
     for clip in clips:
         before = next(node for node in rewritten.of_type("Max", "Min") if node.output[0] == clip.output[0])
         threshold = np.clip(rewritten.value(before.input[1]).reshape(-1), 0, 1)
-        assert np.abs(quantized.value(clip.input[1]) / 255 - threshold).max() <= 0.5 / 255 + 1e-6
+        expand = quantized.producer(clip.input[1])
+        assert expand is not None
+        assert np.abs(quantized.value(expand.input[0]) / 255 - threshold).max() <= 0.5 / 255 + 1e-6
 
 
 def features(model: onnx.ModelProto, images: Array) -> Array:
@@ -195,14 +277,19 @@ def test_the_classifiers_input_is_corrected_too(small_densenet: Network) -> None
 def test_int8_answers_the_same_alone_and_in_a_batch(small_densenet: Network) -> None:
     model = make_int8(small_densenet.model, small_densenet.architecture, calibrated(small_densenet))
     session = ort.InferenceSession(model.SerializeToString())
-    together = session.run(["logits"], {"input": small_densenet.other_images})[0]
+    together = session.run(["logits"], input_of(session, small_densenet.other_images))[0]
     np.testing.assert_allclose(together, logits(model, small_densenet.other_images), rtol=0, atol=1e-4)
 
 
 def test_the_models_that_are_served_cannot_saturate(exported: Path) -> None:
-    assert_cannot_saturate(onnx.load(ROOT / "models" / "efficientnet_lite0.onnx"))
-    for path in exported.parent.glob("*.int8.onnx"):
-        assert_cannot_saturate(onnx.load(path))
+    for path in (ROOT / "models" / "efficientnet_lite0.onnx", *exported.parent.glob("*.int8.onnx")):
+        model = onnx.load(path)
+        assert_cannot_saturate(model)
+        first = next(node for node in model.graph.node if node.op_type == "QLinearConv")
+        assert first.input[0].startswith("input.")  # the pixels, padded
+        assert {value.name: value.type.tensor_type.elem_type for value in model.graph.input} == {
+            "input": onnx.TensorProto.UINT8
+        }
 
 
 def test_full_range_weights_would_saturate(small_densenet: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,15 +323,21 @@ def one_conv(weights: Array, bias: Array) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
+def quantized_on_pixels(graph: Graph, calibration: Calibration) -> Graph:
+    calibration = fold_normalisation(graph, calibration, SPEC)
+    return Graph(quantize(graph, calibration))
+
+
 UNIT: dict[str, tuple[Array, Array]] = {"conv": (np.array([0.0]), np.array([1.0]))}
 
 
 def test_quantized_biases_are_the_nearest_and_leave_half_of_32_bits_for_the_sum() -> None:
     bias = np.array([3.21, -1.5, 0.777])
     weights = np.array([[0.5, -0.2, 0.1], [1e-9, 0, 0], [0, 0, 0]])[:, :, None, None]
-    graph = Graph(quantize(Graph(one_conv(weights, bias)), Calibration("", {}, None, UNIT), (-2.0, 2.0)))
+    graph = quantized_on_pixels(Graph(one_conv(weights, bias)), Calibration("", {}, None, UNIT))
     quantized, scales = graph.constants["conv.bias_codes"].astype(np.float64), graph.constants["conv.weight_step"]
-    input_scale = 4 / 255
+    input_scale = 1 / 255
+    bias -= weights[:, :, 0, 0] @ (np.array(SPEC.mean) / SPEC.std)
     assert graph.constants["logits.weight"].dtype == np.float16  # 16 bits are the default
     np.testing.assert_allclose(quantized * input_scale * scales, bias, rtol=0, atol=0.5001 * input_scale * scales.max())
     assert abs(quantized[0] - bias[0] / (input_scale * float(scales[0]))) <= 0.51
@@ -257,14 +350,15 @@ def test_biases_are_corrected_by_the_inputs_mean_times_the_rounding_error(small_
     weights = np.array([[0.5, -0.203, 0.101], [0.3, 0.3, -0.1]])[:, :, None, None]
     means = {"input": np.array([0.3, -0.7, 1.1])}
     plain, corrected = (
-        Graph(quantize(Graph(one_conv(weights, np.zeros(2))), Calibration("", {}, None, UNIT, known), (-2.0, 2.0)))
+        quantized_on_pixels(Graph(one_conv(weights, np.zeros(2))), Calibration("", {}, None, UNIT, known))
         for known in ({}, means)
     )
+    weights, mean = weights / np.array(SPEC.std)[:, None, None], means["input"] * SPEC.std + SPEC.mean
     scales = plain.constants["conv.weight_step"].astype(np.float64)
     lost = weights[:, :, 0, 0] - plain.constants["conv.weight"][:, :, 0, 0] * scales[:, None]
-    added = (corrected.constants["conv.bias_codes"] - plain.constants["conv.bias_codes"]) * scales * 4 / 255
-    np.testing.assert_allclose(added, lost @ means["input"], rtol=0, atol=0.51 * scales.max() * 4 / 255)
-    assert np.abs(lost @ means["input"]).min() > scales.max() * 4 / 255
+    added = (corrected.constants["conv.bias_codes"] - plain.constants["conv.bias_codes"]) * scales / 255
+    np.testing.assert_allclose(added, lost @ mean, rtol=0, atol=0.51 * scales.max() / 255)
+    assert np.abs(lost @ mean).min() > scales.max() / 255
 
 
 def test_a_channels_expected_input_is_corrected_for_its_rounded_threshold() -> None:
@@ -294,7 +388,7 @@ def test_a_channels_expected_input_is_corrected_for_its_rounded_threshold() -> N
     ]
     graph.nodes[4].input[0] = "second"
     known = Calibration("", {}, None, {"second": UNIT["conv"]}, {"clip": np.full(channels, 0.5)}, {"clip": active})
-    quantized = Graph(quantize(graph, known, (-1, 1)))
+    quantized = quantized_on_pixels(graph, known)
     bias = quantized.constants["second.bias_codes"] * quantized.constants["second.weight_step"] / 255
     np.testing.assert_allclose(bias, -added, rtol=0, atol=2e-5)
 
@@ -302,11 +396,11 @@ def test_a_channels_expected_input_is_corrected_for_its_rounded_threshold() -> N
 def test_a_calibration_of_other_channels_is_refused() -> None:
     calibration = Calibration("", {}, None, UNIT, {"input": np.zeros(4)})
     with pytest.raises(QuantizationError, match="the calibration has 4 channels for 'input', the graph has 3"):
-        quantize(Graph(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2))), calibration, (-1, 1))
+        fold_normalisation(Graph(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2))), calibration, SPEC)
 
 
-def relu_first(nodes: list[onnx.NodeProto]) -> None:
-    nodes.insert(0, helper.make_node("Relu", ["input"], ["positive"]))
+def relu_after_pooling(nodes: list[onnx.NodeProto]) -> None:
+    nodes.insert(1, helper.make_node("Relu", ["pooled"], ["positive"]))
 
 
 def relu_then_clip(nodes: list[onnx.NodeProto]) -> None:
@@ -315,7 +409,7 @@ def relu_then_clip(nodes: list[onnx.NodeProto]) -> None:
 
 
 def concat_of_two_scales(nodes: list[onnx.NodeProto]) -> None:
-    nodes.insert(1, helper.make_node("Concat", ["input", "conv"], ["both"], axis=1))
+    nodes.insert(1, helper.make_node("Concat", ["mean", "conv"], ["both"], axis=1))
 
 
 def flat_image(nodes: list[onnx.NodeProto]) -> None:
@@ -333,7 +427,7 @@ def default_gemm(nodes: list[onnx.NodeProto]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (relu_first, "Relu 'positive' cannot be fused into the node before it"),
+        (relu_after_pooling, "Relu 'positive' cannot be fused into the node before it"),
         (relu_then_clip, "Clip 'clipped' cannot be fused into the node before it"),
         (concat_of_two_scales, "the inputs of Concat 'both' do not have a common scale"),
         (flat_image, "Flatten 'flat' flattens an image, not its mean"),
@@ -348,7 +442,7 @@ def test_nodes_without_an_integer_form_are_refused_by_name(
     graph = Graph(one_conv(np.ones((2, 3, 1, 1)), np.zeros(2)))
     change(graph.nodes)
     with pytest.raises(QuantizationError, match=words):
-        quantize(graph, calibration, (-1, 1))
+        quantize(graph, fold_normalisation(graph, calibration, SPEC))
 
 
 @pytest.mark.parametrize(("sign", "left_out"), [(1, "Min"), (-1, "Max")])
@@ -359,9 +453,9 @@ def test_a_clip_that_changes_nothing_is_left_out(sign: int, left_out: str, small
         graph.constants[norm.input[1]] = sign * np.maximum(np.abs(graph.constants[norm.input[1]]), 0.1)
     network = replace(small_densenet, model=graph.to_model())
     int8_model = make_int8(network.model, network.architecture, calibrated(network))
-    operators = [node.op_type for node in int8_model.graph.node]
+    operators = {node.op_type for node in int8_model.graph.node if node.output[0] != "input.framed"}
+    assert len(operators & {"Min", "Max"}) == 1
     assert left_out not in operators
-    assert {"Min", "Max"} & set(operators)
 
 
 def test_progress_covers_both_passes(small_mobilenet: Network) -> None:
@@ -447,15 +541,15 @@ def test_a_rewrite_that_changes_an_answer_is_refused_with_its_figure(
 def test_an_operator_without_an_integer_form_is_named(small_densenet: Network) -> None:
     model = onnx.ModelProto()
     model.CopyFrom(small_densenet.model)
-    model.graph.node.insert(0, helper.make_node("Sigmoid", ["input"], ["squashed"]))
+    model.graph.node.insert(0, helper.make_node("Sigmoid", ["other"], ["squashed"]))
     with pytest.raises(QuantizationError, match="Sigmoid 'squashed' cannot be quantized"):
-        quantize(Graph(model), calibrated(small_densenet), (-1, 1))
+        quantize(Graph(model), calibrated(small_densenet))
 
 
 def test_a_calibration_with_a_gap_names_the_tensor(small_densenet: Network) -> None:
     calibration = calibrated(small_densenet)
     with pytest.raises(QuantizationError, match=r"the calibration has no range for '[a-z0-9_.]+'"):
-        quantize(rewritten_graph(small_densenet, calibration), Calibration("", {}, None), (-1, 1))
+        quantized_on_pixels(rewritten_graph(small_densenet, calibration), Calibration("", {}, None))
     del calibration.ranges[next(iter(calibration.ranges))]
     with pytest.raises(CalibrationError, match="for another graph"):
         require_fit(small_densenet.model, small_densenet.calibration_batches(), calibration)
@@ -492,6 +586,7 @@ def answers_of(model: Path, photographs: list[Path], architecture: Architecture)
     return logits_of(
         model.read_bytes(),
         (read_photograph(path, architecture.preprocessing) for path in photographs),
+        architecture.preprocessing,
         lambda done, total: None,
         len(photographs),
     )

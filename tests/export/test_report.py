@@ -3,7 +3,11 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from export import evaluate, report
@@ -107,7 +111,14 @@ class Clock:
         clock, runs = self, iter(range(10**6))
 
         class Session:
-            def run(self, outputs: None, inputs: dict[str, object]) -> None:
+            def get_inputs(self) -> list[SimpleNamespace]:
+                return [SimpleNamespace(type="tensor(uint8)" if name == "fast" else "tensor(float)")]
+
+            def run(self, outputs: None, inputs: dict[str, npt.NDArray[Any]]) -> None:
+                image = inputs["input"]
+                assert (image.dtype, image.shape) == (
+                    (np.uint8, (1, 4, 4, 3)) if name == "fast" else (np.float32, (1, 3, 4, 4))
+                )
                 clock.order.append(name)
                 clock.now += durations(next(runs)) / 1000
 

@@ -7,10 +7,15 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from serve.config.settings import Config
+from serve.config.settings import MODELS, Config
 from serve.errors import ModelError
+from serve.imaging.normalise import normalise
+from serve.imaging.preprocess import Preprocessing
 from serve.model.classifier import load_classifier
 from serve.model.session import load_model
+from tests.tiny_model import PATH, PIXELS
+
+EMBEDDED = MODELS / "efficientnet_lite0.onnx"
 
 
 def changed(tiny_model: Path, folder: Path, old: bytes, new: bytes) -> Path:
@@ -31,6 +36,24 @@ def test_a_loaded_model_gives_finite_logits_for_any_batch(tiny_model: Path) -> N
         assert logits.shape == (size, 1000)
         assert logits.dtype == np.float32
         assert np.isfinite(logits).all()
+
+
+def test_a_file_says_what_it_takes_and_both_give_the_same_logits() -> None:
+    floats, pixels = load_model(PATH, 1), load_model(PIXELS, 1)
+    assert (floats.takes_pixels, pixels.takes_pixels) == (False, True)
+    assert (floats.blank.shape, floats.blank.dtype) == ((1, 3, 224, 224), np.float32)
+    assert (pixels.blank.shape, pixels.blank.dtype) == ((1, 224, 224, 3), np.uint8)
+    assert (floats.input_side, pixels.input_side) == (224, 224)
+    spec = Preprocessing.from_card(pixels.card)
+    crops = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), np.uint8)
+    wanted = floats.logits(np.concatenate([normalise(crop.tobytes(), spec) for crop in crops]))
+    np.testing.assert_allclose(pixels.logits(crops), wanted, rtol=0, atol=1e-4)
+
+
+def test_the_embedded_model_takes_pixels() -> None:
+    model = load_model(EMBEDDED, 1)
+    assert model.takes_pixels
+    assert model.card["input"] == {"datatype": "UINT8", "shape": [-1, 224, 224, 3]}
 
 
 def test_threads_are_set_and_inter_op_is_one(tiny_model: Path) -> None:

@@ -14,7 +14,7 @@ from serve.errors import ModelError, TooManyPixels, UndecodableImage, Unsupporte
 from serve.imaging.decode import decode, open_image
 from serve.imaging.formats import ACCEPTED_FORMATS, BUILT_IN_FORMATS, HEIC, sniff_format
 from serve.imaging.limits import ImageLimits
-from serve.imaging.normalise import to_input
+from serve.imaging.normalise import as_pixels, normalise, to_input, to_pixels
 from serve.imaging.preprocess import Preprocessing, resized_size
 from tests.references import ARRAYS, DIGESTS, FULL, PICTURES, SMALL, digest, pictures
 from tests.server_process import ROOT
@@ -35,6 +35,15 @@ def encoded(image: Image.Image, format_name: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
     return buffer.getvalue()
+
+
+def test_pixels_are_restored_from_what_they_were_normalised_to() -> None:
+    for mean, std in ((MEAN, STD), ((127 / 255,) * 3, (128 / 255,) * 3)):
+        exact = Preprocessing(256, "bilinear", 16, mean, std)
+        every = np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(16, 16, 3)
+        for pixels in (every, every[::-1]):
+            assert (to_pixels(normalise(pixels.tobytes(), exact), exact)[0] == pixels).all()
+            assert (as_pixels(pixels.tobytes(), exact)[0] == pixels).all()
 
 
 @pytest.mark.parametrize("path", pictures(), ids=lambda path: path.name)

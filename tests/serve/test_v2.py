@@ -7,6 +7,8 @@ import math
 import struct
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -14,15 +16,18 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from serve.api.app import create_app
 from serve.api.v2.messages import InferenceRequest, Signature, parse_request, write_response
+from serve.config.settings import Config
 from serve.errors import BadTensor, UploadTooLarge
 from serve.imaging.decode import decode, open_image
 from serve.imaging.limits import ImageLimits
 from serve.imaging.normalise import to_input
-from serve.model.classifier import Classifier
+from serve.model.classifier import Classifier, load_classifier
 from serve.model.postprocess import Label
 from tests.references import PICTURES
 from tests.serve.conftest import ClientFor
+from tests.tiny_model import PIXELS
 
 INFER = "/v2/models/tiny/infer"
 LENGTH = "Inference-Header-Content-Length"
@@ -125,6 +130,46 @@ def test_every_way_of_sending_gives_the_same_logits(client: TestClient, classifi
         found = logits_of(answer)
         assert found.shape == (1, 1000)
         assert np.abs(found - expected).max() < 1e-5
+
+
+@pytest.fixture
+def pixels_client(config: Config) -> Iterator[TestClient]:
+    """A server of a model that takes pixels, with the weights of the other tests' model."""
+    changed = replace(config, model=str(PIXELS))
+    classifier = load_classifier(changed)
+    with TestClient(create_app(changed, classifier)) as client:
+        yield client
+    classifier.close()
+
+
+def test_a_model_that_takes_pixels_gets_those_that_a_tensor_was_made_from(
+    pixels_client: TestClient, client: TestClient, classifier: Classifier, cat: bytes
+) -> None:
+    row = tensor(cat, classifier)
+    raw, body = row.astype("<f4").tobytes(), floats(1, 3, 224, 224, parameters={"binary_data_size": row.nbytes})
+    from_tensor = logits_of(infer(pixels_client, body, raw))
+    framing = {"parameters": {"binary_data_size": len(cat) + 4}}
+    assert np.array_equal(from_tensor, logits_of(infer(pixels_client, images(1, **framing), framed(cat))))
+    assert np.abs(from_tensor - logits_of(infer(client, body, raw))).max() < 1e-4
+    assert pixels_client.get("/v2/models/tiny").json() == client.get("/v2/models/tiny").json()
+
+
+def test_values_that_no_pixel_has_become_the_nearest_pixels(
+    pixels_client: TestClient, classifier: Classifier, cat: bytes
+) -> None:
+    row = tensor(cat, classifier)
+    size = {"parameters": {"binary_data_size": row.nbytes}}
+
+    def answer(values: Any) -> Any:
+        return logits_of(infer(pixels_client, floats(1, 3, 224, 224, **size), values.astype("<f4").tobytes()))
+
+    spec = classifier.preprocessing
+    step = np.array(spec.std, np.float32)[:, None, None]
+    assert np.array_equal(answer(row + 0.49 / 255 / step), answer(row))
+    assert not np.array_equal(answer(row + 0.51 / 255 / step), answer(row))
+    low, high = ((end - np.array(spec.mean, np.float32))[:, None, None] / step for end in (0, 1))
+    for extreme, end in ((-3e38, low), (3e38, high)):
+        assert np.array_equal(answer(np.full_like(row, extreme)), answer(np.zeros_like(row) + end))
 
 
 def test_several_rows_come_back_in_their_order(client: TestClient, cat: bytes, coffee: bytes) -> None:

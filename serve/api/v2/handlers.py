@@ -14,7 +14,7 @@ from serve.api.pipeline import Pipeline
 from serve.api.upload import Body
 from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
 from serve.errors import UnknownModel
-from serve.model.classifier import Classified, Opened, Prepared
+from serve.model.classifier import Classified, Normalised, Opened
 from serve.scheduling.task import Outcome
 
 # The protocol's two ways to name a model.
@@ -89,8 +89,8 @@ class InferenceHandlers:
     ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
         inference = await self._pipeline.messages.run_limited(parse_request, length_header, body, self._signature)
         # One bad image fails the request, because the protocol has one answer for all of them.
-        jobs: list[Opened | Prepared] = [self._pipeline.classifier.open(each, 1) for each in inference.images]
-        jobs += [Prepared(row, 1, {}) for row in inference.rows]
+        jobs: list[Opened | Normalised] = [self._pipeline.classifier.open(each, 1) for each in inference.images]
+        jobs += [Normalised(row) for row in inference.rows]
         return inference, await self._pipeline.scheduler.run(jobs, deadline)
 
     def _require_model(self, exchange: Exchange) -> None:
