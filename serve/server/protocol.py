@@ -193,7 +193,10 @@ class HttpProtocol(HttpToolsProtocol):
             self._refusal = _HEADERS_LIMIT if self._headers > _MAX_HEADERS else _BYTES_LIMIT
             raise _StopParsing
         if not self._in_body:  # or it is a trailer, which is not used
-            super().on_header(name, value)
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
