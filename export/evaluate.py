@@ -19,6 +19,7 @@ from export.onnx_graph import Array
 from serve.imaging.normalise import to_pixels
 from serve.imaging.preprocess import Preprocessing
 
+CLEAR_MARGIN: Final = 0.1  # of probability between the reference's first two classes; a smaller one is a near tie
 _WNID: Final = re.compile(r"(n\d{8})[_.]")
 _CPU_FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 _ROUNDS: Final = 12
@@ -31,7 +32,8 @@ class Comparison:
     """A model's answers compared with the reference's on the same photographs.
 
     top1, reference_top1: the share of labelled photographs classified correctly; None if none has a label.
-    agreement: the share of photographs that both give the same class. Differences are in logits.
+    agreement: the share of photographs that both give the same class. Differences are in logits. clear_agreement: the
+    same where the reference's first two classes are at least `CLEAR_MARGIN` apart; None if they nowhere are.
     """
 
     photographs: int
@@ -40,6 +42,7 @@ class Comparison:
     agreement: float
     max_abs_difference: float
     mean_abs_difference: float
+    clear_agreement: float | None
 
     @property
     def top1_loss(self) -> float | None:
@@ -57,6 +60,7 @@ class Comparison:
             "top1": _rounded(self.top1),
             "fp32_top1": _rounded(self.reference_top1),
             "agreement": round(self.agreement, 4),
+            "clear_agreement": _rounded(self.clear_agreement),
             "max_abs_logit_difference": float(f"{self.max_abs_difference:.2g}"),
             "mean_abs_logit_difference": float(f"{self.mean_abs_difference:.2g}"),
         }
@@ -75,14 +79,25 @@ def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Co
         return float((rows[known].argmax(1) == truth).mean()) if known else None
 
     difference = np.abs(logits - reference)
+    agree = logits.argmax(1) == reference.argmax(1)
+    clear = agree[_margins(reference) >= CLEAR_MARGIN]
     return Comparison(
         len(logits),
         top1(logits),
         top1(reference),
-        float((logits.argmax(1) == reference.argmax(1)).mean()),
+        float(agree.mean()),
         float(difference.max()),
         float(difference.mean()),
+        float(clear.mean()) if clear.size else None,
     )
+
+
+def _margins(logits: Array) -> Array:
+    """Returns by how much probability the first class is ahead of the second, `[N]`, of logits `[N, classes]`."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    second, first = np.sort(powers / powers.sum(1, keepdims=True), 1)[:, -2:].T
+    margins: Array = first - second
+    return margins
 
 
 def open_session(model: bytes, threads: int) -> ort.InferenceSession:

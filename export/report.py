@@ -51,6 +51,7 @@ def make_report(
                 "ms_2_threads": round(two[variant.name], 2),
                 "top1": None if top1 is None else round(top1, 4),
                 "agreement": round(comparison.agreement, 4) if is_int8 and comparison else 1.0,
+                "clear_agreement": _clear_agreement(comparison) if is_int8 else 1.0,
                 "max_abs_logit_difference": round(comparison.max_abs_difference, 2) if is_int8 and comparison else 0.0,
             }
         )
@@ -58,14 +59,19 @@ def make_report(
     return {"weights_sha256": weights_sha256, **given, "cpu": cpu(), "table": table}
 
 
+def _clear_agreement(comparison: Comparison | None) -> float | None:
+    return None if comparison is None or comparison.clear_agreement is None else round(comparison.clear_agreement, 4)
+
+
 def print_table(table: list[dict[str, Any]]) -> None:
-    """Prints the report's table."""
+    """Prints the report's table; "if clear" is the agreement where fp32's first two classes are well apart."""
     print(
-        f"\n{'variant':<8} {'MB':>6} {'ms 1 thr':>9} {'ms 2 thr':>9} {'top-1':>7} {'agrees':>7} {'max |Δ logit|':>14}"
+        f"\n{'variant':<8} {'MB':>6} {'ms 1 thr':>9} {'ms 2 thr':>9} {'top-1':>7} {'agrees':>7} {'if clear':>8} "
+        f"{'max |Δ logit|':>14}"
     )
     for row in table:
-        top1 = "–" if row["top1"] is None else f"{row['top1']:.1%}"
+        top1, clear = ("–" if row[key] is None else f"{row[key]:.1%}" for key in ("top1", "clear_agreement"))
         print(
             f"{row['variant']:<8} {row['megabytes']:>6.1f} {row['ms_1_thread']:>9.1f} {row['ms_2_threads']:>9.1f} "
-            f"{top1:>7} {row['agreement']:>7.1%} {row['max_abs_logit_difference']:>14.2f}"
+            f"{top1:>7} {row['agreement']:>7.1%} {clear:>8} {row['max_abs_logit_difference']:>14.2f}"
         )

@@ -3,7 +3,9 @@
 They are recorded once, because whoever builds the container image has no photographs.
 """
 
+import base64
 import json
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +30,8 @@ class Calibration:
 
     source: what the set of photographs is called. photographs: file name → sha256 of those used; accuracy must not be
     measured on them. weights_sha256: of the weights used. ranges: minimum and maximum in the exported graph, see
-    `observe_ranges`. means, active: of the inputs of Convs in the rewritten graph, see `observe_means`.
+    `observe_ranges`. means, active: of the inputs of Convs in the rewritten graph, see `observe_means`. rounding: of
+    Convs' weights, by the Convs' outputs, see `choose_rounding`; others are rounded to the nearest.
     """
 
     source: str
@@ -37,6 +40,7 @@ class Calibration:
     ranges: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     means: dict[str, Array] = field(default_factory=dict)
     active: dict[str, Array] = field(default_factory=dict)
+    rounding: dict[str, Array] = field(default_factory=dict)
 
     def held_out(self, paths: Iterable[Path]) -> list[Path]:
         """Returns the photographs that were not used, compared by content, whatever their names are."""
@@ -60,7 +64,7 @@ def observe_ranges(graph: Graph, batches: Iterable[Array], progress: Callable[[i
     tensors = [name for name in outputs if readers[name] != {"Relu"} and readers[name] != {"Clip"}]
     by_channel = {name for name in tensors if readers[name] & {"Concat", "BatchNormalization"}}
     seen: dict[str, tuple[Array, Array]] = {}
-    for values in _run(graph, tensors, batches, progress):
+    for values in values_of(graph, tensors, batches, progress):
         for name, value in values.items():
             channels = value.shape[1] if name in by_channel else 1
             flat = np.moveaxis(value, 1, 0).reshape(channels, -1)
@@ -90,7 +94,7 @@ def observe_means(
     means: dict[str, Array] = {name: np.zeros(1) for name in tensors}
     active: dict[str, Array] = {name: np.zeros(1) for name in tensors if name in clipped}
     count = 0
-    for values in _run(graph, tensors, batches, progress):
+    for values in values_of(graph, tensors, batches, progress):
         count += 1
         for name, value in values.items():
             axes = (0, *range(2, value.ndim))
@@ -99,6 +103,27 @@ def observe_means(
                 low, high = (graph.constants[f"{name}.{end}"] for end in ("low", "high"))
                 active[name] = active[name] + ((value > low) & (value < high)).mean(axes)
     return {k: v / count for k, v in means.items()}, {k: v / count for k, v in active.items()}
+
+
+def values_of(
+    graph: Graph, tensors: list[str], batches: Iterable[Array], progress: Callable[[int], None]
+) -> Iterable[dict[str, Any]]:
+    """Runs the graph on each batch and yields the values of these tensors."""
+    model = graph.to_model()
+    present = {value.name for value in model.graph.output}
+    model.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in tensors
+        if name not in present and name != "input"
+    )
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = [name for name in tensors if name != "input"]
+    for done, batch in enumerate(batches, start=1):
+        values = dict(zip(wanted, session.run(wanted, {"input": batch}), strict=True))
+        if "input" in tensors:
+            values["input"] = batch
+        yield values
+        progress(done)
 
 
 def rounded(statistics: Mapping[str, Array]) -> dict[str, Array]:
@@ -120,6 +145,7 @@ def encode(calibration: Calibration) -> bytes:
         "ranges": {name: [_listed(low), _listed(high)] for name, (low, high) in calibration.ranges.items()},
         "means": {name: _listed(values) for name, values in calibration.means.items()},
         "active": {name: _listed(values) for name, values in calibration.active.items()},
+        "rounding": {name: _packed(bits) for name, bits in calibration.rounding.items()},
     }
     lines = []
     for key, value in content.items():
@@ -148,31 +174,19 @@ def load(path: Path) -> Calibration:
             {name: (np.array(low), np.array(high)) for name, (low, high) in content["ranges"].items()},
             {name: np.array(values) for name, values in content["means"].items()},
             {name: np.array(values) for name, values in content["active"].items()},
+            {name: _unpacked(text) for name, text in content["rounding"].items()},
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, zlib.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CalibrationError(f"calibration {path} cannot be read; record a new one with --calibrate DIR") from error
-
-
-def _run(
-    graph: Graph, tensors: list[str], batches: Iterable[Array], progress: Callable[[int], None]
-) -> Iterable[dict[str, Any]]:
-    """Runs the graph on each batch and yields the values of these tensors."""
-    model = graph.to_model()
-    present = {value.name for value in model.graph.output}
-    model.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in tensors
-        if name not in present and name != "input"
-    )
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    wanted = [name for name in tensors if name != "input"]
-    for done, batch in enumerate(batches, start=1):
-        values = dict(zip(wanted, session.run(wanted, {"input": batch}), strict=True))
-        if "input" in tensors:
-            values["input"] = batch
-        yield values
-        progress(done)
 
 
 def _listed(values: Array) -> list[float]:
     return [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in values]
+
+
+def _packed(values: Array) -> str:
+    return base64.b85encode(zlib.compress(values.tobytes(), 9)).decode()
+
+
+def _unpacked(text: str) -> Array:
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +19,10 @@ from export.int8.gate import require_accuracy, require_fit, require_unchanged, r
 from export.int8.graph_passes import chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
 from export.int8.pixel_input import fold_normalisation
 from export.int8.quantize import quantize
+from export.int8.rounding import choose_rounding, observe_covariances
 from export.onnx_graph import Array, Graph
 from export.photographs import PROJECT_PHOTOGRAPHS, find_photographs, read_photographs
+from serve.imaging.normalise import to_pixels
 from serve.imaging.preprocess import Preprocessing
 
 CALIBRATION_PHOTOGRAPHS: Final = 100
@@ -69,7 +72,7 @@ def try_int8(
     try:
         with stage("calibrate") as note:
             if calibration_folder:
-                result.calibration = _new_calibration(model, spec, calibration_folder, weights_sha256, set_name)
+                result.calibration = _new_calibration(model, architecture, calibration_folder, weights_sha256, set_name)
             else:
                 result.calibration = records.load(records.record_file(architecture.name))
                 require_weights(weights_sha256, result.calibration)
@@ -165,6 +168,36 @@ def calibrate(
     calibration.means, calibration.active = records.rounded(means), records.rounded(active)
 
 
+def record_rounding(
+    model: onnx.ModelProto,
+    architecture: Architecture,
+    batches: Callable[[], Iterable[Array]],
+    calibration: Calibration,
+    progress: Progress,
+) -> None:
+    """Chooses how weights are rounded on the images that `calibration` was filled in with, and adds it.
+
+    Args:
+        model: the exported fp32 model.
+        architecture: what it was exported from.
+        batches: returns the images FP32 `[1, 3, S, S]`.
+        calibration: with ranges and means.
+        progress: called after each image.
+    """
+    count, spec = len(calibration.photographs), architecture.preprocessing
+    graph = Graph(model)
+    rewrite(graph, calibration.ranges)
+    folded = fold_normalisation(graph, calibration, spec)
+    pixels = (to_pixels(image, spec) for image in batches())
+    covariances = observe_covariances(graph, pixels, folded.means, lambda done: progress(done, count))
+
+    def choose(conv: str, scaled: Array) -> Array:
+        calibration.rounding[conv] = choose_rounding(scaled, covariances.pop(conv))
+        return calibration.rounding[conv]
+
+    quantize(graph, folded, architecture.classifier_bits, choose)
+
+
 def compare_int8(
     model: onnx.ModelProto, int8: onnx.ModelProto, spec: Preprocessing, photographs: Sequence[Path]
 ) -> Comparison:
@@ -187,10 +220,12 @@ def compare_int8(
 
 
 def _new_calibration(
-    model: onnx.ModelProto, spec: Preprocessing, folder: Path, weights_sha256: str | None, set_name: str | None
+    model: onnx.ModelProto, architecture: Architecture, folder: Path, weights_sha256: str | None, set_name: str | None
 ) -> Calibration:
     chosen = choose_photographs(find_photographs([folder]))
     used = {path.name: sha256_of(path) for path in chosen}
     calibration = Calibration(set_name or folder.resolve().name, used, weights_sha256)
-    calibrate(model, lambda: read_photographs(chosen, spec), calibration, show_progress)
+    batches = partial(read_photographs, chosen, architecture.preprocessing)
+    calibrate(model, batches, calibration, show_progress)
+    record_rounding(model, architecture, batches, calibration, show_progress)
     return calibration

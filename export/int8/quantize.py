@@ -5,6 +5,7 @@ Activations are unsigned 8-bit with one scale per tensor, weights signed 8-bit w
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -14,41 +15,47 @@ from onnx import NodeProto, TensorProto, helper
 from export.errors import QuantizationError
 from export.int8.bias_correction import conv_of_constants, expected_inputs
 from export.int8.calibration import Calibration
-from export.int8.graph_passes import HEADROOM
 from export.int8.quant_params import (
     EQUALIZED,
     LARGEST_BIAS,
     SMALLEST_SCALE,
     UINT8_MAX,
     QuantParams,
+    activation_params,
     quantize_equalized,
     quantize_weights,
 )
 from export.int8.sums import Sums, stored_tensor
 from export.onnx_graph import Array, Graph, attribute
 
+# Given a Conv's output and its weights in units of their scales: the argument `choose` of `quantize_weights`.
+Rounding = Callable[[str, Array], Array | None]
 _MICROSOFT: Final = "com.microsoft"
 
 
-def quantize(graph: Graph, calibration: Calibration, classifier_bits: int = 16) -> onnx.ModelProto:
+def quantize(
+    graph: Graph, calibration: Calibration, classifier_bits: int = 16, rounding: Rounding | None = None
+) -> onnx.ModelProto:
     """Quantizes a rewritten float graph; its metadata is kept.
 
     Args:
         graph: takes pixels, see `fold_normalisation`; it is left as it is.
         calibration: ranges for every tensor that is stored, means for bias correction where known.
         classifier_bits: 16 or 8, for the stored weights of the last layer.
+        rounding: chooses how the weights of Convs are rounded; by default as the calibration says.
 
     Raises:
         QuantizationError: an operator is not supported, or the calibration does not fit the graph.
     """
-    return _Quantizer(graph, calibration, classifier_bits).run()
+    rounding = rounding or (lambda conv, scaled: calibration.rounding.get(conv))
+    return _Quantizer(graph, calibration, classifier_bits, rounding).run()
 
 
 class _Quantizer:
     """Converts node by node. Tensors keep their names; `_params` has the parameters of those that are 8-bit."""
 
-    def __init__(self, graph: Graph, calibration: Calibration, classifier_bits: int) -> None:
-        self._classifier_bits = classifier_bits
+    def __init__(self, graph: Graph, calibration: Calibration, bits: int, rounding: Rounding) -> None:
+        self._classifier_bits, self._rounding = bits, rounding
         self._graph = graph
         self._calibration = calibration
         self._params: dict[str, QuantParams] = {}
@@ -127,7 +134,9 @@ class _Quantizer:
         """Stores the quantized weights, their scales and zero points, and the corrected bias; returns their names."""
         source, bias = node.input[0], self._graph.bias(node)
         input_scale = self._params[source].scale
-        quantized, scales = quantize_weights(weights, np.abs(bias) / (input_scale * LARGEST_BIAS))
+        quantized, scales = quantize_weights(
+            weights, np.abs(bias) / (input_scale * LARGEST_BIAS), partial(self._rounding, node.output[0])
+        )
         wanted, got = expected_inputs(self._graph, self._calibration, source, weights.shape[1] * group)
         bias = bias + conv_of_constants(weights, wanted, group)
         bias = bias - conv_of_constants(quantized * scales[:, None, None, None], got, group)
@@ -143,22 +152,7 @@ class _Quantizer:
     def _stored(self, node: NodeProto) -> tuple[str, QuantParams]:
         """Returns the tensor that the node stores, after a ReLU or Clip that is fused into it, and its parameters."""
         tensor = stored_tensor(self._graph, node)
-        return tensor, self._params_of(tensor)
-
-    def _params_of(self, tensor: str) -> QuantParams:
-        readers = self._graph.consumers(tensor)
-        while len(readers) == 1 and readers[0].op_type == "MaxPool":  # its output has the parameters of its input
-            readers = self._graph.consumers(readers[0].output[0])
-        if any(reader.op_type in {"Concat", "Max"} for reader in readers):
-            return EQUALIZED
-        if tensor not in self._calibration.ranges:
-            raise QuantizationError(f"the calibration has no range for {tensor!r}")
-        low, high = self._calibration.ranges[tensor]
-        producer = self._graph.producer(tensor)
-        low, high = low.item() * HEADROOM, high.item() * HEADROOM
-        if producer is not None and producer.op_type == "Clip":  # 8 bits have to saturate where the Clip does
-            return QuantParams.from_range(low, min(high, self._graph.constants[producer.input[2]].item()))
-        return self._sums.widen(tensor, QuantParams.from_range(low, high))
+        return tensor, activation_params(self._graph, self._calibration, tensor, self._sums.widen)
 
     def _clip(self, node: NodeProto) -> None:
         """Applies Max or Min with constants to quantized values; leaves it out if it cannot change any."""

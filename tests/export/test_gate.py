@@ -16,7 +16,7 @@ from tests.export.conftest import Network
 from tests.export.test_quantize import calibrated
 from tests.small_densenet import SPEC, batches
 
-GOOD = Comparison(400, 0.868, 0.87, 0.99, 3.0, 0.1)
+GOOD = Comparison(400, 0.868, 0.87, 0.99, 3.0, 0.1, 1.0)
 
 
 def test_a_good_model_passes() -> None:
@@ -71,6 +71,7 @@ def test_the_figures_of_a_comparison_are_correct() -> None:
         "top1": 0.6667,
         "fp32_top1": 0.3333,
         "agreement": 0.75,
+        "clear_agreement": 0.75,
         "max_abs_logit_difference": 1.5,
         "mean_abs_logit_difference": 0.12,
     }
@@ -79,6 +80,16 @@ def test_the_figures_of_a_comparison_are_correct() -> None:
         assert half_known.top1_loss is None
     assert figures.reference_card() == {"photographs": 4, "top1": 0.3333}
     assert unlabelled.reference_card() == {"photographs": 4, "top1": None}
+
+
+def test_a_clear_answer_is_a_tenth_of_probability_ahead() -> None:
+    """So a near tie that falls the other way is not counted, and a clear answer that changes is."""
+    reference = np.log(np.array([[0.5, 0.39, 0.11], [0.5, 0.41, 0.09], [0.1, 0.3, 0.6], [0.09, 0.5, 0.41]]))
+    other = reference[:, [1, 0, 2]]  # changes all but the third answer
+    figures = compare(other, reference + 700, [None] * 4)  # too large to be raised to a power
+    assert (figures.agreement, figures.clear_agreement) == (0.25, 0.5)
+    ties = compare(other[[1, 3]], reference[[1, 3]], [None] * 2)
+    assert (ties.clear_agreement, ties.to_card()["clear_agreement"]) == (None, None)
 
 
 def test_logits_are_in_the_order_of_the_images_and_progress_is_reported(small_densenet: Network) -> None:

@@ -150,6 +150,8 @@ def test_int8_is_measured_on_photographs_not_used_for_calibration(
     labels = [label_of(path, numbers) for path in others]
     top1 = {"fp32": (fp32.argmax(1) == labels).mean(), "int8": (int8.argmax(1) == labels).mean()}
     assert top1["fp32"] != top1["int8"]  # otherwise the test would not notice if they were swapped
+    second, first = np.sort(np.exp(fp32) / np.exp(fp32).sum(1, keepdims=True), 1)[:, -2:].T
+    clear = (fp32.argmax(1) == int8.argmax(1))[first - second >= 0.1]
     card = card_of(tmp_path / "models" / "small.int8.onnx")
     assert card["calibration"] == {"source": "calibrated", "photographs": 100}
     assert card["accuracy"] == {
@@ -158,6 +160,7 @@ def test_int8_is_measured_on_photographs_not_used_for_calibration(
         "top1": pytest.approx(top1["int8"], abs=1e-4),
         "fp32_top1": pytest.approx(top1["fp32"], abs=1e-4),
         "agreement": pytest.approx((fp32.argmax(1) == int8.argmax(1)).mean(), abs=1e-4),
+        "clear_agreement": pytest.approx(clear.mean(), abs=1e-4),
         "max_abs_logit_difference": pytest.approx(np.abs(fp32 - int8).max(), rel=0.05),
         "mean_abs_logit_difference": pytest.approx(np.abs(fp32 - int8).mean(), rel=0.05),
     }

@@ -16,7 +16,7 @@ from export.report import Variant, make_report, print_table
 
 FP32 = Variant("fp32", Path("m.onnx"), b"f" * 2_345_678)
 INT8 = Variant("int8", Path("m.int8.onnx"), b"i" * 1_234_567)
-COMPARISON = Comparison(400, 0.71234, 0.73345, 0.98765, 3.456, 0.1)
+COMPARISON = Comparison(400, 0.71234, 0.73345, 0.98765, 3.456, 0.1, 0.99876)
 TIMES = {1: {"fp32": 30.123, "int8": 11.456}, 2: {"fp32": 20.789, "int8": 7.012}}
 
 
@@ -46,6 +46,7 @@ def test_each_row_has_its_own_variants_figures(tmp_path: Path) -> None:
                 "ms_2_threads": 20.79,
                 "top1": 0.7335,
                 "agreement": 1.0,
+                "clear_agreement": 1.0,
                 "max_abs_logit_difference": 0.0,
             },
             {
@@ -56,6 +57,7 @@ def test_each_row_has_its_own_variants_figures(tmp_path: Path) -> None:
                 "ms_2_threads": 7.01,
                 "top1": 0.7123,
                 "agreement": 0.9877,
+                "clear_agreement": 0.9988,
                 "max_abs_logit_difference": 3.46,
             },
         ],
@@ -83,12 +85,14 @@ def test_the_table_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> 
         "thr",
         "top-1",
         "agrees",
+        "if",
+        "clear",
         "max",
         "|Δ",
         "logit|",
     ]
-    assert fp32.split() == ["fp32", "2.4", "30.1", "20.8", "73.4%", "100.0%", "0.00"]
-    assert int8.split() == ["int8", "1.2", "11.5", "7.0", "71.2%", "98.8%", "3.46"]
+    assert fp32.split() == ["fp32", "2.4", "30.1", "20.8", "73.4%", "100.0%", "100.0%", "0.00"]
+    assert int8.split() == ["int8", "1.2", "11.5", "7.0", "71.2%", "98.8%", "99.9%", "3.46"]
     print_table(make_report([FP32], None, None, None, 224)["table"])
     assert capsys.readouterr().out.splitlines()[-1].split()[4] == "–"
 
