@@ -264,7 +264,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self._refused or (self.cycle is not None and self.cycle.response_complete and self.cycle.more_body)
 
     def shutdown(self) -> None:
-        """Closes the connection: once its request is answered, and not before a client that is sending has its answer."""
+        """Closes the connection once its request is answered and a client that is sending has had time to read."""
         self.transport.shorten_linger()
         if not self.transport.lingering:
             super().shutdown()
