@@ -22,6 +22,7 @@ from serve.observability.correlation import parse_traceparent
 from serve.observability.metrics import NO_ROUTE, Metrics
 from serve.observability.record import CLIENT_DISCONNECTED
 from serve.scheduling.lifecycle import Lifecycle
+from serve.scheduling.task import without_frames
 
 access_log = logging.getLogger("serve.access")
 error_log = logging.getLogger("serve.error")
@@ -124,8 +125,7 @@ class Boundary:
 
 
 async def _refuse(exchange: Exchange, error: RequestError, send: Send, **members: str) -> None:
-    error.__traceback__ = error.__context__ = None  # its frames refer to the upload and to the error: a cycle
-    response = error_response(exchange, error, None, **members)
+    response = error_response(exchange, without_frames(error), None, **members)
     await response(exchange.scope, exchange.next_chunk, send)  # type: ignore[arg-type]  # it receives nothing
 
 

@@ -78,7 +78,7 @@ def test_only_the_log_reads_the_wall_clock(path: Path) -> None:
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "time"]
     used |= {f"time.{name.name}" for node in imports for name in node.names}
     jumping = used & {"time.time", "time.time_ns", "time.localtime", "datetime.utcnow", "datetime.today"}
-    assert not jumping
+    assert jumping <= ({"time.time"} if path.name == "log.py" else set())
 
 
 # sitecustomize, imported by each Python of this server: shifts the time of day by the seconds in a file.
