@@ -22,6 +22,7 @@ from serve.observability.correlation import parse_traceparent
 from serve.observability.metrics import NO_ROUTE, Metrics
 from serve.observability.record import CLIENT_DISCONNECTED
 from serve.scheduling.lifecycle import Lifecycle
+from serve.scheduling.task import without_frames
 
 access_log = logging.getLogger("serve.access")
 error_log = logging.getLogger("serve.error")
@@ -39,18 +40,19 @@ class OriginGuard:
         self.hosts = hosts
         self.origins = origins
 
-    def check(self, exchange: Exchange) -> None:
-        """Raises `ForeignHost` for a host that is not served, `ForeignOrigin` for a page of another origin."""
+    def refusal(self, exchange: Exchange) -> ForeignHost | ForeignOrigin | None:
+        """Returns the error of a request for a host that is not served, or from a page of another origin."""
         host = exchange.header(b"host")
         if host not in self.hosts:
-            raise ForeignHost(f"The host {host[:100]!r} is not served here; --allowed-hosts lists those that are.")
+            return ForeignHost(f"The host {host[:100]!r} is not served here; --allowed-hosts lists those that are.")
         if b"origin" not in exchange.headers:
-            return
+            return None
         origin, site = exchange.header(b"origin"), exchange.header(b"sec-fetch-site")
         if origin and origin not in self.origins and not is_same_origin(origin, site, exchange.scope["scheme"], host):
-            raise ForeignOrigin(
+            return ForeignOrigin(
                 f"Pages of {origin[:100]!r} may not use this server; --cors-origins lists those that may."
             )
+        return None
 
 
 class Boundary:
@@ -83,14 +85,18 @@ class Boundary:
             await self.router(scope, receive, send)
             return
         exchange = Exchange(scope, receive, send, self.lifecycle)
+        record = exchange.record
         self._metrics.request_started()
         try:
-            self._guard.check(exchange)
-            await self._app(scope, receive, exchange.send)
-        except (ForeignHost, ForeignOrigin) as error:
-            await _refuse(exchange, error, exchange.send)
+            if foreign := self._guard.refusal(exchange):
+                await _refuse(exchange, foreign, exchange.send)
+            else:
+                await self._app(scope, receive, exchange.send)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not record.closed or task is None or task.uncancel():
+                raise
         finally:
-            record = exchange.record
             seconds = time.perf_counter() - record.started
             self._metrics.request_finished(exchange.route or self._template(scope), record, seconds)
             _log_access(exchange, seconds)
@@ -105,10 +111,6 @@ class Boundary:
             await _refuse(exchange, error, send)
         except ClientDisconnect:
             record.close(CLIENT_DISCONNECTED)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not record.closed or task is None or task.uncancel():
-                raise
         except Exception:
             error_log.exception("unexpected error", extra={"fields": {"request_id": record.request_id}})
             if record.status:
@@ -123,8 +125,7 @@ class Boundary:
 
 
 async def _refuse(exchange: Exchange, error: RequestError, send: Send, **members: str) -> None:
-    error.__traceback__ = error.__context__ = None  # its frames refer to the upload and to the error: a cycle
-    response = error_response(exchange, error, None, **members)
+    response = error_response(exchange, without_frames(error), None, **members)
     await response(exchange.scope, exchange.next_chunk, send)  # type: ignore[arg-type]  # it receives nothing
 
 

@@ -17,7 +17,7 @@ _LOOPBACK: Final = ("localhost", "*.localhost", "127.0.0.1", "::1")
 _ANY: Final = "*"
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=16)  # few, because a client may send long ones
 def host_name(host: str) -> str | None:
     """Returns the name or address in a `Host` header, in lower case, without brackets and port; None if malformed."""
     found = _HOST.fullmatch(host)

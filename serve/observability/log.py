@@ -63,7 +63,10 @@ class _Handler(logging.Handler):
         self._stream = sys.stderr
 
     def handle(self, record: logging.LogRecord) -> bool:
-        self._stream.write(f"{self.format(record)}\n")
+        try:
+            self._stream.write(f"{self.format(record)}\n")
+        except Exception:  # such as a library's message whose arguments don't fit
+            self.handleError(record)
         return True
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 from serve.errors import RequestError
 
 Result = TypeVar("Result")
+Error = TypeVar("Error", bound=BaseException)
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Outcome(Generic[Result]):
         return self.result  # type: ignore[return-value]  # there is a result or an error
 
 
-def without_frames(error: BaseException) -> BaseException:
+def without_frames(error: Error) -> Error:
     """Drops the frames of an error of a request, which would hold the image in a cycle of references."""
     if isinstance(error, RequestError):
         error.__traceback__ = error.__context__ = error.__cause__ = None

@@ -19,6 +19,7 @@ from serve.observability.correlation import request_id_from
 from serve.observability.metrics import Metrics
 from serve.observability.record import CLIENT_DISCONNECTED, record_of
 from serve.problems import RULES, problem_body, problem_from, retry_after
+from serve.scheduling.in_flight import BYTES_PER_SECOND
 from serve.server.connections import ConnectionLimiter, KeptAlive
 from serve.server.framing import check_framing
 from serve.server.transport import CoalescingTransport
@@ -33,8 +34,6 @@ _MAX_TARGET_BYTES: Final = 16 * 1024
 _MAX_HEADERS: Final = 128
 # Pipelined requests that may wait behind the one being answered; browsers send none, other clients a handful.
 _MAX_PIPELINED: Final = 8
-# The average rate at which a response has to be read, after its first seconds.
-_BYTES_PER_SECOND: Final = 64 * 1024
 
 _BYTES_LIMIT: Final = HeadTooLarge(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
 _TARGET_LIMIT: Final = TargetTooLong(f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes.")
@@ -160,7 +159,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.all_connections.mark_idle(self)
         unread = self.transport.get_write_buffer_size()
         self.all_connections.set_unread(self, unread)
-        self._unread_timer = self.loop.call_later(self.body_seconds + unread / _BYTES_PER_SECOND, self.evict)
+        self._unread_timer = self.loop.call_later(self.body_seconds + unread / BYTES_PER_SECOND, self.evict)
 
     def resume_writing(self) -> None:
         self._stop_waiting_for_reader()
@@ -263,12 +262,21 @@ class HttpProtocol(HttpToolsProtocol):
     def _end_task(self, status: int, reason: str | None = None) -> None:
         """Ends the task of the request being answered, for which no one waits any more."""
         if self._running is not None and self._task is not None:
-            record_of(cast(dict[str, Any], self._running.scope)).close(status, reason)
-            self.loop.call_soon(self._task.cancel)  # soon, because it may not have begun
+            self._running.disconnected = True  # uvicorn sets it for the last of several pipelined requests only
+            record = record_of(cast(dict[str, Any], self._running.scope))
+            if not record.closed:
+                record.close(status, reason)
+                self.loop.call_soon(self._task.cancel)  # soon, because it may not have begun
 
     def _is_sending(self) -> bool:
-        """Returns whether the client may be sending more of a request that has been answered."""
-        return self.cycle is not None and self.cycle.response_complete and self.cycle.more_body
+        """Returns whether the client may be sending more, although no further request will be answered."""
+        return self._refused or (self.cycle is not None and self.cycle.response_complete and self.cycle.more_body)
+
+    def shutdown(self) -> None:
+        """Closes the connection once its request is answered and a client that is sending has had time to read."""
+        self.transport.shorten_linger()
+        if not self.transport.lingering:
+            super().shutdown()
 
     def _should_upgrade(self) -> bool:
         """Returns False, because only HTTP is supported; so the `Connection` header need not be parsed."""
@@ -364,8 +372,6 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             # The error is in this request's body: the application stops waiting for the rest, and counts and logs the
             # request with this status.
-            self.cycle.waiting_for_100_continue = False
-            self.cycle.disconnected = True
             self._end_task(status, reason)
             scope = cast(dict[str, Any], self.cycle.scope)
             request_id, method, path = record_of(scope).request_id, scope["method"], scope["path"]

@@ -7,6 +7,7 @@ from typing import Any, Final
 # How long to go on reading from a client that is still sending; closing at once would reset the connection, and the
 # client could lose the response (RFC 9112, section 9.6).
 _LINGER_SECONDS: Final = 2.0
+_LINGER_SECONDS_AT_SHUTDOWN: Final = 0.5
 _LINGER_BYTES: Final = 64 * 2**20
 _INTERIM: Final = b"HTTP/1.1 1"  # how interim responses begin
 
@@ -38,6 +39,7 @@ class CoalescingTransport:
         self._loop = loop
         self._seconds = seconds
         self._is_sending = is_sending
+        self._linger_seconds = _LINGER_SECONDS
         self._head = b""
         self.lingering = False
         self._dropped = 0
@@ -74,7 +76,13 @@ class CoalescingTransport:
         self.lingering = True
         self._transport.write_eof()
         self._transport.resume_reading()
-        self._loop.call_later(_LINGER_SECONDS, self.close)
+        self._loop.call_later(self._linger_seconds, self.close)
+
+    def shorten_linger(self) -> None:
+        """Gives a client that is sending less time from now on, because the server is shutting down."""
+        self._linger_seconds = _LINGER_SECONDS_AT_SHUTDOWN
+        if self.lingering:
+            self._loop.call_later(_LINGER_SECONDS_AT_SHUTDOWN, self.close)
 
     def drop(self, count: int) -> None:
         """Counts bytes that the client has sent while the connection lingers."""

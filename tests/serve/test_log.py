@@ -123,3 +123,10 @@ def test_a_damaged_image_logs_no_errors() -> None:
     with logging_to(stream, "json", "info"), pytest.raises(SyntaxError):
         TiffImagePlugin.TiffImageFile(io.BytesIO(picture.getvalue().replace(count + b"\x03", count + b"\x09")))
     assert stream.getvalue() == ""
+
+
+def test_a_message_whose_arguments_do_not_fit_raises_nothing() -> None:
+    stream = io.StringIO()
+    with logging_to(stream, "json", "info"):
+        logging.getLogger("library").info("%d pictures", "two")
+        assert "Logging error" in stream.getvalue()
