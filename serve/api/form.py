@@ -28,6 +28,7 @@ _AS_THEY_ARE: Final = {"", "7bit", "8bit", "binary"}
 _MAX_PADDING: Final = 256
 # Lines that begin with the boundary but go on otherwise. RFC 2046 does not allow them; each takes a microsecond.
 _MAX_NEAR_BOUNDARIES: Final = 64
+_MOST_KEPT: Final = 1.125  # of a file's length; as much as a growing bytearray may allocate ahead
 _LONGEST_NAME: Final = 255
 # What `curl -F file=cat.jpg` sends: a path, or a name with an extension.
 _PATH: Final = re.compile(r"[@<]?[^<>]*(?:[/\\][^<>]*|\.[a-zA-Z]\w{1,4})")
@@ -172,12 +173,15 @@ class Form:
             self._others[-1] += f" ({found.what})"
 
     def _end_file(self, length: int) -> None:
-        """Keeps the buffer, cut to `length`, as the file's data."""
+        """Keeps the buffer, cut to `length`, as the file's data, unless that would keep much memory beside it."""
         if not length and not self._filename:
             self._skip(self._name, " (left empty)")
             return
         data = self._buffer
-        del data[length:]
+        if len(data) > length * _MOST_KEPT:
+            data = data[:length]
+        else:
+            del data[length:]  # which seldom gives memory back
         if self._filename is None and (found := describe_non_image(data) or _mere_name(data)):
             raise MissingFile(f"The part '{FILE_PART}' is {found.what}, not a file; {found.advice}.")
         self._files.append(UploadedFile(self._filename or "", data))

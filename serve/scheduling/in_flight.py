@@ -51,7 +51,6 @@ class InFlightRequest:
 
     def __enter__(self) -> Self:
         self._lifecycle.add(self)
-        self._budget.receiving[self] = None
         return self
 
     def __exit__(

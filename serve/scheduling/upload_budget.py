@@ -19,7 +19,7 @@ class UploadBudget:
 
     Attributes:
         held: bytes of all uploads.
-        receiving: the requests whose body is arriving, idle longest first.
+        receiving: the requests that hold bytes and whose body is still arriving, idle longest first.
         pacer: admits the computation on what has arrived.
     """
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import sys
 import time
 import weakref
 
@@ -112,6 +113,17 @@ def test_a_file_over_the_limit_is_refused_at_its_header() -> None:
     form.feed(b"--b\r\n" + HEAD + b"1\r\n--b\r\n")
     with pytest.raises(TooManyFiles, match="more files than the limit of 1"):
         form.feed(HEAD)
+
+
+def test_files_keep_little_memory_beside_their_bytes() -> None:
+    size, part = 1 << 15, b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n%s\r\n'
+    body = part % bytes(size) * 8 + b"--b--\r\n"
+    form = Form("multipart/form-data; boundary=b", 8)
+    for start in range(0, len(body), 1 << 16):
+        form.feed(body[start : start + (1 << 16)])
+    files = form.end()
+    assert len(files) == 8
+    assert sum(sys.getsizeof(file.data) for file in files) < 1.3 * 8 * size
 
 
 def test_other_parts_are_not_kept() -> None:

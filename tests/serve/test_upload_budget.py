@@ -83,6 +83,22 @@ def test_an_upload_whose_body_has_arrived_is_not_evicted() -> None:
     asyncio.run(scenario())
 
 
+def test_an_upload_that_holds_nothing_is_not_evicted() -> None:
+    """Its end would make no room."""
+    budget = UploadBudget(10, 30.0)
+
+    async def scenario() -> None:
+        empty = asyncio.ensure_future(receive(budget, [], rest=1.4))
+        stalled = asyncio.ensure_future(receive(budget, [8], rest=60))
+        await asyncio.sleep(1.1)
+        assert await receive(budget, [4]) == 4
+        assert await empty == 0
+        with pytest.raises(UploadsFull):
+            await stalled
+
+    asyncio.run(scenario())
+
+
 def test_a_refused_upload_is_not_evicted_again() -> None:
     """Its task goes on until the response is sent."""
     budget = UploadBudget(10, 30.0)
