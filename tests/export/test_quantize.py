@@ -135,7 +135,10 @@ def test_activations_are_stored_on_their_range_with_headroom_and_relu6s_up_to_6(
             if "clip" in name
             else QuantParams((high - low) / 255, round(-low * 255 / (high - low)))
         )
-        assert (scale, zero_point) == (pytest.approx(wanted.scale, rel=1e-6), wanted.zero_point), name
+        # The scales of a sum's terms and result are a little larger, see export/int8/sums.py.
+        room = 0.01 if "add" in name or "project" in name else 0.0
+        assert wanted.scale * (1 - 1e-6) <= scale <= wanted.scale * (1 + 1e-6 + room), name
+        assert zero_point == wanted.zero_point, name
     assert calibration.ranges["grouped"][0].item() < -1  # it needs a zero point
 
 
