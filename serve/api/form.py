@@ -1,14 +1,13 @@
 """Parses a multipart form chunk by chunk and collects its files."""
 
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
 from serve.api.header_parameters import boundary_of, names_of
 from serve.errors import MalformedUpload, MissingFile, TooManyFiles, UnsupportedBody
 from serve.imaging.formats import Data
-from serve.imaging.non_images import HEAD_BYTES, MISSING, NonImage, describe_non_image
+from serve.imaging.non_images import HEAD_BYTES, describe_non_image, describe_text
 
 FILE_PART: Final = "file"
 # RFC 2046 allows 70 bytes.
@@ -29,9 +28,6 @@ _MAX_PADDING: Final = 256
 # Lines that begin with the boundary but go on otherwise. RFC 2046 does not allow them; each takes a microsecond.
 _MAX_NEAR_BOUNDARIES: Final = 64
 _MOST_KEPT: Final = 1.125  # of a file's length; as much as a growing bytearray may allocate ahead
-_LONGEST_NAME: Final = 255
-# What `curl -F file=cat.jpg` sends: a path, or a name with an extension.
-_PATH: Final = re.compile(r"[@<]?[^<>]*(?:[/\\][^<>]*|\.[a-zA-Z]\w{1,4})")
 _SHOWN_CHARACTERS: Final = 40
 
 
@@ -182,7 +178,7 @@ class Form:
             data = data[:length]
         else:
             del data[length:]  # which seldom gives memory back
-        if self._filename is None and (found := describe_non_image(data) or _mere_name(data)):
+        if self._filename is None and (found := describe_non_image(data) or describe_text(data)):
             raise MissingFile(f"The part '{FILE_PART}' is {found.what}, not a file; {found.advice}.")
         self._files.append(UploadedFile(self._filename or "", data))
         self._check_count(len(self._files))
@@ -230,19 +226,6 @@ def encoded(what: str, header: str, value: str) -> UnsupportedBody:
         f"The {what} has {header}: {value[:_SHOWN_CHARACTERS]}, which is not supported; send the bytes as they are, "
         "neither compressed nor encoded, and without that header."
     )
-
-
-def _mere_name(data: bytearray) -> NonImage | None:
-    """Recognises a short text in place of a file, such as its name, which curl sends for lack of an @."""
-    with suppress(UnicodeDecodeError):
-        text = data.decode("utf-8").strip() if len(data) <= _LONGEST_NAME else ""
-        if text and text.isprintable():
-            if _PATH.fullmatch(text):
-                return NonImage(f"the text {text!r}", f"with curl, write -F 'file=@{text.lstrip('@<')}'")
-            if text.startswith("<") and text.endswith(">"):
-                return NonImage("text in a markup language", "send the bytes of an image")
-            return NonImage(f"the text {text!r}", MISSING)
-    return None
 
 
 def _malformed(why: str) -> MalformedUpload:

@@ -8,6 +8,9 @@ from urllib.parse import unquote_to_bytes
 
 from serve.imaging.formats import Data, sniff_format
 
+_LONGEST_NAME: Final = 255
+# What `curl -F file=cat.jpg` sends: a path, or a name with an extension.
+_PATH: Final = re.compile(r"[@<]?[^<>]*(?:[/\\][^<>]*|\.[a-zA-Z]\w{1,4})")
 HEAD_BYTES: Final = 256
 _BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
@@ -61,6 +64,19 @@ def describe_non_image(data: Data) -> NonImage | None:
                 return NonImage(f"the {name} of a {encoded} image", _DECODE)
     looks_encoded = len(data) > HEAD_BYTES and _BASE64.fullmatch(head)
     return NonImage("what looks like base64", _DECODE) if looks_encoded else None
+
+
+def describe_text(data: Data) -> NonImage | None:
+    """Recognises a short text in place of a file, such as its name, which curl sends for lack of an @."""
+    with suppress(UnicodeDecodeError):
+        text = data.decode("utf-8").strip() if len(data) <= _LONGEST_NAME else ""
+        if text and text.isprintable():
+            if _PATH.fullmatch(text):
+                return NonImage(f"the text {text!r}", f"with curl, write -F 'file=@{text.lstrip('@<')}'")
+            if text.startswith("<") and text.endswith(">"):
+                return NonImage("text in a markup language", "send the bytes of an image")
+            return NonImage(f"the text {text!r}", MISSING)
+    return None
 
 
 def _from_hex(digits: bytes) -> bytes:
