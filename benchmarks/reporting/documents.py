@@ -18,7 +18,7 @@ from benchmarks.harness.figures import Result
 from benchmarks.harness.installed import BASELINE, OURS
 from benchmarks.harness.machine import RESULTS, ROOT
 from benchmarks.reporting.plots import draw, draw_sizes
-from benchmarks.reporting.report import describe_run, format_figure, format_limit, format_table, megabytes
+from benchmarks.reporting.report import describe_run, format_figure, format_limit, format_table, megabytes, product_name
 
 DOCUMENTS: Final = (
     *(ROOT / name for name in ("README.md", "SECURITY.md", "benchmarks/README.md")),
@@ -95,7 +95,7 @@ def _targets() -> str:
 def _verdict(row: dict[str, Any] | None) -> str:
     if row is None or row["met"] is None:
         return "not measured"
-    against = f", {row['against']}" if "best peer" in row["target"] else ""
+    against = f", {product_name(row['against'])}" if "best peer" in row["target"] else ""
     return f"{'met' if row['met'] else '**missed**'}: {format_figure(row['measured'], 3)}{against}"
 
 
@@ -134,7 +134,11 @@ def _side_by_side(kind: str, one: str, many: str) -> str:
         figures = entry["clients"]
         if one in figures and many in figures and not name.endswith("fp32"):
             rows.append(
-                (name, format_figure(figures[one].get("p50_ms")), format_figure(figures[many].get("images_per_s")))
+                (
+                    product_name(name),
+                    format_figure(figures[one].get("p50_ms")),
+                    format_figure(figures[many].get("images_per_s")),
+                )
             )
     return _with_source(_code([format_table(rows)]), result)
 
@@ -153,7 +157,7 @@ def _sizes() -> str:
     result = read_result("sizes")
     ours = result["megabytes"]["ours"]
     rows = [("", "MB", "times ours")]
-    rows += [(name, f"{size:.0f}", f"{size / ours:.1f}") for name, size in result["megabytes"].items()]
+    rows += [(product_name(name), f"{size:.0f}", f"{size / ours:.1f}") for name, size in result["megabytes"].items()]
     return _with_source(_code([format_table(rows)]), result)
 
 

@@ -5,11 +5,12 @@ from typing import Any
 from benchmarks.harness.figures import Result
 from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32
 from benchmarks.reporting.charts import Bar, Stack, bar_chart, stack_chart
-from benchmarks.reporting.report import describe_run
+from benchmarks.reporting.report import describe_run, product_name
 
 _KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", BASELINE: "baseline", LOOP: "limit"}
 
 _DECODING = "ours and 'draft' decode at a reduced scale, 'exact' and the others in full"
+_CONFIGURATIONS = "a: one worker with a thread for each CPU; b: a worker for each CPU, with one thread"
 
 
 def draw(result: Result) -> dict[str, str]:
@@ -22,12 +23,21 @@ def draw(result: Result) -> dict[str, str]:
     for photo, prefix, name in (("photo", "", _photo(result, "photo")), ("large", "large ", _photo(result, "large"))):
         note = _DECODING if photo == "large" else ""
         stem = kind if photo == "photo" else f"{kind}-{photo}"
-        if bars := _server_bars(result, f"{prefix}1", "p50_ms"):
-            title = f"POST /upload, one client, {name}: time to the answer (p50)"
-            charts[f"{stem}-one-client.svg"] = bar_chart(title, "ms", bars, small_print, also=note)
-        if bars := _server_bars(result, f"{prefix}16", "images_per_s"):
-            title = f"POST /upload, 16 clients, {name}: images a second"
-            charts[f"{stem}-throughput.svg"] = bar_chart(title, "images/s", bars, small_print, also=note)
+        for key, figure, unit, title, file in (
+            (f"{prefix}1", "p50_ms", "ms", f"POST /upload, one client, {name}: time to the answer (p50)", "one-client"),
+            (
+                f"{prefix}16",
+                "images_per_s",
+                "images/s",
+                f"POST /upload, 16 clients, {name}: images a second",
+                "throughput",
+            ),
+        ):
+            bars = _server_bars(result, key, figure)
+            best = _best_bars(bars) if stem == "peers" else []
+            for subset, name_of_file in ((bars, f"{stem}-{file}.svg"), (best, f"{stem}-best-{file}.svg")):
+                if subset:
+                    charts[name_of_file] = bar_chart(title, unit, subset, _explained(subset, small_print), also=note)
     if stacks := _stage_stacks(result):
         title = "Where the time of a request goes, one client"
         charts[f"{kind}-stages.svg"] = stack_chart(title, "ms", stacks, small_print)
@@ -37,12 +47,28 @@ def draw(result: Result) -> dict[str, str]:
 def draw_sizes(result: Result) -> str:
     """Draw a result of `sizes.py`."""
     bars = [
-        Bar(name, size, size, size, _KINDS.get(name.partition(",")[0], ""))
+        Bar(product_name(name), size, size, size, _KINDS.get(name.partition(",")[0], ""))
         for name, size in sorted(result["megabytes"].items(), key=lambda row: row[1])
     ]
     others = f"{result['base_mb']:.0f} MB of {result['base']}, packages, model"
     small_print = f"Ours: the image. Others: {others}. {describe_run(result)}"
     return bar_chart("What has to be shipped to serve DenseNet-121", "MB", bars, small_print, note="MB, uncompressed")
+
+
+def _best_bars(bars: list[Bar]) -> list[Bar]:
+    """Our server, the baseline and each peer's better configuration with the int8 file; `bars` have the best first."""
+    kept: dict[str, Bar] = {}
+    for bar in bars:
+        product, _, variant = bar.label.partition(" ")
+        if bar.label in (OURS, BASELINE) or variant in ("a, int8", "b, int8"):
+            kept.setdefault(product, bar)
+    return list(kept.values()) if len(kept) > 2 else []
+
+
+def _explained(bars: list[Bar], small_print: str) -> str:
+    """The small print, after what `a` and `b` mean where they are shown."""
+    shown = any(bar.label.partition(" ")[2].startswith(("a,", "b,")) for bar in bars)
+    return f"{_CONFIGURATIONS}. {small_print}" if shown else small_print
 
 
 def _photo(result: Result, name: str) -> str:
@@ -68,7 +94,7 @@ def _server_bars(result: Result, key: str, figure: str) -> list[Bar]:
     for name, entry in result.get("servers", {}).items():
         found = entry["clients"].get(key, {}).get(figure)
         if found:
-            bars.append(_bar(name, found, _KINDS.get(name, "")))
+            bars.append(_bar(product_name(name), found, _KINDS.get(name, "")))
     bars.sort(key=lambda bar: bar.value, reverse=figure != "p50_ms")
     return bars if any(bar.kind != "limit" for bar in bars) else []
 
@@ -86,5 +112,5 @@ def _stage_stacks(result: Result) -> list[Stack]:
             continue
         parts = {stage: found["median"] for stage, found in figures["stages_ms"].items()}
         rest = max(0.0, figures["p50_ms"]["median"] - sum(parts.values()))
-        stacks.append(Stack(name, {**parts, "rest": rest}))
+        stacks.append(Stack(product_name(name), {**parts, "rest": rest}))
     return stacks

@@ -8,6 +8,8 @@ from benchmarks.harness.machine import describe_cpu, describe_torch
 from benchmarks.reporting.targets import failures
 
 _DISTURBED = 0.05
+# From the names of packages to those of products, as their makers write them.
+_PRODUCTS = {"litserve": "LitServe", "bentoml": "BentoML", "mlserver": "MLServer", "mosec": "Mosec"}
 
 
 def caveats(result: Result) -> list[str]:
@@ -40,6 +42,12 @@ def tables(result: Result) -> str:
     sections = (_heading, disturbances, _engines, loads, starts, _settings, _stages, _targets)
     parts = [section(result) for section in sections]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def product_name(server: str) -> str:
+    """The name of a server in a result as documents show it: `Mosec b, int8` for `mosec b, int8`."""
+    package, *rest = server.split(" ", 1)
+    return " ".join([_PRODUCTS.get(package, package), *rest])
 
 
 def format_table(rows: Iterable[Sequence[str]], right_from: int = 1) -> str:

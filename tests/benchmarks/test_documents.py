@@ -175,7 +175,7 @@ def test_missed_and_met_targets_are_shown_with_their_figures(made_up: dict[str, 
     assert found["target"] == ["limit", "`latency.py`", "`peers.py`"]
     assert found["p50, 1 client, against the baseline"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "not measured"]
     best = found["p50, 1 client, against the best peer, int8"]
-    assert best == ["≤ 1", "not measured", "**missed**: 1.500 (1.500–1.500), mosec a, int8"]
+    assert best == ["≤ 1", "not measured", "**missed**: 1.500 (1.500–1.500), Mosec a, int8"]
     assert len(rows) == 2 + len(made_up["peers"]["targets"])
 
 
@@ -189,8 +189,8 @@ def test_a_block_names_its_run_and_its_caveats(made_up: dict[str, Any]) -> None:
 def test_the_blocks_show_medians_of_who_they_name(made_up: dict[str, Any]) -> None:
     assert re.search(r"^ours +1 +15\.0 \(15\.0–15\.0\)", block("latency"), re.MULTILINE)
     assert re.search(r"^baseline +16 .* 10\.0 \(10\.0–10\.0\)$", block("latency"), re.MULTILINE)
-    assert re.search(r"^mosec a, int8 +40\.0 \(40\.0–40\.0\) +50\.0 \(50\.0–50\.0\)$", block("large"), re.MULTILINE)
-    assert re.search(r"^mosec a, int8 +10\.0 \(10\.0–10\.0\) +40\.0 \(40\.0–40\.0\)$", block("peers"), re.MULTILINE)
+    assert re.search(r"^Mosec a, int8 +40\.0 \(40\.0–40\.0\) +50\.0 \(50\.0–50\.0\)$", block("large"), re.MULTILINE)
+    assert re.search(r"^Mosec a, int8 +10\.0 \(10\.0–10\.0\) +40\.0 \(40\.0–40\.0\)$", block("peers"), re.MULTILINE)
 
 
 def test_the_block_of_engines_has_a_row_for_each_engine_and_number_of_threads(made_up: dict[str, Any]) -> None:

@@ -263,7 +263,7 @@ def test_charts_of_the_large_photograph_explain_both_ways_of_decoding() -> None:
             "'draft' decode at a reduced scale, 'exact' and the others in full" in text
             for text in texts_of(charts[chart])
         )
-        assert {"ours", "mosec a, int8, draft"} <= set(texts_of(charts[chart]))
+        assert {"ours", "Mosec a, int8, draft"} <= set(texts_of(charts[chart]))
     assert not any("draft" in text for text in texts_of(charts["latency-one-client.svg"]))
 
 
@@ -299,3 +299,23 @@ def test_a_stack_shows_its_total_and_a_legend() -> None:
 
 def test_nothing_measured_gives_no_charts() -> None:
     assert draw({**result({}), "engines": {}}) == {}
+
+
+def test_the_short_chart_has_each_product_once_in_its_better_configuration_and_says_what_a_and_b_are() -> None:
+    servers = {
+        OURS: server(10, 100),
+        BASELINE: server(90, 10),
+        "mosec a, int8": server(12, 60),
+        "mosec b, int8": server(20, 90),
+        "bentoml a, int8": server(13, 50),
+        "bentoml a, fp32": server(5, 200),
+    }
+    charts = draw({**result(servers), "kind": "peers"})
+    quick, many = (texts_of(charts[f"peers-best-{name}.svg"]) for name in ("one-client", "throughput"))
+    names = {"ours", "baseline", "Mosec a, int8", "Mosec b, int8", "BentoML a, int8", "BentoML a, fp32"}
+    assert [text for text in quick if text in names] == ["ours", "Mosec a, int8", "BentoML a, int8", "baseline"]
+    assert [text for text in many if text in names] == ["ours", "Mosec b, int8", "BentoML a, int8", "baseline"]
+    for text in (quick, many, texts_of(charts["peers-throughput.svg"])):
+        assert "a: one worker with a thread for each CPU; b: a worker for each CPU, with one thread" in " ".join(text)
+    assert names <= set(texts_of(charts["peers-throughput.svg"]))
+    assert "a: one" not in " ".join(texts_of(draw(result({OURS: server(10, 100)}))["latency-throughput.svg"]))

@@ -27,7 +27,7 @@ def test_the_chart_begins_with_the_smallest() -> None:
     report = {**result({}), "base": "python:3.11-slim", "base_mb": 124.0, "megabytes": megabytes}
     chart = xml.etree.ElementTree.fromstring(draw_sizes(report))
     texts = [each.text for each in chart.iter() if each.tag.endswith("text")]
-    assert [text for text in texts if text in ("ours", "mosec", "baseline")] == ["ours", "mosec", "baseline"]
+    assert [text for text in texts if text in ("ours", "Mosec", "baseline")] == ["ours", "Mosec", "baseline"]
     assert [text for text in texts if text and text.endswith(" MB")] == ["143 MB", "318 MB", "4918 MB"]
     assert "MB, uncompressed" in texts
 
