@@ -26,7 +26,7 @@ SOURCES = {
     "large": ("peers",),
     "engines": ("peers",),
 }
-COMMANDS = ("accuracy", "decoding", "event_loop", "folder", "queueing", "sessions", "worker_processes")
+COMMANDS = ("accuracy", "decoding", "event_loop", "folder", "hot_path", "queueing", "sessions", "worker_processes")
 
 
 def images_per_s(latency: dict[str, Any]) -> float:
