@@ -89,11 +89,15 @@ class InFlightRequest:
             self._error = error
             self._task.cancel()
 
+    def end_at_shutdown(self) -> None:
+        """Ends the request because the server waits no longer."""
+        self.end(NotReady("The server is shutting down and could not wait for this request any longer."))
+
     def end_late(self) -> None:
         """Ends the request because it is late."""
         now = time.monotonic()
         if self._drain_by <= now:
-            self.end(NotReady("The server is shutting down and could not wait for this request any longer."))
+            self.end_at_shutdown()
         elif self._answer_by:
             self.end(DeadlinePassed.before_answer())
         else:

@@ -51,7 +51,7 @@ class Lifecycle:
     def cancel_all(self) -> None:
         """Ends all requests in flight with `NotReady`."""
         for request in self._in_flight:
-            request.end(NotReady("The server is shutting down and could not wait for this request any longer."))
+            request.end_at_shutdown()
 
     def require_ready(self) -> None:
         """Raises `NotReady` unless requests are accepted."""

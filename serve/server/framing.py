@@ -31,9 +31,9 @@ def check_framing(version: str, url: bytes, headers: Sequence[tuple[bytes, bytes
         return MalformedRequest("The Host header is malformed; it must be a name or an address, perhaps with a port.")
     if hosts and b"://" in url and _authority(url).lower() not in (b"", hosts[0].lower()):
         return MalformedRequest("The request target and the Host header name different hosts.")
-    if b"transfer-encoding" not in dict(headers):
-        return None
     codings = [value for name, value in headers if name == b"transfer-encoding"]
+    if not codings:
+        return None
     if version == "1.0":
         return MalformedRequest(f"The request has a Transfer-Encoding, which HTTP/{version} does not have.")
     if [coding.strip().lower() for coding in codings] != [b"chunked"]:
