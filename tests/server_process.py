@@ -6,7 +6,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,12 @@ class ServerProcess:
     """
 
     def __init__(
-        self, python: str | Path, *flags: str, environment: dict[str, str] | None = None, code: str = ""
+        self,
+        python: str | Path,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        code: str = "",
+        descriptors: Sequence[int] = (),
     ) -> None:
         self.process = subprocess.Popen(
             [str(python), *(["-c", code] if code else ["-m", "serve"]), "--port", "0", *flags],
@@ -43,6 +48,7 @@ class ServerProcess:
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,
             text=True,
+            pass_fds=descriptors,
         )
         self.lines: list[str] = []
         self.url = ""
@@ -88,7 +94,11 @@ class ServerProcess:
 
 @contextmanager
 def running_server(
-    python: str | Path, *flags: str, environment: dict[str, str] | None = None, code: str = ""
+    python: str | Path,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    code: str = "",
+    descriptors: Sequence[int] = (),
 ) -> Iterator[ServerProcess]:
     """Runs a server within a `with` block. If SIGTERM does not end it, it is killed.
 
@@ -97,8 +107,9 @@ def running_server(
         flags: Flags of the server.
         environment: Environment variables in addition to this process's.
         code: Python code to run instead of `-m serve`.
+        descriptors: Open files that it inherits.
     """
-    server = ServerProcess(python, *flags, environment=environment, code=code)
+    server = ServerProcess(python, *flags, environment=environment, code=code, descriptors=descriptors)
     try:
         yield server
     finally:

@@ -25,7 +25,7 @@ from serve.observability.log import log_uncaught_errors, set_up_logging
 from serve.observability.shared_metrics import MetricsMemory
 from serve.server.connections import MAX_EXCESS_CONNECTIONS
 from serve.server.signals import exit_now, reap_orphans, report_start_failure
-from serve.server.sockets import listen
+from serve.server.sockets import listen, passed_socket
 from serve.server.supervisor import RunWorker, Supervisor, cpu_share
 
 # Libraries, the model, the listening socket and the event loop's own files.
@@ -57,9 +57,12 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     for warning in unknown_variables(environment):
         log.warning("%s", warning)
     raise_file_limit(config.max_connections, config.thread_plan.streams)
+    if passed := passed_socket(environment):
+        host, port = passed.getsockname()[:2]
+        config = replace(config, host=host, port=port)
     # Listen before loading the model, so that the commonest mistake, a port in use, is reported at once.
     with ExitStack() as stack:
-        listeners = [stack.enter_context(listener) for listener in listen(config)]
+        listeners = [stack.enter_context(listener) for listener in listen(config, passed)]
         if config.workers > 1:
             memory = MetricsMemory(config.workers)
             return Supervisor(listeners, worker(config, memory), config.grace_seconds, memory).run()
