@@ -1,4 +1,6 @@
-"""`python -m serve COMMAND` runs serve/commands/COMMAND.py; without a command it runs the server.
+"""`python -m serve COMMAND` runs serve/commands/COMMAND.py; without a command it runs the server, as `serve` does.
+
+Installed from the wheel, the command is `densenet-server`, which runs this module.
 
 Exit status: 2, with one line on standard error, if the command cannot start. Stopped by a signal, the server exits with
 0 and every other command with 128 plus the signal's number.
@@ -21,7 +23,7 @@ from serve.errors import StartError
 from serve.imaging.malloc import tune_malloc
 from serve.printable import one_line
 
-_COMMANDS: Final = ("classify", "autotune", "config", "health")
+_COMMANDS: Final = ("serve", "classify", "autotune", "config", "health")
 
 
 def main() -> int:
@@ -33,24 +35,19 @@ def main() -> int:
     tune_malloc()
     # OpenBLAS, in numpy, would start threads that are never used, and sends SIGINT if it cannot start one.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    arguments = sys.argv[1:]
+    command = "serve" if not arguments or arguments[0].startswith("-") else arguments.pop(0)
     try:
-        if not command or command.startswith("-"):
-            return _run("serve", sys.argv[1:])
         if command not in _COMMANDS:
             raise StartError(
                 f"unknown command {command!r}; the commands are {', '.join(_COMMANDS)}; without one the server starts"
             )
-        if command != "health":  # it runs every few seconds
+        if command not in ("serve", "health"):  # the server logs them itself; health runs every few seconds
             for warning in unknown_variables(os.environ):
                 print(one_line(f"serve: {warning}"), file=sys.stderr)
-        return _run(command, sys.argv[2:])
+        return int(importlib.import_module(f"serve.commands.{command}").main(arguments, os.environ))
     except (StartError, ModuleNotFoundError) as error:
         return report_start_failure(failure_reason(error))
-
-
-def _run(command: str, arguments: list[str]) -> int:
-    return int(importlib.import_module(f"serve.commands.{command}").main(arguments, os.environ))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from serve.config.regular_file import read_text
-from serve.config.settings import MODELS, argument_parser, load_config
-from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
+from serve.config.settings import SETTINGS_FILE, argument_parser, load_config
+from serve.config.settings_file import MAX_BYTES
 from serve.errors import ConfigError
 from serve.imaging.normalise import Batch
-from serve.model.files import find_model
+from serve.model.files import find_model, model_folders
 from serve.model.session import Model, load_model
 from serve.printable import printable, progress_bar
 
@@ -65,17 +65,22 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser = argument_parser("autotune", "Measure and print the thread settings that suit this machine.", "[--write]")
     parser.add_argument("--write", action="store_true", help="also save them in the settings file")
     flags = parser.parse_args(arguments)
+    named = flags.config or environment.get("SERVE_CONFIG")
+    target = Path(named) if named else SETTINGS_FILE
+    if flags.write and not target:
+        raise ConfigError("--write needs --config FILE, the settings file to save in; it may be a new one")
+    if flags.write and target and not target.exists():
+        save(target, {})  # reading the settings needs it, and if it cannot be written, measuring is in vain
     config = load_config(arguments, environment, parser)
-    path = find_model(config.model, config.model_variant, MODELS)
+    path = find_model(config.model, config.model_variant, *model_folders(config.models, config.model))
     budget = config.thread_plan.budget
     print(printable(f"{path.name} on {budget.count} CPUs ({budget.reason})"), flush=True)
     choices = measure(path, budget.count, _show_progress if sys.stderr.isatty() else lambda _: None)
     print("\n".join(report(choices)))
-    if flags.write:
-        target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
+    if flags.write and target:
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
-        how = "here" if target == Path(DEFAULT_FILE) else f"with --config {shlex.quote(str(target))}"
-        print(printable(f"Saved in {target}; the server reads it if started {how}."))
+        how = f" if started with --config {shlex.quote(named)}" if named else ""
+        print(printable(f"Saved in {target}; the server reads it{how}."))
     return 0
 
 

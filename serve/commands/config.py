@@ -5,10 +5,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from serve.config.settings import Config, argument_parser, format_value, load_settings
+from serve.config.parsers import format_value
+from serve.config.settings import Config, argument_parser, load_settings
 from serve.errors import StartError
 from serve.imaging.preprocess import Preprocessing
 from serve.model.decoders import make_decoders, start_fork_server
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser = argument_parser("config", "Print each setting in effect and its source.", "")
     config, sources = load_settings(arguments, environment, parser)
     rows = [
-        (setting.name, printable(_format(getattr(config, setting.name))), sources.get(setting.name, "default"))
+        (setting.name, printable(format_value(getattr(config, setting.name))), sources.get(setting.name, "default"))
         for setting in fields(config)
     ]
     rows.append(("decoders", _decoder_state(config), "this system"))
@@ -53,8 +53,3 @@ def _decoder_state(config: Config) -> str:
             return make_decoders(config, _ANY_PREPROCESSING, fork_server).state
         except StartError as error:
             return str(error)
-
-
-def _format(value: Any) -> str:
-    """Formats a value as for a flag; paths stay absolute, so that they hold in every folder."""
-    return str(value) if isinstance(value, Path) else format_value(value)

@@ -1,4 +1,4 @@
-"""Parsers from a setting's text to its value; each raises `ValueError` with what is allowed."""
+"""Parsers from a setting's text to its value, and back; each raises `ValueError` with what is allowed."""
 
 import re
 from collections.abc import Callable
@@ -88,6 +88,19 @@ def split_list(text: str) -> tuple[str, ...]:
     if len(text) > _MAX_LIST:
         raise ValueError(f"longer than {_MAX_LIST} characters")
     return tuple(part for part in re.split(r"[,\s]+", text) if part)
+
+
+def format_value(value: Any) -> str:
+    """Formats a setting's value as it is written in a flag; `none` if it is not set."""
+    match value:
+        case bool():
+            return "on" if value else "off"
+        case () | None:
+            return "none"
+        case tuple():
+            return ",".join(value)
+        case _:
+            return str(value)
 
 
 def _matching(entries: tuple[str, ...], pattern: str, what: str) -> tuple[str, ...]:

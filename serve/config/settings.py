@@ -5,16 +5,19 @@ Each field is one setting: `--max-files` on the command line, else `SERVE_MAX_FI
 """
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from serve import __version__
 from serve.config.cpus import ThreadPlan, cpu_budget
 from serve.config.parsers import (
     Parser,
     execution_providers,
     file_path,
+    format_value,
     formats,
     host_names,
     integer,
@@ -23,12 +26,16 @@ from serve.config.parsers import (
     one_of,
     origins,
 )
-from serve.config.settings_file import DEFAULT_FILE, quoted, read_settings_file
+from serve.config.settings_file import quoted, read_settings_file
 from serve.errors import ConfigError
 from serve.printable import ArgumentParser
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 MODELS: Final = ROOT / "models"
+# Only a checkout has one, in its own folder, so that no other folder from which a command is run can change settings.
+SETTINGS_FILE: Final = ROOT / "serve.toml" if (ROOT / "pyproject.toml").is_file() else None
+_NAME: Final = "densenet-server"  # also of the wheel's command
+_PROGRAM: Final = _NAME if Path(sys.argv[0]).name == _NAME else "python -m serve"
 
 
 def _setting(default: Any, parse: Parser, help_text: str) -> Any:
@@ -45,6 +52,11 @@ class Config:
         "auto",
         non_empty,
         "densenet121, efficientnet_lite0, an .onnx file, or auto: densenet121 if exported, else the other",
+    )
+    models: Path | None = _setting(
+        None,
+        file_path,
+        "folder to look for models in before the server's own; none: ./models for a model named with --model",
     )
     model_variant: str = _setting(
         "auto", one_of("auto", "int8", "fp32"), "int8, fp32, or auto: int8 if available, else fp32"
@@ -157,6 +169,7 @@ def load_settings(
     flags = vars((parser or argument_parser()).parse_args(arguments))
     path, entries = read_settings_file(
         flags["config"] or environment.get("SERVE_CONFIG") or None,
+        SETTINGS_FILE,
         {setting.name: setting.default for setting in fields(Config)},
     )
     values: dict[str, Any] = {}
@@ -202,7 +215,7 @@ def argument_parser(
         command: the command's name, empty for the server.
         usage: the command's own arguments, as its usage line shows them.
     """
-    prog = f"python -m serve {command}".rstrip()
+    prog = f"{_PROGRAM} {command}".rstrip()
     parser = ArgumentParser(
         prog=prog,
         # Thirty flags would push the error that follows them off the screen.
@@ -210,32 +223,19 @@ def argument_parser(
         description=description,
         epilog="Each setting is also an environment variable (in brackets) and an entry of the TOML file.\n"
         "Flags override variables; variables override the file.\n\n"
-        "commands:\n  classify  classify files without a server\n  autotune  find the best thread settings\n"
+        "commands:\n  serve     serve, as without a command\n"
+        "  classify  classify files without a server\n  autotune  find the best thread settings\n"
         "  health    check whether a server is ready\n  config    print each setting and its source\n\n"
         "exit status of the server: 0 after Ctrl-C or SIGTERM, 2 if it cannot start",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     settings = parser.add_argument_group("settings, shared by all commands; each uses those that concern it")
-    text = f"TOML file with settings [SERVE_CONFIG, default: {DEFAULT_FILE} if it exists]"
+    parser.add_argument("--version", action="version", version=f"{_NAME} {__version__}")
+    text = "TOML file with settings [SERVE_CONFIG, default: a checkout's own serve.toml, if it exists]"
     settings.add_argument("--config", metavar="FILE", help=text)
     for setting in fields(Config):
         flag, variable = setting_names(setting.name)
         text = f"{setting.metadata['help']} [{variable}, default: {format_value(setting.default)}]"
         settings.add_argument(flag, metavar="VALUE", help=text)
     return parser
-
-
-def format_value(value: Any) -> str:
-    """Formats a setting's value as it is written in a flag; `none` if it is not set."""
-    match value:
-        case bool():
-            return "on" if value else "off"
-        case Path():
-            return str(value.relative_to(ROOT) if value.is_relative_to(ROOT) else value)
-        case () | None:
-            return "none"
-        case tuple():
-            return ",".join(value)
-        case _:
-            return str(value)

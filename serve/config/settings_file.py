@@ -10,16 +10,18 @@ from serve.config.regular_file import read_text
 from serve.errors import ConfigError
 from serve.printable import shortened
 
-DEFAULT_FILE: Final = "serve.toml"
 MAX_BYTES: Final = 2**15  # tomllib takes seconds for larger files in the worst case, keys of ten thousand parts
 _MAX_QUOTED: Final = 200  # characters of a value in an error message
 
 
-def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[Path, dict[str, str]]:
+def read_settings_file(
+    named: str | None, default: Path | None, defaults: Mapping[str, Any]
+) -> tuple[Path | None, dict[str, str]]:
     """Reads the settings file; only the default file may be missing.
 
     Args:
         named: the path given by the operator, None for the default file.
+        default: the file to read if none is named, None for no file.
         defaults: the default of each setting, by name.
 
     Returns:
@@ -28,8 +30,8 @@ def read_settings_file(named: str | None, defaults: Mapping[str, Any]) -> tuple[
     Raises:
         ConfigError: the file or an entry is invalid; the message names both.
     """
-    path = Path(named or DEFAULT_FILE)
-    if named == os.devnull:
+    path = Path(named) if named else default
+    if path is None or named == os.devnull:
         return path, {}
     try:
         entries = tomllib.loads(read_text(path, MAX_BYTES))

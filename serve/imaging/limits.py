@@ -26,8 +26,9 @@ def require_format(data: Data) -> str:
     accepted = ", ".join(ACCEPTED_FORMATS)
     if name == HEIC:
         raise UnsupportedFormat(
-            "HEIC needs the extra 'heic', which this server lacks; its operator can add it with make serve HEIC=1, or "
-            f"to the container image with --build-arg HEIC=1. The accepted formats are {accepted}."
+            "HEIC needs the extra 'heic', which this server lacks; its operator can add it with pip install "
+            "'densenet-server[heic]' or make serve HEIC=1, or to the container image with --build-arg HEIC=1. "
+            f"The accepted formats are {accepted}."
         )
     told = f"The file is not an image in an accepted format; those are {accepted}."
     if found := describe_non_image(data):

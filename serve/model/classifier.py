@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from serve.config.settings import MODELS, Config
+from serve.config.settings import Config
 from serve.errors import EmptyFile, ModelError
 from serve.imaging.decoders import Decoders
 from serve.imaging.fork_server import ForkServer
@@ -14,7 +14,7 @@ from serve.imaging.limits import require_format
 from serve.imaging.normalise import Batch, FloatArray, as_pixels, normalise, to_pixels
 from serve.imaging.preprocess import Preprocessing
 from serve.model.decoders import make_decoders, start_fork_server
-from serve.model.files import AUTO, find_model
+from serve.model.files import AUTO, find_model, model_folders
 from serve.model.postprocess import Label, ScoredLabel, load_class_index, top_k
 from serve.model.session import Model, load_model
 
@@ -129,7 +129,7 @@ def load_classifier(config: Config) -> Classifier:
     Raises:
         StartError: a file is unusable, or the files do not fit each other.
     """
-    path = find_model(config.model, config.model_variant, MODELS)
+    path = find_model(config.model, config.model_variant, *model_folders(config.models, config.model))
     fork_server = start_fork_server(config)  # it starts while the model is loaded
     try:
         model = load_model(path, config.thread_plan.intra_op_threads, config.providers)

@@ -1,8 +1,10 @@
-"""Finds the model file to serve: a path, or a name and variant in the folder `models/`."""
+"""Finds the model file to serve: a path, or a name and variant in a folder of models."""
 
+from itertools import product
 from pathlib import Path
 from typing import Final
 
+from serve.config.settings import MODELS
 from serve.errors import ModelError
 from serve.printable import shortened
 
@@ -10,14 +12,30 @@ from serve.printable import shortened
 KNOWN_MODELS: Final = ("densenet121", "efficientnet_lite0")
 EMBEDDED_MODEL: Final = "efficientnet_lite0"  # in the repository; densenet121 has to be exported first
 AUTO: Final = "auto"  # as a model or a variant: the first that exists
+_FOLDER: Final = Path("models")  # in the working directory
 
 
-def find_model(model: str, variant: str, folder: Path) -> Path:
+def model_folders(given: Path | None, model: str) -> tuple[Path, ...]:
+    """Returns the folders to look for a model in: the given one, by default `./models`, then the server's own.
+
+    `auto` does not look in `./models`: a model is taken from the working directory only if it was named.
+
+    Args:
+        given: the setting `models`.
+        model: the setting `model`.
+    """
+    if given is None and model == AUTO:
+        return (MODELS,)
+    return given or _FOLDER, MODELS
+
+
+def find_model(model: str, variant: str, *folders: Path) -> Path:
     """Returns the file to load.
 
     Args:
-        model: a path ending in `.onnx`, a name in `folder`, or `auto`.
+        model: a path ending in `.onnx`, a name in one of `folders`, or `auto`.
         variant: `int8`, `fp32`, or `auto` for `NAME.int8.onnx` if it exists, else `NAME.onnx`.
+        folders: where to look, in this order.
 
     Raises:
         ModelError: there is no such file.
@@ -26,7 +44,7 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
         return Path(model)
     wanted = KNOWN_MODELS if model == AUTO else (model,)
     try:
-        for name in wanted:
+        for name, folder in product(wanted, folders):
             for candidate in _file_names(name, variant):
                 if (folder / candidate).is_file():
                     return folder / candidate
@@ -39,7 +57,8 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
         raise ModelError(f"model {shortened(model, 200)}: {(error.strerror or 'unreadable').lower()}") from error
     described = " or ".join(wanted) + ("" if variant == AUTO else f", {variant},")
     raise ModelError(
-        f"no model {described} in {folder.name}/; make one with 'make export', or choose a file with --model"
+        f"no model {described} in {' or '.join(f'{folder}/' for folder in folders)}; make one with 'make export' in a "
+        "checkout, or choose a file with --model or a folder with --models"
     )
 
 
@@ -52,7 +71,10 @@ def fallback_warning(model: str, name: str) -> str:
     """
     if model != AUTO or name != EMBEDDED_MODEL:
         return ""
-    return f"DenseNet-121 is not exported; using the small embedded model {name}. To export: make serve WEIGHTS=PATH"
+    return (
+        f"DenseNet-121 is not exported; using the small embedded model {name}. To export it, in a checkout: "
+        "make export WEIGHTS=PATH"
+    )
 
 
 def _file_names(name: str, variant: str) -> tuple[str, ...]:

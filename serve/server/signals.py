@@ -77,4 +77,5 @@ def report_start_failure(reason: object) -> int:
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     """Exits with 0 for a server, which has no request in flight here, and else with 128 plus the signal's number."""
-    exit_now(SIGNAL_STATUS_BASE + number if sys.argv[1:2] and not sys.argv[1].startswith("-") else 0)
+    command = sys.argv[1] if len(sys.argv) > 1 else "serve"
+    exit_now(0 if command == "serve" or command.startswith("-") else SIGNAL_STATUS_BASE + number)

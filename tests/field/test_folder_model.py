@@ -17,8 +17,8 @@ from tests.tiny_model import THREE_CLASSES
 
 CAT = PHOTOS / "cat.jpg"
 FALLBACK = (
-    "DenseNet-121 is not exported; using the small embedded model efficientnet_lite0. To export: make serve "
-    "WEIGHTS=PATH\n"
+    "DenseNet-121 is not exported; using the small embedded model efficientnet_lite0. To export it, in a "
+    "checkout: make export WEIGHTS=PATH\n"
 )
 
 
@@ -41,7 +41,7 @@ def test_the_embedded_model_is_used_with_its_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(MODELS / "efficientnet_lite0.onnx", tmp_path)
-    monkeypatch.setattr("serve.model.classifier.MODELS", tmp_path)
+    monkeypatch.setattr("serve.model.files.MODELS", tmp_path)
     assert command.main([str(CAT), "--jsonl"], {}) == 0
     shown = capfd.readouterr()
     assert shown.err.startswith(f"{FALLBACK}model: efficientnet_lite0, int8\n1 file in ")

@@ -10,13 +10,26 @@ import pytest
 from serve.commands.autotune import Choice, _choose, measure, report, save
 from serve.config.settings import ROOT, load_config
 from serve.errors import ConfigError
+from tests.project_copy import copy_project
 
 
-def autotune(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def autotune(*arguments: str, folder: Path, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return serve("autotune", *arguments, folder=folder, checkout=checkout)
+
+
+def max_files(folder: Path, checkout: Path) -> list[str]:
+    """Runs `config` and returns what it says of one setting: value and source."""
+    lines = serve("config", folder=folder, checkout=checkout).stdout.splitlines()
+    return next(line.split()[1:] for line in lines if line.startswith("max_files "))
+
+
+def serve(*arguments: str, folder: Path, checkout: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a command of this checkout in a folder."""
+    inherited = {name: value for name, value in os.environ.items() if name != "SERVE_CONFIG"}
     return subprocess.run(
-        [sys.executable, "-m", "serve", "autotune", *arguments],
+        [sys.executable, "-m", "serve", *arguments],
         cwd=folder,
-        env={**{name: value for name, value in os.environ.items() if name != "SERVE_CONFIG"}, "PYTHONPATH": str(ROOT)},
+        env={**inherited, "PYTHONPATH": str(checkout)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -25,10 +38,12 @@ def autotune(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_printed_settings_are_those_saved_in_the_file(tiny_model: Path, tmp_path: Path) -> None:
-    done = autotune("--model", str(tiny_model), "--write", folder=tmp_path)
+    path = tmp_path / "mine.toml"
+    done = autotune("--model", str(tiny_model), "--write", "--config", str(path), folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "images/s" in done.stdout
-    config = load_config(["--config", str(tmp_path / "serve.toml")], {})
+    assert f"Saved in {path}; the server reads it if started with --config {path}.\n" in done.stdout
+    config = load_config(["--config", str(path)], {})
     here = len(os.sched_getaffinity(0))
     assert f"streams = {config.streams or here}  #" in done.stdout
     assert f"intra_op_threads = {config.intra_op_threads or here}  #" in done.stdout
@@ -37,6 +52,30 @@ def test_the_printed_settings_are_those_saved_in_the_file(tiny_model: Path, tmp_
 def test_without_write_nothing_is_saved(tiny_model: Path, tmp_path: Path) -> None:
     assert autotune("--model", str(tiny_model), "--threads", "1", folder=tmp_path).returncode == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkout_has_a_settings_file_of_its_own_wherever_the_command_runs(tiny_model: Path, tmp_path: Path) -> None:
+    clone = copy_project(tmp_path / "clone")
+    done = autotune("--model", str(tiny_model), "--threads", "1", "--write", folder=tmp_path, checkout=clone)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(f"Saved in {clone / 'serve.toml'}; the server reads it.\n")
+    (clone / "serve.toml").write_text("max_files = 3\n")
+    assert max_files(folder=tmp_path, checkout=clone) == ["3", "file", str(clone / "serve.toml")]
+
+
+def test_a_folder_in_which_a_command_runs_cannot_change_its_settings(tmp_path: Path) -> None:
+    (tmp_path / "serve.toml").write_text("max_files = 3\n")
+    assert max_files(folder=tmp_path, checkout=ROOT) == ["32", "default"]
+
+
+def test_without_a_checkout_the_file_to_write_has_to_be_named(tiny_model: Path, tmp_path: Path) -> None:
+    clone = copy_project(tmp_path / "clone")
+    (clone / "pyproject.toml").unlink()  # as in the wheel
+    (clone / "serve.toml").write_text("max_files = 3\n")
+    assert max_files(folder=tmp_path, checkout=clone) == ["32", "default"]
+    done = autotune("--model", str(tiny_model), "--write", folder=tmp_path, checkout=clone)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "serve: --write needs --config FILE, the settings file to save in; it may be a new one\n"
 
 
 def test_a_failure_is_one_line_and_status_2(tmp_path: Path, tiny_model: Path) -> None:

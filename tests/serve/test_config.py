@@ -5,13 +5,14 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
 import pytest
 
 from serve.config.environment import unknown_variables
-from serve.config.settings import ROOT, Config, load_config
+from serve.config.settings import ROOT, SETTINGS_FILE, Config, load_config
 from serve.errors import ConfigError
 from tests.documents import DOCUMENTS
 from tests.server_process import running_server
@@ -133,12 +134,22 @@ def test_a_file_is_read_below_the_environment_and_the_flags(tmp_path: Path) -> N
     assert load_config([], {"SERVE_CONFIG": str(path)}).port == 6000
 
 
-def test_the_default_file_is_read_if_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_the_checkouts_own_file_is_read_if_it_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SETTINGS_FILE == ROOT / "serve.toml"
+    monkeypatch.setattr("serve.config.settings.SETTINGS_FILE", tmp_path / "serve.toml")
     assert load_config([], {}).port == 5000
     assert load_config([], {"SERVE_CONFIG": ""}).port == 5000
     (tmp_path / "serve.toml").write_text("port = 6000\n")
     assert load_config([], {}).port == 6000
+    monkeypatch.setattr("serve.config.settings.SETTINGS_FILE", None)  # as in the wheel
+    assert load_config([], {}).port == 5000
+
+
+def test_the_version_is_printed_and_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    stated = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    with pytest.raises(SystemExit) as leaving:
+        load_config(["--version"], {})
+    assert (leaving.value.code, capsys.readouterr().out) == (0, f"{stated['name']} {stated['version']}\n")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from serve.config.settings import MODELS, Config
 from serve.errors import ModelError
 from serve.model.classifier import load_classifier
-from serve.model.files import EMBEDDED_MODEL, find_model
+from serve.model.files import EMBEDDED_MODEL, find_model, model_folders
 
 
 @pytest.fixture
@@ -38,12 +38,36 @@ def test_without_int8_fp32_is_served_and_without_densenet_the_embedded_model(fol
     assert find_model("auto", "auto", folder).name == f"{EMBEDDED_MODEL}.onnx"
 
 
+def test_a_model_is_looked_for_in_each_folder_in_turn(folder: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "efficientnet_lite0.onnx").touch()
+    assert find_model("efficientnet_lite0", "auto", own, folder) == own / "efficientnet_lite0.onnx"
+    assert find_model("densenet121", "auto", own, folder) == folder / "densenet121.int8.onnx"
+    assert find_model("auto", "auto", own, folder) == folder / "densenet121.int8.onnx"  # it comes first by name
+    with pytest.raises(ModelError, match=f"no model resnet in {own}/ or {folder}/; make one"):
+        find_model("resnet", "auto", own, folder)
+
+
+def test_only_a_model_that_was_named_is_taken_from_the_working_directory() -> None:
+    assert model_folders(None, "densenet121") == (Path("models"), MODELS)
+    assert model_folders(None, "auto") == (MODELS,)
+    assert model_folders(Path("mine"), "auto") == model_folders(Path("mine"), "densenet121") == (Path("mine"), MODELS)
+
+
+def test_the_setting_names_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "mine.onnx").write_bytes((MODELS / f"{EMBEDDED_MODEL}.onnx").read_bytes())
+    classifier = load_classifier(Config(model="mine", models=tmp_path))
+    assert classifier.model.name == EMBEDDED_MODEL  # as its metadata says
+    classifier.close()
+
+
 def test_an_onnx_path_is_used_as_given() -> None:
     assert find_model("elsewhere/my.onnx", "auto", MODELS) == Path("elsewhere/my.onnx")
 
 
 def test_a_missing_model_is_named_in_the_error(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no model densenet121 in .*make one with 'make export'"):
+    with pytest.raises(ModelError, match=r"no model densenet121 in .*/; make one with 'make export' in a checkout"):
         find_model("densenet121", "auto", tmp_path)
     with pytest.raises(ModelError, match="no model resnet, fp32, in"):
         find_model("resnet", "fp32", tmp_path)

@@ -142,8 +142,9 @@ def test_without_its_extra_heic_is_refused_and_the_message_says_how_to_get_it(
 ) -> None:
     monkeypatch.setattr("serve.imaging.limits.ACCEPTED_FORMATS", BUILT_IN_FORMATS)
     message = (
-        "HEIC needs the extra 'heic', which this server lacks; its operator can add it with make serve HEIC=1, or to "
-        "the container image with --build-arg HEIC=1. The accepted formats are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."
+        "HEIC needs the extra 'heic', which this server lacks; its operator can add it with pip install "
+        "'densenet-server[heic]' or make serve HEIC=1, or to the container image with --build-arg HEIC=1. The accepted "
+        "formats are JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF."
     )
     with pytest.raises(UnsupportedFormat, match=f"^{re.escape(message)}$"):
         open_image(b"\0\0\0\x18ftyp" + brands + bytes(40), spec(SMALL), LIMIT)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -104,6 +105,17 @@ def test_repeated_signals_from_any_moment_on_end_it_normally(moment: float, work
         assert process.returncode == 0
         assert process.stderr
         assert "Traceback" not in process.stderr.read()
+
+
+def test_a_server_started_by_its_commands_name_ends_normally_too() -> None:
+    command = [sys.executable, "-m", "serve", "serve", "--port", "0", *FLAGS]
+    for line in ("", '"message": "tiny'):  # during the imports, and once it is ready
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+            wait_for(partial(handles_sigterm, process))
+            while line and process.stderr and line not in process.stderr.readline():
+                assert process.poll() is None
+            process.terminate()
+            assert process.wait(20) == 0
 
 
 HANGS_AT_THE_END = """
