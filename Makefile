@@ -47,7 +47,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes cpus browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes dist release-check cpus browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -141,6 +141,15 @@ check-kubernetes: ## check deploy/kubernetes against published schemas and a ser
 	@# cloudcoil's pytest plug-in imports a package that is not installed
 	.venv/kubernetes/bin/python -m pytest -p no:cloudcoil tests/kubernetes
 
+dist:
+	@$(install) .venv/release requirements/release.txt
+	rm -rf build/dist
+	.venv/release/bin/python -m build --no-isolation --outdir build/dist
+
+release-check: dist ## build wheel and sdist in build/dist, check them, install the wheel and classify a picture
+	.venv/release/bin/python -m twine check --strict build/dist/*
+	.venv/release/bin/python -m pytest tests/release
+
 cpus: ## show that int8 gives the same integers on x86-64 and arm64 CPUs, emulated; needs root
 	@$(install_runtime)
 	@$(install_export)
@@ -208,7 +217,7 @@ lock: ## resolve pyproject.toml into requirements/*.txt, newest versions
 	@$(install_export)
 	$(lock) pyproject.toml -o requirements/runtime.txt
 	$(lock) pyproject.toml --extra heic -c requirements/runtime.txt -o requirements/heic.txt
-	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
+	$(lock) pyproject.toml --group export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) pyproject.toml --extra ray -c requirements/runtime.txt -c requirements/test.txt -o requirements/ray.txt
 	$(lock) --group fuzz -c requirements/export.txt -o requirements/fuzz.txt
@@ -218,6 +227,7 @@ lock: ## resolve pyproject.toml into requirements/*.txt, newest versions
 	$(lock) --group browser -c requirements/export.txt -o requirements/browser.txt
 	$(lock) --group container -c requirements/export.txt -o requirements/container.txt
 	$(lock) --group embedded -c requirements/export.txt -o requirements/embedded.txt
+	$(lock) --group release -c requirements/export.txt -o requirements/release.txt
 	$(lock) --group dev -c requirements/export.txt -o requirements/dev.txt
 	$(lock) requirements/benchmark.in -c requirements/export.txt -o requirements/benchmark.txt
 	for peer in requirements/peers/*.in; do $(lock) $$peer -o $${peer%.in}.txt; done

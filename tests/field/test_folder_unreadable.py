@@ -1,6 +1,5 @@
 """`classify` on what cannot be read: each is a record with its reason and makes the exit status 1."""
 
-import ctypes
 import os
 import socket
 import stat
@@ -16,6 +15,7 @@ from serve.config.settings import ROOT
 from serve.files.paths import HIDDEN, LINKED_DIRECTORY, expand_paths
 from serve.files.runner import classify_files
 from serve.model.classifier import Classifier
+from tests.permissions import drop_root
 from tests.serve.conftest import PHOTOS
 from tests.serve.test_classify import COMMAND, classify, records
 
@@ -72,12 +72,6 @@ def test_everything_that_cannot_be_read_is_a_record_with_its_reason(folder: Path
     assert status == 1
     assert "13 files in" in summary
     assert "1 classified, 12 with problems" in summary
-
-
-def drop_root() -> None:
-    """Has root obey permissions after the next exec; fails for others, who obey them anyway."""
-    for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
 
 
 def test_files_and_folders_without_permission_are_records(folder: Path) -> None:
