@@ -47,7 +47,7 @@ run_export = $(exporter) export/export_onnx.py --output $(model) \
 	$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS)))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes dist release-check cpus browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
+.PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes check-services dist release-check cpus browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-16s %s\n", $$1, $$2 }' Makefile
@@ -149,6 +149,9 @@ dist:
 release-check: dist ## build wheel and sdist in build/dist, check them, install the wheel and classify a picture
 	.venv/release/bin/python -m twine check --strict build/dist/*
 	.venv/release/bin/python -m pytest tests/release
+
+check-services: dist ## run deploy/systemd in a systemd of its own; needs root and systemd-nspawn
+	.venv/release/bin/python -m pytest tests/services
 
 cpus: ## show that int8 gives the same integers on x86-64 and arm64 CPUs, emulated; needs root
 	@$(install_runtime)
