@@ -51,6 +51,7 @@ SCHEMA: Final = pyarrow.schema(
         ("title", pyarrow.string()),
         ("status", pyarrow.int32()),
         ("detail", pyarrow.string()),
+        ("reason", pyarrow.string()),
     ]
 )
 
@@ -183,7 +184,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--address", help="of a running cluster (default: the one on this machine, else a new one)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
     options = parser.parse_args(arguments)
-    flags = ["--threads=1", *(f"--{name.replace('_', '-')}" for name in options.set)]
+    flags = [
+        "--threads=1",
+        *(f"--{name.replace('_', '-')}={value}" for name, _, value in (each.partition("=") for each in options.set)),
+    ]
     try:
         load_config(flags, {})
         done = finished_files(options.output)
