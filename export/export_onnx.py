@@ -75,6 +75,7 @@ class Trained:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(arguments)
+    options.photos = options.photos or [PROJECT_PHOTOGRAPHS]
     try:
         run(options)
     except (ExportError, OSError) as error:  # OSError: names that no file can have
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.output:
         make_directory(options.output.parent)  # before minutes of work whose files could not be written
-    paths = spread(find_photographs(options.photos or [PROJECT_PHOTOGRAPHS]), MAX_PHOTOGRAPHS)
+    paths = spread(find_photographs(options.photos), MAX_PHOTOGRAPHS)
     with stage("load the weights") as note:
         trained = _load(options)
         note(", ".join(filter(None, [trained.weights.source, trained.weights.note, f"{trained.class_count} classes"])))
@@ -111,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
     int8 = try_int8(
         Source(model, trained.architecture, trained.weights.sha256, options.activation),
         photographs,
-        own=options.photos is not None,
+        own=options.photos != [PROJECT_PHOTOGRAPHS],
         calibration_folder=options.calibrate,
         set_name=options.set_name or (options.calibrate.resolve().name if options.calibrate else _set_name(options)),
         required=options.require_int8,
@@ -198,8 +199,9 @@ def _variants(
 
 
 def _set_name(options: argparse.Namespace) -> str:
-    names = " ".join(path.resolve().name for path in options.photos or ())
-    return options.set_name or names or "the project's own pictures"
+    if options.photos == [PROJECT_PHOTOGRAPHS]:
+        return "the project's own pictures"
+    return options.set_name or " ".join(path.resolve().name for path in options.photos)
 
 
 def _write(
