@@ -182,8 +182,8 @@ def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
     """
     for name in (path.name, f"{path.parent.name}_"):
         match = _WNID.match(name)
-        if match:
-            return classes.get(match[1])
+        if match and match[1] in classes:
+            return classes[match[1]]
     if path.parent.name in classes:
         return classes[path.parent.name]
     ends = [match.start() for match in _AFTER_LABEL.finditer(path.name)]

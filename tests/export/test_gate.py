@@ -108,7 +108,8 @@ def test_labels_come_from_file_or_folder_names() -> None:
     assert label_of(Path("val/n01440764/ILSVRC2012.JPEG"), numbers) == 0
     assert label_of(Path("photos/cat.jpg"), numbers) is None
     assert label_of(Path("photos/n99999999_none.jpg"), numbers) is None
-    assert label_of(Path("n01440764/n99999999_none.jpg"), numbers) is None  # the file's own name comes first
+    assert label_of(Path("n01440764/n99999999_none.jpg"), numbers) == 0
+    assert label_of(Path("n01440764/n01443537_goldfish.jpg"), numbers | {"n01443537": 1}) == 1  # the file's own name
 
 
 def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path) -> None:
@@ -264,6 +265,7 @@ def test_labels_of_ones_own_come_from_the_folder_then_from_the_files_name() -> N
     numbers = {"cat": 0, "golden retriever": 1, "n02099601": 1, "cat_big": 2}
     for name, label in (
         ("photos/cat/dog_1.jpg", 0),
+        ("photos/cat/n01440764_tench.JPEG", 0),
         ("photos/golden retriever/1.jpg", 1),
         ("photos/golden retriever 12.jpg", 1),
         ("photos/cat.jpg", 0),
