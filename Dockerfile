@@ -9,8 +9,8 @@
 ARG PYTHON_IMAGE=python:3.11-slim
 # densenet121, or efficientnet_lite0, which is in the repository and needs no torch.
 ARG MODEL=densenet121
-# int8 or, for DenseNet-121, fp32.
-ARG MODEL_VARIANT=int8
+# auto, int8 or, for DenseNet-121, fp32. auto is int8 or, for labels of your own, fp32 if int8 fails its accuracy gate.
+ARG MODEL_VARIANT=auto
 # 1 to accept HEIC images, too.
 ARG HEIC
 
@@ -26,7 +26,7 @@ COPY requirements/install.py requirements/environment.py requirements/export.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 COPY export/ export/
-# The parity check and calibration read images and labels with these; changes to other files of serve/ cause no export.
+# The export reads images and labels with these; changes to other files of serve/ cause no export.
 COPY serve/errors.py serve/printable.py serve/
 COPY serve/imaging/ serve/imaging/
 COPY serve/config/regular_file.py serve/config/
@@ -36,6 +36,12 @@ COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT
 # Name of a state dict in models/weights. By default the only .pth there; if there is none, torchvision's is downloaded.
 ARG WEIGHTS
+# Names in models/weights of the labels of these weights, if they are not ImageNet's (a file, or a folder with one folder
+# for each class), and of a folder of photographs to calibrate int8 on.
+ARG LABELS
+ARG PHOTOS
+# What answers call the model; by default the name of the weights, if they have labels of their own, else densenet121.
+ARG NAME
 # In quotes, an empty ${required:-} would be an argument:
 # hadolint ignore=SC2086
 RUN --mount=type=bind,source=models,target=/context \
@@ -44,18 +50,26 @@ RUN --mount=type=bind,source=models,target=/context \
     if [ -n "$WEIGHTS" ]; then set -- "/context/weights/$WEIGHTS"; fi && \
     if [ "$#" -gt 1 ]; then echo "models/weights has $# .pth files; choose one with --build-arg WEIGHTS=NAME" >&2; exit 1; fi && \
     if [ -z "$WEIGHTS" ] && [ ! -e "$1" ]; then shift; fi && \
-    if [ "$MODEL_VARIANT" = int8 ]; then required=--require-int8; fi && \
-    /venv/bin/python export/export_onnx.py --output models/densenet121.onnx ${1:+--weights "$1"} ${required:-}
+    if [ -n "$LABELS" ] && [ -z "$NAME" ]; then NAME=$(basename "${1%.*}"); fi && \
+    if [ "$MODEL_VARIANT" = int8 ] || [ "$MODEL_VARIANT$LABELS" = auto ]; then required=--require-int8; fi && \
+    /venv/bin/python export/export_onnx.py --output made/model.onnx --name "${NAME:-densenet121}" ${1:+--weights "$1"} \
+        ${LABELS:+--labels "/context/weights/$LABELS"} ${PHOTOS:+--photos "/context/weights/$PHOTOS"} ${required:-} && \
+    mkdir models && \
+    if [ "$MODEL_VARIANT" != fp32 ] && [ -e made/model.int8.onnx ]; then mv made/model.int8.onnx models/densenet121.int8.onnx; \
+    else mv made/model.onnx models/densenet121.onnx; fi
 
 
-FROM scratch AS model-densenet121-int8
-COPY --from=export /build/models/densenet121.int8.onnx /app/models/
+FROM scratch AS model-densenet121-auto
+COPY --from=export /build/models /app/models
 
-FROM scratch AS model-densenet121-fp32
-COPY --from=export /build/models/densenet121.onnx /app/models/
+FROM model-densenet121-auto AS model-densenet121-int8
 
-FROM scratch AS model-efficientnet_lite0-int8
+FROM model-densenet121-auto AS model-densenet121-fp32
+
+FROM scratch AS model-efficientnet_lite0-auto
 COPY --chmod=0644 models/efficientnet_lite0.onnx models/efficientnet_lite0.json /app/models/
+
+FROM model-efficientnet_lite0-auto AS model-efficientnet_lite0-int8
 
 FROM base AS model-efficientnet_lite0-fp32
 RUN echo "efficientnet_lite0 is available in int8 only" >&2 && exit 1

@@ -1,8 +1,8 @@
 # Each target runs plain commands: `make -n serve` prints them, and each command has --help.
 #
 # WEIGHTS        weights of a DenseNet (.pth or .safetensors); default: torchvision's, downloaded if not cached
-# LABELS         labels of the weights' classes, a file or a folder of class folders; default: ImageNet's
-# PHOTOS         folder of photographs for the parity check, for int8 of weights of your own, and the tests
+# LABELS         labels of WEIGHTS, if they are not ImageNet's: a file, or a folder with one folder for each class
+# PHOTOS         folder of photographs for the parity check and the tests; int8 of weights of your own is calibrated on them
 # HOST, PORT     address of `make serve`; default: 127.0.0.1 and 5000
 # MODEL          densenet121, efficientnet_lite0 or a file; default: the first that is available
 # MODEL_VARIANT  int8 or fp32; default: int8 if it passed the export's accuracy gate
@@ -34,7 +34,7 @@ quote = '$(subst ','\'',$(1))'
 $(foreach name,PYTHON WEIGHTS LABELS PHOTOS MODEL TORCH_INDEX,$(eval override $(name) := $$(value $(name))))
 
 export ORT_DISABLE_TELEMETRY = 1
-export WEIGHTS PHOTOS
+export WEIGHTS LABELS PHOTOS
 export DOCKER_BUILDKIT = 1
 unexport MODEL MODEL_VARIANT PORT
 
@@ -96,14 +96,16 @@ build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&
 	$(if $(MODEL),--build-arg MODEL=$(call quote,$(MODEL))) \
 	$(if $(MODEL_VARIANT),--build-arg MODEL_VARIANT=$(call quote,$(MODEL_VARIANT))) \
 	$(if $(WEIGHTS),--build-arg WEIGHTS="$$(basename -- "$$WEIGHTS")") \
+	$(if $(LABELS),--build-arg LABELS="$$(basename -- "$$LABELS")" \
+		$(if $(PHOTOS),--build-arg PHOTOS="$$(basename -- "$$PHOTOS")")) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(call quote,$(TORCH_INDEX))) \
 	$(if $(HEIC),--build-arg HEIC=$(call quote,$(HEIC))) \
 	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE=$(call quote,$(SOURCE))
 
 image: ## build the container image (see docs/container.md)
 	@$(DOCKER) info >/dev/null 2>&1 || { echo "make image: no Docker engine answers '$(DOCKER) info'" >&2; exit 1; }
-	@$(if $(WEIGHTS),mkdir -p models/weights; staged="models/weights/$$(basename -- "$$WEIGHTS")"; \
-		test "$$WEIGHTS" -ef "$$staged" || cp -- "$$WEIGHTS" "$$staged")
+	@mkdir -p models/weights; for path in $(if $(WEIGHTS),"$$WEIGHTS") $(if $(LABELS),"$$LABELS" $(if $(PHOTOS),"$$PHOTOS")); do \
+		test "$$path" -ef "models/weights/$$(basename -- "$$path")" || cp -R -- "$${path%/}" models/weights/ || exit 1; done
 	$(build_image) --target runtime $(BUILD_FLAGS) -t $(call quote,$(IMAGE)) .
 
 image-test: override MODEL =

@@ -43,8 +43,8 @@ from serve.config.settings import Config
 from serve.imaging.decoders import Crop, OnSlow
 from serve.imaging.malloc import tune_malloc
 from serve.imaging.preprocess import Preprocessing
+from serve.model.class_index import load_class_index
 from serve.model.classifier import Classifier
-from serve.model.postprocess import load_class_index
 from serve.model.session import Model
 from serve.observability.error_stream import ErrorStream
 from serve.observability.log import set_up_logging

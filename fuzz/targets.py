@@ -21,7 +21,7 @@ from serve.imaging.messages import Rules
 from serve.imaging.normalise import to_input
 from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
-from serve.model.postprocess import Label
+from serve.model.labels import Label
 from serve.problems import problem_from
 from tests.exchange import upload_of
 

@@ -1,4 +1,4 @@
-"""The image classification server: encoded images in, ImageNet labels out, over HTTP.
+"""The image classification server: encoded images in, labels out, over HTTP.
 
 Nothing in this package imports torch, torchvision, onnx or `export`; tests/serve/test_imports.py checks that.
 """

@@ -68,7 +68,7 @@ def _right_answers(path: Path) -> str:
         from serve.model.classifier import load_classifier
 
         classifier = load_classifier(Config())
-        return classifier.classify(path.read_bytes(), 1).scored[0].label.imagenet_id
+        return classifier.classify(path.read_bytes(), 1).scored[0].label.imagenet_id or ""
     import onnxruntime as ort
 
     from benchmarks.peer_servers.preprocess import load_labels, preprocess

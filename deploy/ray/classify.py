@@ -2,10 +2,10 @@
 
     .venv/ray/bin/python -m deploy.ray.classify photos/ --output labels/
 
-The rows are the records of `python -m serve classify`; preprocessing, model and limits are the same code. The output is
-a folder of Parquet files, on a disk or in a bucket. The same command resumes an interrupted run: it skips files that
-have a row and removes a Parquet file that is incomplete. Folders on a disk, and this project, must be at the same path
-on every machine of the cluster.
+The rows are the records of `python -m serve classify`, with a null for the id of a class that has none; preprocessing,
+model and limits are the same code. The output is a folder of Parquet files, on a disk or in a bucket. The same command
+resumes an interrupted run: it skips files that have a row and removes a Parquet file that is incomplete. Folders on a
+disk, and this project, must be at the same path on every machine of the cluster.
 """
 
 import argparse
@@ -51,6 +51,7 @@ SCHEMA: Final = pyarrow.schema(
         ("title", pyarrow.string()),
         ("status", pyarrow.int32()),
         ("detail", pyarrow.string()),
+        ("reason", pyarrow.string()),
     ]
 )
 
@@ -68,7 +69,7 @@ class Classify:
         tune_malloc()
         self._config: Config = load_config(flags, {})
         self._classifier = load_classifier(self._config)
-        self._top_k = top_k
+        self._top_k = min(top_k, len(self._classifier.labels))
 
     def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
         """Classify a table of `root` and `file`; return rows of `SCHEMA`.
@@ -176,12 +177,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.ray.classify", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, pattern, or s3://bucket/folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder of Parquet files, or s3://bucket/folder")
-    parser.add_argument("--top-k", type=int, default=DEFAULT_TOP_K, metavar="K")
+    parser.add_argument(
+        "--top-k", type=int, default=DEFAULT_TOP_K, metavar="K", help="classes per image, at most all (default: 5)"
+    )
     parser.add_argument("--workers", type=int, help="workers, one on each CPU (default: all CPUs of the cluster)")
     parser.add_argument("--address", help="of a running cluster (default: the one on this machine, else a new one)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the server")
     options = parser.parse_args(arguments)
-    flags = ["--threads=1", *(f"--{name.replace('_', '-')}" for name in options.set)]
+    flags = [
+        "--threads=1",
+        *(f"--{name.replace('_', '-')}={value}" for name, _, value in (each.partition("=") for each in options.set)),
+    ]
     try:
         load_config(flags, {})
         done = finished_files(options.output)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
@@ -9,17 +10,20 @@ from serve.api.exchange import Exchange
 from serve.api.form import UploadedFile
 from serve.api.openapi.docs_page import render_docs_page
 from serve.api.openapi.document import openapi_document
-from serve.api.parameters import parse_upload_query
+from serve.api.parameters import parse_model_query, parse_upload_query, require_modest_answer
 from serve.api.pipeline import Pipeline
-from serve.api.responses import JSONLineResponse, result_entry
+from serve.api.responses import JSONLineResponse, upload_body
 from serve.api.start_page import prefers_html, security_headers, start_page, with_address
 from serve.api.upload import read_upload
 from serve.errors import RequestError
-from serve.model.classifier import Classified, Opened, prediction
+from serve.model.classifier import Classified, Opened
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.scheduling.task import Outcome
 
 Handler = Callable[[Exchange], Awaitable[Response]]
+
+# Classes in an answer that is written on the event loop, in about a millisecond.
+_QUICKLY_WRITTEN: Final = 500
 
 
 class Handlers:
@@ -28,14 +32,15 @@ class Handlers:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._pacer = pipeline.uploads.pacer
-        config, model = pipeline.config, pipeline.classifier.model
-        document = openapi_document(config, model.name, model.input_side, model.class_count)
+        config, classifier = pipeline.config, pipeline.classifier
+        document = openapi_document(config, classifier)
         self._openapi = bytes(JSONLineResponse(document).body)
         self._docs = render_docs_page(document)
-        self._page = start_page(config, model.name, str(model.card["variant"]), model.class_count)
+        self._page = start_page(config, classifier)
         self._page_headers = security_headers(self._page)
-        self._model_name = model.name
-        self._class_count = model.class_count
+        self._cards = {each: bytes(JSONLineResponse(classifier.card(each)).body) for each in (False, True)}
+        self._model_name = classifier.model.name
+        self._class_count = classifier.model.class_count
 
     async def root(self, exchange: Exchange) -> Response:
         if prefers_html(exchange.header(b"accept")):
@@ -52,7 +57,8 @@ class Handlers:
 
     async def model(self, exchange: Exchange) -> Response:
         self._pipeline.lifecycle.require_ready()
-        return JSONLineResponse(self._pipeline.classifier.model.card)
+        with_labels = parse_model_query(exchange.scope["query_string"], self._class_count)
+        return Response(self._cards[with_labels], media_type="application/json")
 
     async def metrics(self, exchange: Exchange) -> Response:
         text = await self._pacer.run(self._pipeline.metrics.render)
@@ -74,18 +80,16 @@ class Handlers:
             files = await read_upload(exchange, in_flight, pipeline.limits, pipeline.uploads)
             read = time.monotonic()
             in_flight.body_received(read + seconds)
+            require_modest_answer(query.top_k, len(files))
             outcomes = await self._classify(files, query.top_k, read + seconds)
         timing = pipeline.record_stages(exchange, read - started, outcomes)
-        model_name = self._model_name
-        if len(files) == 1 and not query.as_list:
-            return JSONLineResponse(
-                prediction(outcomes[0].unwrap(), model_name, query.threshold), headers=timing or None
-            )
-        results = [
-            {"filename": file.filename, **result_entry(outcome, model_name, query.threshold)}
-            for file, outcome in zip(files, outcomes, strict=True)
-        ]
-        return JSONLineResponse({"results": results}, headers=timing)
+        names = None if len(files) == 1 and not query.as_list else [file.filename for file in files]
+        arguments = (outcomes, names, self._model_name, query.threshold)
+        if len(files) * query.top_k > _QUICKLY_WRITTEN:
+            body = await pipeline.messages.run(upload_body, *arguments)
+        else:
+            body = upload_body(*arguments)
+        return Response(body, headers=timing or None, media_type="application/json")
 
     async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
         """Returns one outcome per file; files of no accepted format are never queued."""

@@ -14,6 +14,9 @@ from serve.model.postprocess import DEFAULT_TOP_K
 TIMEOUT_HEADER: Final = b"x-request-timeout-ms"
 TIMING_HEADER: Final = b"x-server-timing"
 UPLOAD_PARAMETERS: Final = ("top_k", "threshold", "list")
+MODEL_PARAMETERS: Final = ("labels",)
+MOST_LISTED: Final = 100  # labels in a model card that was not asked for them
+_MAX_SCORED: Final = 100_000  # classes in one answer, which take 10 MB
 _SHOWN_CHARACTERS: Final = 40
 _DECIMAL: Final = re.compile(r"(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _MAX_DIGITS: Final = 15
@@ -52,13 +55,40 @@ def parse_upload_query(query: bytes, classes: int) -> UploadQuery:
     return UploadQuery(
         parse_top_k(given.get("top_k", []), classes),
         parse_threshold(given.get("threshold", [])),
-        parse_list(given.get("list", [])),
+        parse_switch("list", given.get("list", [])),
     )
 
 
 @cache
 def _default_query(classes: int) -> UploadQuery:
-    return UploadQuery(parse_top_k((), classes), parse_threshold(()), parse_list(()))
+    return UploadQuery(parse_top_k((), classes), parse_threshold(()), False)
+
+
+def require_modest_answer(top_k: int, images: int) -> None:
+    """Checks that the answer to several images does not name too many classes; one image may ask for all.
+
+    Raises:
+        BadParameter: it would.
+    """
+    if images > 1 and top_k * images > _MAX_SCORED:
+        raise BadParameter(
+            f"top_k={top_k} for {images} images asks for {top_k * images} classes in one answer; the limit is "
+            f"{_MAX_SCORED}. Send fewer images at once, or a smaller top_k."
+        )
+
+
+def parse_model_query(query: bytes, classes: int) -> bool:
+    """Reads the query of `/model`: returns whether the card has the labels, by default if there are at most 100.
+
+    Args:
+        query: percent-encoded, as in the request's target.
+        classes: how many classes the model has.
+
+    Raises:
+        BadParameter: a parameter is not known or has a value that is not allowed.
+    """
+    given = parse_query(query, MODEL_PARAMETERS).get("labels", [])
+    return parse_switch("labels", given) if given else classes <= MOST_LISTED
 
 
 def parse_query(query: bytes, known: Collection[str]) -> dict[str, list[str]]:
@@ -119,18 +149,19 @@ def parse_threshold(given: Sequence[str]) -> float:
     return float(text)
 
 
-def parse_list(given: Sequence[str]) -> bool:
-    """Returns whether the answer is always a list, false by default.
+def parse_switch(name: str, given: Sequence[str]) -> bool:
+    """Returns the value of a parameter that is true or false, by default false.
 
     Args:
-        given: every `list` of the query.
+        name: the parameter's.
+        given: every one of this name in the query.
 
     Raises:
-        BadParameter: `list` is neither true nor false.
+        BadParameter: it is neither true nor false.
     """
     text = ",".join(given) if given else "false"
     if text.lower() not in ("true", "false"):  # Python's clients write True
-        raise BadParameter(f"list={text[:_SHOWN_CHARACTERS]!r} is neither true nor false.")
+        raise BadParameter(f"{name}={text[:_SHOWN_CHARACTERS]!r} is neither true nor false.")
     return text.lower() == "true"
 
 

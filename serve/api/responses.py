@@ -1,7 +1,7 @@
 """Builds response bodies and headers: results, problems and `Server-Timing`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from starlette.responses import Response
@@ -57,6 +57,30 @@ def result_entry(outcome: Outcome[Classified], model_name: str, threshold: float
     if isinstance(outcome.error, RequestError):
         return problem_from(outcome.error)
     return prediction(outcome.unwrap(), model_name, threshold)
+
+
+def upload_body(
+    outcomes: Sequence[Outcome[Classified]], filenames: Sequence[str] | None, model_name: str, threshold: float
+) -> bytes:
+    """Returns the body of an answer to an upload: JSON that ends with a line feed.
+
+    Args:
+        outcomes: of the images.
+        filenames: of all images, which then get a list of results; None for one prediction.
+        model_name: the model's.
+        threshold: as for `prediction`.
+
+    Raises:
+        Exception: a defect or, without a list, whatever the outcome has in place of a result.
+    """
+    if filenames is None:
+        return _encode(prediction(outcomes[0].unwrap(), model_name, threshold)).encode() + b"\n"
+    # One by one, because the encoder holds the GIL, and an image may have 20,000 classes.
+    entries = (
+        _encode({"filename": filename, **result_entry(outcome, model_name, threshold)}).encode()
+        for filename, outcome in zip(filenames, outcomes, strict=True)
+    )
+    return b'{"results":[' + b",".join(entries) + b"]}\n"
 
 
 def server_timing(stages: Mapping[str, float]) -> str:

@@ -12,7 +12,8 @@ from typing import Final
 from serve.config.hosts import host_name
 from serve.config.settings import Config
 from serve.imaging.formats import ACCEPTED_FORMATS, HEIC
-from serve.model.postprocess import DEFAULT_TOP_K
+from serve.model.classifier import Classifier
+from serve.model.postprocess import DEFAULT_TOP_K, SIGMOID
 
 _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
@@ -23,9 +24,10 @@ _MAX_ACCEPT: Final = 1024
 _MEDIA_TYPES: Final = {HEIC: "heic,image/heif"}
 
 
-def start_page(config: Config, model: str, variant: str, class_count: int) -> str:
-    """Returns the HTML of `GET /` for a model of this name, variant and number of classes."""
-    top_k = min(DEFAULT_TOP_K, class_count)
+def start_page(config: Config, classifier: Classifier) -> str:
+    """Returns the HTML of `GET /`."""
+    model, variant = classifier.model, str(classifier.model.card["variant"])
+    top_k = min(DEFAULT_TOP_K, model.class_count)
     settings = {
         "maxBytes": config.max_request_bytes,
         "maxFiles": config.max_files,
@@ -35,10 +37,9 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
     }
     values = {
         "settings": json.dumps(settings),
-        "model": model,
+        "model": model.name,
         "variant": variant,
-        "top_k": str(top_k),
-        "classes": str(class_count),
+        "task": _task(model.class_count, top_k, classifier.activation.name),
         "accept": ",".join(f"image/{_MEDIA_TYPES.get(name, name.lower())}" for name in ACCEPTED_FORMATS),
         "formats": ", ".join(ACCEPTED_FORMATS),
         "megabytes": f"{config.max_request_bytes / 2**20:g}",
@@ -46,6 +47,14 @@ def start_page(config: Config, model: str, variant: str, class_count: int) -> st
     }
     text = _FILE.read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: html.escape(values[found[1]]), text)
+
+
+def _task(classes: int, top_k: int, activation: str) -> str:
+    """Says what the model does with each picture."""
+    if classes == 1:
+        return "says how likely its one class is"
+    text = f"names the {f'{top_k} most likely' if top_k < classes else 'likeliest'} of {classes} classes"
+    return f"{text}, each with a probability of its own," if activation == SIGMOID else text
 
 
 def with_address(page: str, scheme: str, host: str) -> str:

@@ -25,7 +25,7 @@ from serve.files.evaluation import TOP_K
 from serve.files.output_file import exclude_output
 from serve.files.paths import STDIN_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
-from serve.files.records import read_existing, record_format
+from serve.files.records import read_existing
 from serve.files.runner import THUMBNAIL, MakeThumbnail, Record, classify_files, is_problem
 from serve.files.thumbnails import Thumbnails
 from serve.model.classifier import Classifier, load_classifier
@@ -81,8 +81,7 @@ def _remaining_paths(run: Run) -> Iterator[str]:
     options, output = run.options, run.output
     paths = _paths(options, parse_file_list(standard_input()), run.left_out)
     if options.resume:
-        expected = (options.output, options.format, options.top_k, run.classifier.model.name)
-        existing = read_existing(output.buffer, *expected)
+        existing = read_existing(output.buffer, options.output, run.form)
         skipped = next(itertools.islice(paths, existing.count - 1, None), None) if existing.count else None
         if skipped != existing.last_file:
             raise OutputError(
@@ -95,7 +94,7 @@ def _remaining_paths(run: Run) -> Iterator[str]:
     if options.resume:
         if run.sorter:
             output.seek(0)
-            read_existing(output.buffer, *expected, run.sorter.add)
+            read_existing(output.buffer, options.output, run.form, run.sorter.add)
         output.seek(run.existing.end)
         output.truncate()
     return paths
@@ -132,10 +131,9 @@ def _write_records(run: Run, records: Generator[Record, None, None]) -> None:
         OutputError: the output cannot be written.
     """
     options, output = run.options, run.output
-    header, format_record = record_format(options.format, options.top_k, run.classifier.model.name)
     try:
         if not run.existing.end:
-            output.write(header)
+            output.write(run.form.header)
         terminal = output.isatty()
         for record in records:
             thumbnail = record.pop(THUMBNAIL, b"")
@@ -146,7 +144,7 @@ def _write_records(run: Run, records: Generator[Record, None, None]) -> None:
             record = _cut(record, options.top_k)
             if run.page:
                 run.page.add(record, thumbnail)
-            line = format_record(record)
+            line = run.form.line(record)
             if terminal:
                 run.progress.clear()
                 line = printable(line.removesuffix("\n")) + "\n"

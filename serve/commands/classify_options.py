@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--evaluate",
         action="store_true",
-        help="report accuracy; the right class is the WordNet id (n02124075) in a file's or folder's name",
+        help="report accuracy; the right class is the WordNet id (n02124075) or label in a file's or folder's name",
     )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with thumbnails, to look at in a browser"

@@ -10,7 +10,7 @@ from serve.files.evaluation import Evaluation
 from serve.files.output_file import output_file
 from serve.files.page import Page
 from serve.files.progress import FileProgress
-from serve.files.records import ExistingRecords
+from serve.files.records import ExistingRecords, RecordFormat
 from serve.files.sorting import Sorter
 from serve.model.classifier import Classifier
 
@@ -21,6 +21,7 @@ class Run:
 
     Attributes:
         options: from the command line; `top_k` is a number.
+        form: how records are written.
         existing: what an earlier run has written.
         left_out: what was not classified, by kind.
         stopped_by: the number of the signal that ended it, else 0.
@@ -28,6 +29,7 @@ class Run:
 
     options: argparse.Namespace
     classifier: Classifier
+    form: RecordFormat
     output: TextIO
     page: Page | None
     evaluation: Evaluation | None
@@ -93,5 +95,6 @@ def open_run(options: argparse.Namespace, classifier: Classifier, stack: ExitSta
     if options.sort_into:
         sorter = Sorter(options.sort_into, labels, options.min_probability, copy=options.copy, dry_run=not options.yes)
     if options.evaluate:
-        evaluation = Evaluation({label.imagenet_id: label.name for label in labels})
-    return Run(options, classifier, output, page, evaluation, sorter)
+        evaluation = Evaluation(labels)
+    form = RecordFormat(options.format, options.top_k, model.name, any(label.imagenet_id for label in labels))
+    return Run(options, classifier, form, output, page, evaluation, sorter)

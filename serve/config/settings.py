@@ -49,8 +49,8 @@ class Config:
     model_variant: str = _setting(
         "auto", one_of("auto", "int8", "fp32"), "int8, fp32, or auto: int8 if available, else fp32"
     )
-    class_index: Path = _setting(
-        ROOT / "imagenet_class_index.json", file_path, "JSON file of WordNet ids and class names"
+    class_index: Path | None = _setting(
+        None, file_path, "file of labels, text, JSON or CSV; none: those in the model file, or ImageNet's"
     )
     workers: int = _setting(
         1, integer(1, 256), "server processes, which share the port and the CPUs; every limit is per process"

@@ -19,7 +19,7 @@ from serve.printable import printable
 
 _TABLE_CLASSES: Final = 3
 _JSON_START: Final = b'{"file": "'
-_CLASS_COLUMNS: Final = ("imagenet_id", "label", "probability")
+_ID: Final = "imagenet_id"
 _MODEL_COLUMN: Final = ",model\n"
 _APOSTROPHE: Final = "'"
 # What a formula begins with; full-width and small forms are among the characters that normalisation maps to these.
@@ -29,13 +29,46 @@ _QUOTED: Final = "\r\n\t;"
 _MAX_BYTES: Final = 16 * 2**20  # of a record; the longest name and 20,000 classes take 4 MB
 
 
-def record_format(name: str, top_k: int, model: str) -> tuple[str, Callable[[Record], str]]:
-    """Returns the header of the format jsonl, csv or table, and the function that formats a record."""
-    if name == "csv":
-        columns = [f"{column}_{rank}" for rank in range(1, top_k + 1) for column in _CLASS_COLUMNS]
-        header = _csv_line(["file", "error", *columns]).removesuffix("\n") + _MODEL_COLUMN
-        return header, lambda record: _csv_line(_csv_row(record, top_k, model))
-    return "", _json_line if name == "jsonl" else _table_line
+@dataclass(frozen=True)
+class RecordFormat:
+    """How records are written.
+
+    Attributes:
+        name: `jsonl`, `csv` or `table`.
+        top_k: how many classes a record has.
+        model: the model's name.
+        ids: whether classes have ids.
+    """
+
+    name: str
+    top_k: int
+    model: str
+    ids: bool = True
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of one class in CSV."""
+        return (*([_ID] if self.ids else []), "label", "probability")
+
+    @property
+    def header(self) -> str:
+        """The first line, if there is one."""
+        if self.name != "csv":
+            return ""
+        columns = [f"{column}_{rank}" for rank in range(1, self.top_k + 1) for column in self.columns]
+        return _csv_line(["file", "error", *columns]).removesuffix("\n") + _MODEL_COLUMN
+
+    def line(self, record: Record) -> str:
+        """Returns a record as a line."""
+        if self.name == "csv":
+            return _csv_line(self._cells(record))
+        return _json_line(record) if self.name == "jsonl" else _table_line(record)
+
+    def _cells(self, record: Record) -> list[str]:
+        if is_problem(record):
+            return [record["file"], record["detail"], *[""] * (len(self.columns) * self.top_k), self.model]
+        cells = [str(entry.get(column, "")) for entry in record["top_k"] for column in self.columns]
+        return [record["file"], "", *cells, self.model]
 
 
 @dataclass(frozen=True)
@@ -56,30 +89,31 @@ class ExistingRecords:
 
 
 def read_existing(
-    file: BinaryIO, path: Path, name: str, top_k: int, model: str, see: Callable[[Record], object] = lambda _: None
+    file: BinaryIO, path: Path, form: RecordFormat, see: Callable[[Record], object] = lambda _: None
 ) -> ExistingRecords:
     """Reads the complete records of a file in this format; an incomplete last one is not counted.
 
     Args:
+        form: how they were written.
         see: called with each record; in those from CSV, a problem has no more than its detail.
 
     Raises:
-        OutputError: something in it was not written by a run with this format, `top_k` and model.
+        OutputError: something in it was not written so.
         OSError: the file cannot be read.
     """
-    header, _ = record_format(name, top_k, model)
+    header = form.header
     start = header.encode() or _JSON_START
     count, problems, last, end = 0, 0, None, 0
     found = file.read(len(start))
     if not start.startswith(found):
-        raise OutputError(f"output file {path} {_other_start(name, header, found)}; choose another --output")
+        raise OutputError(f"output file {path} {_other_start(form.name, header, found)}; choose another --output")
     file.seek(0)
-    for line in _whole_records(file, quoted=name == "csv"):
+    for line in _whole_records(file, quoted=form.name == "csv"):
         where = f"output file {path}: record {count + 1}"
         if len(line) > _MAX_BYTES:
             raise OutputError(f"{where} has more than {_MAX_BYTES} bytes; choose another --output")
         if end or not header:
-            record = _read_back(line, name, top_k, model, where)
+            record = _read_back(line, form, where)
             see(record)
             last, count, problems = record["file"], count + 1, problems + is_problem(record)
         end += len(line)
@@ -90,32 +124,34 @@ def _other_start(name: str, header: str, found: bytes) -> str:
     """Says how a file begins that does not begin like one of this run."""
     if header and found.startswith(header.removesuffix(_MODEL_COLUMN).encode() + b"\n"):
         return "is from an earlier version, which did not write the model"
-    return "has another --top-k" if found.startswith(b"file,error,") else f"is not a {name} file of records"
+    if found.startswith(b"file,error,"):
+        return "has the columns of other labels or of another --top-k"
+    return f"is not a {name} file of records"
 
 
-def _read_back(line: bytes, name: str, top_k: int, model: str, where: str) -> Record:
+def _read_back(line: bytes, form: RecordFormat, where: str) -> Record:
     """Returns the record in a line."""
     try:
         text = line.decode("utf-8", "surrogateescape")
-        record: Record = _from_csv(text, top_k) if name == "csv" else json.loads(text)
+        record: Record = _from_csv(text, form) if form.name == "csv" else json.loads(text)
         record["file"] = str(record["file"])
-        count, its_model = top_k, record.get("model", model)
+        count, its_model = form.top_k, record.get("model", form.model)
         if not is_problem(record):
             count, its_model = len(record["top_k"]), record["model"]
             if not 0 <= (probability := float(record["probability"])) <= 1:  # nor NaN
                 raise ValueError
             record["probability"] = probability
-            " ".join((record["imagenet_id"], record["label"]))  # raises for what is not text
+            " ".join((record.get(_ID, ""), record["label"]))  # raises for what is not text
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
-        raise OutputError(f"{where} is not {name}; choose another --output") from error
-    if count != top_k:
-        raise OutputError(f"{where} has {count} classes, not the {top_k} of --top-k; choose another --output")
-    if its_model != model:
-        raise OutputError(f"{where} is from the model {its_model}, not {model}; choose another --output")
+        raise OutputError(f"{where} is not {form.name}; choose another --output") from error
+    if count != form.top_k:
+        raise OutputError(f"{where} has {count} classes, not the {form.top_k} of --top-k; choose another --output")
+    if its_model != form.model:
+        raise OutputError(f"{where} is from the model {its_model}, not {form.model}; choose another --output")
     return record
 
 
-def _from_csv(text: str, top_k: int) -> Record:
+def _from_csv(text: str, form: RecordFormat) -> Record:
     """Returns the record in a row.
 
     Raises:
@@ -124,12 +160,13 @@ def _from_csv(text: str, top_k: int) -> Record:
     """
     (row,) = csv.reader([text], strict=True)
     path, error, *cells, model = (cell.removeprefix(_APOSTROPHE) for cell in row)
-    if len(cells) != len(_CLASS_COLUMNS) * top_k:
+    width = len(form.columns)
+    if len(cells) != width * form.top_k:
         raise ValueError
     if error:
         return {"file": path, "status": None, "detail": error, "model": model}
-    classes = zip(cells[::3], cells[1::3], cells[2::3], strict=True)
-    entries = [{"imagenet_id": number, "label": label, "probability": float(share)} for number, label, share in classes]
+    classes = (cells[start : start + width] for start in range(0, len(cells), width))
+    entries = [{**dict(zip(form.columns, each, strict=True)), "probability": float(each[-1])} for each in classes]
     return {"file": path, **entries[0], "top_k": entries, "model": model}
 
 
@@ -158,15 +195,6 @@ def _no_formula(cell: str) -> str:
     """Puts an apostrophe in front of a formula, and of what could be taken for the result of that."""
     first = unicodedata.normalize("NFKC", cell.lstrip()[:1])
     return _APOSTROPHE + cell if first in _FORMULA or cell.startswith((_APOSTROPHE, "\t", "\r", "\n")) else cell
-
-
-def _csv_row(record: Record, top_k: int, model: str) -> list[str]:
-    if is_problem(record):
-        return [record["file"], record["detail"], *[""] * (len(_CLASS_COLUMNS) * top_k), model]
-    row = [record["file"], ""]
-    for entry in record["top_k"]:
-        row += [entry["imagenet_id"], entry["label"], str(entry["probability"])]
-    return [*row, model]
 
 
 def _table_line(record: Record) -> str:

@@ -20,7 +20,7 @@ from typing import Final
 from serve.config.regular_file import open_regular
 from serve.errors import OutputError
 from serve.files.runner import Record, is_problem
-from serve.model.postprocess import Label
+from serve.model.labels import Label
 
 # What some system does not allow in a file's name: separators, wildcards, and the names of devices on Windows.
 # Control characters, those of the direction of text, which would show another name, and surrogates are not for names.
@@ -72,7 +72,7 @@ class Sorter:
         if record["probability"] < self._min_probability:
             self._unsure += 1
             return
-        label = Label(record["imagenet_id"], record["label"])
+        label = Label(record.get("imagenet_id") or None, record["label"])
         name = self._names.get(label) or safe_name(label.name)
         if not self._dry_run:
             try:
@@ -137,7 +137,8 @@ def folder_names(labels: Sequence[Label]) -> dict[Label, str]:
     taken = set(users)
     for label, name in names.items():
         if users[name.casefold()] > 1:
-            endings = itertools.chain([safe_name(label.imagenet_id)] * bool(label.imagenet_id), itertools.count(1))
+            ids = [safe_name(label.imagenet_id)] if label.imagenet_id else []
+            endings = itertools.chain(ids, itertools.count(1))
             full = (f"{name}_{ending}" for ending in endings)
             names[label] = next(each for each in full if each.casefold() not in taken)
             taken.add(names[label].casefold())

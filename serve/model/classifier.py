@@ -1,7 +1,9 @@
 """Classifies one image with a loaded model, without HTTP: from encoded bytes to a prediction."""
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +15,12 @@ from serve.imaging.formats import Data
 from serve.imaging.limits import require_format
 from serve.imaging.normalise import Batch, FloatArray, as_pixels, normalise, to_pixels
 from serve.imaging.preprocess import Preprocessing
+from serve.model.card import REMEDY
+from serve.model.class_index import find_labels
 from serve.model.decoders import make_decoders, start_fork_server
 from serve.model.files import AUTO, find_model
-from serve.model.postprocess import Label, ScoredLabel, load_class_index, top_k
+from serve.model.labels import Label
+from serve.model.postprocess import Activation, ScoredLabel, top_k
 from serve.model.session import Model, load_model
 
 _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
@@ -67,8 +72,10 @@ class Classifier:
     """A warm model with its preprocessing and labels; thread-safe.
 
     Attributes:
+        labels: of all classes, in the order of the logits.
         decoders: decode the images; closed by `close`.
         fork_server: forks the decoders, and ends with them; None if there is none, or it belongs to another.
+        activation: how logits become probabilities.
     """
 
     model: Model
@@ -76,6 +83,21 @@ class Classifier:
     labels: tuple[Label, ...]
     decoders: Decoders
     fork_server: ForkServer | None = None
+    activation: Activation = field(default_factory=Activation)
+
+    def card(self, with_labels: bool) -> dict[str, Any]:
+        """Returns the model card, with what is in use: the activation, the temperature and, if asked for, the labels.
+
+        Args:
+            with_labels: whether `labels` has the name of each class, and `ids` its id, where all have one.
+        """
+        card = {key: value for key, value in self.model.card.items() if key not in ("labels", "ids")}
+        card |= {"activation": self.activation.name, "temperature": self.activation.temperature}
+        if with_labels:
+            card["labels"] = [label.name for label in self.labels]
+            if all(ids := [label.imagenet_id for label in self.labels]):
+                card["ids"] = ids
+        return card
 
     def open(self, data: Data, k: int) -> Opened:
         """Recognises an image's format by its first bytes.
@@ -110,7 +132,7 @@ class Classifier:
         started = time.perf_counter()
         logits = self.model.logits(prepared.batch, all_threads)[0]
         seconds = {**prepared.seconds, "infer": time.perf_counter() - started}
-        return Classified(logits, top_k(logits, self.labels, prepared.top_k), seconds)
+        return Classified(logits, top_k(logits, self.labels, prepared.top_k, self.activation), seconds)
 
     def classify(self, data: bytes, k: int, all_threads: bool = False) -> Classified:
         """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
@@ -133,25 +155,33 @@ def load_classifier(config: Config) -> Classifier:
     fork_server = start_fork_server(config)  # it starts while the model is loaded
     try:
         model = load_model(path, config.thread_plan.intra_op_threads, config.providers)
-        preprocessing = _preprocessing_of(model, path, config)
-        return replace(make_classifier(config, model, preprocessing, fork_server), fork_server=fork_server)
+        if config.model_variant not in (AUTO, variant := model.card["variant"]):
+            raise ModelError(f"model {path}: it is {variant}, not {config.model_variant}; change --model-variant")
+        with _errors_naming(path):
+            made = make_classifier(config, model, _preprocessing_of(model), fork_server)
+        return replace(made, fork_server=fork_server)
     except BaseException:
         if fork_server:
             fork_server.close()
         raise
 
 
-def _preprocessing_of(model: Model, path: Path, config: Config) -> Preprocessing:
+@contextmanager
+def _errors_naming(path: Path) -> Iterator[None]:
+    """Adds the file and what to do to each `ModelError`."""
     try:
-        preprocessing = Preprocessing.from_card(model.card)
-        if preprocessing.crop != model.input_side:
-            raise ModelError(
-                f"its metadata has crop={preprocessing.crop}, but its input is {model.input_side} pixels wide"
-            )
+        yield
     except ModelError as error:
-        raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
-    if config.model_variant not in (AUTO, variant := model.card["variant"]):
-        raise ModelError(f"model {path}: it is {variant}, not {config.model_variant}; change --model-variant")
+        raise ModelError(f"model {path}: {error}; {REMEDY}") from error
+
+
+def _preprocessing_of(model: Model) -> Preprocessing:
+    preprocessing = Preprocessing.from_card(model.card)
+    if preprocessing.crop != model.input_side:
+        raise ModelError(
+            f"its metadata has crop={preprocessing.crop}, but its input is {model.input_side} pixels wide; set crop to "
+            "that"
+        )
     return preprocessing
 
 
@@ -161,27 +191,31 @@ def make_classifier(
     """Joins a loaded model with the labels and decoders of `config`; the caller closes the fork server.
 
     Raises:
-        StartError: the class index does not fit, or no decoder can be started.
+        StartError: the labels or the activation do not fit, or no decoder can be started.
     """
-    labels = load_class_index(config.class_index, model.class_count)
-    return Classifier(model, preprocessing, labels, make_decoders(config, preprocessing, fork_server))
+    labels = find_labels(config.class_index, model.card, model.class_count)
+    activation = Activation.from_card(model.card)
+    decoders = make_decoders(config, preprocessing, fork_server)
+    return Classifier(model, preprocessing, labels, decoders, activation=activation)
 
 
 def prediction(classified: Classified, model_name: str, threshold: float = 0.0) -> dict[str, Any]:
     """Returns the JSON answer for one image: the most probable class, the top k in descending order, the model.
 
+    Classes without an id have no `imagenet_id`.
+
     Args:
         threshold: entries of the top k with a lower probability, as written, are left out.
     """
-    entries: list[dict[str, Any]] = [
-        {
-            "index": entry.index,
-            "imagenet_id": entry.label.imagenet_id,
-            "label": entry.label.name,
-            "probability": float(f"{entry.probability:.{_SIGNIFICANT_DIGITS}g}"),
-        }
-        for entry in classified.scored
-    ]
+    entries = [_entry(scored) for scored in classified.scored]
     best = {key: value for key, value in entries[0].items() if key != "index"}
     kept = [entry for entry in entries if entry["probability"] >= threshold]
     return {**best, "top_k": kept, "model": model_name}
+
+
+def _entry(scored: ScoredLabel) -> dict[str, Any]:
+    identifier, name = scored.label.imagenet_id, scored.label.name
+    probability = float(f"{scored.probability:.{_SIGNIFICANT_DIGITS}g}")
+    if identifier is None:
+        return {"index": scored.index, "label": name, "probability": probability}
+    return {"index": scored.index, "imagenet_id": identifier, "label": name, "probability": probability}

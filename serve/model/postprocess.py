@@ -1,34 +1,28 @@
-"""Turns logits into the most probable classes: softmax over all classes, top k, labels."""
+"""Turns logits into the most probable classes: temperature, softmax or sigmoid, top k, labels."""
 
-import json
 import reprlib
-import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from serve.config.regular_file import read_text
-from serve.errors import ClassIndexError
+from serve.errors import ModelError
 from serve.imaging.normalise import FloatArray
+from serve.model.labels import Label
 
 DEFAULT_TOP_K: Final = 5
-_MAX_BYTES: Final = 16 * 2**20
-# Control characters, surrogates and line breaks: no name has them, and they could steer a terminal or a page.
-_FORBIDDEN_CATEGORIES: Final = {"Cc", "Cs", "Zl", "Zp"}
+SOFTMAX: Final = "softmax"
+SIGMOID: Final = "sigmoid"
+# Beyond these, probabilities are all but 0 and 1, or all but equal.
+_COLDEST: Final = 0.001
+_HOTTEST: Final = 1000
+
+Indices = npt.NDArray[np.intp]
 
 
-@dataclass(frozen=True)
-class Label:
-    """One class: its WordNet id, such as `n02099601`, and its name, such as `golden_retriever`."""
-
-    imagenet_id: str
-    name: str
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ScoredLabel:
     """One predicted class: its number, which is its place in the logits, its label and its probability, 0 to 1."""
 
@@ -37,59 +31,76 @@ class ScoredLabel:
     probability: float
 
 
-def load_class_index(path: Path, class_count: int) -> tuple[Label, ...]:
-    """Reads the label of each logit, in the order of the logits.
+@dataclass(frozen=True)
+class Activation:
+    """How logits become probabilities.
+
+    Attributes:
+        name: `softmax`, over all classes, or `sigmoid`, of each class by itself.
+        temperature: what the logits are divided by first.
+    """
+
+    name: str = SOFTMAX
+    temperature: float = 1.0
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, Any]) -> "Activation":
+        """Reads it from a model card, where both entries may be missing; raises `ModelError` naming an invalid one."""
+        name, temperature = card.get("activation", SOFTMAX), card.get("temperature", 1.0)
+        if name not in (SOFTMAX, SIGMOID):
+            raise ModelError(f'its metadata has activation={reprlib.repr(name)}; set it to "{SOFTMAX}" or "{SIGMOID}"')
+        if type(temperature) not in (int, float) or not _COLDEST <= temperature <= _HOTTEST:
+            raise ModelError(
+                f"its metadata has temperature={reprlib.repr(temperature)}; set it to a number from {_COLDEST} to "
+                f"{_HOTTEST}, or leave it out"
+            )
+        return cls(name, float(temperature))
+
+    def probabilities(self, logits: FloatArray, chosen: Indices) -> npt.NDArray[np.float64]:
+        """Returns the probabilities `[k]` of the classes `chosen`, computed in FP64 without overflow.
+
+        Args:
+            logits: FP32 `[classes]`. A softmax is over all of them, not over the `k`.
+            chosen: indices of classes `[k]`.
+        """
+        scaled = logits.astype(np.float64) / self.temperature
+        if self.name == SIGMOID:
+            return np.asarray(np.exp(-np.logaddexp(0.0, -scaled[chosen])))
+        powers = np.exp(scaled - scaled.max())
+        probabilities: npt.NDArray[np.float64] = powers[chosen] / powers.sum()
+        return probabilities
+
+
+def ranking(logits: FloatArray, k: int) -> Indices:
+    """Returns the indices of the `k` greatest logits, or of all there are, in descending order; ties in index order.
+
+    Only these are sorted: sorting 20,000 logits takes a millisecond, and finding the five greatest 0.03.
 
     Args:
-        path: a JSON object with entries `"0": ["n01440764", "tench"]`, the format of Keras.
-        class_count: the number of the model's classes.
-
-    Raises:
-        ClassIndexError: the file is unusable, or does not have an entry for each class.
+        logits: FP32 `[classes]`.
+        k: 1 or more.
     """
-    try:
-        entries = json.loads(read_text(path, _MAX_BYTES))
-    except OSError as error:
-        raise ClassIndexError(f"class index {path}: {error.strerror}; choose another with --class-index") from error
-    except (ValueError, RecursionError) as error:
-        raise ClassIndexError(f"class index {path}: not JSON; choose another with --class-index") from error
-    if not isinstance(entries, dict) or len(entries) != class_count:
-        found = f"{len(entries)} entries" if isinstance(entries, dict) else "no JSON object"
-        raise ClassIndexError(
-            f"class index {path} has {found}, but the model has {class_count} classes; choose the one it was trained "
-            "on with --class-index"
-        )
-    labels = []
-    for position in range(class_count):
-        match entries.get(str(position)):
-            case [str(imagenet_id), str(name)] if _is_safe_name(imagenet_id + name):
-                labels.append(Label(imagenet_id, name))
-            case other:
-                shown = reprlib.repr(other)
-                raise ClassIndexError(
-                    f'class index {path}: entry "{position}" is {shown}, not ["id", "name"] without control characters'
-                )
-    return tuple(labels)
+    negated = -logits
+    last = min(k, len(logits)) - 1
+    limit = np.partition(negated, last)[last]
+    candidates = np.flatnonzero(~(negated > limit))  # with NaN, which sorts last
+    return candidates[np.argsort(negated[candidates], kind="stable")[:k]]
 
 
-def _is_safe_name(text: str) -> bool:
-    return text.isprintable() or not any(unicodedata.category(each) in _FORBIDDEN_CATEGORIES for each in text)
-
-
-def softmax(logits: FloatArray) -> npt.NDArray[np.float64]:
-    """Returns the probabilities of logits `[classes]`, computed in FP64; shifted by the maximum against overflow."""
-    shifted = logits.astype(np.float64) - logits.max()
-    powers = np.exp(shifted)
-    probabilities: npt.NDArray[np.float64] = powers / powers.sum()
-    return probabilities
-
-
-def top_k(logits: FloatArray, labels: tuple[Label, ...], k: int) -> list[ScoredLabel]:
-    """Returns the `k` most probable classes of one image, in descending order, ties in the order of the class index.
+def top_k(
+    logits: FloatArray, labels: tuple[Label, ...], k: int, activation: Activation = Activation()
+) -> list[ScoredLabel]:
+    """Returns the `k` most probable classes of one image, in descending order, ties in the order of the labels.
 
     Args:
-        logits: FP32 `[classes]`. The softmax is over all of them, not over the `k`.
+        logits: FP32 `[classes]`.
+        labels: of all classes.
+        k: 1 or more; a model of fewer classes gives all of them.
+        activation: how logits become probabilities.
     """
-    probabilities = softmax(logits)
-    order = np.argsort(-logits, kind="stable")[:k]
-    return [ScoredLabel(int(index), labels[index], float(probabilities[index])) for index in order]
+    chosen = ranking(logits, k)
+    probabilities = activation.probabilities(logits, chosen)
+    return [
+        ScoredLabel(index, labels[index], probability)
+        for index, probability in zip(chosen.tolist(), probabilities.tolist(), strict=True)
+    ]

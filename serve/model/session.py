@@ -5,7 +5,6 @@ Its input is 8-bit RGB `[N, S, S, 3]` or FP32 `[N, 3, S, S]`, normalised; its ou
 
 import errno
 import hashlib
-import json
 import os
 import sys
 import time
@@ -17,9 +16,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from serve.config.regular_file import open_regular, read_text
+from serve.config.regular_file import open_regular
 from serve.errors import ModelError
 from serve.imaging.normalise import Batch, FloatArray
+from serve.model.card import REMEDY, read_card, read_report
+from serve.printable import shortened
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -27,10 +28,8 @@ import onnxruntime as ort
 
 INPUT_NAME: Final = "input"
 OUTPUT_NAME: Final = "logits"
-# Metadata that a model file must have, besides what preprocess.py requires.
-_REQUIRED_ENTRIES: Final = ("name", "variant", "class_count")
 _MAX_BYTES: Final = 2**31 - 1  # protobuf's own limit
-_MAX_REPORT_BYTES: Final = 2**20
+_MAX_REASON: Final = 200  # characters of a message of onnxruntime
 _CPU: Final = "cpu"
 _CUDA_PROVIDERS: Final = {"cuda", "tensorrt"}
 _FATAL: Final = 4  # onnxruntime's log severity; errors are reported as ModelError instead
@@ -107,9 +106,8 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
         single = _create_session(path, 1, chosen)
         multi = single if intra_op_threads == 1 else _create_session(path, intra_op_threads, chosen)
     except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ModelError(
-            f"model {path} is not a model onnxruntime can load; export it again with 'make export'"
-        ) from error
+        reason = shortened(str(error).rpartition(" : ")[2].replace(str(path), path.name), _MAX_REASON)
+        raise ModelError(f"model {path} is not a model onnxruntime can load: {reason}; {REMEDY}") from error
     missing = [name for name in chosen if name not in single.get_providers()]
     if missing:  # onnxruntime falls back to others, and reports it only in its own log
         raise ModelError(
@@ -117,21 +115,21 @@ def load_model(path: Path, intra_op_threads: int, providers: tuple[str, ...] = (
             "are missing (see docs/operating.md)"
         )
     try:
-        card = _read_card(single)
+        card = read_card(single.get_modelmeta().custom_metadata_map)
         blank = _blank_input(single)
         class_count = _class_count(single, card)
     except ModelError as error:
-        raise ModelError(f"model {path}: {error}; export it again with 'make export'") from error
+        raise ModelError(f"model {path}: {error}; {REMEDY}") from error
     infer_seconds = 0.0
     for session in dict.fromkeys((multi, single)):
         started = time.perf_counter()
         if not _warm_up(session, blank, class_count):
             raise ModelError(
-                f"model {path}: its warm-up did not give {class_count} finite logits; export it again with "
-                "'make export'"
+                f"model {path}: its warm-up, an image of zeros, did not give {class_count} finite logits; check its "
+                f"weights and its graph; {REMEDY}"
             )
         infer_seconds = time.perf_counter() - started
-    card |= {"sha256": sha256, "measured": _read_report(path, sha256)}
+    card |= {"sha256": sha256, "measured": read_report(path, sha256)}
     return Model(card, blank, class_count, infer_seconds, single, multi)
 
 
@@ -140,21 +138,6 @@ def _sha256(path: Path) -> str:
         if os.fstat(file.fileno()).st_size > _MAX_BYTES:
             raise OSError(errno.EFBIG, f"more than {_MAX_BYTES} bytes")
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def report_file(model: Path) -> Path:
-    """Returns the path of the export's report: `NAME.json` beside `NAME.onnx` and `NAME.int8.onnx`."""
-    return model.with_name(model.name.removesuffix(".onnx").removesuffix(".int8") + ".json")
-
-
-def _read_report(path: Path, sha256: str) -> dict[str, Any] | None:
-    """Reads the speeds and the CPU from the export's report; None unless the report is about this very file."""
-    try:
-        report = json.loads(read_text(report_file(path), _MAX_REPORT_BYTES))
-        rows = report["table"]
-        return {"cpu": report["cpu"], "table": rows} if any(row["sha256"] == sha256 for row in rows) else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
 
 
 def _warm_up(session: ort.InferenceSession, image: Batch, class_count: int) -> bool:
@@ -212,18 +195,6 @@ def _share_arena() -> None:
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, **growth}))
 
 
-def _read_card(session: ort.InferenceSession) -> dict[str, Any]:
-    """Reads the model's metadata, whose values are JSON."""
-    try:
-        metadata = session.get_modelmeta().custom_metadata_map
-        missing = [key for key in _REQUIRED_ENTRIES if key not in metadata]
-        if missing:
-            raise ModelError(f"its metadata lacks {', '.join(missing)}")
-        return {key: json.loads(value) for key, value in sorted(metadata.items())}
-    except (ValueError, RecursionError) as error:
-        raise ModelError("its metadata is not JSON") from error
-
-
 def _blank_input(session: ort.InferenceSession) -> Batch:
     """Returns one image of zeros, of the type and size that the model says it takes."""
     match [(value.name, value.type, value.shape) for value in session.get_inputs()]:
@@ -233,7 +204,8 @@ def _blank_input(session: ort.InferenceSession) -> Batch:
             return np.zeros((1, side, side, 3), np.uint8)
         case other:
             raise ModelError(
-                f"its inputs are {other}, not one '{INPUT_NAME}', FP32 [N, 3, side, side] or UINT8 [N, side, side, 3]"
+                f"its inputs are {other}, not one '{INPUT_NAME}', FP32 [N, 3, side, side] or UINT8 [N, side, side, 3] "
+                "of any N; name it so, with a dynamic first dimension"
             )
 
 
@@ -245,5 +217,6 @@ def _class_count(session: ort.InferenceSession, card: dict[str, Any]) -> int:
             return classes
         case other:
             raise ModelError(
-                f"its outputs are {other}, not one FP32 '{OUTPUT_NAME}' [N, {card['class_count']}] as its metadata says"
+                f"its outputs are {other}, not one FP32 '{OUTPUT_NAME}' [N, {card['class_count']}] as its metadata "
+                f"says; name it so and leave out softmax or sigmoid, or correct class_count"
             )

@@ -15,7 +15,8 @@ from torchvision.models import DenseNet121_Weights
 
 from benchmarks.harness.servers import free_port
 from serve.config.settings import ROOT
-from serve.model.postprocess import Label, load_class_index
+from serve.model.class_index import load_class_index
+from serve.model.labels import Label
 from tests.export.conftest import REAL
 from tests.make_process import fresh_tree, make, wait_until_ready
 from tests.server_process import running_server

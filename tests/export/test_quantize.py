@@ -27,7 +27,7 @@ from export.photographs import find_photographs, read_photograph
 from serve.config.settings import ROOT
 from serve.imaging.normalise import normalise, to_pixels
 from serve.imaging.preprocess import Preprocessing
-from serve.model.postprocess import load_class_index
+from serve.model.class_index import load_class_index
 from tests.export.conftest import REAL, Network
 from tests.references import DATA
 from tests.small_densenet import SPEC, batches

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serve.errors import OutputError
-from serve.files.records import read_existing, record_format
+from serve.files.records import RecordFormat, read_existing
 from tests.serve.conftest import PHOTOS
 from tests.serve.test_classify import classify
 
@@ -31,6 +31,7 @@ FORMULAS = [
     "−1.jpg",
     "=cmd|' /C calc'!A0",
 ]
+CSV = RecordFormat("csv", 1, "tiny")
 HARMLESS = ["a=b.jpg", "photos/-1.jpg", "./=1.jpg", "é.jpg", "\udcff.jpg", "１.jpg"]
 QUOTES = ["'quoted'.jpg", "'=1.jpg", "''.jpg", "'"]
 
@@ -41,8 +42,7 @@ def prediction(path: str, label: str = "cat") -> dict[str, Any]:
 
 
 def written(*found: dict[str, Any]) -> str:
-    header, format_record = record_format("csv", 1, "tiny")
-    return header + "".join(map(format_record, found))
+    return CSV.header + "".join(map(CSV.line, found))
 
 
 def rows(text: str) -> list[list[str]]:
@@ -68,7 +68,7 @@ def test_reading_back_gives_the_same_record(tmp_path: Path, name: str) -> None:
     records = [prediction(name, "=label"), {"file": name, "status": 404, "detail": "no"}]
     path.write_bytes(written(*records).encode("utf-8", "surrogateescape"))
     with path.open("rb") as file:
-        found = read_existing(file, path, "csv", 1, "tiny", seen.append)
+        found = read_existing(file, path, CSV, seen.append)
     assert seen == [records[0], {"file": name, "status": None, "detail": "no", "model": "tiny"}]
     assert (found.count, found.problems, found.last_file, found.end) == (2, 1, name, path.stat().st_size)
 
@@ -125,20 +125,23 @@ def test_csv_of_an_earlier_version_is_not_continued(tmp_path: Path) -> None:
 
 def test_a_header_that_is_cut_is_completed(tmp_path: Path) -> None:
     path = tmp_path / "output.csv"
-    header = record_format("csv", 1, "tiny")[0]
+    header = CSV.header
     path.write_text(header[:-3])
     with path.open("rb") as file:
-        assert read_existing(file, path, "csv", 1, "tiny").count == 0
+        assert read_existing(file, path, CSV).count == 0
     path.write_text(header.replace("_1", "_2"))
-    with path.open("rb") as file, pytest.raises(OutputError, match="has another --top-k"):
-        read_existing(file, path, "csv", 1, "tiny")
+    with (
+        path.open("rb") as file,
+        pytest.raises(OutputError, match="has the columns of other labels or of another --top-k; choose"),
+    ):
+        read_existing(file, path, CSV)
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-0.1", "1.1"])
 def test_a_probability_that_is_none_is_not_read_back(tmp_path: Path, form: str, value: str) -> None:
     path = tmp_path / "output"
-    header, format_record = record_format(form, 1, "tiny")
-    path.write_text(header + format_record(prediction("x")).replace("0.5", value))
+    written_as = RecordFormat(form, 1, "tiny")
+    path.write_text(written_as.header + written_as.line(prediction("x")).replace("0.5", value))
     with path.open("rb") as file, pytest.raises(OutputError, match=f"record 1 is not {form}; choose another --output"):
-        read_existing(file, path, form, 1, "tiny")
+        read_existing(file, path, written_as)

@@ -10,7 +10,7 @@ import pytest
 from serve.errors import OutputError
 from serve.files.runner import Record
 from serve.files.sorting import Sorter, folder_names, safe_name
-from serve.model.postprocess import Label
+from serve.model.labels import Label
 from tests.serve.conftest import PHOTOS
 from tests.serve.test_classify import classify, records
 

@@ -63,7 +63,7 @@ PARTS: Final = (
             "serve/api/form.py": (),
             "serve/api/header_parameters.py": (),
             "serve/imaging/non_images.py": (),
-            "serve/api/parameters.py": ("parse_query", "parse_top_k", "parse_threshold", "parse_list"),
+            "serve/api/parameters.py": ("parse_query", "parse_top_k", "parse_threshold", "parse_switch"),
             "serve/scheduling/upload_budget.py": (),
         },
         (
@@ -106,7 +106,7 @@ PARTS: Final = (
     ),
     Part(
         "postprocess",
-        {"serve/model/postprocess.py": ()},
+        {"serve/model/postprocess.py": (), "serve/model/class_index.py": ()},
         ("tests/serve/test_postprocess.py", "tests/serve/test_regular_file.py"),
     ),
     Part(

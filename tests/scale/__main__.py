@@ -82,7 +82,7 @@ def expected(photos: dict[str, bytes]) -> tuple[Answers, str]:
         answers[name] = {}
         for photo, data in photos.items():
             best = classifier.classify(data, 1).scored[0]
-            answers[name][photo] = (best.label.imagenet_id, best.probability)
+            answers[name][photo] = (best.label.imagenet_id or "", best.probability)
     return answers, name
 
 

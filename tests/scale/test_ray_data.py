@@ -15,6 +15,7 @@ import pytest
 import ray
 
 from deploy.ray.classify import finished_files, main
+from tests.constant_model import constant_model
 from tests.server_process import ROOT
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -110,3 +111,16 @@ def test_a_bucket_is_read_like_a_folder(tree: Path, tmp_path: Path) -> None:
         assert row.get("imagenet_id") == ours.get("imagenet_id")
         assert row.get("status") == ours.get("status")
         assert len(row.get("top_k", [0, 0])) == 2
+
+
+@pytest.mark.parametrize("ids", [None, ["n1", "n2"]])
+def test_a_model_with_labels_of_its_own_has_its_classes(tmp_path: Path, ids: list[str] | None) -> None:
+    model, output = tmp_path / "mine.onnx", tmp_path / "rows"
+    model.write_bytes(constant_model([1.0, 2.0], name="mine", labels=["cat", "dog"], ids=ids, activation="sigmoid"))
+    assert main([str(PHOTOS / "cat.jpg"), "--output", str(output), "--set", f"model={model}"]) == 0
+    (row,) = [row for part in output.glob("*.parquet") for row in pyarrow.parquet.read_table(part).to_pylist()]
+    assert (row["label"], row["imagenet_id"], row["model"]) == ("dog", ids and "n2", "mine")
+    assert row["top_k"] == [
+        {"index": 1, "imagenet_id": ids and "n2", "label": "dog", "probability": 0.880797},
+        {"index": 0, "imagenet_id": ids and "n1", "label": "cat", "probability": 0.731059},
+    ]

@@ -23,8 +23,10 @@ from serve.config.settings import ROOT
 from serve.errors import ConfigError
 from serve.files.evaluation import Evaluation, wordnet_id
 from serve.files.paths import expand_paths, parse_file_list
+from serve.files.records import RecordFormat
 from serve.files.runner import classify_files
 from serve.model.classifier import Classifier
+from serve.model.labels import Label
 from tests.references import PICTURES
 from tests.serve.conftest import PHOTOS
 from tests.server_process import running_server
@@ -373,7 +375,8 @@ def test_ctrl_c_ends_the_run_between_two_records_and_is_reported(tmp_path: Path)
 def test_only_a_file_is_said_to_be_continued(classifier: Classifier, tmp_path: Path, kind: str) -> None:
     (tmp_path / "output.jsonl").touch()
     output = {"file": tmp_path / "output.jsonl", "device": Path(os.devnull), "none": None}[kind]
-    run = Run(Namespace(output=output), classifier, sys.stdout, None, None, None, stopped_by=signal.SIGINT)
+    form = RecordFormat("jsonl", 1, "tiny")
+    run = Run(Namespace(output=output), classifier, form, sys.stdout, None, None, None, stopped_by=signal.SIGINT)
     how = f"continue {output} with --resume" if kind == "file" else "with --output, --resume can continue a run"
     assert run.summary()[-1] == f"stopped; {how}"
 
@@ -557,7 +560,8 @@ def test_evaluation_takes_the_classes_from_file_and_folder_names(tmp_path: Path)
         return {"file": path, "top_k": top}
 
     first, second = "n00000001", "n00000002"
-    evaluation = Evaluation({first: "cat", second: "never predicted"})
+    rest = [Label(f"n0000001{number}", str(number)) for number in range(4)]
+    evaluation = Evaluation([Label(first, "cat"), Label(second, "never predicted"), *rest])
     evaluation.add(record(f"x/{first}_a.jpg", first, second))
     evaluation.add(record(f"x/{first}/b.jpg", second, first))
     evaluation.add(record(f"{second}/c.jpg", first))

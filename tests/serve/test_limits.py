@@ -14,7 +14,7 @@ from serve.api.v2 import messages
 from serve.api.v2.messages import MAX_JSON_BYTES, MAX_JSON_ROWS, Signature, parse_request
 from serve.config.settings import load_config
 from serve.errors import BadTensor, ConfigError, TooManyFiles, UploadTooLarge
-from serve.model.postprocess import Label
+from serve.model.labels import Label
 from tests.serve.conftest import ClientFor
 from tests.server_process import ServerProcess, running_server
 from tests.tiny_model import PATH as TINY_MODEL

@@ -33,6 +33,7 @@ from serve.scheduling.scheduler import Scheduler
 from tests.hostile.pictures import bmp
 from tests.serve.conftest import ClientFor
 from tests.server_process import ROOT, running_server
+from tests.stub_classifier import stub_classifier
 from tests.tiny_model import PATH as TINY_MODEL
 
 KEY = {"X-API-Key": "key"}
@@ -86,7 +87,7 @@ class Driver:
             headers["Origin"] = "https://evil.example"
         target = of_model(path, version="2" if status == 404 else "1", name="other" if status == 404 else "tiny")
         if method == "get":
-            return client.get(target, headers=headers)
+            return client.get(target, headers=headers, params={"labels": "many"} if status == 400 else None)
         return self.send(client, target, headers, status)
 
     def prepared(self, path: str, status: int) -> TestClient:
@@ -308,6 +309,7 @@ def test_documented_query_parameters_are_those_the_server_reads(
 
     monkeypatch.setattr(parameters, "parse_query", lambda query, known: Query(parse_query(query, known)))
     assert client.post("/upload?top_k=2", content=picture(300), headers={"Content-Type": "image/png"}).is_success
+    assert client.get("/model").is_success
     described = client.get("/openapi.json").json()
     used = json.dumps(described["paths"])
     queries = {
@@ -315,7 +317,7 @@ def test_documented_query_parameters_are_those_the_server_reads(
         for key, each in described["components"]["parameters"].items()
         if each["in"] == "query" and f'"#/components/parameters/{key}"' in used
     }
-    assert queries == read == set(parameters.UPLOAD_PARAMETERS)
+    assert queries == read == {*parameters.UPLOAD_PARAMETERS, *parameters.MODEL_PARAMETERS}
 
 
 def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> None:
@@ -331,7 +333,7 @@ def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> N
 
 
 def test_every_placeholder_is_filled_and_every_value_is_used() -> None:
-    arguments = (Config(api_keys_file=Path("keys")), "own", 224, 7)
+    arguments = (Config(api_keys_file=Path("keys")), stub_classifier())
     placeholders = re.findall(r"\{\{(\w+)\}\}", TEMPLATE.read_text(encoding="utf-8"))
     assert set(placeholders) == placeholder_values(*arguments).keys()
     assert "{{" not in json.dumps(openapi_document(*arguments))
@@ -340,7 +342,7 @@ def test_every_placeholder_is_filled_and_every_value_is_used() -> None:
 
 def test_a_placeholder_becomes_a_typed_value_or_a_part_of_a_text() -> None:
     name = '"own" \\ {{side}} é'  # nothing in a value is special
-    described = openapi_document(Config(max_files=3), name, 224, 7)
+    described = openapi_document(Config(max_files=3), stub_classifier(name))
     form = described["paths"]["/upload"]["post"]["requestBody"]["content"]["multipart/form-data"]
     assert form["schema"]["properties"]["file"]["maxItems"] == 3
     assert "3 files" in described["paths"]["/upload"]["post"]["description"]
@@ -352,7 +354,7 @@ def test_every_reference_leads_somewhere_and_every_component_is_used() -> None:
     template = TEMPLATE.read_text(encoding="utf-8")
     shared = {f"#/x-responses/{name}" for name in json.loads(template)["x-responses"]}
     assert set(re.findall(r"#/x-responses/\w+", template)) == shared
-    described = openapi_document(Config(api_keys_file=Path("keys")), "own", 224, 7)
+    described = openapi_document(Config(api_keys_file=Path("keys")), stub_classifier())
     assert "x-responses" not in json.dumps(described)
     references = {each["$ref"] for each in nodes(described) if "$ref" in each}
     components = described["components"]
@@ -409,7 +411,7 @@ def test_limits_and_keys_are_this_servers_own(client_for: ClientFor, keys: Path)
     assert open_one["components"]["parameters"]["topK"]["schema"]["maximum"] == 1000
     assert "401" not in upload["responses"]
     assert "security" not in upload
-    assert openapi_document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
+    assert openapi_document(Config(), stub_classifier())["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/openapi.json").json()
     assert guarded["paths"]["/upload"]["post"]["security"] == [{"bearer": []}, {"apiKey": []}]
     assert set(guarded["components"]["securitySchemes"]) == {"bearer", "apiKey"}
@@ -444,7 +446,7 @@ def test_docs_shows_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert '<a href="#header-Retry-After">Retry-After</a>' in text
     assert "path, required" in text
     assert text.count("<summary>Example</summary>") == 5
-    assert openapi_document(Config(), "own", 224, 7)["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
+    assert openapi_document(Config(), stub_classifier())["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/docs").text
     assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
     assert guarded.count('Requires <a href="#key">an API key</a>.') == 8

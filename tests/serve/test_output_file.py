@@ -16,7 +16,7 @@ import pytest
 from serve.config.settings import ROOT
 from serve.errors import OutputError
 from serve.files.output_file import output_file
-from serve.files.records import read_existing, record_format
+from serve.files.records import RecordFormat, read_existing
 from tests.serve.conftest import PHOTOS
 from tests.serve.test_classify import COMMAND, classify, records
 
@@ -176,7 +176,7 @@ def test_a_modified_jsonl_output_is_refused_unchanged(tmp_path: Path, what: str)
 
 
 def header() -> str:
-    return record_format("csv", 5, "tiny")[0]
+    return RecordFormat("csv", 5, "tiny").header
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def refuse(path: Path, good: str, bad: str, form: str) -> None:
     path.write_bytes(content)
     started = time.monotonic()
     with path.open("rb") as file, pytest.raises(OutputError, match="record 2 ") as found:
-        read_existing(file, path, form, 5, "tiny")
+        read_existing(file, path, RecordFormat(form, 5, "tiny"))
     assert time.monotonic() - started < 10
     assert str(found.value).endswith("choose another --output")
     assert path.read_bytes() == content
@@ -215,7 +215,7 @@ def test_a_thousand_lines_within_quotes_are_one_record_read_in_a_moment(tmp_path
     path.write_text(header() + row * 10)
     started = time.monotonic()
     with path.open("rb") as file:
-        found = read_existing(file, path, "csv", 5, "tiny")
+        found = read_existing(file, path, RecordFormat("csv", 5, "tiny"))
     assert (found.count, found.end) == (10, path.stat().st_size)
     assert time.monotonic() - started < 5
 

@@ -115,7 +115,10 @@ def test_a_signal_ends_it_with_status_0(number: int, tiny_model: Path) -> None:
         (["--model", "none.onnx"], "model none.onnx: no such file or directory; make it with 'make export'"),
         (["--model", "RUBBISH"], "rubbish.onnx is not a model onnxruntime can load"),
         (["--model", "resnet50"], "no model resnet50 in models/; make one with 'make export'"),
-        (["--model", "TINY", "--class-index", "INDEX"], "has 2 entries, but the model has 1000 classes"),
+        (
+            ["--model", "TINY", "--class-index", "INDEX"],
+            "2 labels for a model of 1000 classes: none for class 2, 3, 4 and 995 more",
+        ),
         (["--port", "high"], "--port='high': not a whole number from 0 to 65535"),
         (["--model", "x" * 5000 + ".onnx"], "file name too long"),
         (["--model", "TINY", "--host", "256.0.0.1"], "cannot listen on 256.0.0.1"),

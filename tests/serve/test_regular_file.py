@@ -12,8 +12,8 @@ from serve.api.api_keys import KeyFile
 from serve.config.regular_file import NotRegular, open_regular, read_text
 from serve.config.settings import MODELS, load_config
 from serve.errors import StartError
+from serve.model.class_index import load_class_index
 from serve.model.files import find_model
-from serve.model.postprocess import load_class_index
 from serve.model.session import load_model
 
 READERS: dict[str, Callable[[Path], object]] = {

@@ -16,6 +16,7 @@ from serve.api.start_page import prefers_html, start_page, with_address
 from serve.config.settings import Config
 from serve.imaging.formats import ACCEPTED_FORMATS
 from tests.serve.conftest import ClientFor
+from tests.stub_classifier import stub_classifier
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
@@ -93,10 +94,10 @@ def test_the_page_has_this_servers_limits(client_for: ClientFor, tmp_path: Path)
 
 def test_markup_in_names_stays_text() -> None:
     name = '<script>alert(1)</script>"&'
-    text = start_page(Config(), name, name, 7)
+    text = start_page(Config(), stub_classifier(name, variant=name))
     assert html.escape(name) in text
     assert "<script>alert" not in text
-    described = openapi_document(Config(), name, 224, 7)
+    described = openapi_document(Config(), stub_classifier(name))
     docs = render_docs_page(described)
     assert "<script>alert" not in docs
 

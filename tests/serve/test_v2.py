@@ -24,7 +24,7 @@ from serve.imaging.decode import decode, open_image
 from serve.imaging.limits import ImageLimits
 from serve.imaging.normalise import to_input
 from serve.model.classifier import Classifier, load_classifier
-from serve.model.postprocess import Label
+from serve.model.labels import Label
 from tests.references import PICTURES
 from tests.serve.conftest import ClientFor
 from tests.tiny_model import PIXELS

@@ -12,25 +12,31 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from serve import __version__
+from serve.api.parameters import MOST_LISTED
 from serve.api.v2.messages import MAX_JSON_BYTES, MAX_JSON_ROWS, VERSION
 from serve.config.settings import Config
 from serve.imaging.formats import ACCEPTED_FORMATS
-from serve.model.postprocess import DEFAULT_TOP_K
+from serve.model.classifier import Classified, Classifier, prediction
+from serve.model.postprocess import DEFAULT_TOP_K, SIGMOID, ScoredLabel
 from serve.problems import REASONS
 
 Json = dict[str, Any]
 
 TEMPLATE: Final = Path(__file__).with_name("openapi.json")
+_EACH_ITS_OWN: Final = "Sigmoid of this class by itself, so the probabilities of all classes do not add up to 1."
+# In the examples, of the model's first classes.
+_PROBABILITY: Final = 0.9312
+_LOGITS: Final = (15.6228256, 14.5257072)
+_PREDICTIONS: Final = ("Scored", "Prediction", "NamedPrediction")
 
 
-def openapi_document(config: Config, model_name: str, side: int, class_count: int) -> Json:
-    """Returns the document of a server with these settings and this model.
-
-    Args:
-        side: height and width of the model's input, in pixels.
-    """
-    openapi = _filled(TEMPLATE.read_text(encoding="utf-8"), placeholder_values(config, model_name, side, class_count))
+def openapi_document(config: Config, classifier: Classifier) -> Json:
+    """Returns the document of a server with these settings and this model."""
+    openapi = _filled(TEMPLATE.read_text(encoding="utf-8"), placeholder_values(config, classifier))
+    _describe_ids(openapi["components"]["schemas"], classifier)
     shared = {f"#/x-responses/{name}": response for name, response in openapi.pop("x-responses").items()}
     operations = [operation for path in openapi["paths"].values() for operation in path.values()]
     for operation in operations:
@@ -44,16 +50,34 @@ def openapi_document(config: Config, model_name: str, side: int, class_count: in
     return openapi
 
 
-def placeholder_values(
-    config: Config, model_name: str, side: int, class_count: int
-) -> dict[str, str | int | list[str]]:
+def _describe_ids(schemas: Json, classifier: Classifier) -> None:
+    """Leaves `imagenet_id` optional if a class has no id, and out if none has."""
+    ids = [label.imagenet_id is not None for label in classifier.labels]
+    if all(ids):
+        return
+    for name in _PREDICTIONS:
+        schemas[name]["required"].remove("imagenet_id")
+        if not any(ids):
+            del schemas[name]["properties"]["imagenet_id"]
+
+
+def placeholder_values(config: Config, classifier: Classifier) -> dict[str, Any]:
     """Returns the value of each placeholder in openapi.json."""
+    model, labels, class_count = classifier.model, classifier.labels, classifier.model.class_count
+    example = Classified(np.zeros(class_count, np.float32), [ScoredLabel(0, labels[0], _PROBABILITY)], {})
+    ranked = [f"{_LOGITS[index]}:{index}:{label.name}" for index, label in enumerate(labels[: len(_LOGITS)])]
     return {
         "version": __version__,
-        "model_name": model_name,
+        "model_name": model.name,
         "model_version": VERSION,
-        "image_side": side,
+        "image_side": model.input_side,
         "class_count": class_count,
+        "most_listed": MOST_LISTED,
+        "labels_are_listed": class_count <= MOST_LISTED,
+        "probability": _EACH_ITS_OWN if classifier.activation.name == SIGMOID else "Softmax over all classes.",
+        "example_prediction": prediction(example, model.name),
+        "example_ranking": ranked,
+        "example_classes": len(ranked),
         "default_top_k": min(DEFAULT_TOP_K, class_count),
         "formats": ", ".join(ACCEPTED_FORMATS),
         "max_request_bytes": config.max_request_bytes,
@@ -66,7 +90,7 @@ def placeholder_values(
     }
 
 
-def _filled(template: str, values: Mapping[str, str | int | list[str]]) -> Json:
+def _filled(template: str, values: Mapping[str, Any]) -> Json:
     def value(found: re.Match[str]) -> str:
         whole, part = found.groups()
         return json.dumps(values[whole]) if whole else json.dumps(str(values[part]))[1:-1]

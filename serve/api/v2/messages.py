@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from serve.api.v2.tensors import IMAGE, INPUT, LENGTH, quote, read_floats, read_images, read_parameters, read_shape
 from serve.errors import BadTensor, UploadTooLarge
-from serve.model.postprocess import Label
+from serve.model.labels import Label
+from serve.model.postprocess import ranking
 
 OUTPUT: Final = "logits"
 VERSION: Final = "1"  # of the model; there is one
@@ -120,23 +121,25 @@ def write_response(
     if not np.isfinite(logits).all():
         raise BadTensor("The model's logits for these values are not finite.")
     output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
-    values: list[Any]
+    entries: list[str] = []
     if request.classes:
         output |= {"datatype": "BYTES", "shape": [len(logits), request.classes]}
-        values = [entry for row in logits for entry in _ranked(row, request.classes, signature.labels)]
-        raw = b"".join(LENGTH.pack(len(entry)) + entry for entry in (value.encode() for value in values))
-    else:
-        values = [float(f"{value:.{_SIGNIFICANT_DIGITS}g}") for value in logits.ravel().tolist()]
-        raw = logits.astype("<f4").tobytes()
+        entries = [entry for row in logits for entry in _ranked(row, request.classes, signature.labels)]
+    identifier = {} if request.id is None else {"id": request.id}
+    response = {**identifier, "model_name": signature.model, "model_version": VERSION, "outputs": [output]}
     if request.binary:
+        encoded = [entry.encode() for entry in entries]
+        raw = b"".join(LENGTH.pack(len(each)) + each for each in encoded) or logits.astype("<f4").tobytes()
         output["parameters"] = {"binary_data_size": len(raw)}
+        head = json.dumps(response).encode()
+        return head + raw, len(head)
+    # Inserted as text: json.dumps would hold the GIL until the last value, 0.16 s for 32 images of 20,000 classes.
+    if entries:
+        values = [json.dumps(entry) for entry in entries]
     else:
-        output["data"] = values
-    response = {"model_name": signature.model, "model_version": VERSION, "outputs": [output]}
-    if request.id is not None:
-        response["id"] = request.id
-    head = json.dumps(response, allow_nan=False).encode()
-    return (head + raw, len(head)) if request.binary else (head, None)
+        values = [f"{value:.{_SIGNIFICANT_DIGITS}g}" for value in logits.ravel().tolist()]
+    end = "}]}"
+    return f'{json.dumps(response).removesuffix(end)}, "data": [{", ".join(values)}]{end}'.encode(), None
 
 
 def _split(
@@ -221,5 +224,5 @@ def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:
 
 def _ranked(logits: npt.NDArray[np.float32], k: int, labels: tuple[Label, ...]) -> list[str]:
     """Returns the top k as Triton writes them, `logit:index:label`; equal logits stay in the order of the classes."""
-    order = np.argsort(-logits, kind="stable")[:k]
+    order = ranking(logits, k).tolist()
     return [f"{logits[index]:.{_SIGNIFICANT_DIGITS}g}:{index}:{labels[index].name}" for index in order]

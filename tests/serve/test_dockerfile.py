@@ -1,0 +1,71 @@
+"""The Dockerfile's export step, as a shell runs it, with an export that only says how it was called."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.server_process import ROOT
+
+STEP = re.compile(r"target=/root/\.cache/torch \\\n(.*?)\n\n\nFROM scratch AS model-densenet121-auto", re.DOTALL)
+EXPORT = """\
+#!/bin/sh
+for each in "$@"; do echo "$each"; done
+mkdir made
+: > made/model.onnx
+test -n "$GATE_REFUSES" || : > made/model.int8.onnx
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "called", "made"),
+    [
+        ({}, "densenet121 --weights only.pth --require-int8", "densenet121.int8.onnx"),
+        ({"MODEL_VARIANT": "fp32"}, "densenet121 --weights only.pth", "densenet121.onnx"),
+        ({"WEIGHTS": "my net.v2.pth", "LABELS": "l.txt"}, "my net.v2 --weights my net.v2.pth --labels l.txt", "int8"),
+        (
+            {"WEIGHTS": "a.safetensors", "LABELS": "classes", "PHOTOS": "my photos", "GATE_REFUSES": "1"},
+            "a --weights a.safetensors --labels classes --photos my photos",
+            "densenet121.onnx",
+        ),
+        (
+            {"LABELS": "l.txt", "NAME": "mine", "MODEL_VARIANT": "int8"},
+            "mine --weights only.pth --labels l.txt --require-int8",
+            "densenet121.int8.onnx",
+        ),
+    ],
+)
+def test_the_export_gets_weights_labels_and_photographs(
+    tmp_path: Path, arguments: dict[str, str], called: str, made: str
+) -> None:
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "only.pth").touch()
+    (tmp_path / "python").write_text(EXPORT)
+    (tmp_path / "python").chmod(0o755)
+    (step,) = STEP.findall((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    step = step.replace("/context/", f"{tmp_path}/").replace("/venv/bin/python", str(tmp_path / "python"))
+    environment = {"PATH": os.environ["PATH"], "MODEL_VARIANT": "auto", **arguments}
+    command = ["sh", "-e", "-c", step]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    script, _, output, _, *words = done.stdout.splitlines()
+    assert (script, output) == ("export/export_onnx.py", "made/model.onnx")
+    assert " ".join(words).replace(f"{tmp_path}/weights/", "") == called
+    (file,) = (tmp_path / "models").iterdir()
+    assert made in file.name
+
+
+def test_make_image_copies_weights_labels_and_photographs() -> None:
+    flags = ["WEIGHTS=/x/my net.pth", "LABELS=/x/labels", "PHOTOS=/x/photos/"]
+    environment = {key: value for key, value in os.environ.items() if key not in ("WEIGHTS", "LABELS", "PHOTOS")}
+    shown = [
+        subprocess.run(
+            ["make", "-n", "image", *given], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ).stdout
+        for given in (flags, ["PHOTOS=/x/photos"])
+    ]
+    for name in ("WEIGHTS", "LABELS", "PHOTOS"):
+        argument = f'--build-arg {name}="$(basename -- "${name}")"'
+        assert [argument in each for each in shown] == [True, False]
+    assert 'for path in "$WEIGHTS" "$LABELS" "$PHOTOS"; do' in shown[0]
