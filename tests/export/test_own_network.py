@@ -197,7 +197,7 @@ def test_the_fitted_temperature_undoes_logits_that_are_too_large_or_too_small(ac
         assert wanted == pytest.approx(1, abs=0.1)
     card = scaled.to_card(activation, logits * factor, labels, range(4000))
     assert card["expected_calibration_error"]["photographs"] == 2000
-    if factor == 3.0:
+    if factor == 3.0 and activation == "softmax":
         assert card["expected_calibration_error"]["after"] < card["expected_calibration_error"]["before"]
 
 
