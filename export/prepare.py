@@ -2,7 +2,8 @@
 
     python export/prepare.py --weights densenet121.pth
 
-Prints `serve` or `export` to standard output and the reason to standard error. Uses the standard library only, because
+Prints `serve` or `export` and, with weights of your own, the name of their model to standard output, and the reason to
+standard error. Uses the standard library only, because
 serving needs no torch if there is a model already. Waits at most ten seconds for the network.
 """
 
@@ -19,12 +20,11 @@ if not __package__:  # run by path: import from the project's root, not from thi
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from export.files import ROOT, sha256_of
+from export.known_weights import DEFAULT_ARCHITECTURE as NAME
+from export.known_weights import WEIGHTS_URL, digest_of_labels, model_name
 from serve.printable import ArgumentParser, one_line, printable_lines
 
 MODELS: Final = ROOT / "models"
-NAME: Final = "densenet121"
-# Of torchvision's DenseNet121_Weights.IMAGENET1K_V1; tests/export/test_prepare.py compares it with torchvision.
-WEIGHTS_URL: Final = "https://download.pytorch.org/models/densenet121-a639ec97.pth"
 GIVE_UP_SECONDS: Final = 10.0
 _UNUSABLE: Final = 2
 
@@ -33,42 +33,66 @@ def main() -> int:
     """Runs the command and returns its exit status."""
     parser = ArgumentParser(prog="python export/prepare.py", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="auto", help="the model to serve: auto, a name, or a file (default: auto)")
-    parser.add_argument("--weights", type=Path, help="state dict to export DenseNet-121 from, unless it was already")
+    parser.add_argument("--weights", type=Path, help="weights to export a model from, unless it was already")
+    parser.add_argument(
+        "--labels", type=Path, help="labels of the model's classes, a file or a folder of class folders"
+    )
     options = parser.parse_args()
     if options.weights and not os.path.isfile(options.weights):  # noqa: PTH113  unlike pathlib, no error for an impossible name
         reason = "is a folder, not a file" if os.path.isdir(options.weights) else "no such file"  # noqa: PTH112
         why = f"WEIGHTS={options.weights}: {reason}; a state dict (.pth or .safetensors) is needed"
         print(one_line(why), file=sys.stderr)
         return _UNUSABLE
-    decision, reason = decide(options.model, options.weights, MODELS)
+    try:
+        labels = digest_of_labels(options.labels) if options.labels else None
+    except (OSError, ValueError) as error:  # ValueError: an impossible name
+        reason = str(getattr(error, "strerror", None) or error)
+        print(
+            one_line(f"LABELS={options.labels}: {reason}; a file or a folder of class folders is needed"),
+            file=sys.stderr,
+        )
+        return _UNUSABLE
+    decision, name, reason = decide(options.model, options.weights, MODELS, labels=labels)
     if reason:
         print(printable_lines(reason), file=sys.stderr)
     if decision == "fail":
         return _UNUSABLE
-    print(decision)
+    sys.stdout.buffer.write(os.fsencode(f"{decision} {name}\n"))
     return 0
 
 
-def decide(model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_URL) -> tuple[str, str]:
-    """Returns `serve`, `export` or `fail`, and the reason to show to the user."""
+def decide(
+    model: str, weights: Path | None, folder: Path, url: str = WEIGHTS_URL, labels: str | None = None
+) -> tuple[str, str, str]:
+    """Returns `serve`, `export` or `fail`, the name of the model of these weights, and the reason to show to the user.
+
+    Args:
+        model: the setting of the user.
+        weights: of the user; the name is "" for published ones, so that the server chooses by its settings.
+        folder: where the exported models are.
+        url: where torchvision's weights are.
+        labels: digest of the user's labels; a model that was exported with others is exported again.
+    """
     if model not in ("auto", NAME):
-        return "serve", ""
-    exported = (folder / f"{NAME}.onnx").is_file()
+        return "serve", "", ""
     if weights:
-        if exported and _exported_from(folder) == sha256_of(weights):
-            return "serve", ""
-        return "export", f"Exporting DenseNet-121 from {weights}"
-    if exported:
-        return "serve", ""
+        sha256 = sha256_of(weights)
+        name = model_name(weights, sha256)
+        wanted = "" if name == NAME else name
+        if _exported_from(folder, name) == (sha256, labels):
+            return "serve", wanted, ""
+        return "export", wanted, f"Exporting {'DenseNet-121' if name == NAME else name} from {weights}"
+    if (folder / f"{NAME}.onnx").is_file():
+        return "serve", "", ""
     if cached_weights(url).is_file():
-        return "export", f"Exporting DenseNet-121 from {cached_weights(url)}"
+        return "export", "", f"Exporting DenseNet-121 from {cached_weights(url)}"
     if reachable(url):
-        return "export", "Exporting DenseNet-121 from torchvision's weights"
+        return "export", "", "Exporting DenseNet-121 from torchvision's weights"
     tried = f"DenseNet-121 is not exported, {cached_weights(url)} does not exist, and {url} cannot be reached."
     if model == NAME:
-        return "fail", f"{tried}\nName a state dict of your own: make serve WEIGHTS=PATH"
+        return "fail", "", f"{tried}\nName a state dict of your own: make serve WEIGHTS=PATH"
     instead = "Serving the small embedded model EfficientNet-Lite0 instead. For DenseNet-121: make serve WEIGHTS=PATH"
-    return "serve", f"{tried}\n{instead}"
+    return "serve", "", f"{tried}\n{instead}"
 
 
 def cached_weights(url: str) -> Path:
@@ -96,12 +120,12 @@ def reachable(url: str, seconds: float = GIVE_UP_SECONDS) -> bool:
     return answers == [True]
 
 
-def _exported_from(folder: Path) -> str | None:
-    """Returns the sha256 of the weights that the folder's model was exported from, if its report says so."""
+def _exported_from(folder: Path, name: str) -> tuple[str, str | None] | None:
+    """Returns the sha256 of the weights and of the labels that a model was exported from, if its report says so."""
     try:
-        report = json.loads((folder / f"{NAME}.json").read_text(encoding="utf-8"))
-        its_own = any(row["sha256"] == sha256_of(folder / f"{NAME}.onnx") for row in report["table"])
-        return str(report["weights_sha256"]) if its_own else None
+        report = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        its_own = any(row["sha256"] == sha256_of(folder / f"{name}.onnx") for row in report["table"])
+        return (str(report["weights_sha256"]), report.get("labels_sha256")) if its_own else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

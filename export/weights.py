@@ -5,26 +5,26 @@ All functions that read weights raise `WeightsError`, which names the file, the 
 
 import re
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.error import URLError
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from export.architectures import KNOWN_WEIGHTS, Architecture
+from export.architectures import ARCHITECTURES, Architecture
+from export.checkpoints import listed, read_checkpoint
 from export.errors import WeightsError
 from export.files import sha256_of
+from export.known_weights import KNOWN_WEIGHTS
+from export.state_keys import dense_blocks, network_state, with_plain_head
 
 _CONNECT_SECONDS: Final = 10.0
-_SHOWN_KEYS: Final = 5
-# In DenseNet checkpoints of 2017 the parts of a dense layer are called norm.1, conv.1, norm.2 and conv.2.
-_OLD_DENSE_LAYER_KEY: Final = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])(?=\.)")
+_IN_SEQUENTIAL: Final = re.compile(r"\w+\.\d+\.weight")
 _BATCHES_TRACKED: Final = "num_batches_tracked"  # a counter that old checkpoints lack and inference does not use
 
 
@@ -32,7 +32,8 @@ _BATCHES_TRACKED: Final = "num_batches_tracked"  # a counter that old checkpoint
 class Weights:
     """A state dict and its origin, without paths of this machine.
 
-    sha256: of the file, None for untrained weights. licence: None if unknown.
+    state: with the network's own keys. sha256: of the file, None for untrained weights. licence: None if unknown.
+    note: which part of the file was read, if it has several. class_to_idx: class name → number, if the file has it.
     """
 
     state: dict[str, Tensor]
@@ -40,15 +41,28 @@ class Weights:
     sha256: str | None
     licence: str | None
     trained: bool = True
+    note: str = ""
+    class_to_idx: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the head is a Sequential, whose other layers a state dict does not tell."""
+        return any(_IN_SEQUENTIAL.fullmatch(key) for key in self.state)
 
 
 def read_weights(path: Path) -> Weights:
-    """Reads a state dict from a `.safetensors` file or a file of `torch.save`, without running code from it."""
+    """Reads weights from a `.safetensors` file or a file of `torch.save`, without running code from it."""
     if not path.is_file():
         raise WeightsError(f"weights {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     sha256 = sha256_of(path)
-    source, licence = KNOWN_WEIGHTS.get(sha256, (path.name, None))
-    return Weights(_read_state(path), source, sha256, licence)
+    known = KNOWN_WEIGHTS.get(sha256)
+    source, licence = (known.source, known.licence) if known else (path.name, None)
+    found = read_checkpoint(path)
+    try:
+        state = network_state(found.state)
+    except WeightsError as error:
+        raise WeightsError(f"weights {path.name} {error}") from error
+    return Weights(state, source, sha256, licence, note=found.note, class_to_idx=found.class_to_idx)
 
 
 def default_weights(architecture: Architecture) -> Weights:
@@ -65,7 +79,8 @@ def default_weights(architecture: Architecture) -> Weights:
     sha256 = sha256_of(cached)
     if not sha256.startswith(prefix):
         raise WeightsError(f"weights {cached}: the sha256 is {sha256}, not {prefix}…; delete the file and try again")
-    return Weights(_read_state(cached), f"torchvision {enum}", sha256, "BSD-3-Clause")
+    state = network_state(read_checkpoint(cached).state)
+    return Weights(state, f"torchvision {enum}", sha256, "BSD-3-Clause")
 
 
 def untrained_weights(architecture: Architecture, seed: int) -> Weights:
@@ -83,73 +98,76 @@ def untrained_weights(architecture: Architecture, seed: int) -> Weights:
     return Weights(dict(network.state_dict()), f"untrained, seed {seed}", None, None, trained=False)
 
 
+def recognise(weights: Weights) -> Architecture:
+    """Returns the architecture that the weights are of, by the layers in its dense blocks.
+
+    Raises:
+        WeightsError: they are of none that is known.
+    """
+    blocks = dense_blocks(weights.state)
+    for architecture in ARCHITECTURES.values():
+        if blocks and architecture.blocks == blocks:
+            return architecture
+    of_densenets = [record.name for record in ARCHITECTURES.values() if record.blocks]
+    found = (
+        f"dense blocks of {', '.join(map(str, blocks))} layers"
+        if blocks
+        else f"keys such as {next(iter(weights.state))}"
+    )
+    raise WeightsError(
+        f"weights {weights.source} have {found}, which is none of {', '.join(of_densenets)}; "
+        "if it is another network that can be exported, name it with --model"
+    )
+
+
 def build_network(architecture: Architecture, weights: Weights) -> nn.Module:
-    """Builds the network with these weights, in inference mode.
+    """Builds the network with these weights and as many classes as they have, in inference mode.
 
     Raises:
         WeightsError: keys are missing or unexpected, or values have the wrong shape or are not finite.
     """
-    network = architecture.build()
-    state = modern_keys(weights.state)
-    expected = network.state_dict()
-    _check_state(architecture.name, weights.source, state, expected)
+    try:
+        state = with_plain_head(weights.state, architecture.head)
+    except WeightsError as error:
+        raise WeightsError(f"weights {weights.source} {error}") from error
+    network = architecture.build(num_classes=len(state[f"{architecture.head}.weight"]))
+    _check_state(architecture.name, weights.source, state, network.state_dict())
     network.load_state_dict(state, strict=False)  # only BatchNorms' batch counters may be missing here
     return network.eval()
 
 
-def modern_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames keys of DataParallel (`module.` in front) and of old DenseNet checkpoints (`norm.1`) to today's."""
-    return {_OLD_DENSE_LAYER_KEY.sub(r"\1\2", key.removeprefix("module.")): value for key, value in state.items()}
+def class_count_of(network: nn.Module, architecture: Architecture) -> int:
+    """Returns the number of classes of a network."""
+    return len(network.get_parameter(f"{architecture.head}.weight"))
 
 
 def _check_state(name: str, source: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
     faults = []
     missing = [key for key in expected if key not in state and not key.endswith(_BATCHES_TRACKED)]
     if missing:
-        faults.append(f"missing {_listed(missing)}")
+        faults.append(f"missing {listed(missing)}")
     unexpected = [key for key in state if key not in expected]
     if unexpected:
-        faults.append(f"unexpected {_listed(unexpected)}")
+        faults.append(f"unexpected {listed(unexpected)}")
     shapes = [
         f"{key} is {list(state[key].shape)}, but {name} has {list(value.shape)}"
         for key, value in expected.items()
         if key in state and state[key].shape != value.shape
     ]
     if shapes:
-        faults.append(f"wrong shape: {_listed(shapes)}")
+        faults.append(f"wrong shape: {listed(shapes)}")
     not_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if not_finite:
-        faults.append(f"not finite: {_listed(not_finite)}")
+        faults.append(f"not finite: {listed(not_finite)}")
+    wrong_types = [
+        f"{key} is {value.dtype}"
+        for key, value in state.items()
+        if key in expected and expected[key].is_floating_point() and not value.is_floating_point()
+    ]
+    if wrong_types:
+        faults.append(f"not floating-point: {listed(wrong_types)}")
     if faults:
         raise WeightsError(f"weights {source} do not fit {name}: {'; '.join(faults)}")
-
-
-def _listed(items: Iterable[str]) -> str:
-    every = list(items)
-    shown = ", ".join(every[:_SHOWN_KEYS])
-    return shown if len(every) <= _SHOWN_KEYS else f"{shown} and {len(every) - _SHOWN_KEYS} more"
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's unpickler raises all kinds of errors on corrupt files
-        raise WeightsError(
-            f"weights {path.name} cannot be read as a state dict: the file is corrupt or contains code"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]  # training scripts save it together with the optimizer's state
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"weights {path.name} contain a {type(content).__name__}, not a state dict")
-    not_tensors = [
-        f"{key!r} ({type(value).__name__})" for key, value in content.items() if not isinstance(value, Tensor)
-    ]
-    if not_tensors:
-        raise WeightsError(f"weights {path.name} contain values that are not tensors: {_listed(not_tensors)}")
-    return dict(content)
 
 
 def _download(url: str, target: Path, hash_prefix: str) -> None:

@@ -53,11 +53,11 @@ def _smooth(grid: Array) -> Array:
     return result
 
 
-def build() -> "DenseNet":
+def build(num_classes: int = CLASSES) -> "DenseNet":
     """Build the PyTorch network with random weights."""
     from torchvision.models.densenet import DenseNet
 
-    return DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=CLASSES)
+    return DenseNet(growth_rate=8, block_config=(3, 4), num_init_features=16, bn_size=2, num_classes=num_classes)
 
 
 def network() -> "DenseNet":

@@ -8,57 +8,72 @@ from typing import Final
 
 import onnx
 
-from export.architectures import Architecture
+from export.architectures import ARCHITECTURES, Architecture
 from export.console import Progress, show_progress, stage
 from export.errors import CalibrationError, GateError, QuantizationError
-from export.evaluate import Comparison, class_numbers, compare, label_of, logits_of
+from export.evaluate import Comparison, compare, logits_of
 from export.files import sha256_of
 from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
-from export.int8.gate import require_accuracy, require_fit, require_unchanged, require_weights
+from export.int8.gate import require_accuracy, require_fit, require_unchanged
 from export.int8.graph_passes import chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
 from export.int8.pixel_input import fold_normalisation
 from export.int8.quantize import quantize
 from export.int8.rounding import choose_rounding, observe_covariances
 from export.onnx_graph import Array, Graph
-from export.photographs import PROJECT_PHOTOGRAPHS, find_photographs, read_photographs
+from export.photographs import PROJECT_PHOTOGRAPHS, Photographs, find_photographs, read_photographs, spread
 from serve.imaging.normalise import to_pixels
-from serve.imaging.preprocess import Preprocessing
 
 CALIBRATION_PHOTOGRAPHS: Final = 100
+MIN_PHOTOGRAPHS: Final = 40  # of one's own: half of them to calibrate on, half to compare on
 
 
 @dataclass
 class Int8Result:
     """The int8 model if it passed its gate, else the reason why there is none.
 
-    comparison: int8 compared with fp32; None if an earlier step failed.
+    comparison: int8 compared with fp32; None if an earlier step failed. rows, logits: which of the photographs it was
+    compared on, and its logits on them, `[N, classes]`.
     """
 
     model: onnx.ModelProto | None = None
     calibration: Calibration | None = None
     comparison: Comparison | None = None
     refusal: str = ""
+    rows: Sequence[int] = ()
+    logits: Array | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What int8 is made from.
+
+    model: the exported fp32 model. architecture: what it was exported from. weights_sha256: of the weights' file, None
+    for untrained weights. activation: softmax or sigmoid.
+    """
+
+    model: onnx.ModelProto
+    architecture: Architecture
+    weights_sha256: str | None
+    activation: str = "softmax"
 
 
 def try_int8(
-    model: onnx.ModelProto,
-    architecture: Architecture,
-    weights_sha256: str | None,
-    photographs: Sequence[Path],
+    source: Source,
+    photographs: Photographs,
+    own: bool,
     calibration_folder: Path | None = None,
-    set_name: str | None = None,
+    set_name: str = "",
     required: bool = False,
 ) -> Int8Result:
     """Calibrates or reads the recorded calibration, quantizes, and compares int8 with fp32; prints each stage.
 
     Args:
-        model: the exported fp32 model.
-        architecture: what it was exported from.
-        weights_sha256: of the weights' file, None for untrained weights.
+        source: the fp32 model and where it is from.
         photographs: to compare on; those used for calibration are left out.
+        own: whether they are the user's, and may be used for calibration if no calibration of the weights is recorded.
         calibration_folder: photographs for a new calibration; without it the recorded one is used.
-        set_name: what to call them; by default the folder's name.
+        set_name: what to call the photographs that are calibrated on.
         required: raise if there is no int8 model.
 
     Raises:
@@ -67,24 +82,27 @@ def try_int8(
         PhotographError: a photograph cannot be read.
     """
     result = Int8Result()
-    spec = architecture.preprocessing
+    spec = source.architecture.preprocessing
     images = list(read_photographs(find_photographs([PROJECT_PHOTOGRAPHS]), spec))
     try:
         with stage("calibrate") as note:
             if calibration_folder:
-                result.calibration = _new_calibration(model, architecture, calibration_folder, weights_sha256, set_name)
+                chosen = choose_photographs(find_photographs([calibration_folder]))
+                result.calibration = _new_calibration(source, chosen, set_name or calibration_folder.resolve().name)
+            elif recorded := _recorded(source):
+                require_fit(source.model, images, recorded)
+                result.calibration = recorded
             else:
-                result.calibration = records.load(records.record_file(architecture.name))
-                require_weights(weights_sha256, result.calibration)
-                require_fit(model, images, result.calibration)
+                chosen = choose_part(photographs.paths if own else [])
+                result.calibration = _new_calibration(source, chosen, set_name)
             note(f"{result.calibration.source}, {len(result.calibration.photographs)} photographs")
         with stage("quantize to int8") as note:
-            int8 = make_int8(model, architecture, result.calibration, images)
+            int8 = make_int8(source.model, source.architecture, result.calibration, images)
             note(f"{len(int8.graph.node)} nodes")
         with stage("compare int8 with fp32") as note:
-            result.comparison = compare_int8(model, int8, spec, result.calibration.held_out(photographs))
-            note(f"{result.comparison.photographs} held-out photographs, {result.comparison.agreement:.1%} agree")
-            require_accuracy(result.comparison)
+            comparison = compare_int8(source, int8, photographs, result)
+            note(f"{comparison.photographs} held-out photographs, {comparison.agreement:.1%} agree")
+            require_accuracy(comparison)
             result.model = int8
     except (CalibrationError, QuantizationError, GateError) as error:
         if required or (calibration_folder and isinstance(error, CalibrationError)):
@@ -141,10 +159,25 @@ def choose_photographs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         CalibrationError: there are too few.
     """
-    wanted = CALIBRATION_PHOTOGRAPHS
-    if len(paths) < wanted:
-        raise CalibrationError(f"{len(paths)} photographs to calibrate on; at least {wanted} are needed")
-    return [paths[position * len(paths) // wanted] for position in range(wanted)]
+    if len(paths) < CALIBRATION_PHOTOGRAPHS:
+        raise CalibrationError(
+            f"{len(paths)} photographs to calibrate on; at least {CALIBRATION_PHOTOGRAPHS} are needed"
+        )
+    return spread(paths, CALIBRATION_PHOTOGRAPHS)
+
+
+def choose_part(paths: Sequence[Path]) -> list[Path]:
+    """Chooses a part of the user's photographs to calibrate on: `CALIBRATION_PHOTOGRAPHS`, but at most half of them.
+
+    Raises:
+        CalibrationError: there are too few.
+    """
+    if len(paths) < MIN_PHOTOGRAPHS:
+        raise CalibrationError(
+            f"int8 needs photographs such as the model will see, at least {MIN_PHOTOGRAPHS}, to calibrate on a part "
+            f"and compare on the rest; there are {len(paths) or 'none'}; name a folder with --photos"
+        )
+    return spread(paths, min(CALIBRATION_PHOTOGRAPHS, len(paths) // 2))
 
 
 def calibrate(
@@ -198,34 +231,43 @@ def record_rounding(
     quantize(graph, folded, architecture.classifier_bits, choose)
 
 
-def compare_int8(
-    model: onnx.ModelProto, int8: onnx.ModelProto, spec: Preprocessing, photographs: Sequence[Path]
-) -> Comparison:
-    """Compares int8 with fp32 on photographs that were not used for calibration.
+def compare_int8(source: Source, int8: onnx.ModelProto, photographs: Photographs, result: Int8Result) -> Comparison:
+    """Compares int8 with fp32 on photographs that were not used for calibration; fills in `result`.
 
     Raises:
         GateError: there are none.
         PhotographError: one cannot be read.
     """
-    if not photographs:
+    held_out = result.calibration.held_out(photographs.paths) if result.calibration else list(photographs.paths)
+    if not held_out:
         raise GateError(
             "int8 was calibrated on all of the photographs, so none is left to compare on; name others with --photos"
         )
-    numbers = class_numbers()
-    fp32_logits, int8_logits = (
-        logits_of(each.SerializeToString(), read_photographs(photographs, spec), spec, show_progress, len(photographs))
-        for each in (model, int8)
-    )
-    return compare(int8_logits, fp32_logits, [label_of(path, numbers) for path in photographs])
+    spec = source.architecture.preprocessing
+    images = read_photographs(held_out, spec)
+    result.rows = photographs.rows_of(held_out)
+    result.logits = logits_of(int8.SerializeToString(), images, spec, show_progress, len(held_out))
+    labels = [photographs.labels[row] for row in result.rows]
+    result.comparison = compare(result.logits, photographs.logits[result.rows], labels, source.activation)
+    return result.comparison
 
 
-def _new_calibration(
-    model: onnx.ModelProto, architecture: Architecture, folder: Path, weights_sha256: str | None, set_name: str | None
-) -> Calibration:
-    chosen = choose_photographs(find_photographs([folder]))
-    used = {path.name: sha256_of(path) for path in chosen}
-    calibration = Calibration(set_name or folder.resolve().name, used, weights_sha256)
-    batches = partial(read_photographs, chosen, architecture.preprocessing)
-    calibrate(model, batches, calibration, show_progress)
-    record_rounding(model, architecture, batches, calibration, show_progress)
+def _recorded(source: Source) -> Calibration | None:
+    """Returns the project's calibration if it is of these weights and the preprocessing that they were trained with."""
+    usual = ARCHITECTURES.get(source.architecture.name)
+    file = records.record_file(source.architecture.name)
+    if usual is None or source.architecture.preprocessing != usual.preprocessing or not file.exists():
+        return None
+    calibration = records.load(file)
+    return calibration if calibration.weights_sha256 == source.weights_sha256 else None
+
+
+def _new_calibration(source: Source, chosen: Sequence[Path], set_name: str) -> Calibration:
+    used: dict[str, str] = {}
+    for path in chosen:  # class folders often have files of one name
+        used[str(path) if path.name in used else path.name] = sha256_of(path)
+    calibration = Calibration(set_name, used, source.weights_sha256)
+    batches = partial(read_photographs, chosen, source.architecture.preprocessing)
+    calibrate(source.model, batches, calibration, show_progress)
+    record_rounding(source.model, source.architecture, batches, calibration, show_progress)
     return calibration

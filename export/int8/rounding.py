@@ -7,18 +7,22 @@ for follows from the covariance of the Conv's inputs alone. Every weight goes to
 choice is one bit a weight, and neighbouring weights cannot saturate (`quant_params`).
 """
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import numpy as np
 from onnx import NodeProto
 
+from export.errors import QuantizationError
 from export.int8.calibration import values_of
 from export.int8.quant_params import kernel_order
 from export.onnx_graph import Array, Graph, attribute
 
 _POSITIONS: Final = 196  # of the output of each image; more change nothing that can be measured
-_DAMPING: Final = 1e-3  # of the mean variance, added to each: for inputs that do not vary, or only with others
+# Of the mean variance, added to each: for inputs that do not vary, or only with others. The first is enough but where a
+# few inputs vary so much more than the others that sums of single precision are off by more.
+_DAMPINGS: Final = (1e-3, 1e-2, 1e-1, 1.0)
 _SMALLEST: Final = 1e-20  # for inputs of which none varies
 _BLOCK: Final = 128  # inputs; those after a block are moved once for all of it, in one product of matrices
 
@@ -89,12 +93,21 @@ def _moves(covariance: Array) -> Array:
     With H = R·Rᵀ, R upper triangular, the rows of R⁻¹ are those of the Cholesky factor of H⁻¹ that GPTQ uses.
     """
     every = np.arange(covariance.shape[1])
-    variance = covariance[:, every, every]
-    covariance[:, every, every] = variance + np.maximum(_DAMPING * variance.mean(1, keepdims=True), _SMALLEST)
-    factor = np.linalg.cholesky(covariance[:, ::-1, ::-1])[:, ::-1, ::-1]
-    inverse = np.linalg.inv(factor)
+    inverse = np.linalg.inv(_factor(covariance, every))
     moves: Array = inverse / inverse[:, every, every][:, :, None]
     return moves
+
+
+def _factor(covariance: Array, every: Array) -> Array:
+    """Returns R of covariance = R·Rᵀ, with as little damping as makes the covariance positive definite."""
+    variance = covariance[:, every, every]
+    mean = variance.mean(1, keepdims=True)
+    for damping in _DAMPINGS:
+        covariance[:, every, every] = variance + np.maximum(damping * mean, _SMALLEST)
+        with contextlib.suppress(np.linalg.LinAlgError):
+            factor: Array = np.linalg.cholesky(covariance[:, ::-1, ::-1])[:, ::-1, ::-1]
+            return factor
+    raise QuantizationError("the activations on the photographs vary too unevenly to round weights by; use others")
 
 
 def _inputs(conv: NodeProto, kernel: tuple[int, ...], values: Array, means: Array, shift: int) -> Array:

@@ -126,7 +126,9 @@ def small_mobilenet(densenet121: Architecture) -> Network:
 @pytest.fixture(scope="session")
 def resnet18() -> Network:
     """A third architecture, which takes one more record."""
-    return untrained(torchvision_architecture("resnet18", resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1), 8)
+    return untrained(
+        torchvision_architecture("resnet18", resnet.resnet18, resnet.ResNet18_Weights.IMAGENET1K_V1, "fc"), 8
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import pytest
 from export.errors import CalibrationError, GateError, QuantizationError
 from export.evaluate import Comparison, compare, label_of, logits_of, open_session
 from export.int8.calibration import Calibration, encode, load
-from export.int8.gate import require_accuracy, require_fit, require_unchanged, require_weights
-from export.int8.pipeline import choose_photographs
+from export.int8.gate import require_accuracy, require_fit, require_unchanged
+from export.int8.pipeline import choose_part, choose_photographs
 from tests.export.conftest import Network
 from tests.export.test_quantize import calibrated
 from tests.small_densenet import SPEC, batches
@@ -108,7 +108,8 @@ def test_labels_come_from_file_or_folder_names() -> None:
     assert label_of(Path("val/n01440764/ILSVRC2012.JPEG"), numbers) == 0
     assert label_of(Path("photos/cat.jpg"), numbers) is None
     assert label_of(Path("photos/n99999999_none.jpg"), numbers) is None
-    assert label_of(Path("n01440764/n99999999_none.jpg"), numbers) is None  # the file's own name comes first
+    assert label_of(Path("n01440764/n99999999_none.jpg"), numbers) == 0
+    assert label_of(Path("n01440764/n01443537_goldfish.jpg"), numbers | {"n01443537": 1}) == 1  # the file's own name
 
 
 def test_a_calibration_survives_its_file(small_densenet: Network, tmp_path: Path) -> None:
@@ -232,16 +233,6 @@ def test_a_rewrite_may_change_logits_by_a_thousandth(monkeypatch: pytest.MonkeyP
             logits(offset)
 
 
-def test_a_record_is_of_its_weights() -> None:
-    require_weights("abc", Calibration("", {}, "abc"))
-    require_weights(None, Calibration("", {}, None))
-    for given, recorded in (("abd", "abc"), (None, "abc"), ("abc", None)):
-        with pytest.raises(
-            CalibrationError, match=f"is for other weights, sha256 {recorded}…; record a new one with --calibrate"
-        ):
-            require_weights(given, Calibration("", {}, recorded))
-
-
 def test_photographs_to_calibrate_on_are_spread_over_the_folder() -> None:
     paths = [Path(f"{number:03}.jpg") for number in range(500)]
     chosen = choose_photographs(paths)
@@ -250,3 +241,38 @@ def test_photographs_to_calibrate_on_are_spread_over_the_folder() -> None:
     assert choose_photographs(paths[:150])[:4] == [paths[0], paths[1], paths[3], paths[4]]
     with pytest.raises(CalibrationError, match="99 photographs to calibrate on; at least 100"):
         choose_photographs(paths[:99])
+
+
+def test_at_most_half_of_ones_own_photographs_are_calibrated_on() -> None:
+    paths = [Path(f"{number:03}.jpg") for number in range(500)]
+    assert choose_part(paths) == paths[::5]
+    assert choose_part(paths[:41]) == [paths[position * 41 // 20] for position in range(20)]
+    with pytest.raises(CalibrationError, match=r"at least 40, .* there are 39; name a folder with --photos"):
+        choose_part(paths[:39])
+    with pytest.raises(CalibrationError, match="there are none"):
+        choose_part([])
+
+
+def test_one_photograph_decides_nothing() -> None:
+    """One of 150 is 0.67 points."""
+    few = replace(GOOD, photographs=150, reference_top1=0.9)
+    require_accuracy(replace(few, top1=0.9 - 1 / 150))
+    with pytest.raises(GateError, match=r"loses 1\.33 points of top-1, more than 0\.7"):
+        require_accuracy(replace(few, top1=0.9 - 2 / 150))
+
+
+def test_labels_of_ones_own_come_from_the_folder_then_from_the_files_name() -> None:
+    numbers = {"cat": 0, "golden retriever": 1, "n02099601": 1, "cat_big": 2}
+    for name, label in (
+        ("photos/cat/dog_1.jpg", 0),
+        ("photos/cat/n01440764_tench.JPEG", 0),
+        ("photos/golden retriever/1.jpg", 1),
+        ("photos/golden retriever 12.jpg", 1),
+        ("photos/cat.jpg", 0),
+        ("photos/cat_1.jpg", 0),
+        ("photos/cat_big-1.jpg", 2),
+        ("photos/n02099601_1.jpg", 1),
+        ("photos/catfish.jpg", None),
+        ("cat/photos/1.jpg", None),
+    ):
+        assert label_of(Path(name), numbers) == label, name

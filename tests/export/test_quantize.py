@@ -632,4 +632,4 @@ if REAL:
 
 
 def test_every_record_of_the_project_is_one_of_its_architectures() -> None:
-    assert {path.stem for path in RECORDS.glob("*.json")} == set(ARCHITECTURES)
+    assert {path.stem for path in RECORDS.glob("*.json")} <= set(ARCHITECTURES)

@@ -225,3 +225,13 @@ def test_a_record_with_a_broken_rounding_cannot_be_read(text: object, tmp_path: 
     path.write_text(json.dumps({**json.loads(encode(Calibration("", {}, None))), "rounding": {"conv": text}}))
     with pytest.raises(CalibrationError, match="cannot be read; record a new one with --calibrate DIR"):
         load(path)
+
+
+def test_a_covariance_that_is_not_positive_definite_is_damped_more() -> None:
+    """Sums of single precision can be off by more than the smallest variances."""
+    weights = np.random.default_rng(0).uniform(-3, 3, (4, 6, 1, 1))
+    covariance = np.diag([1.0, 1.0, 1.0, 1.0, 1.0, -0.02])[None]
+    bits = choose_rounding(weights, covariance)
+    assert bits.shape == (3,)  # 24 weights
+    with pytest.raises(QuantizationError, match="vary too unevenly"):
+        choose_rounding(weights, np.diag([1.0, -3.0, 1.0, 1.0, 1.0, 1.0])[None])

@@ -116,7 +116,7 @@ import json, os, sys
 with open(os.environ["RECORD"], "a") as record:
     print(json.dumps([sys.argv, os.environ.get("WEIGHTS"), os.environ.get("PHOTOS")]), file=record)
 if sys.argv[1] == "export/prepare.py":
-    print("export")
+    print("export ")
 """
 
 
