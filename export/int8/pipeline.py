@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import onnx
 
@@ -15,17 +14,15 @@ from export.evaluate import Comparison, compare, logits_of
 from export.files import sha256_of
 from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
+from export.int8.choice import choose_part, choose_photographs
 from export.int8.gate import require_accuracy, require_fit, require_unchanged
 from export.int8.graph_passes import chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
 from export.int8.pixel_input import fold_normalisation
 from export.int8.quantize import quantize
 from export.int8.rounding import choose_rounding, observe_covariances
 from export.onnx_graph import Array, Graph
-from export.photographs import PROJECT_PHOTOGRAPHS, Photographs, find_photographs, read_photographs, spread
+from export.photographs import PROJECT_PHOTOGRAPHS, Photographs, find_photographs, read_photographs
 from serve.imaging.normalise import to_pixels
-
-CALIBRATION_PHOTOGRAPHS: Final = 100
-MIN_PHOTOGRAPHS: Final = 40  # of one's own: half of them to calibrate on, half to compare on
 
 
 @dataclass
@@ -151,33 +148,6 @@ def make_int8(
     if images:
         require_unchanged(model, graph.to_model(), images, spec)
     return quantize(graph, calibration, architecture.classifier_bits)
-
-
-def choose_photographs(paths: Sequence[Path]) -> list[Path]:
-    """Chooses `CALIBRATION_PHOTOGRAPHS` to calibrate on, spread evenly over those given.
-
-    Raises:
-        CalibrationError: there are too few.
-    """
-    if len(paths) < CALIBRATION_PHOTOGRAPHS:
-        raise CalibrationError(
-            f"{len(paths)} photographs to calibrate on; at least {CALIBRATION_PHOTOGRAPHS} are needed"
-        )
-    return spread(paths, CALIBRATION_PHOTOGRAPHS)
-
-
-def choose_part(paths: Sequence[Path]) -> list[Path]:
-    """Chooses a part of the user's photographs to calibrate on: `CALIBRATION_PHOTOGRAPHS`, but at most half of them.
-
-    Raises:
-        CalibrationError: there are too few.
-    """
-    if len(paths) < MIN_PHOTOGRAPHS:
-        raise CalibrationError(
-            f"int8 needs photographs such as the model will see, at least {MIN_PHOTOGRAPHS}, to calibrate on a part "
-            f"and compare on the rest; there are {len(paths) or 'none'}; name a folder with --photos"
-        )
-    return spread(paths, min(CALIBRATION_PHOTOGRAPHS, len(paths) // 2))
 
 
 def calibrate(

@@ -10,8 +10,8 @@ import pytest
 from export.errors import CalibrationError, GateError, QuantizationError
 from export.evaluate import Comparison, compare, label_of, logits_of, open_session
 from export.int8.calibration import Calibration, encode, load
+from export.int8.choice import choose_part, choose_photographs
 from export.int8.gate import require_accuracy, require_fit, require_unchanged
-from export.int8.pipeline import choose_part, choose_photographs
 from tests.export.conftest import Network
 from tests.export.test_quantize import calibrated
 from tests.small_densenet import SPEC, batches

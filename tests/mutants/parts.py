@@ -113,7 +113,8 @@ PARTS: Final = (
         "gate",
         {
             "export/int8/gate.py": (),
-            "export/int8/pipeline.py": ("choose_photographs", "compare_int8", "try_int8", "_new_calibration"),
+            "export/int8/choice.py": ("choose_photographs", "choose_part"),
+            "export/int8/pipeline.py": ("compare_int8", "try_int8", "_new_calibration"),
             "export/evaluate.py": ("Comparison", "compare", "label_of", "logits_of"),
             "export/int8/calibration.py": ("Calibration", "encode", "load"),
             "export/files.py": (),
