@@ -86,7 +86,7 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     cards = [{entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props} for path in models]
     if len({(card["name"], card["weights"]["sha256"]) for card in cards}) != 1:
         raise WeightsError("the models are not of one network and one set of weights; measure them separately")
-    architecture = ARCHITECTURES[cards[0]["name"]]
+    architecture = ARCHITECTURES[cards[0].get("architecture", cards[0]["name"])]
     given = weights_file or _weights_of_export(models[0])
     weights = read_weights(given) if given else default_weights(architecture)
     _require_same(weights, cards[0])

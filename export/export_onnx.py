@@ -108,7 +108,11 @@ def run(options: argparse.Namespace) -> None:
     photographs, parity = _check_parity(trained, model, paths, options.seed)
     temperature = Temperature(options.temperature)
     if options.fit_temperature:
-        temperature = fit(photographs.logits, photographs.labels, options.activation)
+        with stage("fit the temperature") as note:
+            temperature = fit(photographs.logits, photographs.labels, options.activation)
+            card = temperature.to_card(options.activation, photographs.logits, photographs.labels, range(len(paths)))
+            error = card["expected_calibration_error"]
+            note(f"{temperature.value}, expected calibration error {error['before']:.1%} → {error['after']:.1%}")
     int8 = try_int8(
         Source(model, trained.architecture, trained.weights.sha256, options.activation),
         photographs,
