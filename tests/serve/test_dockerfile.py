@@ -58,7 +58,9 @@ def test_the_export_gets_weights_labels_and_photographs(
 
 def test_make_image_copies_weights_labels_and_photographs() -> None:
     flags = ["WEIGHTS=/x/my net.pth", "LABELS=/x/labels", "PHOTOS=/x/photos/"]
-    environment = {key: value for key, value in os.environ.items() if key not in ("WEIGHTS", "LABELS", "PHOTOS")}
+    # Without the variables of a make that runs this test, which its MAKEFLAGS hand on too.
+    own = ("WEIGHTS", "LABELS", "PHOTOS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")
+    environment = {key: value for key, value in os.environ.items() if key not in own}
     shown = [
         subprocess.run(
             ["make", "-n", "image", *given], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
