@@ -26,7 +26,8 @@ def model_folders(given: Path | None, model: str) -> tuple[Path, ...]:
     """
     if given is None and model == AUTO:
         return (MODELS,)
-    return given or _FOLDER, MODELS
+    first = given or _FOLDER
+    return (first,) if first.resolve() == MODELS.resolve() else (first, MODELS)
 
 
 def find_model(model: str, variant: str, *folders: Path) -> Path:

@@ -49,8 +49,13 @@ def test_a_model_is_looked_for_in_each_folder_in_turn(folder: Path, tmp_path: Pa
         find_model("resnet", "auto", own, folder)
 
 
-def test_only_a_model_that_was_named_is_taken_from_the_working_directory() -> None:
+def test_only_a_model_that_was_named_is_taken_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert model_folders(None, "densenet121") == (Path("models"), MODELS)
+    monkeypatch.chdir(MODELS.parent)
+    assert model_folders(None, "densenet121") == (Path("models"),)
     assert model_folders(None, "auto") == (MODELS,)
     assert model_folders(Path("mine"), "auto") == model_folders(Path("mine"), "densenet121") == (Path("mine"), MODELS)
 

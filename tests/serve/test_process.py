@@ -114,7 +114,7 @@ def test_a_signal_ends_it_with_status_0(number: int, tiny_model: Path) -> None:
     [
         (["--model", "none.onnx"], "model none.onnx: no such file or directory; make it with 'make export'"),
         (["--model", "RUBBISH"], "rubbish.onnx is not a model onnxruntime can load"),
-        (["--model", "resnet50"], "no model resnet50 in models/; make one with 'make export'"),
+        (["--model", "resnet50"], "no model resnet50 in models/; make one with 'make export' in a checkout"),
         (
             ["--model", "TINY", "--class-index", "INDEX"],
             "2 labels for a model of 1000 classes: none for class 2, 3, 4 and 995 more",

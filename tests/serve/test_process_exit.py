@@ -169,7 +169,7 @@ FAILURES = {
     "no number at the end of the warm-up": (
         "import numpy\nfrom serve.model import session\n"
         "session._run = lambda session, batch: numpy.full((1, 1000), numpy.nan)",
-        "its warm-up did not give 1000 finite logits",
+        "did not give 1000 finite logits",
     ),
     "a message of two lines": (
         "def refuse(*_): raise ValueError('one\\ntwo \\x1b[31m')\nimport resource\nresource.getrlimit = refuse",
