@@ -600,6 +600,6 @@ def test_an_unknown_command_lists_the_commands() -> None:
     )
     assert done.returncode == 2
     assert done.stderr == (
-        "serve: unknown command 'clasify'; the commands are classify, autotune, config, health; without one the server "
-        "starts\n"
+        "serve: unknown command 'clasify'; the commands are serve, classify, autotune, config, health; without one the "
+        "server starts\n"
     )
