@@ -13,6 +13,8 @@ from torch import nn
 from torchvision.models import resnet
 
 from export.architectures import ARCHITECTURES, Architecture, torchvision_architecture
+from export.files import sha256_of
+from export.known_weights import model_name
 from export.onnx_graph import Array
 from export.photographs import read_photograph
 from export.torch_to_onnx import export_graph
@@ -61,8 +63,8 @@ def network(densenet121: Architecture, weights: Path) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def exported(weights: Path, photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fp32 model that `python export/export_onnx.py` writes."""
-    output = tmp_path_factory.mktemp("models") / "densenet121.onnx"
+    """The fp32 model that `python export/export_onnx.py` writes; called densenet121 only if WEIGHTS are published."""
+    output = tmp_path_factory.mktemp("models") / f"{model_name(weights, sha256_of(weights))}.onnx"
     subprocess.run(
         [
             sys.executable,

@@ -84,7 +84,7 @@ def test_make_serve_exports_once_serves_and_ends_with_its_signal(
     assert "Traceback" not in log
     # int8 is served if it passed its gate, and the model card contains the table that the export printed.
     int8 = exported.with_suffix(".int8.onnx")
-    assert (card["name"], card["variant"]) == ("densenet121", "int8" if int8.exists() else "fp32")
+    assert (card["name"], card["variant"]) == (exported.stem, "int8" if int8.exists() else "fp32")
     assert ("no int8 model, fp32 is served" in log) is not int8.exists()
     assert {row["variant"] for row in card["measured"]["table"]} == ({"fp32", "int8"} if int8.exists() else {"fp32"})
     # The same inputs gave the same bytes, in another folder.

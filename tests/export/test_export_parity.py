@@ -64,7 +64,7 @@ def test_the_batch_axis_is_dynamic_and_names_and_types_are_the_contracts(exporte
 def test_the_file_describes_itself(exported: Path, weights: Path, photographs: Path) -> None:
     metadata = ort.InferenceSession(exported).get_modelmeta().custom_metadata_map
     card = {key: json.loads(value) for key, value in metadata.items()}
-    assert card["name"] == "densenet121"
+    assert (card["name"], card["architecture"]) == (exported.stem, "densenet121")
     assert card["variant"] == "fp32"
     assert card["weights"]["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert card["weights"]["source"]
