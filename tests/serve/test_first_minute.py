@@ -196,7 +196,7 @@ def test_a_port_in_use_is_reported_at_once_in_one_line() -> None:
     [
         (["--prot", "5001"], "unrecognized arguments: --prot 5001"),
         (["5001"], "unknown command '5001'; the commands are serve, classify, autotune, config, health; without one"),
-        (["--model", "densenet"], "no model densenet in models/ or "),
+        (["--model", "densenet"], "no model densenet in models/; make one"),
         (["--model", "densenet"], "; make one with 'make export' in a checkout, or choose a file with --model or a"),
         (["--model", "tests"], "model tests is a folder; give an .onnx file ('make export WEIGHTS=PATH' makes one"),
         (["--model", "Makefile"], "model Makefile is not an .onnx file; give an .onnx file"),
