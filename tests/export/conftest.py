@@ -154,3 +154,12 @@ def runtime_python() -> Path:
     if not python.exists():
         raise pytest.UsageError(f"{python} does not exist; run the tests by 'make test', which makes it")
     return python
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """With more threads, PyTorch and onnxruntime wait for each other, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
