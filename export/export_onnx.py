@@ -26,9 +26,11 @@ from torch import nn
 
 from export.architectures import ARCHITECTURES, Architecture
 from export.console import show_progress, stage
+from export.engines import CPU, OPENVINO
 from export.errors import ExportError
 from export.files import ROOT, make_directory, write_all
 from export.int8 import calibration as records
+from export.int8.openvino import try_openvino
 from export.int8.pipeline import Int8Result, try_int8
 from export.model_card import fp32_card, int8_card, make_card, serialize
 from export.parity import LogitCheck, check_photographs
@@ -82,15 +84,18 @@ def run(options: argparse.Namespace) -> None:
         set_name=options.set_name,
         required=options.require_int8,
     )
-    variants = _variants(model, int8, card, options)
+    openvino = try_openvino(int8)
+    variants = _variants(model, [int8, openvino], card, options)
     with stage("time the models"):
         side = architecture.preprocessing.crop
-        report = make_report(variants, int8.comparison, weights.sha256, options.weights, side)
+        report = make_report(variants, weights.sha256, options.weights, side)
     with stage("write the models") as note:
         _write(variants, int8, report, options)
         note(", ".join(f"{variant.path.name} {len(variant.content) / 1e6:.1f} MB" for variant in variants))
     if int8.refusal:
         print(one_line(f"export: no int8 model, fp32 is served: {int8.refusal}"), file=sys.stderr)
+    if openvino.refusal:
+        print(one_line(f"export: no int8 model for OpenVINO: {openvino.refusal}"), file=sys.stderr)
     print_table(report["table"])
 
 
@@ -119,32 +124,36 @@ def _check_parity(
 
 
 def _variants(
-    model: onnx.ModelProto, int8: Int8Result, card: dict[str, Any], options: argparse.Namespace
+    model: onnx.ModelProto, results: Sequence[Int8Result], card: dict[str, Any], options: argparse.Namespace
 ) -> list[Variant]:
     """Gives each model its card; returns what to write, fp32 first."""
     set_name = options.set_name or " ".join(path.resolve().name for path in options.photos)
     if options.photos == [PROJECT_PHOTOGRAPHS]:
         set_name = "the project's own pictures"
-    content = serialize(model, fp32_card(card, int8.comparison, set_name))
-    variants = [Variant("fp32", options.output, content)]
-    if int8.model is not None and int8.calibration is not None:
-        content = serialize(int8.model, int8_card(card, int8.comparison, set_name, int8.calibration))
-        variants.append(Variant("int8", _int8_file(options.output), content))
+    content = serialize(model, fp32_card(card, results[0].comparison, set_name))
+    variants = [Variant("fp32", options.output, content, results[0].comparison)]
+    for int8 in results:
+        if int8.model is not None:
+            content = serialize(int8.model, int8_card(card, int8, set_name))
+            variants.append(
+                Variant("int8", _int8_files(options.output)[int8.engine], content, int8.comparison, int8.engine)
+            )
     return variants
 
 
 def _write(variants: Sequence[Variant], int8: Int8Result, report: dict[str, Any], options: argparse.Namespace) -> None:
-    """Writes the models, the report and a new calibration, or nothing; an int8 model of an earlier export goes."""
+    """Writes the models, the report and a new calibration, or nothing; int8 models of an earlier export go."""
     contents = {variant.path: variant.content for variant in variants}
     if options.calibrate and int8.calibration and int8.model:
         contents[records.record_file(options.model)] = records.encode(int8.calibration)
     # The report identifies the models, so it is written last and an earlier one is removed first.
     contents[options.output.with_suffix(".json")] = (json.dumps(report, indent=1) + "\n").encode()
-    write_all(contents, {_int8_file(options.output)} - contents.keys())
+    write_all(contents, set(_int8_files(options.output).values()) - contents.keys())
 
 
-def _int8_file(output: Path) -> Path:
-    return output.with_suffix(".int8.onnx")
+def _int8_files(output: Path) -> dict[str, Path]:
+    """Returns where the int8 model of each engine goes."""
+    return {CPU: output.with_suffix(".int8.onnx"), OPENVINO: output.with_suffix(".qdq.onnx")}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -168,7 +177,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where to write the fp32 model; int8 goes beside it as STEM.int8.onnx (default: models/MODEL.onnx)",
+        help="where to write the fp32 model; int8 goes beside it as STEM.int8.onnx and, for OpenVINO, "
+        "STEM.qdq.onnx (default: models/MODEL.onnx)",
     )
     parser.add_argument(
         "--opset",

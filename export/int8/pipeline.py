@@ -10,34 +10,40 @@ import onnx
 
 from export.architectures import Architecture
 from export.console import Progress, show_progress, stage
+from export.engines import CPU
 from export.errors import CalibrationError, GateError, QuantizationError
-from export.evaluate import Comparison, class_numbers, compare, label_of, logits_of
+from export.evaluate import Comparison
 from export.files import sha256_of
 from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
 from export.int8.gate import require_accuracy, require_fit, require_unchanged, require_weights
 from export.int8.graph_passes import chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
+from export.int8.held_out import HeldOut
 from export.int8.pixel_input import fold_normalisation
 from export.int8.quantize import quantize
 from export.int8.rounding import choose_rounding, observe_covariances
 from export.onnx_graph import Array, Graph
 from export.photographs import PROJECT_PHOTOGRAPHS, find_photographs, read_photographs
 from serve.imaging.normalise import to_pixels
-from serve.imaging.preprocess import Preprocessing
 
 CALIBRATION_PHOTOGRAPHS: Final = 100
 
 
 @dataclass
 class Int8Result:
-    """The int8 model if it passed its gate, else the reason why there is none.
+    """The int8 model of an engine if it passed its gate, else the reason why there is none.
 
-    comparison: int8 compared with fp32; None if an earlier step failed.
+    comparison: int8 compared with fp32; None if an earlier step failed. from_integers: the same with the int8 model of
+    `CPU`, for other engines. held_out, logits: what was compared on, and int8's answers there `[N, classes]`.
     """
 
+    engine: str = CPU
     model: onnx.ModelProto | None = None
     calibration: Calibration | None = None
     comparison: Comparison | None = None
+    from_integers: Comparison | None = None
+    held_out: HeldOut | None = None
+    logits: Array | None = None
     refusal: str = ""
 
 
@@ -82,7 +88,9 @@ def try_int8(
             int8 = make_int8(model, architecture, result.calibration, images)
             note(f"{len(int8.graph.node)} nodes")
         with stage("compare int8 with fp32") as note:
-            result.comparison = compare_int8(model, int8, spec, result.calibration.held_out(photographs))
+            result.held_out = HeldOut(model, result.calibration.held_out(photographs), spec)
+            result.logits = result.held_out.answers(int8)
+            result.comparison = result.held_out.compare(result.logits, result.held_out.fp32)
             note(f"{result.comparison.photographs} held-out photographs, {result.comparison.agreement:.1%} agree")
             require_accuracy(result.comparison)
             result.model = int8
@@ -196,27 +204,6 @@ def record_rounding(
         return calibration.rounding[conv]
 
     quantize(graph, folded, architecture.classifier_bits, choose)
-
-
-def compare_int8(
-    model: onnx.ModelProto, int8: onnx.ModelProto, spec: Preprocessing, photographs: Sequence[Path]
-) -> Comparison:
-    """Compares int8 with fp32 on photographs that were not used for calibration.
-
-    Raises:
-        GateError: there are none.
-        PhotographError: one cannot be read.
-    """
-    if not photographs:
-        raise GateError(
-            "int8 was calibrated on all of the photographs, so none is left to compare on; name others with --photos"
-        )
-    numbers = class_numbers()
-    fp32_logits, int8_logits = (
-        logits_of(each.SerializeToString(), read_photographs(photographs, spec), spec, show_progress, len(photographs))
-        for each in (model, int8)
-    )
-    return compare(int8_logits, fp32_logits, [label_of(path, numbers) for path in photographs])
 
 
 def _new_calibration(

@@ -7,7 +7,7 @@ round ties. The layout becomes channels-first.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -65,7 +65,7 @@ class _Rewriter:
                 raise QuantizationError(f"{node.op_type} {node.output[0]!r} cannot be rewritten for other engines")
         return self._output.to_model()
 
-    def _append(self, op_type: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def _append(self, op_type: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(op_type, inputs, [output], **attributes))
         return output
 
@@ -84,9 +84,9 @@ class _Rewriter:
 
     def _pad(self, node: NodeProto) -> None:
         output, (pads, value) = node.output[0], (self._graph.constants[name] for name in node.input[1:])
-        pads = self._constant(f"{output}.pads", pads.reshape(2, 4)[:, [0, 3, 1, 2]].reshape(-1))
-        value = self._constant(f"{output}.value", (value * EQUALIZED.scale).astype(np.float32))
-        self._append("Pad", [self._pairs[node.input[0]], pads, value], output)
+        channels_first = self._constant(f"{output}.pads", pads.reshape(2, 4)[:, [0, 3, 1, 2]].reshape(-1))
+        darkest = self._constant(f"{output}.value", (value * EQUALIZED.scale).astype(np.float32))
+        self._append("Pad", [self._pairs[node.input[0]], channels_first, darkest], output)
 
     def _clip(self, node: NodeProto) -> None:
         """Applies the frame of the padded input; keeps the bounds of channels for the node that reads the result."""

@@ -113,9 +113,10 @@ PARTS: Final = (
         "gate",
         {
             "export/int8/gate.py": (),
-            "export/int8/pipeline.py": ("choose_photographs", "compare_int8", "try_int8", "_new_calibration"),
+            "export/int8/pipeline.py": ("choose_photographs", "try_int8", "_new_calibration"),
             "export/evaluate.py": ("Comparison", "compare", "label_of", "logits_of"),
             "export/int8/calibration.py": ("Calibration", "encode", "load"),
+            "export/int8/held_out.py": (),
             "export/files.py": (),
         },
         ("tests/export/test_gate.py", "tests/export/test_files.py", "tests/export/test_int8_export.py"),
