@@ -70,7 +70,7 @@ if has_openvino():
     def test_what_openvino_cannot_run_is_an_error_and_no_other_engine_runs_it() -> None:
         int8 = onnx.load(ROOT / "models" / "efficientnet_lite0.onnx")
         int8.metadata_props.add(key=ENTRY, value=json.dumps(OPENVINO))
-        with pytest.raises(EngineError, match="^OpenVINO cannot run the model: "):
+        with pytest.raises(EngineError, match=r"^OpenVINO cannot run the model: "):
             open_session(int8.SerializeToString(), 1)
 
     def test_openvino_opens_no_socket_and_imports_no_telemetry() -> None:

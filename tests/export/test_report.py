@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from export import evaluate, report
+from export.engines import open_session
 from export.evaluate import Comparison, class_numbers, measure_latency
 from export.report import Variant, make_report, print_table
 
@@ -161,12 +162,12 @@ def test_a_time_is_the_median_of_warm_runs_taken_in_turns(monkeypatch: pytest.Mo
 
     asked: list[int] = []
 
-    def open_session(model: bytes, threads: int) -> object:
+    def open_fake(model: bytes, threads: int) -> object:
         asked.append(threads)
         return clock.session(model.decode(), about_five if model == b"slow" else lambda run: 2.0)
 
     monkeypatch.setattr(evaluate, "time", clock)
-    monkeypatch.setattr(evaluate, "open_session", open_session)
+    monkeypatch.setattr(evaluate, "open_session", open_fake)
     assert measure_latency({"a": b"slow", "b": b"fast"}, 4, 2) == pytest.approx({"a": 5.0, "b": 2.0})
     assert asked == [2, 2]
     assert clock.order == (["slow"] * a_round + ["fast"] * a_round) * evaluate._ROUNDS
@@ -177,7 +178,7 @@ def test_a_session_has_the_threads_that_were_asked_for() -> None:
     from tests.tiny_model import tiny_model
 
     for threads in (1, 2):
-        options = evaluate.open_session(tiny_model(), threads).get_session_options()
+        options = open_session(tiny_model(), threads).get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
 
 
