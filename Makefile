@@ -65,7 +65,7 @@ serve: ## serve; export DenseNet-121 first if needed, or use the embedded model
 		$(if $(MODEL_VARIANT),--model-variant $(call quote,$(MODEL_VARIANT))) \
 		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT)))
 
-export: ## export DenseNet-121 to fp32 and int8; print size, speed and accuracy
+export: ## export DenseNet-121 to fp32 and int8, for OpenVINO too; print size, speed, accuracy
 	@$(install_export)
 	$(run_export)
 
