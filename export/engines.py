@@ -64,10 +64,8 @@ def _open_openvino_session(model: bytes, threads: int) -> ort.InferenceSession:
     options.intra_op_num_threads = 1  # OpenVINO has threads of its own
     options.add_free_dimension_override_by_name("batch", 1)  # with the batch unknown it takes 1.6 times as long
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")  # what is measured is OpenVINO alone
-    config = {
-        "NUM_STREAMS": "1",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }  # what is not 8 bits would be bf16 on a CPU with AMX
+    # By default, what is not 8 bits would be bf16 on a CPU with AMX.
+    config = {"NUM_STREAMS": "1", "INFERENCE_PRECISION_HINT": "f32"}
     if threads:
         config["INFERENCE_NUM_THREADS"] = str(threads)
     try:

@@ -3,7 +3,7 @@
 onnxruntime's CPU provider runs operators of com.microsoft that read and write 8 bits. Other engines read a float graph
 in which each tensor stored in 8 bits passes QuantizeLinear and DequantizeLinear (QDQ), and choose their own kernels.
 Scales, zero points, weights and biases are those of the int8 model, and so are its answers, except for how engines
-round ties. The layout becomes channels-first.
+round. The layout becomes channels-first.
 """
 
 from collections.abc import Callable
@@ -76,8 +76,7 @@ class _Rewriter:
     def _rounded(self, tensor: str, scale: str = "pixel.step", zero_point: str = "pixel.zero") -> str:
         """Returns the name of a tensor as it is stored in 8 bits, by the names of its parameters."""
         if tensor not in self._pairs:
-            for name in {scale, zero_point} & self._graph.constants.keys():
-                self._constants[name] = self._graph.constants[name]
+            self._keep_constants(scale, zero_point)
             stored = self._append("QuantizeLinear", [tensor, scale, zero_point], f"{tensor}.stored")
             self._pairs[tensor] = self._append("DequantizeLinear", [stored, scale, zero_point], f"{tensor}.rounded")
         return self._pairs[tensor]
@@ -123,7 +122,7 @@ class _Rewriter:
         self._append("Conv", inputs, output, **kept)
 
     def _rectify(self, tensor: str) -> tuple[Array, Array]:
-        """Writes a clip by channel as relu(±(x - bound)), as a BatchNorm and a ReLU, because OpenVINO fuses these.
+        """Writes a clip by channel as relu(±(x - bound)), whose operators OpenVINO fuses.
 
         Returns:
             Sign and bound of each channel `[C]`, the bound in units of the scale: clip(x) = bound ± relu(±(x - bound)).
@@ -175,6 +174,10 @@ class _Rewriter:
         self._append("ReduceMean", [self._pairs[node.input[0]], axes], node.output[0], keepdims=0)
 
     def _copy(self, node: NodeProto) -> None:
-        for name in set(node.input) & self._graph.constants.keys():
-            self._constants[name] = self._graph.constants[name]
+        self._keep_constants(*node.input)
         self._nodes.append(node)
+
+    def _keep_constants(self, *names: str) -> None:
+        for name in names:
+            if name in self._graph.constants:
+                self._constants[name] = self._graph.constants[name]
