@@ -68,7 +68,7 @@ serve: ## serve; export DenseNet-121 or WEIGHTS first if needed, or use the embe
 		$(if $(MODEL_VARIANT),--model-variant $(call quote,$(MODEL_VARIANT))) \
 		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT)))
 
-export: ## export DenseNet-121 or WEIGHTS to fp32 and int8; print size, speed and accuracy
+export: ## export DenseNet-121 or WEIGHTS, fp32 and int8; print size, speed and accuracy
 	@$(install_export)
 	$(run_export)
 

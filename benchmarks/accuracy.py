@@ -26,6 +26,7 @@ from benchmarks.harness.machine import ROOT
 from benchmarks.reporting.records import PrintedResult, add_output
 from export.architectures import ARCHITECTURES, Architecture
 from export.console import show_progress
+from export.engines import CPU, ENTRY, OPENVINO
 from export.errors import ExportError, PhotographError, WeightsError
 from export.evaluate import class_numbers, compare, cpu, label_of, logits_of, measure_latency
 from export.int8 import calibration as records
@@ -118,9 +119,19 @@ def run(photos: Path, weights_file: Path | None, models: list[Path], say: Callab
     say("")
     say(_HEADER)
     say(_row("PyTorch fp32 (reference)", None, None, None, compare(reference, reference, labels)))
-    for name, content in contents.items():
+    answers = {}
+    for (name, content), card in zip(contents.items(), cards, strict=True):
         logits = logits_of(content, batches(), architecture.preprocessing, show_progress, len(paths))
+        answers[card["variant"], card.get(ENTRY, CPU)] = logits
         say(_row(name, len(content) / 1e6, one[name], two[name], compare(logits, reference, labels)))
+    if answers.keys() >= {("int8", CPU), ("int8", OPENVINO)}:
+        figures = compare(answers["int8", OPENVINO], answers["int8", CPU], labels)
+        say("")
+        say(
+            f"int8 on OpenVINO gives the class of int8 on the CPU provider on {figures.agreement:.2%}, "
+            f"{figures.clear_agreement:.2%} if clear; max |Δ| {figures.max_abs_difference:.2f}, "
+            f"mean |Δ| {figures.mean_abs_difference:.3f}"
+        )
 
 
 def held_out(found: list[Path], architecture: Architecture) -> list[Path]:

@@ -34,6 +34,10 @@ class QuantizationError(ExportError):
     """The network cannot be quantized: an operator is not supported, or the calibration lacks a tensor."""
 
 
+class EngineError(ExportError):
+    """The engine that a model is made for is not installed, or cannot run the model."""
+
+
 class GateError(ExportError):
     """The int8 model is not accurate enough. The fp32 model is written all the same."""
 

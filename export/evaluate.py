@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime as ort
 
 from export.console import Progress
+from export.engines import open_session
 from export.files import ROOT
 from export.onnx_graph import Array
 from serve.imaging.normalise import to_pixels
@@ -60,6 +61,12 @@ class Comparison:
             "photographs": self.photographs,
             "top1": _rounded(self.top1),
             "fp32_top1": _rounded(self.reference_top1),
+            **self.difference_card(),
+        }
+
+    def difference_card(self) -> dict[str, Any]:
+        """Returns how far the model's answers are from the reference's, for its model card."""
+        return {
             "agreement": round(self.agreement, 4),
             "clear_agreement": _rounded(self.clear_agreement),
             "max_abs_logit_difference": float(f"{self.max_abs_difference:.2g}"),
@@ -111,14 +118,6 @@ def _margins(logits: Array, activation: str) -> Array:
     second, first = np.sort(probabilities(logits, activation), 1)[:, -2:].T
     margins: Array = first - second
     return margins
-
-
-def open_session(model: bytes, threads: int) -> ort.InferenceSession:
-    """Opens a session with the server's options."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def takes_pixels(session: ort.InferenceSession) -> bool:

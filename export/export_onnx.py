@@ -28,10 +28,12 @@ from torch import nn
 from export.architectures import ARCHITECTURES, Architecture
 from export.class_labels import IMAGENET_CLASSES, numbers_of, read_labels, saved_labels
 from export.console import show_progress, stage
+from export.engines import CPU, OPENVINO
 from export.errors import ExportError
 from export.evaluate import label_of
 from export.files import make_directory, write_all
 from export.int8 import calibration as records
+from export.int8.openvino import try_openvino
 from export.int8.pipeline import Int8Result, Source, try_int8
 from export.known_weights import DEFAULT_ARCHITECTURE, MAX_NAME, digest_of_labels, model_name
 from export.model_card import answers_card, fp32_card, int8_card, make_card, serialize
@@ -121,18 +123,19 @@ def run(options: argparse.Namespace) -> None:
         set_name=options.set_name or (options.calibrate.resolve().name if options.calibrate else _set_name(options)),
         required=options.require_int8,
     )
+    results = [int8, try_openvino(int8)]
     card = make_card(model, trained.name, trained.architecture, trained.weights, parity)
     card |= answers_card(trained.labels, options.activation)
-    variants = _variants(model, int8, card, photographs, temperature, options, trained.output)
+    variants = _variants(model, results, card, photographs, temperature, options, trained.output)
     with stage("time the models"):
         side = trained.architecture.preprocessing.crop
-        report = make_report(variants, int8.comparison, trained.weights.sha256, options.weights, side)
+        report = make_report(variants, trained.weights.sha256, options.weights, side)
         if options.labels:
             report["labels_sha256"] = digest_of_labels(options.labels)
     with stage("write the models") as note:
         _write(variants, int8, report, trained, bool(options.calibrate))
         note(", ".join(f"{variant.path.name} {len(variant.content) / 1e6:.1f} MB" for variant in variants))
-    for remark in _remarks(trained, int8, options):
+    for remark in _remarks(trained, results, options):
         print(one_line(f"export: {remark}"), file=sys.stderr)
     print_table(report["table"])
 
@@ -182,7 +185,7 @@ def _check_parity(
 
 def _variants(
     model: onnx.ModelProto,
-    int8: Int8Result,
+    results: Sequence[Int8Result],
     card: dict[str, Any],
     photographs: Photographs,
     temperature: Temperature,
@@ -193,12 +196,14 @@ def _variants(
     set_name, activation = _set_name(options), options.activation
     every = range(len(photographs.paths))
     answers = temperature.to_card(activation, photographs.logits, photographs.labels, every)
-    content = serialize(model, {**fp32_card(card, int8.comparison, set_name), **answers})
-    variants = [Variant("fp32", output, content)]
-    if int8.model is not None and int8.calibration is not None and int8.logits is not None:
-        answers = temperature.to_card(activation, int8.logits, photographs.labels, int8.rows)
-        content = serialize(int8.model, {**int8_card(card, int8.comparison, set_name, int8.calibration), **answers})
-        variants.append(Variant("int8", _int8_file(output), content))
+    comparison = results[0].comparison
+    content = serialize(model, {**fp32_card(card, comparison, set_name), **answers})
+    variants = [Variant("fp32", output, content, comparison)]
+    for int8 in results:
+        if int8.model is not None and int8.held_out is not None and int8.logits is not None:
+            answers = temperature.to_card(activation, int8.logits, photographs.labels, int8.held_out.rows)
+            content = serialize(int8.model, {**int8_card(card, int8, set_name), **answers})
+            variants.append(Variant("int8", _int8_files(output)[int8.engine], content, int8.comparison, int8.engine))
     return variants
 
 
@@ -211,22 +216,24 @@ def _set_name(options: argparse.Namespace) -> str:
 def _write(
     variants: Sequence[Variant], int8: Int8Result, report: dict[str, Any], trained: Trained, recorded: bool
 ) -> None:
-    """Writes the models, the report and a new calibration, or nothing; an int8 model of an earlier export goes."""
+    """Writes the models, the report and a new calibration, or nothing; int8 models of an earlier export go."""
     contents = {variant.path: variant.content for variant in variants}
     if recorded and int8.calibration and int8.model:
         contents[records.record_file(trained.architecture.name)] = records.encode(int8.calibration)
     # The report identifies the models, so it is written last and an earlier one is removed first.
     contents[trained.output.with_suffix(".json")] = (json.dumps(report, indent=1) + "\n").encode()
-    write_all(contents, {_int8_file(trained.output)} - contents.keys())
+    write_all(contents, set(_int8_files(trained.output).values()) - contents.keys())
 
 
-def _int8_file(output: Path) -> Path:
-    return output.with_suffix(".int8.onnx")
+def _int8_files(output: Path) -> dict[str, Path]:
+    """Returns where the int8 model of each engine goes."""
+    return {CPU: output.with_suffix(".int8.onnx"), OPENVINO: output.with_suffix(".qdq.onnx")}
 
 
-def _remarks(trained: Trained, int8: Int8Result, options: argparse.Namespace) -> list[str]:
+def _remarks(trained: Trained, results: Sequence[Int8Result], options: argparse.Namespace) -> list[str]:
     """Returns what the user should know about files that were written all the same."""
-    remarks = [f"no int8 model, fp32 is served: {int8.refusal}"] if int8.refusal else []
+    missing = {CPU: "no int8 model, fp32 is served", OPENVINO: "no int8 model for OpenVINO"}
+    remarks = [f"{missing[result.engine]}: {result.refusal}" for result in results if result.refusal]
     if trained.labels is None and trained.class_count != IMAGENET_CLASSES:
         remarks.append(
             f"the model has {trained.class_count} classes and no labels; name them with --labels, or with "

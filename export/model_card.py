@@ -9,8 +9,9 @@ import torch
 import torchvision
 
 from export.architectures import Architecture
+from export.engines import CPU, ENTRY
 from export.evaluate import Comparison
-from export.int8.calibration import Calibration
+from export.int8.pipeline import Int8Result
 from export.weights import Weights
 from serve.model.labels import Label
 
@@ -64,13 +65,20 @@ def fp32_card(card: dict[str, Any], comparison: Comparison | None, photographs: 
     return {**card, "variant": "fp32", "accuracy": accuracy}
 
 
-def int8_card(
-    card: dict[str, Any], comparison: Comparison | None, photographs: str, calibration: Calibration
-) -> dict[str, Any]:
-    """Returns the int8 model's card, with its calibration and its accuracy on the set of photographs."""
-    used = {"source": calibration.source, "photographs": len(calibration.photographs)}
-    accuracy = comparison and {"set": photographs, **comparison.to_card()}
-    return {**card, "variant": "int8", "calibration": used, "accuracy": accuracy}
+def int8_card(card: dict[str, Any], int8: Int8Result, photographs: str) -> dict[str, Any]:
+    """Returns an int8 model's card, with its calibration and its accuracy on the set of photographs.
+
+    A model for another engine than `CPU` has that engine's name, and how far its answers are from the `CPU` model's.
+    """
+    used = int8.calibration and {
+        "source": int8.calibration.source,
+        "photographs": len(int8.calibration.photographs),
+    }
+    accuracy = int8.comparison and {"set": photographs, **int8.comparison.to_card()}
+    if accuracy and int8.from_integers:
+        accuracy["integer_model"] = int8.from_integers.difference_card()
+    engine = {} if int8.engine == CPU else {ENTRY: int8.engine}
+    return {**card, "variant": "int8", **engine, "calibration": used, "accuracy": accuracy}
 
 
 def serialize(model: onnx.ModelProto, card: dict[str, Any]) -> bytes:

@@ -76,8 +76,9 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE",
-        help="where to write the fp32 model; int8 goes beside it as STEM.int8.onnx (default: models/STEM.onnx, with "
-        "the stem of the weights' file; models/MODEL.onnx for published weights)",
+        help="where to write the fp32 model; int8 goes beside it as STEM.int8.onnx and, for OpenVINO, "
+        "STEM.qdq.onnx (default: models/STEM.onnx, with the stem of the weights' file; models/MODEL.onnx for published "
+        "weights)",
     )
     parser.add_argument(
         "--name", type=_name, metavar="NAME", help="what answers call the model (default: the stem of its file)"

@@ -9,14 +9,16 @@ import onnx
 
 from export.architectures import ARCHITECTURES, Architecture
 from export.console import Progress, show_progress, stage
+from export.engines import CPU
 from export.errors import CalibrationError, GateError, QuantizationError
-from export.evaluate import Comparison, compare, logits_of
+from export.evaluate import Comparison
 from export.files import sha256_of
 from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
 from export.int8.choice import choose_part, choose_photographs
 from export.int8.gate import require_accuracy, require_fit, require_unchanged
 from export.int8.graph_passes import chain_concats, clip_batchnorms, equalize_channels, merge_average_pools
+from export.int8.held_out import HeldOut
 from export.int8.pixel_input import fold_normalisation
 from export.int8.quantize import quantize
 from export.int8.rounding import choose_rounding, observe_covariances
@@ -27,18 +29,20 @@ from serve.imaging.normalise import to_pixels
 
 @dataclass
 class Int8Result:
-    """The int8 model if it passed its gate, else the reason why there is none.
+    """The int8 model of an engine if it passed its gate, else the reason why there is none.
 
-    comparison: int8 compared with fp32; None if an earlier step failed. rows, logits: which of the photographs it was
-    compared on, and its logits on them, `[N, classes]`.
+    comparison: int8 compared with fp32; None if an earlier step failed. from_integers: the same with the int8 model of
+    `CPU`, for other engines. held_out, logits: what was compared on, and int8's answers there `[N, classes]`.
     """
 
+    engine: str = CPU
     model: onnx.ModelProto | None = None
     calibration: Calibration | None = None
     comparison: Comparison | None = None
-    refusal: str = ""
-    rows: Sequence[int] = ()
+    from_integers: Comparison | None = None
+    held_out: HeldOut | None = None
     logits: Array | None = None
+    refusal: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,11 @@ def try_int8(
             int8 = make_int8(source.model, source.architecture, result.calibration, images)
             note(f"{len(int8.graph.node)} nodes")
         with stage("compare int8 with fp32") as note:
-            comparison = compare_int8(source, int8, photographs, result)
-            note(f"{comparison.photographs} held-out photographs, {comparison.agreement:.1%} agree")
-            require_accuracy(comparison)
+            result.held_out = HeldOut.of(photographs, result.calibration, spec, source.activation)
+            result.logits = result.held_out.answers(int8)
+            result.comparison = result.held_out.compare(result.logits, result.held_out.fp32)
+            note(f"{result.comparison.photographs} held-out photographs, {result.comparison.agreement:.1%} agree")
+            require_accuracy(result.comparison)
             result.model = int8
     except (CalibrationError, QuantizationError, GateError) as error:
         if required or (calibration_folder and isinstance(error, CalibrationError)):
@@ -199,27 +205,6 @@ def record_rounding(
         return calibration.rounding[conv]
 
     quantize(graph, folded, architecture.classifier_bits, choose)
-
-
-def compare_int8(source: Source, int8: onnx.ModelProto, photographs: Photographs, result: Int8Result) -> Comparison:
-    """Compares int8 with fp32 on photographs that were not used for calibration; fills in `result`.
-
-    Raises:
-        GateError: there are none.
-        PhotographError: one cannot be read.
-    """
-    held_out = result.calibration.held_out(photographs.paths) if result.calibration else list(photographs.paths)
-    if not held_out:
-        raise GateError(
-            "int8 was calibrated on all of the photographs, so none is left to compare on; name others with --photos"
-        )
-    spec = source.architecture.preprocessing
-    images = read_photographs(held_out, spec)
-    result.rows = photographs.rows_of(held_out)
-    result.logits = logits_of(int8.SerializeToString(), images, spec, show_progress, len(held_out))
-    labels = [photographs.labels[row] for row in result.rows]
-    result.comparison = compare(result.logits, photographs.logits[result.rows], labels, source.activation)
-    return result.comparison
 
 
 def _recorded(source: Source) -> Calibration | None:

@@ -7,8 +7,9 @@ import numpy as np
 import onnx
 import pytest
 
+from export.engines import open_session
 from export.errors import CalibrationError, GateError, QuantizationError
-from export.evaluate import Comparison, compare, label_of, logits_of, open_session
+from export.evaluate import Comparison, compare, label_of, logits_of
 from export.int8.calibration import Calibration, encode, load
 from export.int8.choice import choose_part, choose_photographs
 from export.int8.gate import require_accuracy, require_fit, require_unchanged

@@ -16,11 +16,13 @@ import torch
 
 from export import export_onnx
 from export.architectures import ARCHITECTURES
+from export.engines import has_openvino
 from export.evaluate import class_numbers, label_of, logits_of
 from export.export_onnx import main
 from export.files import ROOT
 from export.int8.calibration import load
-from export.onnx_graph import Array
+from export.int8.qdq import to_qdq
+from export.onnx_graph import Array, Graph
 from export.photographs import read_photograph
 from tests import small_densenet as small
 from tests.export.conftest import Network
@@ -104,7 +106,8 @@ def written(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "models").iterdir())
 
 
-ALL = ["small.int8.onnx", "small.json", "small.onnx"]
+ALL = ["small.int8.onnx", "small.json", "small.onnx", *(["small.qdq.onnx"] if has_openvino() else [])]
+MODELS = [name for name in ALL if name.endswith(".onnx")]
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -127,7 +130,7 @@ def test_a_calibration_records_its_photographs_and_reproduces_the_model(
     }
     assert export() == 0
     assert written(tmp_path) == ALL
-    for name in ("small.onnx", "small.int8.onnx"):
+    for name in MODELS:
         assert (tmp_path / "models" / name).read_bytes() == (made / "models" / name).read_bytes()
 
 
@@ -165,7 +168,7 @@ def test_int8_is_measured_on_photographs_not_used_for_calibration(
     accuracy = card_of(tmp_path / "models" / "small.onnx")["accuracy"]
     assert accuracy == {"set": "calibrated others", "photographs": HELD_OUT, "top1": card["accuracy"]["fp32_top1"]}
     table = json.loads((tmp_path / "models" / "small.json").read_text())["table"]
-    assert {row["variant"]: row["top1"] for row in table} == pytest.approx(top1, abs=1e-4)
+    assert {row["variant"]: row["top1"] for row in table if row["engine"] == "cpu"} == pytest.approx(top1, abs=1e-4)
 
 
 def test_a_copy_of_a_calibration_photograph_under_another_name_is_not_held_out(
@@ -205,6 +208,66 @@ def test_int8_below_its_bound_is_not_written_and_an_earlier_one_goes(
     assert written(tmp_path) == ["small.json", "small.onnx"]
     # fp32's accuracy was measured all the same.
     assert card_of(tmp_path / "models" / "small.onnx")["accuracy"]["photographs"] == HELD_OUT
+
+
+def test_where_the_plug_in_is_absent_the_export_says_so_and_an_earlier_model_for_it_goes(
+    export: Export, recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "models").mkdir(exist_ok=True)
+    (tmp_path / "models" / "small.qdq.onnx").write_bytes(b"of an earlier export")
+    monkeypatch.setattr("export.engines._PLUG_IN", "onnxruntime_ep_absent")
+    assert export("--require-int8") == 0
+    words = "export: no int8 model for OpenVINO: the package onnxruntime-ep-absent is not installed in "
+    assert words in capsys.readouterr().err
+    assert written(tmp_path) == ["small.int8.onnx", "small.json", "small.onnx"]
+
+
+if has_openvino():
+
+    def test_openvinos_model_has_its_own_figures_measured_on_openvino(
+        export: Export, recorded: Path, inputs: Inputs, tmp_path: Path
+    ) -> None:
+        assert export() == 0
+        others = sorted(inputs.others.iterdir())
+        fp32, int8, qdq = (answers(tmp_path / "models" / f"small{end}.onnx", others) for end in ("", ".int8", ".qdq"))
+        assert 0 < np.abs(qdq - int8).mean() < np.abs(qdq - fp32).mean()
+        card = card_of(tmp_path / "models" / "small.qdq.onnx")
+        assert (card["engine"], card["variant"]) == ("openvino", "int8")
+        figures, from_int8 = card["accuracy"], card["accuracy"]["integer_model"]
+        assert figures["mean_abs_logit_difference"] == pytest.approx(np.abs(qdq - fp32).mean(), rel=0.05)
+        assert figures["agreement"] == pytest.approx((qdq.argmax(1) == fp32.argmax(1)).mean(), abs=1e-4)
+        assert from_int8["mean_abs_logit_difference"] == pytest.approx(np.abs(qdq - int8).mean(), rel=0.05)
+        assert from_int8["agreement"] == pytest.approx((qdq.argmax(1) == int8.argmax(1)).mean(), abs=1e-4)
+        other = card_of(tmp_path / "models" / "small.int8.onnx")
+        assert other.keys() == card.keys() - {"engine"}
+        assert "integer_model" not in other["accuracy"]
+        table = json.loads((tmp_path / "models" / "small.json").read_text())["table"]
+        assert [(row["variant"], row["engine"]) for row in table] == [
+            ("fp32", "cpu"),
+            ("int8", "cpu"),
+            ("int8", "openvino"),
+        ]
+        assert table[2]["max_abs_logit_difference"] == pytest.approx(np.abs(qdq - fp32).max(), abs=0.01)
+        content = (tmp_path / "models" / "small.qdq.onnx").read_bytes()
+        assert table[2]["sha256"] == hashlib.sha256(content).hexdigest()
+
+    def test_openvinos_model_passes_the_gate_on_its_own_or_is_not_written(
+        export: Export,
+        recorded: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        def mirrored(model: onnx.ModelProto) -> onnx.ModelProto:
+            graph = Graph(to_qdq(model))
+            graph.constants["logits.bias"] = -graph.constants["logits.bias"] + 5 * np.arange(small.CLASSES, dtype="f")
+            return graph.to_model()
+
+        monkeypatch.setattr("export.int8.openvino.to_qdq", mirrored)
+        assert export() == 0
+        said = capsys.readouterr().err
+        assert re.search(r"^export: no int8 model for OpenVINO: int8 differs from fp32: mean", said, re.MULTILINE)
+        assert written(tmp_path) == ["small.int8.onnx", "small.json", "small.onnx"]
 
 
 def test_where_int8_is_required_its_refusal_is_the_exports_and_nothing_changes(
@@ -298,7 +361,7 @@ def test_nothing_of_the_building_machine_is_in_any_model(
     export: Export, recorded: Path, inputs: Inputs, tmp_path: Path
 ) -> None:
     assert export() == 0
-    for name in ("small.onnx", "small.int8.onnx"):
+    for name in MODELS:
         content = (tmp_path / "models" / name).read_bytes()
         for trace in (tmp_path, inputs.weights.parent, ROOT, Path.home(), "site-packages", "stack_trace"):
             assert str(trace).encode() not in content, name

@@ -13,6 +13,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.architectures import ARCHITECTURES, Architecture
+from export.engines import has_openvino
 from export.errors import CalibrationError, QuantizationError
 from export.evaluate import class_numbers, compare, label_of, logits_of, takes_pixels
 from export.int8 import gate, pipeline
@@ -616,14 +617,13 @@ if REAL:
         exported: Path, photo_folder: Path, densenet121: Architecture
     ) -> None:
         paths, labels = held_out(photo_folder)
-        fp32, int8_answers = (
-            answers_of(path, paths, densenet121) for path in (exported, exported.with_suffix(".int8.onnx"))
-        )
-        figures = compare(int8_answers, fp32, labels)
-        print(f"\n{figures}")
-        assert figures.agreement >= 0.97
-        assert figures.top1_loss is not None
-        assert figures.top1_loss <= 0.005
+        fp32 = answers_of(exported, paths, densenet121)
+        for suffix in (".int8.onnx", *([".qdq.onnx"] if has_openvino() else [])):
+            figures = compare(answers_of(exported.with_suffix(suffix), paths, densenet121), fp32, labels)
+            print(f"\n{suffix} {figures}")
+            assert figures.agreement >= 0.97
+            assert figures.top1_loss is not None
+            assert figures.top1_loss <= 0.005
 
     def test_the_embedded_model_is_as_accurate_as_its_card_says(photo_folder: Path) -> None:
         paths, labels = held_out(photo_folder)

@@ -114,9 +114,10 @@ PARTS: Final = (
         {
             "export/int8/gate.py": (),
             "export/int8/choice.py": ("choose_photographs", "choose_part"),
-            "export/int8/pipeline.py": ("compare_int8", "try_int8", "_new_calibration"),
+            "export/int8/pipeline.py": ("try_int8", "_new_calibration"),
             "export/evaluate.py": ("Comparison", "compare", "label_of", "logits_of"),
             "export/int8/calibration.py": ("Calibration", "encode", "load"),
+            "export/int8/held_out.py": (),
             "export/files.py": (),
         },
         ("tests/export/test_gate.py", "tests/export/test_files.py", "tests/export/test_int8_export.py"),
