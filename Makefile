@@ -208,6 +208,8 @@ lock: ## resolve pyproject.toml into requirements/*.txt, newest versions
 	@$(install_export)
 	$(lock) pyproject.toml -o requirements/runtime.txt
 	$(lock) pyproject.toml --extra heic -c requirements/runtime.txt -o requirements/heic.txt
+	$(lock) pyproject.toml --extra openvino -c requirements/runtime.txt -o requirements/openvino.txt
+	$(lock) pyproject.toml requirements/gpu.in -c requirements/runtime.txt --no-emit-package onnxruntime -o requirements/gpu.txt
 	$(lock) pyproject.toml --extra export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) pyproject.toml --extra ray -c requirements/runtime.txt -c requirements/test.txt -o requirements/ray.txt

@@ -21,7 +21,8 @@ from serve.config.settings import MODELS, argument_parser, load_config
 from serve.config.settings_file import DEFAULT_FILE, MAX_BYTES
 from serve.errors import ConfigError
 from serve.imaging.normalise import Batch
-from serve.model.files import find_model
+from serve.model.engine_choice import choose_engine
+from serve.model.engines import EngineOptions
 from serve.model.session import Model, load_model
 from serve.printable import printable, progress_bar
 
@@ -66,10 +67,12 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser.add_argument("--write", action="store_true", help="also save them in the settings file")
     flags = parser.parse_args(arguments)
     config = load_config(arguments, environment, parser)
-    path = find_model(config.model, config.model_variant, MODELS)
+    chosen = choose_engine(config.engine, config.model, config.model_variant, MODELS)
     budget = config.thread_plan.budget
-    print(printable(f"{path.name} on {budget.count} CPUs ({budget.reason})"), flush=True)
-    choices = measure(path, budget.count, _show_progress if sys.stderr.isatty() else lambda _: None)
+    engine = f"engine {chosen.engine} ({chosen.reason})"
+    print(printable(f"{chosen.path.name} on {budget.count} CPUs ({budget.reason}), {engine}"), flush=True)
+    progress = _show_progress if sys.stderr.isatty() else lambda _: None
+    choices = measure(chosen.path, budget.count, chosen.engine, progress)
     print("\n".join(report(choices)))
     if flags.write:
         target = Path(flags.config or environment.get("SERVE_CONFIG") or DEFAULT_FILE)
@@ -79,15 +82,16 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
-def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Choice]:
+def measure(path: Path, cpus: int, engine: str, progress: Callable[[float], None]) -> list[Choice]:
     """Measures and chooses each setting.
 
     Args:
         cpus: the number of CPUs that may be used.
+        engine: the engine that runs the model.
         progress: called with the share done, 0 to 1.
     """
     counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
-    models = {count: load_model(path, count) for count in counts}
+    models = {count: load_model(path, EngineOptions(count, count), engine) for count in counts}
     image = models[cpus].blank
     alone: dict[int, list[float]] = {count: [] for count in counts}
     loaded: dict[int, list[float]] = {count: [] for count in counts}
@@ -95,7 +99,7 @@ def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Ch
     for _ in range(_ROUNDS):
         for count, model in models.items():
             alone[count].append(_single_image_ms(model, image))
-            loaded[count].append(_images_per_second(models[1], image, count))
+            loaded[count].append(_images_per_second(model, image, count))
             steps += 1
             progress(steps / (_ROUNDS * len(counts)))
     return [

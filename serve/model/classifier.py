@@ -1,12 +1,16 @@
 """Classifies one image with a loaded model, without HTTP: from encoded bytes to a prediction."""
 
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from serve.config.settings import MODELS, Config
-from serve.errors import EmptyFile, ModelError
+from serve.errors import ConfigError, EmptyFile, ModelError
 from serve.imaging.decoders import Decoders
 from serve.imaging.fork_server import ForkServer
 from serve.imaging.formats import Data
@@ -14,11 +18,14 @@ from serve.imaging.limits import require_format
 from serve.imaging.normalise import Batch, FloatArray, as_pixels, normalise, to_pixels
 from serve.imaging.preprocess import Preprocessing
 from serve.model.decoders import make_decoders, start_fork_server
-from serve.model.files import AUTO, find_model
+from serve.model.engine_choice import CUDA, choose_engine
+from serve.model.engines import EngineOptions
+from serve.model.files import AUTO
 from serve.model.postprocess import Label, ScoredLabel, load_class_index, top_k
 from serve.model.session import Model, load_model
 
 _SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
+_GPU_BATCH: Final = 16  # images at once on a GPU, by default
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,16 @@ class Classifier:
         seconds = {**prepared.seconds, "infer": time.perf_counter() - started}
         return Classified(logits, top_k(logits, self.labels, prepared.top_k), seconds)
 
+    def compute_batch(self, batch: Sequence[Prepared], all_threads: bool = False) -> list[Classified]:
+        """Runs inference on several images at once; `infer` is then the time that all of them took."""
+        started = time.perf_counter()
+        logits = self.model.logits(np.concatenate([prepared.batch for prepared in batch]), all_threads)
+        infer = time.perf_counter() - started
+        return [
+            Classified(row, top_k(row, self.labels, prepared.top_k), {**prepared.seconds, "infer": infer})
+            for row, prepared in zip(logits, batch, strict=True)
+        ]
+
     def classify(self, data: bytes, k: int, all_threads: bool = False) -> Classified:
         """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
         return self.compute(self.prepare(self.open(data, k)), all_threads)
@@ -129,16 +146,35 @@ def load_classifier(config: Config) -> Classifier:
     Raises:
         StartError: a file is unusable, or the files do not fit each other.
     """
-    path = find_model(config.model, config.model_variant, MODELS)
+    choice = choose_engine(config.engine, config.model, config.model_variant, MODELS)
     fork_server = start_fork_server(config)  # it starts while the model is loaded
     try:
-        model = load_model(path, config.thread_plan.intra_op_threads, config.providers)
-        preprocessing = _preprocessing_of(model, path, config)
+        model = load_model(choice.path, engine_options(config, choice.engine), choice.engine)
+        model.card.update(engine=choice.engine, engine_reason=choice.reason)
+        preprocessing = _preprocessing_of(model, choice.path, config)
         return replace(make_classifier(config, model, preprocessing, fork_server), fork_server=fork_server)
     except BaseException:
         if fork_server:
             fork_server.close()
         raise
+
+
+def engine_options(config: Config, engine: str) -> EngineOptions:
+    """Returns the options that the settings give an engine.
+
+    Raises:
+        ConfigError: the folder for compiled models cannot be written.
+    """
+    if cache := config.engine_cache:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"engine_cache={cache}: {(error.strerror or 'unusable').lower()}") from error
+        if not os.access(cache, os.W_OK):
+            raise ConfigError(f"engine_cache={cache}: this folder may not be written; choose another, or none")
+    plan = config.thread_plan
+    max_batch = config.max_batch or (_GPU_BATCH if engine == CUDA else 1)
+    return EngineOptions(plan.intra_op_threads, plan.streams, max_batch, cache)
 
 
 def _preprocessing_of(model: Model, path: Path, config: Config) -> Preprocessing:

@@ -10,6 +10,7 @@ from serve.printable import shortened
 KNOWN_MODELS: Final = ("densenet121", "efficientnet_lite0")
 EMBEDDED_MODEL: Final = "efficientnet_lite0"  # in the repository; densenet121 has to be exported first
 AUTO: Final = "auto"  # as a model or a variant: the first that exists
+QDQ_SUFFIX: Final = ".qdq.onnx"  # of the int8 file that OpenVINO runs
 
 
 def find_model(model: str, variant: str, folder: Path) -> Path:
@@ -17,7 +18,8 @@ def find_model(model: str, variant: str, folder: Path) -> Path:
 
     Args:
         model: a path ending in `.onnx`, a name in `folder`, or `auto`.
-        variant: `int8`, `fp32`, or `auto` for `NAME.int8.onnx` if it exists, else `NAME.onnx`.
+        variant: `int8`, `fp32`, or `auto` for `NAME.int8.onnx` if it exists, else `NAME.onnx`. `NAME.qdq.onnx` is
+            returned only if neither exists.
 
     Raises:
         ModelError: there is no such file.
@@ -55,5 +57,19 @@ def fallback_warning(model: str, name: str) -> str:
     return f"DenseNet-121 is not exported; using the small embedded model {name}. To export: make serve WEIGHTS=PATH"
 
 
+def qdq_file(model: Path) -> Path:
+    """Returns the path of the int8 file for OpenVINO beside another file of the same model."""
+    return model.with_name(_stem(model) + QDQ_SUFFIX)
+
+
+def report_file(model: Path) -> Path:
+    """Returns the path of the export's report: `NAME.json` beside `NAME.onnx`, `NAME.int8.onnx`, `NAME.qdq.onnx`."""
+    return model.with_name(_stem(model) + ".json")
+
+
+def _stem(model: Path) -> str:
+    return model.name.removesuffix(".onnx").removesuffix(".int8").removesuffix(".qdq")
+
+
 def _file_names(name: str, variant: str) -> tuple[str, ...]:
-    return (f"{name}.onnx",) if variant == "fp32" else (f"{name}.int8.onnx", f"{name}.onnx")
+    return (f"{name}.onnx",) if variant == "fp32" else (f"{name}.int8.onnx", f"{name}.onnx", f"{name}{QDQ_SUFFIX}")

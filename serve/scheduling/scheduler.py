@@ -215,17 +215,22 @@ class Scheduler(Generic[Item, Prepared, Result]):
                     self._changed.wait()
                 if self._closed:
                     return None
-                task = self._tasks.popleft()
-                if task.deadline <= time.monotonic():
-                    self.depth -= task.discard()
-                    task.settle(DeadlinePassed.before_answer())
-                    continue
-                position, item = task.waiting.popleft()
-                self.depth -= 1
-                self._busy += 1
-                if task.waiting:
-                    self._tasks.append(task)  # behind the others, because tasks take turns
-                return task, position, item
+                if taken := self._pop():
+                    self._busy += 1
+                    return taken
+
+    def _pop(self) -> tuple[Task, int, Any] | None:
+        """Takes an item of the task whose turn it is; None, and the task ends, if its deadline has passed."""
+        task = self._tasks.popleft()
+        if task.deadline <= time.monotonic():
+            self.depth -= task.discard()
+            task.settle(DeadlinePassed.before_answer())
+            return None
+        position, item = task.waiting.popleft()
+        self.depth -= 1
+        if task.waiting:
+            self._tasks.append(task)  # behind the others, because tasks take turns
+        return task, position, item
 
     def _claim_all_cpus(self) -> bool:
         """Gives the calling thread all CPUs until `_finish` if no other item runs or waits; returns whether it did."""
