@@ -5,6 +5,7 @@
 # HOST, PORT     address of `make serve`; default: 127.0.0.1 and 5000
 # MODEL          densenet121, efficientnet_lite0 or a file; default: the first that is available
 # MODEL_VARIANT  int8 or fp32; default: int8 if it passed the export's accuracy gate
+# OPENVINO       1 for `make serve` to add OpenVINO's plug-in, which is faster on CPUs with AMX
 # HEIC           1 for `make serve` and `make image` to add pi-heif, which decodes HEIC images
 # PYTHON         interpreter, 3.11 or newer; default: python3
 # TORCH_INDEX    index with CPU builds of torch, or "none" for CUDA builds; default on Linux: PyTorch's
@@ -18,6 +19,7 @@ PORT ?=
 MODEL ?=
 MODEL_VARIANT ?=
 HEIC ?=
+OPENVINO ?=
 PYTHON ?= python3
 TORCH_INDEX ?=
 IMAGE ?= densenet-server
@@ -40,7 +42,8 @@ model := models/densenet121.onnx
 runtime := .venv/runtime/bin/python
 exporter := .venv/export/bin/python
 install := $(call quote,$(PYTHON)) requirements/install.py
-install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filter 1,$(HEIC)),requirements/heic.txt)
+install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filter 1,$(HEIC)),requirements/heic.txt) \
+	$(if $(filter 1,$(OPENVINO)),requirements/openvino.txt)
 install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index $(call quote,$(TORCH_INDEX))) \
 	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/container.txt
 run_export = $(exporter) export/export_onnx.py --output $(model) \
@@ -63,7 +66,8 @@ serve: ## serve; export DenseNet-121 first if needed, or use the embedded model
 		test "$$need" = serve || { $(install_export) && $(run_export); }
 	@exec $(runtime) -m serve $(if $(MODEL),--model $(call quote,$(MODEL))) \
 		$(if $(MODEL_VARIANT),--model-variant $(call quote,$(MODEL_VARIANT))) \
-		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT)))
+		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT))) \
+		$(if $(filter 1,$(OPENVINO)),--engine-cache build/engine-cache)
 
 export: ## export DenseNet-121 to fp32 and int8; print size, speed and accuracy
 	@$(install_export)
