@@ -6,6 +6,7 @@
 # HOST, PORT     address of `make serve`; default: 127.0.0.1 and 5000
 # MODEL          densenet121, efficientnet_lite0 or a file; default: the first that is available
 # MODEL_VARIANT  int8 or fp32; default: int8 if it passed the export's accuracy gate
+# OPENVINO       1 for `make serve` to add OpenVINO's plug-in, which is faster on CPUs with AMX
 # HEIC           1 for `make serve` and `make image` to add pi-heif, which decodes HEIC images
 # PYTHON         interpreter, 3.11 or newer; default: python3
 # TORCH_INDEX    index with CPU builds of torch, or "none" for CUDA builds; default on Linux: PyTorch's
@@ -20,6 +21,7 @@ PORT ?=
 MODEL ?=
 MODEL_VARIANT ?=
 HEIC ?=
+OPENVINO ?=
 PYTHON ?= python3
 TORCH_INDEX ?=
 IMAGE ?= densenet-server
@@ -41,7 +43,8 @@ unexport MODEL MODEL_VARIANT PORT
 runtime := .venv/runtime/bin/python
 exporter := .venv/export/bin/python
 install := $(call quote,$(PYTHON)) requirements/install.py
-install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filter 1,$(HEIC)),requirements/heic.txt)
+install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filter 1,$(HEIC)),requirements/heic.txt) \
+	$(if $(filter 1,$(OPENVINO)),requirements/openvino.txt)
 install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index $(call quote,$(TORCH_INDEX))) \
 	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/container.txt
 run_export = $(exporter) export/export_onnx.py $(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) \
@@ -66,7 +69,8 @@ serve: ## serve; export DenseNet-121 or WEIGHTS first if needed, or use the embe
 		name=$${need#* }; $(if $(MODEL),test -n "$$name" || name=$(call quote,$(MODEL));) \
 		exec $(runtime) -m serve $${name:+--model "$$name"} \
 		$(if $(MODEL_VARIANT),--model-variant $(call quote,$(MODEL_VARIANT))) \
-		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT)))
+		$(if $(HOST),--host $(call quote,$(HOST))) $(if $(PORT),--port $(call quote,$(PORT))) \
+		$(if $(filter 1,$(OPENVINO)),--engine-cache build/engine-cache)
 
 export: ## export DenseNet-121 or WEIGHTS, fp32 and int8; print size, speed and accuracy
 	@$(install_export)
@@ -225,6 +229,8 @@ lock: ## resolve pyproject.toml into requirements/*.txt, newest versions
 	@$(install_export)
 	$(lock) pyproject.toml -o requirements/runtime.txt
 	$(lock) pyproject.toml --extra heic -c requirements/runtime.txt -o requirements/heic.txt
+	$(lock) pyproject.toml --extra openvino -c requirements/runtime.txt -o requirements/openvino.txt
+	$(lock) pyproject.toml requirements/gpu.in -c requirements/runtime.txt --no-emit-package onnxruntime -o requirements/gpu.txt
 	$(lock) pyproject.toml --group export -c requirements/runtime.txt -o requirements/export.txt
 	$(lock) --group test -c requirements/export.txt -o requirements/test.txt
 	$(lock) pyproject.toml --extra ray -c requirements/runtime.txt -c requirements/test.txt -o requirements/ray.txt

@@ -64,6 +64,7 @@ _BOUNDARY: Final = b"------------------------KQ0hbyG5gzX8hEyOpHrF2x"  # as long 
 _CARD: Final = {
     "name": "stub", "variant": "int8", "class_count": 1000, "resize": 256, "crop": 224, "interpolation": "bilinear",
     "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+    "engine": "stub", "engine_reason": "a stub",
 }  # fmt: skip
 
 
@@ -77,6 +78,7 @@ class StubModel:
     takes_pixels: bool = True
     class_count: int = 1000
     infer_seconds: float = 0.01
+    max_batch: int = 1
 
     def __post_init__(self) -> None:
         self._logits = np.random.default_rng(0).normal(size=(1, self.class_count)).astype(np.float32)

@@ -18,7 +18,7 @@ def try_openvino(int8: Int8Result) -> Int8Result:
     Args:
         int8: as `try_int8` returns it. If it has no model, the result has none and no reason either.
     """
-    result = Int8Result(engine=OPENVINO, calibration=int8.calibration)
+    result = Int8Result(engine=OPENVINO, calibration=int8.calibration, held_out=int8.held_out)
     if int8.model is None or int8.held_out is None or int8.logits is None:
         return result
     try:

@@ -39,8 +39,9 @@ _KEY_SECONDS: Final = 1.0  # between two looks at the API keys file
 def create_metrics(classifier: Classifier, memory: MetricsMemory | None = None, number: int = 0) -> Metrics:
     """Returns metrics labelled with this release and model, which count its decoders' deaths; arguments as theirs."""
     model, decoders = classifier.model, classifier.decoders
-    build = {"version": __version__, "model": model.name, "variant": str(model.card["variant"])}
-    metrics = Metrics({**build, "decoders": decoders.state}, memory, number)
+    described = {name: str(model.card[name]) for name in ("variant", "engine", "engine_reason")}
+    build = {"version": __version__, "model": model.name, **described, "decoders": decoders.state}
+    metrics = Metrics(build, memory, number)
     metrics.declare_deaths(DEATHS)
     decoders.on_death = metrics.count_death
     return metrics

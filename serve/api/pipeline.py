@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 from serve.api.exchange import Exchange
 from serve.api.parameters import TIMEOUT_HEADER, TIMING_HEADER, parse_timeout
@@ -14,6 +14,7 @@ from serve.config.settings import Config
 from serve.imaging.malloc import trim_malloc
 from serve.model.classifier import Classified, Classifier, Normalised, Opened, Prepared
 from serve.observability.metrics import Metrics
+from serve.scheduling.batch_scheduler import BatchScheduler
 from serve.scheduling.in_flight import InFlightRequest
 from serve.scheduling.lifecycle import Lifecycle
 from serve.scheduling.message_thread import MessageThread
@@ -44,13 +45,7 @@ class Pipeline:
     async def lifespan(self) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self.messages = MessageThread(self.config.max_queue)
-        self.scheduler: Scheduler[Opened | Normalised, Prepared, Classified] = Scheduler(
-            self._prepare,
-            self.classifier.compute,
-            streams=self.config.thread_plan.streams,
-            max_queue=self.config.max_queue,
-            item_seconds=self.classifier.model.infer_seconds,
-        )
+        self.scheduler = self._scheduler()
         self.classifier.decoders.on_slow = self.scheduler.step_aside
         self.classifier.decoders.is_alone = self.scheduler.is_alone
         self.metrics.queue_depth = lambda: self.scheduler.depth
@@ -63,6 +58,19 @@ class Pipeline:
             self.lifecycle.begin_drain()
             self.messages.close()
             self.scheduler.close(_CLOSING_SECONDS)
+
+    def _scheduler(self) -> Scheduler[Opened | Normalised, Prepared, Classified]:
+        config, classifier = self.config, self.classifier
+        settings: dict[str, Any] = {
+            "streams": config.thread_plan.streams,
+            "max_queue": config.max_queue,
+            "item_seconds": classifier.model.infer_seconds,
+        }
+        max_batch = classifier.model.max_batch
+        if max_batch == 1:
+            return Scheduler(self._prepare, classifier.compute, **settings)
+        settings |= {"max_batch": max_batch, "wait_seconds": config.batch_wait_ms / 1000}
+        return BatchScheduler(self._prepare, classifier.compute, classifier.compute_batch, **settings)
 
     def admit(self) -> InFlightRequest:
         """Returns an accepted request with images, for a `with` block.

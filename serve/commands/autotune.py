@@ -21,7 +21,9 @@ from serve.config.settings import SETTINGS_FILE, argument_parser, load_config
 from serve.config.settings_file import MAX_BYTES
 from serve.errors import ConfigError
 from serve.imaging.normalise import Batch
-from serve.model.files import find_model, model_folders
+from serve.model.engine_choice import choose_engine
+from serve.model.engines import EngineOptions
+from serve.model.files import model_folders
 from serve.model.session import Model, load_model
 from serve.printable import printable, progress_bar
 
@@ -72,10 +74,13 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     if flags.write and target and not target.exists():
         save(target, {})  # reading the settings needs it, and if it cannot be written, measuring is in vain
     config = load_config(arguments, environment, parser)
-    path = find_model(config.model, config.model_variant, *model_folders(config.models, config.model))
+    folders = model_folders(config.models, config.model)
+    chosen = choose_engine(config.engine, config.model, config.model_variant, folders)
     budget = config.thread_plan.budget
-    print(printable(f"{path.name} on {budget.count} CPUs ({budget.reason})"), flush=True)
-    choices = measure(path, budget.count, _show_progress if sys.stderr.isatty() else lambda _: None)
+    engine = f"engine {chosen.engine} ({chosen.reason})"
+    print(printable(f"{chosen.path.name} on {budget.count} CPUs ({budget.reason}), {engine}"), flush=True)
+    progress = _show_progress if sys.stderr.isatty() else lambda _: None
+    choices = measure(chosen.path, budget.count, chosen.engine, progress)
     print("\n".join(report(choices)))
     if flags.write and target:
         save(target, {choice.setting: None if choice.gain == 1 else choice.chosen for choice in choices})
@@ -84,15 +89,16 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     return 0
 
 
-def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Choice]:
+def measure(path: Path, cpus: int, engine: str, progress: Callable[[float], None]) -> list[Choice]:
     """Measures and chooses each setting.
 
     Args:
         cpus: the number of CPUs that may be used.
+        engine: the engine that runs the model.
         progress: called with the share done, 0 to 1.
     """
     counts = [2**power for power in range(cpus.bit_length()) if 2**power < cpus] + [cpus]
-    models = {count: load_model(path, count) for count in counts}
+    models = {count: load_model(path, EngineOptions(count, count), engine) for count in counts}
     image = models[cpus].blank
     alone: dict[int, list[float]] = {count: [] for count in counts}
     loaded: dict[int, list[float]] = {count: [] for count in counts}
@@ -100,7 +106,7 @@ def measure(path: Path, cpus: int, progress: Callable[[float], None]) -> list[Ch
     for _ in range(_ROUNDS):
         for count, model in models.items():
             alone[count].append(_single_image_ms(model, image))
-            loaded[count].append(_images_per_second(models[1], image, count))
+            loaded[count].append(_images_per_second(model, image, count))
             steps += 1
             progress(steps / (_ROUNDS * len(counts)))
     return [

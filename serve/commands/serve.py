@@ -141,7 +141,7 @@ def serve(
     if "null" in config.cors_origins:
         log.warning("cors_origins lists null, which any web page can send from a sandboxed frame: keys are advisable")
     log.info(
-        "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d), decoders %s; "
+        "%s (%s) is ready on %s with %d CPU%s (%s; streams %d, intra-op threads %d), engine %s (%s), decoders %s; "
         "try: curl -F 'file=@cat.jpg' %s/upload",
         classifier.model.name,
         classifier.model.card["variant"],
@@ -151,6 +151,8 @@ def serve(
         plan.budget.reason,
         plan.streams,
         plan.intra_op_threads,
+        classifier.model.card["engine"],
+        classifier.model.card["engine_reason"],
         classifier.decoders.state,
         url,
         extra={"fields": {"url": url}},

@@ -61,6 +61,12 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
     return min(quotas, default=None)
 
 
+def cpu_features(root: Path = _ROOT) -> frozenset[str]:
+    """Returns the names of the CPU's instruction sets, as Linux lists them; none where it does not."""
+    lines = (line.partition(":") for line in _lines(root / "proc/cpuinfo"))
+    return next((frozenset(value.split()) for name, _, value in lines if name.strip() == "flags"), frozenset())
+
+
 def _affinity() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

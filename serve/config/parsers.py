@@ -64,14 +64,6 @@ def host_names(text: str) -> tuple[str, ...]:
     return _matching(split_list(text), host, "a host such as example.org or *.example.org, without scheme and port")
 
 
-def execution_providers(text: str) -> tuple[str, ...]:
-    """Parses at least one execution provider, by its onnxruntime name or in short: cuda, cpu."""
-    found = tuple(word.lower().removesuffix("executionprovider") for word in split_list(text))
-    if not found:
-        raise ValueError("must not be empty")
-    return _matching(found, r"[a-z0-9]+", "an execution provider such as cuda or cpu")
-
-
 def formats(text: str) -> tuple[str, ...]:
     """Parses names of image formats, `all` for every one, or `none`."""
     found = tuple(word.lower() for word in split_list(text))

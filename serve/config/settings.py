@@ -15,7 +15,6 @@ from serve import __version__
 from serve.config.cpus import ThreadPlan, cpu_budget
 from serve.config.parsers import (
     Parser,
-    execution_providers,
     file_path,
     format_value,
     formats,
@@ -70,9 +69,18 @@ class Config:
     threads: int = _setting(0, integer(0, 1024), "CPUs to use at most; 0: all that affinity and cgroup quota allow")
     streams: int = _setting(0, integer(0, 1024), "images processed at once under load, each on one CPU; 0: one per CPU")
     intra_op_threads: int = _setting(0, integer(0, 1024), "threads for the inference of a single image; 0: one per CPU")
-    providers: tuple[str, ...] = _setting(
-        ("cpu",), execution_providers, "onnxruntime execution providers in order of preference; cuda,cpu for a GPU"
+    engine: str = _setting(
+        "auto",
+        one_of("auto", "cpu", "openvino", "cuda"),
+        "cpu, openvino, cuda, or auto: openvino if it is installed and the CPU has AMX, else cpu",
     )
+    engine_cache: Path | None = _setting(
+        None, file_path, "folder where openvino keeps the compiled model, so that it starts faster"
+    )
+    max_batch: int = _setting(
+        0, integer(0, 256), "most waiting images that are computed at once; 0: 1 on CPUs, 16 with cuda"
+    )
+    batch_wait_ms: int = _setting(0, integer(0, 10_000), "milliseconds that a batch waits for more images")
     decode: str = _setting(
         "fast",
         one_of("fast", "exact"),

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from serve.config.regular_file import read_text
 from serve.errors import ModelError
+from serve.model.files import report_file
 
 # What the server needs to know, with values to show in a message. `preprocess.py` checks those it uses.
 REQUIRED: Final[Mapping[str, Any]] = {
@@ -56,11 +57,6 @@ def read_card(metadata: Mapping[str, str]) -> dict[str, Any]:
     if type(classes) is not int or classes < 1:
         raise ModelError(f"its metadata has class_count={reprlib.repr(classes)}; set it to the number of its logits")
     return card
-
-
-def report_file(model: Path) -> Path:
-    """Returns the path of the export's report: `NAME.json` beside `NAME.onnx` and `NAME.int8.onnx`."""
-    return model.with_name(model.name.removesuffix(".onnx").removesuffix(".int8") + ".json")
 
 
 def read_report(path: Path, sha256: str) -> dict[str, Any] | None:

@@ -1,11 +1,13 @@
 """Classifies one image with a loaded model, without HTTP: from encoded bytes to a prediction."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from serve.config.settings import Config
 from serve.errors import EmptyFile, ModelError
@@ -18,7 +20,9 @@ from serve.imaging.preprocess import Preprocessing
 from serve.model.card import REMEDY
 from serve.model.class_index import find_labels
 from serve.model.decoders import make_decoders, start_fork_server
-from serve.model.files import AUTO, find_model, model_folders
+from serve.model.engine_choice import choose_engine
+from serve.model.engines import EngineOptions
+from serve.model.files import AUTO, model_folders
 from serve.model.labels import Label
 from serve.model.postprocess import Activation, ScoredLabel, top_k
 from serve.model.session import Model, load_model
@@ -134,6 +138,16 @@ class Classifier:
         seconds = {**prepared.seconds, "infer": time.perf_counter() - started}
         return Classified(logits, top_k(logits, self.labels, prepared.top_k, self.activation), seconds)
 
+    def compute_batch(self, batch: Sequence[Prepared], all_threads: bool = False) -> list[Classified]:
+        """Runs inference on several images at once; `infer` is then the time that all of them took."""
+        started = time.perf_counter()
+        logits = self.model.logits(np.concatenate([prepared.batch for prepared in batch]), all_threads)
+        infer = {"infer": time.perf_counter() - started}
+        return [
+            Classified(row, top_k(row, self.labels, prepared.top_k, self.activation), {**prepared.seconds, **infer})
+            for row, prepared in zip(logits, batch, strict=True)
+        ]
+
     def classify(self, data: bytes, k: int, all_threads: bool = False) -> Classified:
         """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
         return self.compute(self.prepare(self.open(data, k)), all_threads)
@@ -151,13 +165,18 @@ def load_classifier(config: Config) -> Classifier:
     Raises:
         StartError: a file is unusable, or the files do not fit each other.
     """
-    path = find_model(config.model, config.model_variant, *model_folders(config.models, config.model))
+    folders = model_folders(config.models, config.model)
+    choice = choose_engine(config.engine, config.model, config.model_variant, folders)
     fork_server = start_fork_server(config)  # it starts while the model is loaded
     try:
-        model = load_model(path, config.thread_plan.intra_op_threads, config.providers)
-        if config.model_variant not in (AUTO, variant := model.card["variant"]):
-            raise ModelError(f"model {path}: it is {variant}, not {config.model_variant}; change --model-variant")
-        with _errors_naming(path):
+        model = load_model(choice.path, EngineOptions.from_config(config, choice.engine), choice.engine)
+        variant = model.card["variant"]
+        if config.model_variant not in (AUTO, variant):
+            raise ModelError(
+                f"model {choice.path}: it is {variant}, not {config.model_variant}; change --model-variant"
+            )
+        model.card.update(engine=choice.engine, engine_reason=choice.reason)
+        with _errors_naming(choice.path):
             made = make_classifier(config, model, _preprocessing_of(model), fork_server)
         return replace(made, fork_server=fork_server)
     except BaseException:

@@ -13,6 +13,7 @@ KNOWN_MODELS: Final = ("densenet121", "efficientnet_lite0")
 EMBEDDED_MODEL: Final = "efficientnet_lite0"  # in the repository; densenet121 has to be exported first
 AUTO: Final = "auto"  # as a model or a variant: the first that exists
 _FOLDER: Final = Path("models")  # in the working directory
+QDQ_SUFFIX: Final = ".qdq.onnx"  # of the int8 file that OpenVINO runs
 
 
 def model_folders(given: Path | None, model: str) -> tuple[Path, ...]:
@@ -35,7 +36,8 @@ def find_model(model: str, variant: str, *folders: Path) -> Path:
 
     Args:
         model: a path ending in `.onnx`, a name in one of `folders`, or `auto`.
-        variant: `int8`, `fp32`, or `auto` for `NAME.int8.onnx` if it exists, else `NAME.onnx`.
+        variant: `int8`, `fp32`, or `auto` for `NAME.int8.onnx` if it exists, else `NAME.onnx`. `NAME.qdq.onnx` is
+            returned only if neither exists.
         folders: where to look, in this order.
 
     Raises:
@@ -78,5 +80,19 @@ def fallback_warning(model: str, name: str) -> str:
     )
 
 
+def qdq_file(model: Path) -> Path:
+    """Returns the path of the int8 file for OpenVINO beside another file of the same model."""
+    return model.with_name(_stem(model) + QDQ_SUFFIX)
+
+
+def report_file(model: Path) -> Path:
+    """Returns the path of the export's report: `NAME.json` beside `NAME.onnx`, `NAME.int8.onnx`, `NAME.qdq.onnx`."""
+    return model.with_name(_stem(model) + ".json")
+
+
+def _stem(model: Path) -> str:
+    return model.name.removesuffix(".onnx").removesuffix(".int8").removesuffix(".qdq")
+
+
 def _file_names(name: str, variant: str) -> tuple[str, ...]:
-    return (f"{name}.onnx",) if variant == "fp32" else (f"{name}.int8.onnx", f"{name}.onnx")
+    return (f"{name}.onnx",) if variant == "fp32" else (f"{name}.int8.onnx", f"{name}.onnx", f"{name}{QDQ_SUFFIX}")

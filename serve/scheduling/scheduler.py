@@ -204,28 +204,29 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self._busy += 1
             self._changed.notify_all()
 
-    def _must_wait(self) -> bool:
-        return self._one_has_all_cpus or not self._tasks or self._busy >= self._streams or self._returning > 0
-
     def _take(self) -> tuple[Task, int, Any] | None:
         """Waits for an item and a free CPU; None once the scheduler is closed."""
         with self._changed:
-            while True:
-                while not self._closed and self._must_wait():
+            while not self._closed:
+                if self._one_has_all_cpus or not self._tasks or self._busy >= self._streams or self._returning:
                     self._changed.wait()
-                if self._closed:
-                    return None
-                task = self._tasks.popleft()
-                if task.deadline <= time.monotonic():
-                    self.depth -= task.discard()
-                    task.settle(DeadlinePassed.before_answer())
-                    continue
-                position, item = task.waiting.popleft()
-                self.depth -= 1
-                self._busy += 1
-                if task.waiting:
-                    self._tasks.append(task)  # behind the others, because tasks take turns
-                return task, position, item
+                elif taken := self._pop():
+                    self._busy += 1
+                    return taken
+        return None
+
+    def _pop(self) -> tuple[Task, int, Any] | None:
+        """Takes an item of the task whose turn it is; None, and the task ends, if its deadline has passed."""
+        task = self._tasks.popleft()
+        if task.deadline <= time.monotonic():
+            self.depth -= task.discard()
+            task.settle(DeadlinePassed.before_answer())
+            return None
+        position, item = task.waiting.popleft()
+        self.depth -= 1
+        if task.waiting:
+            self._tasks.append(task)  # behind the others, because tasks take turns
+        return task, position, item
 
     def _claim_all_cpus(self) -> bool:
         """Gives the calling thread all CPUs until `_finish` if no other item runs or waits; returns whether it did."""

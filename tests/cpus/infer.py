@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.model import session  # before onnxruntime, whose telemetry it disables
+from serve.model import ort_sessions  # before onnxruntime, whose telemetry it disables
 
 import onnxruntime  # isort: skip
 
@@ -92,9 +92,9 @@ def main(folder: Path, result: Path, names: list[str]) -> None:
     """Runs the models and writes the result."""
     arrays: dict[str, Any] = {"cpu": json.dumps(describe_cpu() | {"onnxruntime": onnxruntime.__version__})}
     for name in names:
-        model = session._create_session(folder / f"{name}.onnx", 1, ["CPUExecutionProvider"])
+        model = ort_sessions.cpu_session(folder / f"{name}.onnx", 1)
         logits, integers = zip(
-            *(model.run(None, {session.INPUT_NAME: image[None]}) for image in np.load(folder / f"{name}.npy")),
+            *(model.run(None, {ort_sessions.INPUT_NAME: image[None]}) for image in np.load(folder / f"{name}.npy")),
             strict=True,
         )
         arrays[f"{name}.logits"] = np.concatenate(logits)

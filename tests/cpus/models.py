@@ -17,7 +17,7 @@ from serve.imaging.limits import ImageLimits
 from serve.imaging.normalise import normalise
 from serve.imaging.preprocess import Preprocessing
 from serve.imaging.resize import crop
-from serve.model.session import INPUT_NAME, OUTPUT_NAME
+from serve.model.ort_sessions import INPUT_NAME, OUTPUT_NAME
 
 Array = npt.NDArray[Any]
 IMAGES = 10

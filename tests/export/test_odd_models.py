@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from serve.errors import ModelError
+from serve.model.engines import EngineOptions
 from serve.model.session import load_model
 from tests.tiny_model import tiny_model
 
@@ -53,4 +54,4 @@ def test_a_model_with_other_inputs_or_outputs_is_refused(
     change(model)
     onnx.save(model, tmp_path / "odd.onnx")
     with pytest.raises(ModelError, match=words):
-        load_model(tmp_path / "odd.onnx", 1)
+        load_model(tmp_path / "odd.onnx", EngineOptions())

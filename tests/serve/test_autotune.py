@@ -89,7 +89,7 @@ def test_a_failure_is_one_line_and_status_2(tmp_path: Path, tiny_model: Path) ->
 
 def test_every_power_of_two_and_all_cpus_are_tried_in_turn(tiny_model: Path) -> None:
     shares: list[float] = []
-    alone, loaded = measure(tiny_model, 3, shares.append)
+    alone, loaded = measure(tiny_model, 3, "cpu", shares.append)
     assert list(alone.figures) == list(loaded.figures) == [1, 2, 3]
     assert shares == sorted(shares)
     assert shares[-1] == 1

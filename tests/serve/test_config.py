@@ -244,15 +244,3 @@ def test_kubernetes_service_variables_are_not_reported_as_unknown() -> None:
         unknown_variables({**links, "SERVE_CONFIG": "x", "SERVE_MAX_FILES": "3", "PATH": "x", "RAY_SERVE_X": "1"}) == []
     )
     assert len(unknown_variables({"SERVE_MAX_FILE": "3", "SERVE_HOSTPORT": "x"})) == 2
-
-
-@pytest.mark.parametrize("text", ["cuda,cpu", "CUDAExecutionProvider CPUExecutionProvider", "CUDA, cpu"])
-def test_execution_providers_have_short_names(text: str) -> None:
-    assert load_config([], {"SERVE_PROVIDERS": text}).providers == ("cuda", "cpu")
-
-
-@pytest.mark.parametrize("text", ["", " , ", "cu da,cp-u"])
-def test_an_invalid_execution_provider_is_named(text: str) -> None:
-    words = "(must not be empty|is not an execution provider such as cuda or cpu)"
-    with pytest.raises(ConfigError, match=f"SERVE_PROVIDERS=.*{words}"):
-        load_config([], {"SERVE_PROVIDERS": text})

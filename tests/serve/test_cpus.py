@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.config.cpus import cgroup_quota, cpu_budget
+from serve.config.cpus import cgroup_quota, cpu_budget, cpu_features
 from serve.config.settings import ROOT
 
 HERE = len(os.sched_getaffinity(0))
@@ -117,3 +117,10 @@ def test_a_real_affinity_is_followed() -> None:
     code = "from serve.config.cpus import cpu_budget; print(cpu_budget(0).count)"
     command = ["taskset", "--cpu-list", str(one), sys.executable, "-c", code]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_the_cpus_instruction_sets_are_those_that_linux_lists(tmp_path: Path) -> None:
+    assert cpu_features(tmp_path) == set()
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx512_vnni amx_int8\nbugs\t: none\n")
+    assert cpu_features(tmp_path) == {"fpu", "avx512_vnni", "amx_int8"}

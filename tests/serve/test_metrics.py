@@ -33,7 +33,7 @@ def value(found: dict[Any, float], name: str, **labels: str) -> float:
     return found[name, frozenset(labels.items())]
 
 
-def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
+def test_known_traffic_is_counted(client: TestClient, classifier: Classifier, cat: bytes) -> None:
     for _ in range(3):
         assert client.post("/upload", files={"file": ("cat.jpg", cat)}).status_code == 200
     assert client.post("/upload", files=[("file", ("a.jpg", cat)), ("file", ("b.txt", b"x"))]).status_code == 200
@@ -68,7 +68,19 @@ def test_known_traffic_is_counted(client: TestClient, cat: bytes) -> None:
     assert value(found, "serve_rejected_total", reason="queue_full") == 0
     assert value(found, "serve_queue_depth") == 0
     assert value(found, "serve_requests_in_progress") == 1  # this one
-    assert value(found, "serve_build_info", version=__version__, model="tiny", variant="fp32", decoders="sealed") == 1
+    assert (
+        value(
+            found,
+            "serve_build_info",
+            version=__version__,
+            model="tiny",
+            variant="fp32",
+            engine="cpu",
+            engine_reason=classifier.model.card["engine_reason"],
+            decoders="sealed",
+        )
+        == 1
+    )
 
 
 def test_status_500_is_counted_from_zero(client: TestClient) -> None:

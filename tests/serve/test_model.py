@@ -1,10 +1,8 @@
 """A model file is served only if it describes itself and the description is true."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from serve.config.settings import MODELS, Config
@@ -12,6 +10,7 @@ from serve.errors import ModelError
 from serve.imaging.normalise import normalise
 from serve.imaging.preprocess import Preprocessing
 from serve.model.classifier import load_classifier
+from serve.model.engines import CpuEngine, EngineOptions
 from serve.model.session import load_model
 from tests.tiny_model import PATH, PIXELS
 
@@ -29,7 +28,7 @@ def changed(tiny_model: Path, folder: Path, old: bytes, new: bytes) -> Path:
 
 
 def test_a_loaded_model_gives_finite_logits_for_any_batch(tiny_model: Path) -> None:
-    model = load_model(tiny_model, 1)
+    model = load_model(tiny_model, EngineOptions())
     assert (model.name, model.input_side, model.class_count) == ("tiny", 224, 1000)
     for size in (1, 3):
         logits = model.logits(np.ones((size, 3, 224, 224), np.float32))
@@ -39,7 +38,7 @@ def test_a_loaded_model_gives_finite_logits_for_any_batch(tiny_model: Path) -> N
 
 
 def test_a_file_says_what_it_takes_and_both_give_the_same_logits() -> None:
-    floats, pixels = load_model(PATH, 1), load_model(PIXELS, 1)
+    floats, pixels = load_model(PATH, EngineOptions()), load_model(PIXELS, EngineOptions())
     assert (floats.takes_pixels, pixels.takes_pixels) == (False, True)
     assert (floats.blank.shape, floats.blank.dtype) == ((1, 3, 224, 224), np.float32)
     assert (pixels.blank.shape, pixels.blank.dtype) == ((1, 224, 224, 3), np.uint8)
@@ -51,18 +50,20 @@ def test_a_file_says_what_it_takes_and_both_give_the_same_logits() -> None:
 
 
 def test_the_embedded_model_takes_pixels() -> None:
-    model = load_model(EMBEDDED, 1)
+    model = load_model(EMBEDDED, EngineOptions())
     assert model.takes_pixels
     assert model.card["input"] == {"datatype": "UINT8", "shape": [-1, 224, 224, 3]}
 
 
 def test_threads_are_set_and_inter_op_is_one(tiny_model: Path) -> None:
-    model = load_model(tiny_model, 2)
-    for session, threads in ((model._throughput_session, 1), (model._latency_session, 2)):
+    model = load_model(tiny_model, EngineOptions(2))
+    assert isinstance(model.engine, CpuEngine)
+    for session, threads in ((model.engine.session, 1), (model.engine._latency_session, 2)):
         options = session.get_session_options()
         assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads, 1)
-    alone = load_model(tiny_model, 1)
-    assert alone._latency_session is alone._throughput_session
+    alone = load_model(tiny_model, EngineOptions())
+    assert isinstance(alone.engine, CpuEngine)
+    assert alone.engine._latency_session is alone.engine.session
 
 
 @pytest.mark.parametrize("entry", [b"name", b"variant", b"class_count", b"resize", b"mean", b"std"])
@@ -94,69 +95,16 @@ def test_a_model_without_finite_logits_is_refused_by_the_warm_up(tiny_model: Pat
     path = tmp_path / "nan.onnx"
     path.write_bytes(content[:weights] + np.full(3000, np.nan, "<f4").tobytes() + content[weights + 12_000 :])
     with pytest.raises(ModelError, match="did not give 1000 finite logits"):
-        load_model(path, 1)
+        load_model(path, EngineOptions())
 
 
 def test_missing_empty_and_corrupt_files_are_refused_by_name(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"none.onnx: no such file or directory; make it with 'make export'"):
-        load_model(tmp_path / "none.onnx", 1)
+        load_model(tmp_path / "none.onnx", EngineOptions())
     with pytest.raises(ModelError, match="is a directory"):
-        load_model(tmp_path, 1)
+        load_model(tmp_path, EngineOptions())
     for content in (b"", b"rubbish", tiny_model.read_bytes()[:5000]):
         path = tmp_path / "corrupt.onnx"
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"corrupt\.onnx"):
-            load_model(path, 1)
-
-
-def test_a_provider_that_this_onnxruntime_lacks_is_named_with_those_it_has(tiny_model: Path) -> None:
-    with pytest.raises(ModelError, match=r"providers=cuda,cpu: .* has no cuda; it offers .*cpu"):
-        load_model(tiny_model, 1, ("cuda", "cpu"))
-
-
-def test_a_provider_that_does_not_start_is_an_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With onnxruntime-gpu but without CUDA, onnxruntime itself falls back to the CPU."""
-    offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    monkeypatch.setattr(ort, "get_available_providers", lambda: offered)
-    original = ort.InferenceSession
-
-    def fall_back(path: Path, options: Any, providers: list[str]) -> Any:
-        assert providers == offered
-        return original(path, options, providers=providers[1:])
-
-    monkeypatch.setattr(ort, "InferenceSession", fall_back)
-    with pytest.raises(ModelError, match="providers=cuda,cpu: CUDAExecutionProvider does not start here"):
-        load_model(tiny_model, 1, ("cuda", "cpu"))
-
-
-@pytest.mark.parametrize("provider", ["CUDA", "Tensorrt"])
-def test_cuda_is_preloaded_before_a_session_is_created(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], provider: str
-) -> None:
-    monkeypatch.setattr(
-        ort, "get_available_providers", lambda: [f"{provider}ExecutionProvider", "CPUExecutionProvider"]
-    )
-    calls = []
-
-    def preload() -> None:
-        calls.append("preload")
-        print("Failed to load libcudnn.so.9")
-
-    def start(*_: Any, **__: Any) -> Any:
-        calls.append("session")
-        raise RuntimeError("no device")
-
-    monkeypatch.setattr(ort, "preload_dlls", preload)
-    monkeypatch.setattr(ort, "InferenceSession", start)
-    with pytest.raises(ModelError):
-        load_model(tiny_model, 1, (provider.lower(), "cpu"))
-    assert calls == ["preload", "session"]
-    assert capsys.readouterr() == ("", "Failed to load libcudnn.so.9\n")  # standard output is for `classify`
-    calls.clear()
-    with pytest.raises(ModelError):
-        load_model(tiny_model, 1, ("cpu",))
-    assert calls == ["session"]
-
-
-def test_the_cpu_alone_is_the_default(tiny_model: Path) -> None:
-    assert load_model(tiny_model, 1).class_count == load_model(tiny_model, 1, ("cpu",)).class_count
+            load_model(path, EngineOptions())

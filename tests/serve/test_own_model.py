@@ -385,7 +385,9 @@ def test_a_file_that_is_refused_is_told_what_would_make_it_servable(
 def test_a_file_that_is_no_model_is_refused_with_the_reason(tmp_path: Path) -> None:
     path = tmp_path / "weights.onnx"
     path.write_bytes(b"PK\x03\x04 a state dict")
-    with pytest.raises(ModelError, match=r"can load: .*Protobuf parsing failed.*'make export WEIGHTS=PATH' makes one"):
+    with pytest.raises(
+        ModelError, match=r"can load with engine=cpu: .*Protobuf parsing failed.*'make export WEIGHTS=PATH' makes one"
+    ):
         load_classifier(Config(model=str(path)))
 
 

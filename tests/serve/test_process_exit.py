@@ -167,8 +167,8 @@ FAILURES = {
         "OSError: [Errno 24] Too many open files",
     ),
     "no number at the end of the warm-up": (
-        "import numpy\nfrom serve.model import session\n"
-        "session._run = lambda session, batch: numpy.full((1, 1000), numpy.nan)",
+        "import numpy\nfrom serve.model import engines\n"
+        "engines.run = lambda session, batch: numpy.full((1, 1000), numpy.nan)",
         "did not give 1000 finite logits",
     ),
     "a message of two lines": (

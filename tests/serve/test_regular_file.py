@@ -13,6 +13,7 @@ from serve.config.regular_file import NotRegular, open_regular, read_text
 from serve.config.settings import MODELS, load_config
 from serve.errors import StartError
 from serve.model.class_index import load_class_index
+from serve.model.engines import EngineOptions
 from serve.model.files import find_model
 from serve.model.session import load_model
 
@@ -20,7 +21,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "settings": lambda path: load_config(["--config", str(path)], {}),
     "API keys": lambda path: KeyFile(load_config(["--api-keys-file", str(path)], {}).api_keys_file or Path()),
     "class index": lambda path: load_class_index(path, 2),
-    "model": lambda path: load_model(path, 1),
+    "model": lambda path: load_model(path, EngineOptions()),
 }
 
 

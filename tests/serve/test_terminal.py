@@ -71,7 +71,7 @@ def test_files_have_each_name_as_it_is(pictures: Path, tmp_path: Path) -> None:
         ["--config", EVIL],
         ["--api-keys-file", EVIL],
         ["--host", f"{EVIL}..{EVIL}"],
-        ["--providers", EVIL],
+        ["--engine", EVIL],
         ["--cors-origins", EVIL],
         ["--log-format", EVIL],
         ["classify", EVIL, "--x\x1b[31m\x9b"],

@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 
 from serve.api.app import create_app
 from serve.api.boundary import Boundary
-from serve.config.parsers import execution_providers, host_names, origins, split_list
+from serve.config.parsers import host_names, origins, split_list
 from serve.config.settings import Config
 from serve.model.classifier import Classifier
 from serve.server.protocol import HttpProtocol
@@ -186,7 +186,7 @@ def test_the_worst_path_and_query_take_milliseconds(app: Boundary, value: str) -
 
 
 @pytest.mark.parametrize("value", list(values()))
-@pytest.mark.parametrize("parse", [host_names, origins, execution_providers, split_list])
+@pytest.mark.parametrize("parse", [host_names, origins, split_list])
 def test_the_worst_list_in_a_setting_takes_milliseconds(parse: Any, value: str) -> None:
     for length in (4096, BYTES):  # as long as a list may be, and longer
         taken = []

@@ -1,0 +1,83 @@
+"""Chooses the engine that runs the model, and the file that it runs."""
+
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from serve.config.cpus import cpu_features
+from serve.errors import ModelError
+from serve.model.files import AUTO, QDQ_SUFFIX, find_model, qdq_file
+
+CPU: Final = "cpu"
+OPENVINO: Final = "openvino"
+CUDA: Final = "cuda"
+PLUGIN: Final = "onnxruntime_ep_openvino"
+# As Linux names the instructions for 8-bit products and for matrix products of 8-bit values.
+_VNNI: Final = {"avx512_vnni", "avx_vnni"}
+_AMX: Final = "amx_int8"
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """An engine, the model file that it runs, and why it was chosen."""
+
+    engine: str
+    path: Path
+    reason: str
+
+
+def choose_engine(
+    engine: str, model: str, variant: str, folders: Sequence[Path], features: AbstractSet[str] | None = None
+) -> EngineChoice:
+    """Chooses the engine and finds its model file.
+
+    `auto` is OpenVINO where its plug-in is installed, its file is there and the CPU has AMX, and otherwise `cpu`. On
+    CPUs without AMX the two take as long, so `auto` takes OpenVINO there only if there is no other file.
+
+    Args:
+        engine: the setting.
+        model: as for `find_model`.
+        variant: as for `find_model`.
+        folders: as for `find_model`.
+        features: what the CPU can do, as `cpu_features` returns it; by default this CPU.
+
+    Raises:
+        ModelError: there is no such file, or OpenVINO cannot run here.
+    """
+    path = find_model(model, variant, *folders)
+    if engine not in (AUTO, OPENVINO):
+        if path.name.endswith(QDQ_SUFFIX):
+            raise ModelError(f"engine={engine}: {path} is for OpenVINO; make another with 'make export'")
+        return EngineChoice(engine, path, f"engine={engine} is set")
+    # A file that is named is the one to serve.
+    file = path if model.endswith(".onnx") else qdq_file(path)
+    features = cpu_features() if features is None else features
+    obstacle = _obstacle(file, variant, features)
+    if engine == OPENVINO or (file == path and path.name.endswith(QDQ_SUFFIX)):
+        if obstacle:
+            raise ModelError(f"engine={engine}: OpenVINO cannot run {file.name}: {obstacle}; see docs/operating.md")
+        reason = f"engine={engine} is set" if engine == OPENVINO else f"{file.name} is its file"
+        return EngineChoice(OPENVINO, file, reason)
+    if not obstacle and _AMX not in features:
+        obstacle = "the CPU has no AMX"
+    if obstacle:
+        return EngineChoice(CPU, path, obstacle)
+    return EngineChoice(OPENVINO, file, "the CPU has AMX")
+
+
+def _obstacle(file: Path, variant: str, features: AbstractSet[str]) -> str:
+    """Returns why OpenVINO cannot run the file here; empty if it can."""
+    if variant == "fp32":
+        return "model_variant=fp32 is set"
+    if find_spec(PLUGIN) is None:
+        return f"the plug-in {PLUGIN} is not installed"
+    if not file.name.endswith(QDQ_SUFFIX):
+        return f"{file.name} is not a file *{QDQ_SUFFIX}"
+    if not file.is_file():
+        return f"there is no {file.name}"
+    if not _VNNI & features:
+        return "the CPU has no VNNI, without which 8-bit products saturate"
+    return ""

@@ -1,0 +1,183 @@
+"""Engines: what runs a model file, on which device and with how many sessions."""
+
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+
+from serve.config.settings import Config
+from serve.errors import ConfigError
+from serve.imaging.normalise import Batch, FloatArray
+from serve.model.engine_choice import CPU, CUDA, OPENVINO
+from serve.model.ort_sessions import (
+    INPUT_NAME,
+    OUTPUT_NAME,
+    Session,
+    Value,
+    cpu_session,
+    cuda_session,
+    openvino_session,
+    run,
+)
+
+# OpenVINO computes an image on one thread in less time than onnxruntime's CPU provider on so many.
+_THREADS_THAT_ONE_REPLACES: Final = 2
+_GPU_BATCH: Final = 16  # images at once on a GPU, by default
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine divides its work.
+
+    Attributes:
+        intra_op_threads: threads that share the inference of a lone image.
+        streams: threads that call `run` at the same time.
+        max_batch: the most images in a call of `run`.
+        cache: folder for compiled models; None for no cache.
+    """
+
+    intra_op_threads: int = 1
+    streams: int = 1
+    max_batch: int = 1
+    cache: Path | None = None
+
+    @classmethod
+    def from_config(cls, config: Config, engine: str) -> Self:
+        """Returns the options that the settings give an engine.
+
+        Raises:
+            ConfigError: the folder for compiled models cannot be written.
+        """
+        if cache := config.engine_cache:
+            try:
+                cache.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"engine_cache={cache}: {(error.strerror or 'unusable').lower()}") from error
+            if not os.access(cache, os.W_OK):
+                raise ConfigError(f"engine_cache={cache}: this folder may not be written; choose another, or none")
+        plan = config.thread_plan
+        max_batch = config.max_batch or (_GPU_BATCH if engine == CUDA else 1)
+        return cls(plan.intra_op_threads, plan.streams, max_batch, cache)
+
+
+class Engine(ABC):
+    """A model file that is loaded into one engine. Thread-safe.
+
+    Attributes:
+        session: runs one image; tells what the model takes and gives.
+        batch_sizes: the numbers of images that the engine runs at once; the warm-up runs each.
+    """
+
+    session: Session
+
+    def __init__(self, options: EngineOptions) -> None:
+        self.batch_sizes: Sequence[int] = sorted({1, options.max_batch})
+
+    @abstractmethod
+    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
+        """Returns the logits of N images, FP32 `[N, classes]`.
+
+        Args:
+            batch: N images, at most `max_batch` unless the engine says otherwise, of the type that the model takes.
+            all_threads: whether to use all intra-op threads; otherwise one thread for each caller.
+        """
+
+
+class CpuEngine(Engine):
+    """onnxruntime's CPU provider; takes batches of any size.
+
+    It has two sessions, because a session's number of threads is fixed. They take twice 20 MB, as onnxruntime's Python
+    API cannot share packed weights, but one session would be slow either under load or for a single image.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        super().__init__(options)
+        self.session = cpu_session(path, 1)
+        threads = options.intra_op_threads
+        self._latency_session = self.session if threads == 1 else cpu_session(path, threads)
+
+    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
+        return run(self._latency_session if all_threads else self.session, batch)
+
+
+class OpenVinoEngine(Engine):
+    """OpenVINO through its plug-in for onnxruntime, on a file of QuantizeLinear and DequantizeLinear pairs.
+
+    Its sessions have static shapes, because with a dynamic batch the same file takes half as long again. A session has
+    as many streams of one thread as there are callers. A lone image has a session of its own only if it may use more
+    than two threads: up to two, one thread of OpenVINO takes no longer than two of the `cpu` engine.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions) -> None:
+        super().__init__(options)
+        streams, threads, self._max_batch = options.streams, options.intra_op_threads, options.max_batch
+        self.session = openvino_session(path, 1, streams, streams, options.cache)
+        self._latency_session = self._batch_session = self.session
+        if threads > _THREADS_THAT_ONE_REPLACES:
+            self._latency_session = openvino_session(path, 1, 1, threads, options.cache)
+        if self._max_batch > 1:
+            self._batch_session = openvino_session(path, self._max_batch, streams, streams, options.cache)
+
+    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
+        """Takes any number of images: those that fill no batch run one by one, which is faster than a padded batch."""
+        if len(batch) == 1:
+            return run(self._latency_session if all_threads else self.session, batch)
+        if len(batch) == self._max_batch:
+            return run(self._batch_session, batch)
+        size = self._max_batch if len(batch) > self._max_batch else 1
+        return np.concatenate([self.run(batch[at : at + size], all_threads) for at in range(0, len(batch), size)])
+
+
+class CudaEngine(Engine):
+    """onnxruntime's CUDA provider, in batches that are padded to a power of two or `max_batch`.
+
+    A new shape makes cuDNN choose its algorithms anew, so only these few sizes are run. Input stays in one place on the
+    device for each size, and calls take turns, because a GPU runs one batch at a time.
+
+    Args:
+        device: onnxruntime's name of the device that inputs are copied to.
+    """
+
+    def __init__(self, path: Path, options: EngineOptions, device: str = "cuda") -> None:
+        super().__init__(options)
+        powers = [2**power for power in range(options.max_batch.bit_length())]
+        self.batch_sizes = sorted({*powers, options.max_batch})
+        self.session = cuda_session(path)
+        self._device = device
+        self._lock = threading.Lock()
+        self._bound: dict[int, tuple[Any, Any]] = {}  # size → the binding, and its input on the device
+
+    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
+        """Takes any number of images, in several batches if they are more than `max_batch`."""
+        largest = self.batch_sizes[-1]
+        if len(batch) > largest:
+            return np.concatenate([self.run(batch[at : at + largest]) for at in range(0, len(batch), largest)])
+        size = next(size for size in self.batch_sizes if size >= len(batch))
+        padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)])
+        with self._lock:
+            if size not in self._bound:
+                self._bound[size] = self._bind(padded)
+            binding, image = self._bound[size]
+            image.update_inplace(padded)
+            self.session.run_with_iobinding(binding)
+            logits: FloatArray = binding.copy_outputs_to_cpu()[0]
+        return logits[: len(batch)]
+
+    def _bind(self, batch: Batch) -> tuple[Any, Any]:
+        image = Value.ortvalue_from_numpy(batch, self._device, 0)
+        binding = self.session.io_binding()
+        binding.bind_ortvalue_input(INPUT_NAME, image)
+        binding.bind_output(OUTPUT_NAME, self._device)
+        return binding, image
+
+
+ENGINES: Final[dict[str, Callable[[Path, EngineOptions], Engine]]] = {
+    CPU: CpuEngine,
+    OPENVINO: OpenVinoEngine,
+    CUDA: CudaEngine,
+}

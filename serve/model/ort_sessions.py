@@ -1,0 +1,138 @@
+"""Creates onnxruntime's sessions; the only module that imports onnxruntime."""
+
+import json
+import os
+import sys
+from contextlib import redirect_stdout
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from serve.config.regular_file import open_regular
+from serve.errors import ModelError
+from serve.imaging.normalise import Batch, FloatArray
+from serve.model.engine_choice import OPENVINO, PLUGIN
+
+# onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import onnxruntime as ort
+
+INPUT_NAME: Final = "input"
+OUTPUT_NAME: Final = "logits"
+_BATCH_DIMENSION: Final = "batch"  # the name of N in the files that the export writes
+_FATAL: Final = 4  # onnxruntime's log severity; errors are reported as ModelError instead
+_CPU_PROVIDER: Final = "CPUExecutionProvider"
+_CUDA_PROVIDER: Final = "CUDAExecutionProvider"
+_OUTPUTS: Final = [OUTPUT_NAME]
+
+Session: TypeAlias = ort.InferenceSession
+Value: TypeAlias = ort.OrtValue
+
+
+def run(session: Session, batch: Batch) -> FloatArray:
+    """Returns the logits of a batch, FP32 `[N, classes]`."""
+    outputs: list[FloatArray] = session.run(_OUTPUTS, {INPUT_NAME: batch})
+    return outputs[0]
+
+
+def cpu_session(path: Path, threads: int) -> Session:
+    """Returns a session of onnxruntime's CPU provider; raises whatever onnxruntime does."""
+    options = _session_options(threads)
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Threads spin while they wait for each other during an inference, which is fastest, and sleep after it.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return _create_session(path, options, [_CPU_PROVIDER])
+
+
+def openvino_session(path: Path, batch: int, streams: int, threads: int, cache: Path | None) -> Session:
+    """Returns a session of OpenVINO's plug-in for batches of one size.
+
+    Args:
+        streams: the number of batches that it runs at once.
+        threads: of all streams together.
+        cache: folder that OpenVINO keeps the compiled model in; None for no cache.
+
+    Raises:
+        ModelError: the plug-in does not start, or the file has no such dimension.
+        Exception: whatever onnxruntime raises.
+    """
+    options = _session_options(1)
+    options.add_free_dimension_override_by_name(_BATCH_DIMENSION, batch)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    # By default, what is not 8 bits would be bf16 on a CPU with AMX.
+    settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": "f32"}
+    if cache:
+        settings["CACHE_DIR"] = str(cache)
+    options.add_provider_for_devices([_openvino_device()], {"load_config": json.dumps({"CPU": settings})})
+    session = _create_session(path, options)
+    if session.get_inputs()[0].shape[0] != batch:
+        raise ModelError(f"model {path}: its first dimension is not called {_BATCH_DIMENSION}, so it cannot be static")
+    return session
+
+
+def cuda_session(path: Path) -> Session:
+    """Returns a session of the CUDA provider.
+
+    Raises:
+        ModelError: this onnxruntime has no CUDA, or it does not start.
+        Exception: whatever onnxruntime raises.
+    """
+    if _CUDA_PROVIDER not in ort.get_available_providers():
+        raise ModelError(
+            f"engine=cuda: the installed onnxruntime {ort.__version__} has no CUDA; install requirements/gpu.txt "
+            "(see docs/operating.md)"
+        )
+    with redirect_stdout(sys.stderr):  # it prints which libraries are missing
+        ort.preload_dlls()  # from where pip installs CUDA and cuDNN, which the loader does not search
+    session = _create_session(path, _session_options(1), [_CUDA_PROVIDER, _CPU_PROVIDER])
+    if _CUDA_PROVIDER not in session.get_providers():  # onnxruntime falls back, and reports it only in its own log
+        raise ModelError(
+            "engine=cuda: CUDA does not start here; its libraries or its device are missing (see docs/operating.md)"
+        )
+    return session
+
+
+@cache
+def _openvino_device() -> Any:
+    """Loads the plug-in, once in a process, and returns the CPU as its device."""
+    plugin = import_module(PLUGIN)
+    try:
+        ort.register_execution_provider_library(OPENVINO, plugin.get_library_path())
+        name, cpu = plugin.get_ep_name(), ort.OrtHardwareDeviceType.CPU
+        return next(each for each in ort.get_ep_devices() if each.ep_name == name and each.device.type == cpu)
+    except Exception as error:  # onnxruntime's own exceptions share no base class
+        raise ModelError(
+            f"engine=openvino: the plug-in {PLUGIN} does not start with onnxruntime {ort.__version__}; install the "
+            "versions of requirements/openvino.txt, or set engine=cpu"
+        ) from error
+
+
+def _session_options(threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _FATAL
+    return options
+
+
+def _create_session(path: Path, options: Any, providers: list[str] | None = None) -> Session:
+    with open_regular(path) as file:
+        utf8 = str(path).encode("utf-8", "replace").decode() == str(path)
+        # onnxruntime takes a name in UTF-8 only; a descriptor has one, whatever the file's own name is.
+        name = str(path) if utf8 else f"/proc/self/fd/{file.fileno()}"
+        return ort.InferenceSession(name, options, providers=providers)
+
+
+@cache
+def _share_arena() -> None:
+    """Makes all sessions allocate from one arena, which grows by what is requested and not by powers of two.
+
+    Every input has the same shape, so the arena grows to what concurrent calls need and then stays.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    # 1 is kSameAsRequested, -1 onnxruntime's default.
+    growth = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, **growth}))

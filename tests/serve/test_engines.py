@@ -1,0 +1,244 @@
+"""Which engine is chosen, and that every engine gives the same logits for batches of any size."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from starlette.testclient import TestClient
+
+from serve.api.app import create_app
+from serve.config.settings import Config
+from serve.errors import ConfigError, ModelError
+from serve.model import engine_choice, engines, ort_sessions
+from serve.model.classifier import Classifier, load_classifier
+from serve.model.engine_choice import EngineChoice, choose_engine
+from serve.model.engines import CpuEngine, CudaEngine, EngineOptions, OpenVinoEngine
+from serve.model.session import load_model
+from tests.serve.conftest import ClientFor
+from tests.tiny_model import PATH, PIXELS
+
+AMX = {"avx2", "avx512_vnni", "amx_int8"}
+VNNI = {"avx2", "avx_vnni"}
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with all files of DenseNet-121, where the plug-in is installed."""
+    for suffix in (".onnx", ".int8.onnx", ".qdq.onnx"):
+        (tmp_path / f"densenet121{suffix}").write_bytes(b"")
+    monkeypatch.setattr(engine_choice, "find_spec", lambda name: name)
+    return tmp_path
+
+
+def chosen(models: Path, engine: str = "auto", variant: str = "auto", features: Any = AMX, model: str = "auto") -> Any:
+    return choose_engine(engine, model, variant, [models], features)
+
+
+def test_auto_takes_openvino_where_its_file_is_there_and_the_cpu_has_amx(models: Path) -> None:
+    assert chosen(models) == EngineChoice("openvino", models / "densenet121.qdq.onnx", "the CPU has AMX")
+
+
+@pytest.mark.parametrize(
+    ("change", "settings", "reason"),
+    [
+        (lambda _: None, {"features": VNNI}, "the CPU has no AMX"),
+        (lambda _: None, {"features": set()}, "the CPU has no VNNI"),
+        (lambda _: None, {"variant": "fp32"}, "model_variant=fp32 is set"),
+        (lambda folder: (folder / "densenet121.qdq.onnx").unlink(), {}, "there is no densenet121.qdq.onnx"),
+    ],
+)
+def test_auto_takes_the_cpu_otherwise_and_openvino_is_refused(
+    models: Path, change: Callable[[Path], None], settings: dict[str, Any], reason: str
+) -> None:
+    change(models)
+    choice = chosen(models, **settings)
+    assert choice.engine == "cpu"
+    assert choice.path.name == ("densenet121.onnx" if "variant" in settings else "densenet121.int8.onnx")
+    assert reason in choice.reason
+    if "AMX" in reason:  # it works there, but is no faster
+        assert chosen(models, "openvino", **settings).engine == "openvino"
+    else:
+        with pytest.raises(ModelError, match=f"engine=openvino: .*{reason}"):
+            chosen(models, "openvino", **settings)
+
+
+def test_without_the_plug_in_the_cpu_is_taken_and_openvino_is_refused(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_choice, "find_spec", lambda name: None)
+    reason = "the plug-in onnxruntime_ep_openvino is not installed"
+    assert chosen(models) == EngineChoice("cpu", models / "densenet121.int8.onnx", reason)
+    with pytest.raises(ModelError, match=reason):
+        chosen(models, "openvino")
+
+
+def test_a_file_that_is_named_is_the_one_that_is_served(models: Path) -> None:
+    for name, engine in (("densenet121.int8.onnx", "cpu"), ("densenet121.qdq.onnx", "openvino")):
+        choice = chosen(models, model=str(models / name), features=AMX)
+        assert (choice.engine, choice.path) == (engine, models / name)
+    with pytest.raises(ModelError, match=r"densenet121.int8.onnx is not a file \*.qdq.onnx"):
+        chosen(models, "openvino", model=str(models / "densenet121.int8.onnx"))
+    for engine in ("cpu", "cuda"):
+        with pytest.raises(ModelError, match=f"engine={engine}: .*densenet121.qdq.onnx is for OpenVINO"):
+            chosen(models, engine, model=str(models / "densenet121.qdq.onnx"))
+
+
+def test_openvinos_file_alone_is_served_on_any_cpu_with_vnni(models: Path) -> None:
+    for suffix in (".onnx", ".int8.onnx"):
+        (models / f"densenet121{suffix}").unlink()
+    assert chosen(models, features=VNNI).engine == "openvino"
+    with pytest.raises(ModelError, match="the CPU has no VNNI"):
+        chosen(models, features=set())
+
+
+def test_the_engine_and_the_reason_are_told(client_for: ClientFor, config: Config) -> None:
+    classifier = load_classifier(replace(config, engine="cpu"))
+    classifier.close()
+    assert (classifier.model.card["engine"], classifier.model.card["engine_reason"]) == ("cpu", "engine=cpu is set")
+    card = client_for().get("/model").json()
+    assert f'engine="{card["engine"]}",engine_reason="{card["engine_reason"]}"' in client_for().get("/metrics").text
+
+
+@pytest.mark.parametrize(
+    ("setting", "engine", "size"), [(0, "cpu", 1), (0, "openvino", 1), (0, "cuda", 16), (3, "cpu", 3)]
+)
+def test_a_batch_is_one_image_except_on_a_gpu(setting: int, engine: str, size: int) -> None:
+    assert EngineOptions.from_config(Config(max_batch=setting), engine).max_batch == size
+
+
+def test_a_folder_for_compiled_models_is_made_or_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "cache"
+    assert EngineOptions.from_config(Config(engine_cache=folder), "openvino").cache == folder
+    assert folder.is_dir()
+    with pytest.raises(ConfigError, match="engine_cache=/proc/none"):
+        EngineOptions.from_config(Config(engine_cache=Path("/proc/none")), "openvino")
+
+
+def images(count: int) -> Any:
+    return np.random.default_rng(count).integers(0, 256, (count, 224, 224, 3), np.uint8)
+
+
+class FakeOpenVino:
+    """Static sessions as the plug-in makes them, of onnxruntime's own CPU provider; records what was run."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[int, int, int]] = []
+        self.ran: list[tuple[int, int, int]] = []
+
+    def session(self, path: Path, batch: int, streams: int, threads: int, cache: Path | None) -> Any:
+        self.made.append((batch, streams, threads))
+        return (batch, streams, threads), ort_sessions.cpu_session(path, 1)
+
+    def run(self, session: Any, batch: Any) -> Any:
+        assert len(batch) == session[0][0], "the shape is static"
+        self.ran.append(session[0])
+        return ort_sessions.run(session[1], batch)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeOpenVino:
+    made = FakeOpenVino()
+    monkeypatch.setattr(engines, "openvino_session", made.session)
+    monkeypatch.setattr(engines, "run", made.run)
+    return made
+
+
+def test_up_to_two_threads_one_openvino_session_serves_both_ends_of_the_load(fake: FakeOpenVino) -> None:
+    OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=2, streams=2))
+    assert fake.made == [(1, 2, 2)]
+    fake.made.clear()
+    engine = OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=4, streams=4))
+    assert fake.made == [(1, 4, 4), (1, 1, 4)]
+    engine.run(images(1), all_threads=True)
+    engine.run(images(1))
+    assert fake.ran == [(1, 1, 4), (1, 4, 4)]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [1, 1, 1]), (4, [4]), (6, [4, 1, 1]), (8, [4, 4])])
+def test_openvino_runs_full_batches_and_single_images(fake: FakeOpenVino, count: int, sizes: list[int]) -> None:
+    engine = OpenVinoEngine(PIXELS, EngineOptions(streams=1, max_batch=4))
+    logits = engine.run(images(count))
+    assert [size for size, _, _ in fake.ran] == sizes
+    assert np.array_equal(logits, ort_sessions.run(ort_sessions.cpu_session(PIXELS, 1), images(count)))
+
+
+def test_cuda_runs_padded_batches_of_few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU as the device, because there may be no GPU."""
+    monkeypatch.setattr(engines, "cuda_session", lambda path: ort_sessions.cpu_session(path, 1))
+    engine = CudaEngine(PIXELS, EngineOptions(max_batch=6), device="cpu")
+    assert engine.batch_sizes == [1, 2, 4, 6]
+    wanted = CpuEngine(PIXELS, EngineOptions())
+    for count in (1, 2, 3, 5, 6, 7, 13):
+        np.testing.assert_allclose(engine.run(images(count)), wanted.run(images(count)), rtol=0, atol=1e-4)
+    assert sorted(engine._bound) == [1, 2, 4, 6]
+
+
+def test_cuda_is_refused_where_onnxruntime_has_none(tiny_model: Path) -> None:
+    with pytest.raises(ModelError, match=r"engine=cuda: .* has no CUDA; install requirements/gpu.txt"):
+        load_model(tiny_model, EngineOptions(), "cuda")
+
+
+@pytest.mark.parametrize("falls_back", [True, False])
+def test_cuda_that_does_not_start_is_an_error(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], falls_back: bool
+) -> None:
+    """With onnxruntime-gpu but without CUDA, onnxruntime itself falls back to the CPU."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    original = ort.InferenceSession
+    calls = []
+
+    def preload() -> None:
+        calls.append("preload")
+        print("Failed to load libcudnn.so.9")
+
+    def start(path: str, options: Any, providers: list[str]) -> Any:
+        calls.append("session")
+        if not falls_back:
+            raise RuntimeError("no device")
+        return original(path, options, providers=providers[1:])
+
+    monkeypatch.setattr(ort, "preload_dlls", preload)
+    monkeypatch.setattr(ort, "InferenceSession", start)
+    with pytest.raises(ModelError, match="CUDA does not start here" if falls_back else "engine=cuda"):
+        load_model(tiny_model, EngineOptions(), "cuda")
+    assert calls == ["preload", "session"]
+    assert capsys.readouterr() == ("", "Failed to load libcudnn.so.9\n")  # standard output is for `classify`
+
+
+def test_a_plug_in_that_does_not_start_is_an_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin: Any = ModuleType(engine_choice.PLUGIN)
+    plugin.get_library_path = lambda: "/none.so"
+    monkeypatch.setitem(sys.modules, engine_choice.PLUGIN, plugin)
+    ort_sessions._openvino_device.cache_clear()
+    with pytest.raises(ModelError, match="engine=openvino: the plug-in onnxruntime_ep_openvino does not start"):
+        load_model(tiny_model, EngineOptions(), "openvino")
+
+
+def test_a_server_with_batches_answers_each_image(
+    config: Config, classifier: Classifier, cat: bytes, coffee: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    run = CpuEngine.run
+
+    def recorded(self: CpuEngine, batch: Any, all_threads: bool = False) -> Any:
+        sizes.append(len(batch))
+        return run(self, batch, all_threads)
+
+    files = [("file", (name, data)) for name, data in (("a", cat), ("b", b"\xff\xd8\xff damaged"), ("c", coffee))]
+    answers = []
+    batched = replace(classifier, model=load_model(PATH, EngineOptions(max_batch=3)))
+    batched.model.card.update(engine="cpu", engine_reason="")
+    monkeypatch.setattr(CpuEngine, "run", recorded)
+    for using in (classifier, batched):
+        sizes.clear()
+        with TestClient(create_app(replace(config, streams=1, batch_wait_ms=50), using)) as client:
+            answers.append(client.post("/upload", files=files).json()["results"])
+    assert sizes == [2]
+    assert answers[0] == answers[1]
+    assert answers[1][1]["status"] == 422
