@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from serve.config.cpus import cpu_features
 from serve.errors import ModelError
 from serve.model.files import AUTO, QDQ_SUFFIX, find_model, qdq_file
+from serve.model.openvino_plugin import PLUGIN, is_installed
 
 CPU: Final = "cpu"
 OPENVINO: Final = "openvino"
 CUDA: Final = "cuda"
-PLUGIN: Final = "onnxruntime_ep_openvino"
 # As Linux names the instructions for 8-bit products and for matrix products of 8-bit values.
 _VNNI: Final = {"avx512_vnni", "avx_vnni"}
 _AMX: Final = "amx_int8"
@@ -72,7 +71,7 @@ def _obstacle(file: Path, variant: str, features: AbstractSet[str]) -> str:
     """Returns why OpenVINO cannot run the file here; empty if it can."""
     if variant == "fp32":
         return "model_variant=fp32 is set"
-    if find_spec(PLUGIN) is None:
+    if not is_installed():
         return f"the plug-in {PLUGIN} is not installed"
     if not file.name.endswith(QDQ_SUFFIX):
         return f"{file.name} is not a file *{QDQ_SUFFIX}"

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from serve.api.app import create_app
 from serve.config.settings import Config
 from serve.errors import ConfigError, ModelError
-from serve.model import engine_choice, engines, ort_sessions
+from serve.model import engine_choice, engines, openvino_plugin, ort_sessions
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.engine_choice import EngineChoice, choose_engine
 from serve.model.engines import CpuEngine, CudaEngine, EngineOptions, OpenVinoEngine
@@ -32,7 +32,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all files of DenseNet-121, where the plug-in is installed."""
     for suffix in (".onnx", ".int8.onnx", ".qdq.onnx"):
         (tmp_path / f"densenet121{suffix}").write_bytes(b"")
-    monkeypatch.setattr(engine_choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(engine_choice, "is_installed", lambda: True)
     return tmp_path
 
 
@@ -71,7 +71,7 @@ def test_auto_takes_the_cpu_otherwise_and_openvino_is_refused(
 def test_without_the_plug_in_the_cpu_is_taken_and_openvino_is_refused(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_choice, "is_installed", lambda: False)
     reason = "the plug-in onnxruntime_ep_openvino is not installed"
     assert chosen(models) == EngineChoice("cpu", models / "densenet121.int8.onnx", reason)
     with pytest.raises(ModelError, match=reason):
@@ -212,10 +212,10 @@ def test_cuda_that_does_not_start_is_an_error(
 
 
 def test_a_plug_in_that_does_not_start_is_an_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin: Any = ModuleType(engine_choice.PLUGIN)
+    plugin: Any = ModuleType(openvino_plugin.PLUGIN)
     plugin.get_library_path = lambda: "/none.so"
-    monkeypatch.setitem(sys.modules, engine_choice.PLUGIN, plugin)
-    ort_sessions._openvino_device.cache_clear()
+    monkeypatch.setitem(sys.modules, openvino_plugin.PLUGIN, plugin)
+    openvino_plugin._cpu.cache_clear()
     with pytest.raises(ModelError, match="engine=openvino: the plug-in onnxruntime_ep_openvino does not start"):
         load_model(tiny_model, EngineOptions(), "openvino")
 
