@@ -6,6 +6,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 from serve.errors import ModelError
@@ -16,6 +17,7 @@ import onnxruntime as ort
 
 PLUGIN: Final = "onnxruntime_ep_openvino"
 _BATCH_DIMENSION: Final = "batch"  # the name of N in the files that the export writes
+_loading = Lock()
 
 
 def is_installed() -> bool:
@@ -44,7 +46,9 @@ def use_openvino(
     settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": "f32"}
     if cache_folder:
         settings["CACHE_DIR"] = str(cache_folder)
-    options.add_provider_for_devices([_cpu()], {"load_config": json.dumps({"CPU": settings})})
+    with _loading:
+        cpu = _cpu()
+    options.add_provider_for_devices([cpu], {"load_config": json.dumps({"CPU": settings})})
 
 
 @cache

@@ -149,12 +149,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeOpenVino:
     return made
 
 
-def test_up_to_two_threads_one_openvino_session_serves_both_ends_of_the_load(fake: FakeOpenVino) -> None:
-    OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=2, streams=2))
+def test_a_lone_image_that_may_use_several_threads_has_an_openvino_session_of_its_own(fake: FakeOpenVino) -> None:
+    OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=1, streams=2))
     assert fake.made == [(1, 2, 2)]
     fake.made.clear()
     engine = OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=4, streams=4))
-    assert fake.made == [(1, 4, 4), (1, 1, 4)]
+    assert sorted(fake.made) == [(1, 1, 4), (1, 4, 4)]
     engine.run(images(1), all_threads=True)
     engine.run(images(1))
     assert fake.ran == [(1, 1, 4), (1, 4, 4)]
