@@ -34,7 +34,8 @@ def choose_engine(
     """Chooses the engine and finds its model file.
 
     `auto` is OpenVINO where its plug-in is installed, its file is there and the CPU has AMX, and otherwise `cpu`. On
-    CPUs without AMX the two take as long, so `auto` takes OpenVINO there only if there is no other file.
+    CPUs without AMX the two take as long, so `auto` takes OpenVINO there only if there is no other file. `cpu` runs
+    OpenVINO's file if it is the only one, slower than the integer file.
 
     Args:
         engine: the setting.
@@ -48,23 +49,20 @@ def choose_engine(
     """
     path = find_model(model, variant, *folders)
     if engine not in (AUTO, OPENVINO):
-        if path.name.endswith(QDQ_SUFFIX):
-            raise ModelError(f"engine={engine}: {path} is for OpenVINO; make another with 'make export'")
         return EngineChoice(engine, path, f"engine={engine} is set")
     # A file that is named is the one to serve.
     file = path if model.endswith(".onnx") else qdq_file(path)
     features = cpu_features() if features is None else features
     obstacle = _obstacle(file, variant, features)
-    if engine == OPENVINO or (file == path and path.name.endswith(QDQ_SUFFIX)):
+    if engine == OPENVINO:
         if obstacle:
             raise ModelError(f"engine={engine}: OpenVINO cannot run {file.name}: {obstacle}; see docs/operating.md")
-        reason = f"engine={engine} is set" if engine == OPENVINO else f"{file.name} is its file"
-        return EngineChoice(OPENVINO, file, reason)
-    if not obstacle and _AMX not in features:
+        return EngineChoice(OPENVINO, file, f"engine={engine} is set")
+    if not obstacle and _AMX not in features and file != path:
         obstacle = "the CPU has no AMX"
     if obstacle:
         return EngineChoice(CPU, path, obstacle)
-    return EngineChoice(OPENVINO, file, "the CPU has AMX")
+    return EngineChoice(OPENVINO, file, "the CPU has AMX" if _AMX in features else f"{file.name} is its file")
 
 
 def _obstacle(file: Path, variant: str, features: AbstractSet[str]) -> str:

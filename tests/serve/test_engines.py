@@ -84,17 +84,20 @@ def test_a_file_that_is_named_is_the_one_that_is_served(models: Path) -> None:
         assert (choice.engine, choice.path) == (engine, models / name)
     with pytest.raises(ModelError, match=r"densenet121.int8.onnx is not a file \*.qdq.onnx"):
         chosen(models, "openvino", model=str(models / "densenet121.int8.onnx"))
-    for engine in ("cpu", "cuda"):
-        with pytest.raises(ModelError, match=f"engine={engine}: .*densenet121.qdq.onnx is for OpenVINO"):
-            chosen(models, engine, model=str(models / "densenet121.qdq.onnx"))
 
 
-def test_openvinos_file_alone_is_served_on_any_cpu_with_vnni(models: Path) -> None:
+def test_openvinos_file_alone_is_served_on_every_cpu(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for suffix in (".onnx", ".int8.onnx"):
         (models / f"densenet121{suffix}").unlink()
-    assert chosen(models, features=VNNI).engine == "openvino"
-    with pytest.raises(ModelError, match="the CPU has no VNNI"):
-        chosen(models, features=set())
+    path = models / "densenet121.qdq.onnx"
+    assert chosen(models) == EngineChoice("openvino", path, "the CPU has AMX")
+    assert chosen(models, features=VNNI) == EngineChoice("openvino", path, "densenet121.qdq.onnx is its file")
+    without_vnni = chosen(models, features=set())
+    assert (without_vnni.engine, without_vnni.path) == ("cpu", path)
+    assert without_vnni.reason.startswith("the CPU has no VNNI")
+    assert chosen(models, "cpu") == EngineChoice("cpu", path, "engine=cpu is set")
+    monkeypatch.setattr(engine_choice, "is_installed", lambda: False)
+    assert chosen(models).engine == "cpu"
 
 
 def test_the_engine_and_the_reason_are_told(client_for: ClientFor, config: Config) -> None:
