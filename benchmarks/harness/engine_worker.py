@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_servers.preprocess import crop, load_labels, name_of, normalise, takes_pixels
+from benchmarks.harness.model_input import input_of
+from benchmarks.peer_servers.preprocess import crop, load_labels, name_of, normalise
 from serve.printable import ArgumentParser
 
 # OpenVINO and nncf send usage statistics through this package, and work without it.
@@ -75,7 +76,7 @@ def _onnxruntime(model: str, threads: int, pixels: Any) -> Engine:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    image = pixels if takes_pixels(session) else normalise(pixels)
+    image = input_of(session, pixels)
     return lambda: session.run(["logits"], {"input": image})[0]
 
 

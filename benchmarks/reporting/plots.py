@@ -85,7 +85,7 @@ def _engine_bars(result: Result) -> list[Bar]:
     for name, threads in result.get("engines", {}).items():
         for count, figures in threads.items():
             label = f"{name}, {count} thread{'s' * (count != '1')}"
-            bars.append(_bar(label, figures["p50_ms"], "ours" if "int8" in name and "onnx" in name else ""))
+            bars.append(_bar(label, figures["p50_ms"], "ours" if name == "onnxruntime int8" else ""))
     return bars
 
 

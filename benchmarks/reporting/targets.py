@@ -58,7 +58,7 @@ def failures(result: Result) -> int | None:
 
 
 def best_peer(result: Result, key: str, figure: str, draft: bool = False) -> str | None:
-    """The peer with our int8 file that is best at a figure of a workload; None if there is none.
+    """The peer with our int8 weights that is best at a figure of a workload; None if there is none.
 
     Args:
         key: The workload.
