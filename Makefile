@@ -86,6 +86,7 @@ embedded: ## rebuild models/efficientnet_lite0.onnx, the model in the repository
 bench: ## benchmark engines and the server (see benchmarks/README.md)
 	@$(install_runtime)
 	@$(install_export) requirements/benchmark.txt
+	@$(install) .venv/openvino requirements/openvino.txt
 	$(call quote,$(PYTHON)) benchmarks/latency.py
 
 fuzz_flags = -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
