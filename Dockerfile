@@ -30,7 +30,7 @@ COPY export/ export/
 COPY serve/errors.py serve/printable.py serve/
 COPY serve/imaging/ serve/imaging/
 COPY serve/config/regular_file.py serve/config/
-COPY serve/model/labels.py serve/model/
+COPY serve/model/card.py serve/model/labels.py serve/model/postprocess.py serve/model/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT

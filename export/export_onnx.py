@@ -33,7 +33,7 @@ from export.evaluate import label_of
 from export.files import make_directory, write_all
 from export.int8 import calibration as records
 from export.int8.pipeline import Int8Result, Source, try_int8
-from export.known_weights import DEFAULT_ARCHITECTURE, MAX_NAME, digest_of_labels, model_name
+from export.known_weights import DEFAULT_ARCHITECTURE, digest_of_labels, model_name
 from export.model_card import answers_card, fp32_card, int8_card, make_card, serialize
 from export.options import default_output, parse, with_preprocessing
 from export.parity import LogitCheck, check_photographs
@@ -50,6 +50,7 @@ from export.weights import (
     recognise,
     untrained_weights,
 )
+from serve.model.card import MAX_NAME, NAME_RULE, is_model_name
 from serve.model.labels import Label
 from serve.printable import one_line, printable
 
@@ -158,6 +159,8 @@ def _load(options: argparse.Namespace) -> Trained:
     own = model_name(options.weights, str(weights.sha256)) if options.weights else architecture.name
     output = options.output or default_output(own)
     name = options.name or (architecture.name if own == architecture.name else output.stem[:MAX_NAME])
+    if not is_model_name(name):
+        raise ExportError(f"the model cannot be called {name!r}, as its file is; name it with --name, {NAME_RULE}")
     return Trained(with_preprocessing(architecture, options), weights, network, count, labels, name, output)
 
 

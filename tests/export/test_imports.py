@@ -8,8 +8,13 @@ import pytest
 
 from export.files import ROOT
 
-ALLOWED = {"serve.imaging", "serve.errors", "serve.printable", "serve.config.regular_file", "serve.model.labels"}
-COPIED = ["serve/config/regular_file.py", "serve/model/labels.py"]
+COPIED = [
+    "serve/config/regular_file.py",
+    *(f"serve/model/{name}.py" for name in ("card", "labels", "postprocess")),
+]
+ALLOWED = {"serve.imaging", "serve.errors", "serve.printable"} | {
+    name.removesuffix(".py").replace("/", ".") for name in COPIED
+}
 MODULES = sorted(
     [path for folder in ("export", "serve/imaging") for path in (ROOT / folder).rglob("*.py")]
     + [ROOT / name for name in COPIED]

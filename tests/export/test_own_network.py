@@ -24,7 +24,9 @@ from export.files import ROOT
 from export.int8.calibration import Calibration
 from export.int8.pipeline import calibrate, make_int8
 from export.known_weights import digest_of_labels
+from export.options import parse
 from export.temperature import MIN_LABELLED, calibration_error, fit
+from serve.model.postprocess import COLDEST, HOTTEST, Activation
 from tests import small_densenet as small
 from tests.documents import commands_in
 from tests.export.conftest import REAL, Network, untrained
@@ -122,12 +124,21 @@ def test_preprocessing_of_ones_own_is_in_the_file(
             ["--mean", "123.7", "116.8", "103.9"],
             "123.7 is not between 0 and 1; divide means of values up to 255 by 255",
         ),
-        (["--std", "0", "1", "1"], "0 is not a positive number"),
+        (["--mean", "a", "0.5", "0.5"], "a is not between 0 and 1"),
+        (["--std", "0", "1", "1"], "std=[0.0, 1.0, 1.0], not three numbers from 0.0001 to 10000"),
+        (["--std", "nan", "1", "1"], "std=[nan, 1.0, 1.0], not three numbers from 0.0001 to 10000"),
         (["--crop", "300"], "resize=256 and crop=300, not pixels with crop ≤ resize"),
-        (["--crop", "16"], "16 is too small; at least 32 pixels"),
-        (["--temperature", "-1"], "-1 is not a positive number"),
+        (["--crop", "16"], "16 is not a whole number from 32 to 4096"),
+        (["--crop", "64.5"], "64.5 is not a whole number from 32 to 4096"),
+        (["--temperature", "-1"], "-1 is not a number from 0.001 to 1000"),
+        (["--temperature", "0.0009"], "0.0009 is not a number from 0.001 to 1000"),
+        (["--temperature", "1001"], "1001 is not a number from 0.001 to 1000"),
+        (["--temperature", "nan"], "nan is not a number from 0.001 to 1000"),
+        (["--temperature", "warm"], "warm is not a number from 0.001 to 1000"),
+        (["--output", "models/mine"], "'models/mine' does not end in .onnx"),
+        (["--output", "models/mine.json"], "'models/mine.json' does not end in .onnx"),
         (["--temperature", "2", "--fit-temperature"], "not allowed with argument"),
-        (["--name", "a/b"], "printable characters without a slash"),
+        (["--name", "a/b"], "'a/b' is not 1 to 100 printable characters without a slash"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named(
@@ -154,6 +165,19 @@ def test_labels_that_do_not_fit_are_refused(
     assert f"export: labels {tmp_path / 'labels.txt'}: {words}; --labels takes .txt" in capsys.readouterr().err
     assert export("--labels", tmp_path / "none.txt") == 1
     assert "none.txt: No such file" in capsys.readouterr().err
+
+
+def test_a_file_whose_name_no_model_can_have_needs_another(
+    export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.pth").rename(tmp_path / "my\nnet.pth")
+    assert export("--weights", tmp_path / "my\nnet.pth") == 1
+    assert capsys.readouterr().err == (
+        r"export: the model cannot be called 'my\nnet', as its file is; name it with --name, 1 to 100 printable "
+        "characters without a slash\n"
+    )
+    assert export("--weights", tmp_path / "my\nnet.pth", "--name", "my net") == 0
+    assert card_of(tmp_path / "models" / "my\nnet.onnx")["name"] == "my net"
 
 
 def test_class_folders_and_class_to_idx_are_labels(export: Export, photos: Path, tmp_path: Path) -> None:
@@ -195,6 +219,18 @@ def test_the_fitted_temperature_undoes_logits_that_are_too_large_or_too_small(ac
     assert card["expected_calibration_error"]["photographs"] == 2000
     if factor == 3.0 and activation == "softmax":
         assert card["expected_calibration_error"]["after"] < card["expected_calibration_error"]["before"]
+
+
+@pytest.mark.parametrize("logits", [[1e6, 0.0], [1e-6, 0.0]])
+def test_every_temperature_of_the_export_is_one_that_the_server_takes(logits: list[float]) -> None:
+    for right in (0, 1):
+        card = fit(np.array([logits] * MIN_LABELLED), [right] * MIN_LABELLED, "softmax").to_card(
+            "softmax", np.array([logits]), [right], [0]
+        )
+        assert Activation.from_card(card).temperature == card["temperature"]
+    for text in (str(COLDEST), str(HOTTEST)):
+        given = {"temperature": parse(["--temperature", text]).temperature}
+        assert Activation.from_card(given).temperature == float(text)
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
