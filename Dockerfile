@@ -42,7 +42,9 @@ ARG LABELS
 ARG PHOTOS
 # What answers call the model; by default the name of the weights, if they have labels of their own, else densenet121.
 ARG NAME
-# In quotes, an empty ${required:-} would be an argument:
+# Further flags of the export, such as "--activation sigmoid --fit-temperature".
+ARG EXPORT_FLAGS
+# In quotes, an empty ${required:-} would be an argument, and EXPORT_FLAGS one instead of several:
 # hadolint ignore=SC2086
 RUN --mount=type=bind,source=models,target=/context \
     --mount=type=cache,target=/root/.cache/torch \
@@ -53,7 +55,7 @@ RUN --mount=type=bind,source=models,target=/context \
     if [ -n "$LABELS" ] && [ -z "$NAME" ]; then NAME=$(basename "${1%.*}"); fi && \
     if [ "$MODEL_VARIANT" = int8 ] || [ "$MODEL_VARIANT$LABELS" = auto ]; then required=--require-int8; fi && \
     /venv/bin/python export/export_onnx.py --output made/model.onnx --name "${NAME:-densenet121}" ${1:+--weights "$1"} \
-        ${LABELS:+--labels "/context/weights/$LABELS"} ${PHOTOS:+--photos "/context/weights/$PHOTOS"} ${required:-} && \
+        ${LABELS:+--labels "/context/weights/$LABELS"} ${PHOTOS:+--photos "/context/weights/$PHOTOS"} ${required:-} ${EXPORT_FLAGS:-} && \
     mkdir models && \
     if [ "$MODEL_VARIANT" != fp32 ] && [ -e made/model.int8.onnx ]; then mv made/model.int8.onnx models/densenet121.int8.onnx; \
     else mv made/model.onnx models/densenet121.onnx; fi
