@@ -39,7 +39,7 @@ from export.options import default_output, parse, with_preprocessing
 from export.parity import LogitCheck, check_photographs
 from export.photographs import MAX_PHOTOGRAPHS, PROJECT_PHOTOGRAPHS, Photographs, find_photographs, spread
 from export.report import Variant, make_report, print_table
-from export.temperature import Temperature, fit
+from export.temperature import Temperature, fit, labelled_rows
 from export.torch_to_onnx import export_graph
 from export.weights import (
     Weights,
@@ -102,11 +102,15 @@ def run(options: argparse.Namespace) -> None:
     with stage("load the weights") as note:
         trained = _load(options)
         note(", ".join(filter(None, [trained.weights.source, trained.weights.note, f"{trained.class_count} classes"])))
+    numbers = numbers_of(trained.labels, trained.class_count)
+    labels = [label_of(path, numbers) for path in paths]
+    if options.fit_temperature:
+        labelled_rows(labels)  # before minutes of work, too
     make_directory(trained.output.parent)
     with stage("export to ONNX") as note:
         model = export_graph(trained.network, trained.architecture.preprocessing.crop, options.opset)
         note(f"opset {options.opset}, {len(model.graph.node)} nodes")
-    photographs, parity = _check_parity(trained, model, paths, options.seed)
+    photographs, parity = _check_parity(trained, model, paths, labels, options.seed)
     temperature = Temperature(options.temperature)
     if options.fit_temperature:
         with stage("fit the temperature") as note:
@@ -165,7 +169,7 @@ def _load(options: argparse.Namespace) -> Trained:
 
 
 def _check_parity(
-    trained: Trained, model: onnx.ModelProto, paths: Sequence[Path], seed: int
+    trained: Trained, model: onnx.ModelProto, paths: Sequence[Path], labels: Sequence[int | None], seed: int
 ) -> tuple[Photographs, dict[str, Any]]:
     """Compares the ONNX model with PyTorch; returns its logits of the photographs and the figures for the card."""
     with stage("check parity with PyTorch") as note:
@@ -173,9 +177,8 @@ def _check_parity(
         check.compare_batches(trained.architecture.preprocessing.crop, seed)
         worst_pixel = check_photographs(paths, trained.architecture, check, show_progress)
         result = check.result
-        numbers = numbers_of(trained.labels, trained.class_count)
-        photographs = Photographs(paths, check.logits, [label_of(path, numbers) for path in paths])
-        known = sum(label is not None for label in photographs.labels)
+        photographs = Photographs(paths, check.logits, labels)
+        known = sum(label is not None for label in labels)
         note(
             f"{result.images} photographs, {known} labelled, "
             f"max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}"

@@ -15,7 +15,7 @@ WEIGHTS_URL: Final = "https://download.pytorch.org/models/densenet121-a639ec97.p
 _TORCHVISIONS: Final = WEIGHTS_URL.rsplit("-", 1)[1].removesuffix(".pth")  # the first 8 digits of the sha256
 # Names of models that others rely on: the weights of an own network never take them.
 _RESERVED: Final = re.compile(r"densenet\d+|efficientnet_lite0", re.IGNORECASE)
-_VARIANT: Final = re.compile(r"(\.(onnx|int8|qdq))+$", re.IGNORECASE)
+_VARIANT: Final = re.compile(r"(\.(onnx|int8|qdq|pth))+$", re.IGNORECASE)  # files are called .pth.tar, too
 
 
 @dataclass(frozen=True)

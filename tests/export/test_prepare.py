@@ -101,6 +101,7 @@ def test_published_weights_are_densenet121_and_the_server_chooses_by_its_setting
         ("DenseNet161.pt", "DenseNet161-own"),
         ("efficientnet_lite0.pth", "efficientnet_lite0-own"),
         ("mine.int8.pth", "mine"),
+        ("model_best.pth.tar", "model_best"),
         ("mine.qdq.onnx.pth", "mine"),
         (f"{'a' * 300}.pth", "a" * 100),
     ],
