@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.harness.servers import free_port
+from examples import fine_tune
 from export import export_onnx
 from export.architectures import ARCHITECTURES
 from export.evaluate import logits_of
@@ -260,6 +261,50 @@ def test_the_larger_densenets_are_quantized_by_the_same_passes(name: str) -> Non
         for model in (network.model, int8)
     )
     assert np.abs(int8_logits - fp32_logits).mean() < 0.1 * fp32_logits.std()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--weights", "none.pth", "--photos", "photos"],
+            "fine_tune: weights none.pth: no such file or directory; --w",
+        ),
+        (
+            ["--weights", "other.pth", "--photos", "photos"],
+            "fine_tune: weights other.pth do not fit densenet121: missing",
+        ),
+        (["--weights", "other.pth", "--photos", "none"], "fine_tune: [Errno 2] No such file or directory: 'none'"),
+        (["--check", "http://127.0.0.1:9"], "fine_tune: [Errno 2] No such file or directory: 'held_out.json'"),
+    ],
+)
+def test_the_example_says_in_a_line_what_it_lacks(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in range(20):
+        (tmp_path / "photos" / f"n01440764_{number}.JPEG").touch()
+    torch.save(small.network().state_dict(), "other.pth")
+    monkeypatch.setattr("sys.argv", ["fine_tune.py", *arguments, "--output", "."])
+    assert fine_tune.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(words)
+
+
+def test_the_example_says_that_no_server_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "held_out.json").write_text(json.dumps({"a.png": {"label": "dog", "pytorch": "dog"}}))
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr("sys.argv", ["fine_tune.py", "--output", str(tmp_path), "--check", "http://127.0.0.1:9"])
+    assert fine_tune.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"fine_tune: http://127\.0\.0\.1:9: .*refused.*; does the server .* run there\?", line)
 
 
 if REAL:
