@@ -32,7 +32,7 @@ COPY export/ export/
 COPY serve/errors.py serve/printable.py serve/
 COPY serve/imaging/ serve/imaging/
 COPY serve/config/regular_file.py serve/config/
-COPY serve/model/labels.py serve/model/openvino_plugin.py serve/model/
+COPY serve/model/card.py serve/model/labels.py serve/model/openvino_plugin.py serve/model/postprocess.py serve/model/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT
@@ -44,7 +44,9 @@ ARG LABELS
 ARG PHOTOS
 # What answers call the model; by default the name of the weights, if they have labels of their own, else densenet121.
 ARG NAME
-# In quotes, an empty ${required:-} would be an argument:
+# Further flags of the export, such as "--activation sigmoid --fit-temperature".
+ARG EXPORT_FLAGS
+# In quotes, an empty ${required:-} would be an argument, and EXPORT_FLAGS one instead of several:
 # hadolint ignore=SC2086
 RUN --mount=type=bind,source=models,target=/context \
     --mount=type=cache,target=/root/.cache/torch \
@@ -55,7 +57,7 @@ RUN --mount=type=bind,source=models,target=/context \
     if [ -n "$LABELS" ] && [ -z "$NAME" ]; then NAME=$(basename "${1%.*}"); fi && \
     if [ "$MODEL_VARIANT" = int8 ] || [ "$MODEL_VARIANT$LABELS" = auto ]; then required=--require-int8; fi && \
     /venv/bin/python export/export_onnx.py --output made/model.onnx --name "${NAME:-densenet121}" ${1:+--weights "$1"} \
-        ${LABELS:+--labels "/context/weights/$LABELS"} ${PHOTOS:+--photos "/context/weights/$PHOTOS"} ${required:-}
+        ${LABELS:+--labels "/context/weights/$LABELS"} ${PHOTOS:+--photos "/context/weights/$PHOTOS"} ${required:-} ${EXPORT_FLAGS:-}
 ARG ENGINE
 RUN mkdir models && \
     if [ -n "$ENGINE" ]; then mv made/model.qdq.onnx models/densenet121.qdq.onnx || \

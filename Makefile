@@ -3,6 +3,7 @@
 # WEIGHTS        weights of a DenseNet (.pth or .safetensors); default: torchvision's, downloaded if not cached
 # LABELS         labels of WEIGHTS, if they are not ImageNet's: a file, or a folder with one folder for each class
 # PHOTOS         folder of photographs for the parity check and the tests; int8 of weights of your own is calibrated on them
+# EXPORT_FLAGS   further flags of the export, such as --activation sigmoid (export_onnx.py --help lists them)
 # HOST, PORT     address of `make serve`; default: 127.0.0.1 and 5000
 # MODEL          densenet121, efficientnet_lite0 or a file; default: the first that is available
 # MODEL_VARIANT  int8 or fp32; default: int8 if it passed the export's accuracy gate
@@ -15,6 +16,7 @@
 WEIGHTS ?=
 LABELS ?=
 PHOTOS ?=
+EXPORT_FLAGS ?=
 # Not taken from the environment: conda's compiler packages set HOST there, to a platform's name.
 HOST =
 PORT ?=
@@ -48,7 +50,7 @@ install_runtime = $(install) .venv/runtime requirements/runtime.txt $(if $(filte
 install_export = $(install) .venv/export $(if $(TORCH_INDEX),--torch-index $(call quote,$(TORCH_INDEX))) \
 	requirements/export.txt requirements/test.txt requirements/dev.txt requirements/container.txt
 run_export = $(exporter) export/export_onnx.py $(if $(WEIGHTS),--weights $(call quote,$(WEIGHTS))) \
-	$(if $(LABELS),--labels $(call quote,$(LABELS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS)))
+	$(if $(LABELS),--labels $(call quote,$(LABELS))) $(if $(PHOTOS),--photos $(call quote,$(PHOTOS))) $(EXPORT_FLAGS)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve export embedded bench image image-test hostile deaths overload soak check-clients check-proxies check-kubernetes check-services dist release-check cpus browser-test scale-test fuzz mutants test test-serve test-heic test-export check format lock clean
@@ -103,6 +105,7 @@ build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&
 	$(if $(WEIGHTS),--build-arg WEIGHTS="$$(basename -- "$$WEIGHTS")") \
 	$(if $(LABELS),--build-arg LABELS="$$(basename -- "$$LABELS")" \
 		$(if $(PHOTOS),--build-arg PHOTOS="$$(basename -- "$$PHOTOS")")) \
+	$(if $(EXPORT_FLAGS),--build-arg EXPORT_FLAGS=$(call quote,$(EXPORT_FLAGS))) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(call quote,$(TORCH_INDEX))) \
 	$(if $(HEIC),--build-arg HEIC=$(call quote,$(HEIC))) \
 	$(if $(filter 1,$(OPENVINO)),--build-arg ENGINE=openvino) \

@@ -33,7 +33,7 @@ from export.int8 import calibration as records
 from export.parity import reference_image
 from export.photographs import find_photographs, read_photograph
 from export.weights import Weights, build_network, default_weights, read_weights
-from serve.model.files import report_file
+from serve.model.card import report_file
 from serve.printable import ArgumentParser, one_line, printable
 
 _HEADER: Final = (

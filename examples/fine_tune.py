@@ -33,8 +33,12 @@ if __name__ == "__main__":
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import DenseNet121_Weights, densenet121
-from torchvision.models.densenet import DenseNet
+from torchvision.models import DenseNet121_Weights
+
+from export.architectures import ARCHITECTURES
+from export.errors import ExportError
+from export.weights import build_network, read_weights
+from serve.printable import one_line
 
 LABELS: Final = ("bird", "dog", "vehicle", "food", "other")
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -66,11 +70,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, metavar="DIR", required=True, help="folder for the results")
     parser.add_argument("--check", metavar="URL", help="a server; compare its accuracy with PyTorch's")
     options = parser.parse_args()
-    if options.check:
-        return check(options.output, options.check)
-    if not options.weights or not options.photos:
+    if not options.check and not (options.weights and options.photos):
         parser.error("--weights and --photos are needed, or --check")
-    train(options.weights, options.photos, options.output)
+    try:
+        if options.check:
+            return check(options.output, options.check)
+        train(options.weights, options.photos, options.output)
+    except (ExportError, OSError) as error:
+        print(one_line(f"fine_tune: {error}"), file=sys.stderr)
+        return 1
     return 0
 
 
@@ -84,9 +92,8 @@ def train(weights: Path, photos: Path, output: Path) -> None:
             f"fine_tune: {photos} has {len(paths)} photographs named <wnid>_…; at least {4 * len(LABELS)} are needed"
         )
     labels = torch.tensor([groups[path.name.split("_")[0]] for path in paths])
-    network = densenet121()
-    network.load_state_dict(_state_dict(weights))
-    features = _features(network.eval(), paths)
+    network = build_network(ARCHITECTURES["densenet121"], read_weights(weights))
+    features = _features(network, paths)
     kept, held_out = _halves(labels)
     head = nn.Linear(features.shape[1], len(LABELS))
     optimizer = torch.optim.AdamW(head.parameters(), _LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
@@ -112,8 +119,11 @@ def check(output: Path, url: str) -> int:
     for name, answer in pytorch.items():
         request = urllib.request.Request(f"{url.rstrip('/')}/upload", (output / name).read_bytes())  # noqa: S310
         request.add_header("Content-Type", "image/jpeg")
-        with urllib.request.urlopen(request) as response:  # noqa: S310
-            right += json.load(response)["label"] == answer["label"]
+        try:
+            with urllib.request.urlopen(request) as response:  # noqa: S310
+                right += json.load(response)["label"] == answer["label"]
+        except (OSError, ValueError, KeyError) as error:  # not a server of this project, or none
+            raise OSError(f"{url}: {error}; does the server of the exported model run there?") from error
     wanted = sum(answer["pytorch"] == answer["label"] for answer in pytorch.values())
     print(f"the server is right on {right} of {len(pytorch)} held out, PyTorch on {wanted}")
     return 0 if abs(right - wanted) <= 1 else 1
@@ -130,27 +140,14 @@ def _groups() -> dict[str, int]:
     return groups
 
 
-def _state_dict(weights: Path) -> dict[str, Tensor]:
-    """Reads the weights; files of 2017 call the parts of a dense layer norm.1, not norm1."""
-    state: dict[str, Tensor] = torch.load(weights, weights_only=True)
-    old = {f"{part}.{number}.": f"{part}{number}." for part in ("norm", "conv") for number in (1, 2)}
-    renamed = {}
-    for key, value in state.items():
-        name = key
-        for before, now in old.items():
-            name = name.replace(before, now) if "denselayer" in name else name
-        renamed[name] = value
-    return renamed
-
-
-def _features(network: DenseNet, paths: list[Path]) -> Tensor:
+def _features(network: nn.Module, paths: list[Path]) -> Tensor:
     """Returns what the last layer gets of each photograph, `[N, 1024]`."""
     transform = DenseNet121_Weights.IMAGENET1K_V1.transforms()
     rows = []
     with torch.no_grad():
         for done, path in enumerate(paths, start=1):
             with Image.open(path) as image:
-                maps = network.features(transform(image.convert("RGB"))[None])
+                maps = network.get_submodule("features")(transform(image.convert("RGB"))[None])
             rows.append(nn.functional.relu(maps).mean((2, 3)))
             if done % 50 == 0:
                 print(f"{done} of {len(paths)} photographs", flush=True)

@@ -8,6 +8,8 @@ import datetime
 import pathlib
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +20,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+from torch.serialization import MAGIC_NUMBER, get_unsafe_globals_in_checkpoint, safe_globals
 
 from export.errors import WeightsError
-from serve.printable import one_line
+from serve.printable import one_line, shortened
 
 # Where training scripts put the state dict, the most usual first; `model_ema` and `ema` are averages of `model`.
 _CONTAINERS: Final = (
@@ -29,6 +31,7 @@ _CONTAINERS: Final = (
     *("ema", "model_ema", "state_dict_ema", "ema_state_dict", "module"),
 )
 _MAX_DEPTH: Final = 4
+_MAX_EXPANSION: Final = 4
 # Plain data that training scripts save beside the weights. A path of either system becomes one that touches no file.
 _DATA_CLASSES: Final[list[Any]] = [
     argparse.Namespace,
@@ -40,6 +43,7 @@ _DATA_CLASSES: Final[list[Any]] = [
         for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     ),
 ]
+_UNPICKLERS_REASON: Final = re.compile(r"WeightsUnpickler error: *(.+)")
 _UNSAFE_GLOBAL: Final = re.compile(r"GLOBAL ([\w.]+)")
 # What files begin with that are taken for weights.
 _OTHER_FILES: Final = {
@@ -50,6 +54,7 @@ _OTHER_FILES: Final = {
 }
 _SAVE: Final = "save the weights where they were made: torch.save(model.state_dict(), 'mine.pth')"
 SHOWN: Final = 5
+_MAX_ITEM: Final = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     content = _load(path)
     if not isinstance(content, Mapping):
-        raise WeightsError(f"weights {path.name} contain a {type(content).__name__}, not a state dict; {_SAVE}")
+        raise WeightsError(f"weights {path.name} are of type {type(content).__name__}, not a state dict; {_SAVE}")
     classes = content.get("class_to_idx")
-    is_index = isinstance(classes, Mapping) and all(type(number) is int for number in classes.values())
+    is_index = isinstance(classes, Mapping) and all(
+        type(name) is str and type(number) is int for name, number in classes.items()
+    )
     notes = []
     for _ in range(_MAX_DEPTH):
         inner = _containers(content)
@@ -88,16 +95,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 def listed(items: list[str]) -> str:
     """Returns the first few items, and how many more there are."""
-    shown = ", ".join(items[:SHOWN])
+    shown = ", ".join(shortened(item, _MAX_ITEM) for item in items[:SHOWN])
     return shown if len(items) <= SHOWN else f"{shown} and {len(items) - SHOWN} more"
 
 
-def _containers(content: Mapping[str, Any]) -> list[str]:
+def _containers(content: Mapping[str, Any], depth: int = _MAX_DEPTH) -> list[str]:
     """Returns the entries that hold a state dict, best first; a state dict itself has none."""
     return [
         name
         for name in _CONTAINERS
-        if isinstance(content.get(name), Mapping) and (_has_tensors(content[name]) or _containers(content[name]))
+        if isinstance(inner := content.get(name), Mapping)
+        and (_has_tensors(inner) or (depth > 1 and _containers(inner, depth - 1)))
     ]
 
 
@@ -113,25 +121,40 @@ def _state_of(content: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         raise WeightsError(f"weights {path.name} contain values that are not tensors: {listed(others)}; {_SAVE}")
     if not content:
         raise WeightsError(f"weights {path.name} are an empty state dict; {_SAVE}")
+    if unnamed := [repr(key) for key in content if type(key) is not str]:
+        raise WeightsError(f"weights {path.name} have keys that are not text: {listed(unnamed)}; {_SAVE}")
+    if unusual := [key for key, value in content.items() if not _is_plain(value)]:
+        raise WeightsError(
+            f"weights {path.name} have tensors that are quantized, sparse or without values: {listed(unusual)}; save "
+            "the weights of the network as it was trained: torch.save(model.state_dict(), 'mine.pth')"
+        )
     return dict(content)
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_quantized and not value.is_meta
 
 
 def _load(path: Path) -> Any:
     with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    if not start:
+        start = file.read(64)
+    if not start.strip():
         raise WeightsError(f"weights {path.name}: the file is empty; copy it again")
     for signature, words in _OTHER_FILES.items():
-        if start.startswith(signature):
+        if start.lstrip().startswith(signature):
             raise WeightsError(f"weights {path.name}: the file {words}")
     if path.suffix.lower() == ".onnx":
         raise WeightsError(f"weights {path.name}: the file is a model already; --weights takes a state dict")
-    if path.suffix.lower() == ".safetensors":
+    if start[8:9] == b"{":  # JSON behind its length
         return _load_safetensors(path)
-    _check_zip(path, start)
+    if start.startswith(b"PK"):
+        _check_zip(path)
+    elif MAGIC_NUMBER.to_bytes(10, "little") not in start:  # of PyTorch before 1.6
+        raise WeightsError(f"weights {path.name}: the file is neither of torch.save nor safetensors; {_SAVE}")
     try:
-        with safe_globals(_DATA_CLASSES):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        # Warnings are about tensors that are refused below. Of a path, torch would take the suffix for the format.
+        with warnings.catch_warnings(action="ignore"), safe_globals(_DATA_CLASSES), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise _refusal(path, error) from error
     except Exception as error:  # torch's unpickler raises all kinds of errors on corrupt files
@@ -147,20 +170,25 @@ def _load_safetensors(path: Path) -> Any:
         ) from error
 
 
-def _check_zip(path: Path, start: bytes) -> None:
-    """Checks that a zip archive is complete and is one of `torch.save`."""
-    if not start.startswith(b"PK"):
-        return
-    if not zipfile.is_zipfile(path):
-        raise WeightsError(f"weights {path.name}: the file is cut off; copy or download it again")
-    with zipfile.ZipFile(path) as archive:
-        names = {name.rpartition("/")[2] for name in archive.namelist()}
+def _check_zip(path: Path) -> None:
+    """Checks that a zip archive is complete, is one of `torch.save`, and does not unpack to far more than its size."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:  # zipfile raises all kinds of errors on corrupt files
+        raise WeightsError(f"weights {path.name}: the file is cut off or damaged; copy or download it again") from error
+    if sum(entry.file_size for entry in entries) > _MAX_EXPANSION * path.stat().st_size:
+        raise WeightsError(
+            f"weights {path.name}: the file unpacks to more than {_MAX_EXPANSION} times its size, and torch.save does "
+            f"not compress; {_SAVE}"
+        )
+    names = {entry.filename.rpartition("/")[2] for entry in entries}
     if "constants.pkl" in names:
         raise WeightsError(
             f"weights {path.name} are a TorchScript model, not a state dict; save one:",
             code=(
                 "import torch",
-                f"model = torch.jit.load({path.name!r})",
+                f"model = torch.jit.load({str(path)!r})",
                 f"torch.save(model.state_dict(), {_target(path)!r})",
             ),
         )
@@ -179,16 +207,28 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> WeightsError:
     if not names:
         return WeightsError(f"weights {path.name} cannot be read as a state dict: {_reason(error)}; {_SAVE}")
     is_model = any(name.startswith("torch.nn.") for name in names)
-    content, state = ("model", "model.state_dict()") if is_model else ("checkpoint", 'checkpoint["state_dict"]')
+    entry = _pickled_container(path) or ("" if is_model else "state_dict")
     return WeightsError(
         f"weights {path.name} hold Python objects besides tensors: {listed(names)}. They are not loaded, because "
         "loading them can run code. If you trust the file, save its state dict alone:",
         code=(
             "import torch",
-            f"{content} = torch.load({path.name!r}, weights_only=False)",
-            f"torch.save({state}, {_target(path)!r})",
+            f"found = torch.load({str(path)!r}, weights_only=False)" + (f"[{entry!r}]" if entry else ""),
+            f"torch.save(found.state_dict() if hasattr(found, 'state_dict') else found, {_target(path)!r})",
         ),
     )
+
+
+def _pickled_container(path: Path) -> str:
+    """Returns which entry of a pickled dictionary probably holds the weights; "" if the file is no such dictionary."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+    except zipfile.BadZipFile:  # files of PyTorch before 1.6 are no archives
+        return ""
+    is_dictionary = content[2:3] == pickle.EMPTY_DICT  # behind the protocol's version
+    texts = {name: pickle.BINUNICODE + struct.pack("<I", len(name)) + name.encode() for name in _CONTAINERS}
+    return next((name for name, text in texts.items() if is_dictionary and text in content), "")
 
 
 def _target(path: Path) -> str:
@@ -196,4 +236,6 @@ def _target(path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return one_line(str(error).strip().split("\n")[0])[:200] or type(error).__name__
+    text = str(error).strip()
+    detail = _UNPICKLERS_REASON.search(text)  # in front of it stands how to run the file's code
+    return one_line(detail[1] if detail else text.split("\n")[0])[:200] or type(error).__name__

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Final
 
 import onnx
@@ -19,6 +20,11 @@ def engine_of(model: bytes) -> str:
     """Returns the engine that a model file is made for, as its metadata says."""
     entries = {entry.key: entry.value for entry in onnx.load_model_from_string(model).metadata_props}
     return str(json.loads(entries.get(ENTRY, json.dumps(CPU))))
+
+
+def int8_files(output: Path) -> dict[str, Path]:
+    """Returns where the int8 model of each engine goes."""
+    return {CPU: output.with_suffix(".int8.onnx"), OPENVINO: output.with_suffix(".qdq.onnx")}
 
 
 def require_openvino() -> None:

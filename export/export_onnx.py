@@ -28,20 +28,20 @@ from torch import nn
 from export.architectures import ARCHITECTURES, Architecture
 from export.class_labels import IMAGENET_CLASSES, numbers_of, read_labels, saved_labels
 from export.console import show_progress, stage
-from export.engines import CPU, OPENVINO
+from export.engines import CPU, OPENVINO, int8_files
 from export.errors import ExportError
 from export.evaluate import label_of
 from export.files import make_directory, write_all
 from export.int8 import calibration as records
 from export.int8.openvino import try_openvino
 from export.int8.pipeline import Int8Result, Source, try_int8
-from export.known_weights import DEFAULT_ARCHITECTURE, MAX_NAME, digest_of_labels, model_name
+from export.known_weights import DEFAULT_ARCHITECTURE, digest_of_labels, model_name
 from export.model_card import answers_card, fp32_card, int8_card, make_card, serialize
 from export.options import default_output, parse, with_preprocessing
 from export.parity import LogitCheck, check_photographs
 from export.photographs import MAX_PHOTOGRAPHS, PROJECT_PHOTOGRAPHS, Photographs, find_photographs, spread
 from export.report import Variant, make_report, print_table
-from export.temperature import Temperature, fit
+from export.temperature import Temperature, fit, labelled_rows
 from export.torch_to_onnx import export_graph
 from export.weights import (
     Weights,
@@ -52,6 +52,7 @@ from export.weights import (
     recognise,
     untrained_weights,
 )
+from serve.model.card import MAX_NAME, NAME_RULE, is_model_name
 from serve.model.labels import Label
 from serve.printable import one_line, printable
 
@@ -103,11 +104,15 @@ def run(options: argparse.Namespace) -> None:
     with stage("load the weights") as note:
         trained = _load(options)
         note(", ".join(filter(None, [trained.weights.source, trained.weights.note, f"{trained.class_count} classes"])))
+    numbers = numbers_of(trained.labels, trained.class_count)
+    labels = [label_of(path, numbers) for path in paths]
+    if options.fit_temperature:
+        labelled_rows(labels)  # before minutes of work, too
     make_directory(trained.output.parent)
     with stage("export to ONNX") as note:
         model = export_graph(trained.network, trained.architecture.preprocessing.crop, options.opset)
         note(f"opset {options.opset}, {len(model.graph.node)} nodes")
-    photographs, parity = _check_parity(trained, model, paths, options.seed)
+    photographs, parity = _check_parity(trained, model, paths, labels, options.seed)
     temperature = Temperature(options.temperature)
     if options.fit_temperature:
         with stage("fit the temperature") as note:
@@ -161,11 +166,13 @@ def _load(options: argparse.Namespace) -> Trained:
     own = model_name(options.weights, str(weights.sha256)) if options.weights else architecture.name
     output = options.output or default_output(own)
     name = options.name or (architecture.name if own == architecture.name else output.stem[:MAX_NAME])
+    if not is_model_name(name):
+        raise ExportError(f"the model cannot be called {name!r}, as its file is; name it with --name, {NAME_RULE}")
     return Trained(with_preprocessing(architecture, options), weights, network, count, labels, name, output)
 
 
 def _check_parity(
-    trained: Trained, model: onnx.ModelProto, paths: Sequence[Path], seed: int
+    trained: Trained, model: onnx.ModelProto, paths: Sequence[Path], labels: Sequence[int | None], seed: int
 ) -> tuple[Photographs, dict[str, Any]]:
     """Compares the ONNX model with PyTorch; returns its logits of the photographs and the figures for the card."""
     with stage("check parity with PyTorch") as note:
@@ -173,9 +180,8 @@ def _check_parity(
         check.compare_batches(trained.architecture.preprocessing.crop, seed)
         worst_pixel = check_photographs(paths, trained.architecture, check, show_progress)
         result = check.result
-        numbers = numbers_of(trained.labels, trained.class_count)
-        photographs = Photographs(paths, check.logits, [label_of(path, numbers) for path in paths])
-        known = sum(label is not None for label in photographs.labels)
+        photographs = Photographs(paths, check.logits, labels)
+        known = sum(label is not None for label in labels)
         note(
             f"{result.images} photographs, {known} labelled, "
             f"max |Δ logit| {result.max_abs_difference:.2g} ≤ {result.tolerance:.2g}"
@@ -203,7 +209,7 @@ def _variants(
         if int8.model is not None and int8.held_out is not None and int8.logits is not None:
             answers = temperature.to_card(activation, int8.logits, photographs.labels, int8.held_out.rows)
             content = serialize(int8.model, {**int8_card(card, int8, set_name), **answers})
-            variants.append(Variant("int8", _int8_files(output)[int8.engine], content, int8.comparison, int8.engine))
+            variants.append(Variant("int8", int8_files(output)[int8.engine], content, int8.comparison, int8.engine))
     return variants
 
 
@@ -222,12 +228,7 @@ def _write(
         contents[records.record_file(trained.architecture.name)] = records.encode(int8.calibration)
     # The report identifies the models, so it is written last and an earlier one is removed first.
     contents[trained.output.with_suffix(".json")] = (json.dumps(report, indent=1) + "\n").encode()
-    write_all(contents, set(_int8_files(trained.output).values()) - contents.keys())
-
-
-def _int8_files(output: Path) -> dict[str, Path]:
-    """Returns where the int8 model of each engine goes."""
-    return {CPU: output.with_suffix(".int8.onnx"), OPENVINO: output.with_suffix(".qdq.onnx")}
+    write_all(contents, set(int8_files(trained.output).values()) - contents.keys())
 
 
 def _remarks(trained: Trained, results: Sequence[Int8Result], options: argparse.Namespace) -> list[str]:

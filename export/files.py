@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from export.errors import ExportError
+from serve.config.regular_file import open_regular
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
+    """Returns the sha256 of a file's content, in hexadecimal; raises `OSError` if it is not a regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

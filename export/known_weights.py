@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from export.files import sha256_of
+from serve.model.card import MAX_NAME
+
 DEFAULT_ARCHITECTURE: Final = "densenet121"
 # Of torchvision's DenseNet121_Weights.IMAGENET1K_V1; tests/export/test_prepare.py compares it with torchvision.
 WEIGHTS_URL: Final = "https://download.pytorch.org/models/densenet121-a639ec97.pth"
 _TORCHVISIONS: Final = WEIGHTS_URL.rsplit("-", 1)[1].removesuffix(".pth")  # the first 8 digits of the sha256
 # Names of models that others rely on: the weights of an own network never take them.
 _RESERVED: Final = re.compile(r"densenet\d+|efficientnet_lite0", re.IGNORECASE)
-_VARIANT: Final = re.compile(r"(\.(onnx|int8|qdq))+$", re.IGNORECASE)
-MAX_NAME: Final = 100  # characters, as in the server
+_VARIANT: Final = re.compile(r"(\.(onnx|int8|qdq|pth))+$", re.IGNORECASE)  # files are called .pth.tar, too
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,9 @@ def digest_of_labels(place: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    names = "\n".join(class_folders(place)).encode("utf-8", "surrogateescape") if place.is_dir() else place.read_bytes()
-    return hashlib.sha256(names).hexdigest()
+    if not place.is_dir():
+        return sha256_of(place)
+    return hashlib.sha256("\n".join(class_folders(place)).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def class_folders(place: Path) -> list[str]:

@@ -1,21 +1,22 @@
 """The command line of the export."""
 
 import argparse
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from export.architectures import ARCHITECTURES, Architecture
 from export.files import ROOT
-from export.known_weights import DEFAULT_ARCHITECTURE, MAX_NAME
+from export.known_weights import DEFAULT_ARCHITECTURE
 from export.torch_to_onnx import DEFAULT_OPSET, OPSETS
 from serve.errors import ModelError
-from serve.imaging.preprocess import INTERPOLATIONS, Preprocessing
+from serve.imaging.preprocess import INTERPOLATIONS, MAX_SIDE, Preprocessing
+from serve.model.card import NAME_RULE, is_model_name
+from serve.model.postprocess import ACTIVATIONS, COLDEST, HOTTEST
 from serve.printable import ArgumentParser
 
-ACTIVATIONS: Final = ("softmax", "sigmoid")
 _SMALLEST_CROP: Final = 32  # a DenseNet halves its input five times
 
 
@@ -74,7 +75,7 @@ def _add_network(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--untrained", action="store_true", help="use random weights from --seed, to try the export")
     parser.add_argument(
         "--output",
-        type=Path,
+        type=_onnx_file,
         metavar="FILE",
         help="where to write the fp32 model; int8 goes beside it as STEM.int8.onnx and, for OpenVINO, "
         "STEM.qdq.onnx (default: models/STEM.onnx, with the stem of the weights' file; models/MODEL.onnx for published "
@@ -117,7 +118,10 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
     )
     temperature = group.add_mutually_exclusive_group()
     temperature.add_argument(
-        "--temperature", type=_positive, metavar="T", help="divide logits by this before the activation (default: 1)"
+        "--temperature",
+        type=_between(COLDEST, HOTTEST, f"a number from {COLDEST} to {HOTTEST}"),
+        metavar="T",
+        help="divide logits by this before the activation (default: 1)",
     )
     temperature.add_argument(
         "--fit-temperature", action="store_true", help="find the temperature on the labelled photographs of --photos"
@@ -126,12 +130,14 @@ def _add_answers(parser: argparse.ArgumentParser) -> None:
 
 def _add_preprocessing(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("preprocessing, as in training (default: that of torchvision's weights)")
+    mean = _between(0, 1, "between 0 and 1; divide means of values up to 255 by 255")
     group.add_argument(
-        "--mean", type=_mean, nargs=3, metavar=("R", "G", "B"), help="means of the channels, where white is 1"
+        "--mean", type=mean, nargs=3, metavar=("R", "G", "B"), help="means of the channels, where white is 1"
     )
-    group.add_argument("--std", type=_positive, nargs=3, metavar=("R", "G", "B"), help="standard deviations")
+    group.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="standard deviations")
     group.add_argument("--resize", type=int, metavar="PIXELS", help="shorter side after resizing")
-    group.add_argument("--crop", type=_crop, metavar="PIXELS", help="side of the centre crop, the network's input")
+    crop = _between(_SMALLEST_CROP, MAX_SIDE, f"a whole number from {_SMALLEST_CROP} to {MAX_SIDE}", int)
+    group.add_argument("--crop", type=crop, metavar="PIXELS", help="side of the centre crop, the network's input")
     group.add_argument("--interpolation", choices=INTERPOLATIONS, help="how images are resized")
 
 
@@ -159,27 +165,24 @@ def _add_photographs(parser: argparse.ArgumentParser) -> None:
 
 
 def _name(text: str) -> str:
-    if text.isprintable() and 1 <= len(text) <= MAX_NAME and "/" not in text:
+    if is_model_name(text):
         return text
-    raise argparse.ArgumentTypeError(f"1 to {MAX_NAME} printable characters without a slash are needed")
+    raise argparse.ArgumentTypeError(f"{text!r} is not {NAME_RULE}")
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if value > 0 and math.isfinite(value):
-        return value
-    raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+def _onnx_file(text: str) -> Path:
+    if text.endswith(".onnx"):
+        return Path(text)
+    raise argparse.ArgumentTypeError(f"{text!r} does not end in .onnx")
 
 
-def _mean(text: str) -> float:
-    value = float(text)
-    if 0 <= value <= 1:
-        return value
-    raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1; divide means of values up to 255 by 255")
+def _between(low: float, high: float, words: str, kind: type[float] = float) -> Callable[[str], float]:
+    """Returns a parser of numbers from `low` to `high`, which `words` describe."""
 
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not {words}")
 
-def _crop(text: str) -> int:
-    value = int(text)
-    if value >= _SMALLEST_CROP:
-        return value
-    raise argparse.ArgumentTypeError(f"{text} is too small; at least {_SMALLEST_CROP} pixels are needed")
+    return parse

@@ -92,6 +92,8 @@ class LogitCheck:
     def _compare(self, batch: FloatArray, name: str) -> tuple[FloatArray, FloatArray]:
         with torch.no_grad():
             wanted: FloatArray = self._network(torch.from_numpy(batch)).numpy()
+        if not np.isfinite(wanted).all():
+            raise ParityError(f"parity: {name}: PyTorch's own logits are not finite; choose an earlier checkpoint")
         got: FloatArray = self._session.run(["logits"], {"input": batch})[0]
         spread = float(np.ptp(wanted))
         tolerance = LOGIT_TOLERANCE * (spread if self._relative else max(1.0, spread / _USUAL_SPREAD))

@@ -51,7 +51,10 @@ def find_photographs(places: Iterable[Path]) -> list[Path]:
         if place.is_dir():
             inside = [path for folder in (place, *_folders_in(place)) for path in _images_in(folder)]
             if not inside:
-                raise PhotographError(f"photographs {place}: no images in this folder")
+                raise PhotographError(
+                    f"photographs {place}: no images in this folder or in the folders in it; images are files "
+                    f"ending in {', '.join(sorted(_SUFFIXES))}"
+                )
             found += inside
         elif place.is_file():
             found.append(place)

@@ -22,6 +22,7 @@ if not __package__:  # run by path: import from the project's root, not from thi
 from export.files import ROOT, sha256_of
 from export.known_weights import DEFAULT_ARCHITECTURE as NAME
 from export.known_weights import WEIGHTS_URL, digest_of_labels, model_name
+from serve.config.regular_file import open_regular
 from serve.printable import ArgumentParser, one_line, printable_lines
 
 MODELS: Final = ROOT / "models"
@@ -38,19 +39,18 @@ def main() -> int:
         "--labels", type=Path, help="labels of the model's classes, a file or a folder of class folders"
     )
     options = parser.parse_args()
-    if options.weights and not os.path.isfile(options.weights):  # noqa: PTH113  unlike pathlib, no error for an impossible name
-        reason = "is a folder, not a file" if os.path.isdir(options.weights) else "no such file"  # noqa: PTH112
-        why = f"WEIGHTS={options.weights}: {reason}; a state dict (.pth or .safetensors) is needed"
-        print(one_line(why), file=sys.stderr)
+    if options.labels and not options.weights:
+        print(one_line(f"LABELS={options.labels}: name the weights that they belong to, WEIGHTS=PATH"), file=sys.stderr)
         return _UNUSABLE
+    needed = f"WEIGHTS={options.weights}", "a state dict (.pth or .safetensors)"
     try:
+        if options.weights:
+            open_regular(options.weights).close()
+        needed = f"LABELS={options.labels}", "a file or a folder of class folders"
         labels = digest_of_labels(options.labels) if options.labels else None
-    except (OSError, ValueError) as error:  # ValueError: an impossible name
-        reason = str(getattr(error, "strerror", None) or error)
-        print(
-            one_line(f"LABELS={options.labels}: {reason}; a file or a folder of class folders is needed"),
-            file=sys.stderr,
-        )
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        print(one_line(f"{needed[0]}: {reason}; {needed[1]} is needed"), file=sys.stderr)
         return _UNUSABLE
     decision, name, reason = decide(options.model, options.weights, MODELS, labels=labels)
     if reason:
@@ -71,7 +71,7 @@ def decide(
         weights: of the user; the name is "" for published ones, so that the server chooses by its settings.
         folder: where the exported models are.
         url: where torchvision's weights are.
-        labels: digest of the user's labels; a model that was exported with others is exported again.
+        labels: digest of the user's labels, None if there are none; a model with others is exported again.
     """
     if model not in ("auto", NAME):
         return "serve", "", ""
@@ -79,7 +79,8 @@ def decide(
         sha256 = sha256_of(weights)
         name = model_name(weights, sha256)
         wanted = "" if name == NAME else name
-        if _exported_from(folder, name) == (sha256, labels):
+        exported = _exported_from(folder, name)
+        if exported and exported[0] == sha256 and labels in (None, exported[1]):
             return "serve", wanted, ""
         return "export", wanted, f"Exporting {'DenseNet-121' if name == NAME else name} from {weights}"
     if (folder / f"{NAME}.onnx").is_file():

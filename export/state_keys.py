@@ -9,6 +9,7 @@ from torch import Tensor
 from export.checkpoints import listed
 from export.errors import WeightsError
 
+MAX_CLASSES: Final = 100_000
 _FIRST_KEY: Final = "features.conv0.weight"  # of a DenseNet; what stands in front of it, stands in front of all
 _WRAPPERS: Final = re.compile(r"^(?:(?:module|model|net|backbone)\.)+")
 _COMPILED: Final = "_orig_mod."  # torch.compile puts it in front of what it wraps, a part of the network too
@@ -54,12 +55,12 @@ def with_plain_head(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]
         head: what the network's last layer is called, `classifier` for example.
 
     Raises:
-        WeightsError: there is no head, or it has several layers.
+        WeightsError: there is no head, or it has several layers, or no class or too many.
     """
     inner = {key.removeprefix(f"{head}."): value for key, value in state.items() if key.startswith(f"{head}.")}
     linears = [key for key, value in inner.items() if key.endswith("weight") and value.ndim == 2]
     if not linears:
-        others = sorted({key.split(".")[0] for key in state if not key.startswith("features.")})
+        others = sorted({key.split(".")[0] for key in state if not key.startswith("features.")} - {head})
         found = f" (other layers are {listed(others)})" if others else ""
         raise WeightsError(
             f"have no {head}: there is no Linear {head}.weight{found}, so the network gives features and no classes; "
@@ -74,6 +75,8 @@ def with_plain_head(state: Mapping[str, Tensor], head: str) -> dict[str, Tensor]
         )
     kept = {key: value for key, value in state.items() if not key.startswith(f"{head}.")}
     weight = inner[f"{name}weight"]
+    if not 1 <= len(weight) <= MAX_CLASSES:
+        raise WeightsError(f"have {len(weight)} classes in {head}; 1 to {MAX_CLASSES} can be exported")
     return {**kept, f"{head}.weight": weight, f"{head}.bias": inner.get(f"{name}bias", weight.new_zeros(len(weight)))}
 
 

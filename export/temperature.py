@@ -62,13 +62,7 @@ def fit(logits: Array, labels: Sequence[int | None], activation: str) -> Tempera
     Raises:
         TemperatureError: fewer than `MIN_LABELLED` photographs have a label.
     """
-    known = [row for row, label in enumerate(labels) if label is not None]
-    if len(known) < MIN_LABELLED:
-        raise TemperatureError(
-            f"--fit-temperature needs at least {MIN_LABELLED} photographs whose class is known, not {len(known)}; put "
-            "them into folders that are called as the labels, and name the folder around these with --photos"
-        )
-    chosen = known[::2]
+    chosen = labelled_rows(labels)[::2]
     truth = np.array([labels[row] for row in chosen])
     low, high = math.log(_LOWEST), math.log(_HIGHEST)
     for _ in range(_STEPS):  # the loss has one minimum
@@ -76,6 +70,21 @@ def fit(logits: Array, labels: Sequence[int | None], activation: str) -> Tempera
         losses = [_loss(logits[chosen], truth, activation, math.exp(point)) for point in (first, second)]
         low, high = (low, second) if losses[0] <= losses[1] else (first, high)
     return Temperature(float(f"{math.exp((low + high) / 2):.3g}"), tuple(chosen))
+
+
+def labelled_rows(labels: Sequence[int | None]) -> list[int]:
+    """Returns the places of the photographs whose class is known.
+
+    Raises:
+        TemperatureError: there are fewer than `MIN_LABELLED`.
+    """
+    known = [row for row, label in enumerate(labels) if label is not None]
+    if len(known) < MIN_LABELLED:
+        raise TemperatureError(
+            f"--fit-temperature needs at least {MIN_LABELLED} photographs whose class is known, not {len(known)}; put "
+            "them into folders that are called as the labels, and name the folder around these with --photos"
+        )
+    return known
 
 
 def calibration_error(logits: Array, truth: Array, activation: str, temperature: float = 1.0) -> float:

@@ -52,9 +52,13 @@ class Weights:
 
 def read_weights(path: Path) -> Weights:
     """Reads weights from a `.safetensors` file or a file of `torch.save`, without running code from it."""
-    if not path.is_file():
-        raise WeightsError(f"weights {path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
-    sha256 = sha256_of(path)
+    try:
+        sha256 = sha256_of(path)
+    except OSError as error:
+        raise WeightsError(
+            f"weights {path}: {(error.strerror or 'unreadable').lower()}; --weights takes a .pth, .pt, .ckpt or "
+            ".safetensors file"
+        ) from error
     known = KNOWN_WEIGHTS.get(sha256)
     source, licence = (known.source, known.licence) if known else (path.name, None)
     found = read_checkpoint(path)
@@ -156,9 +160,16 @@ def _check_state(name: str, source: str, state: Mapping[str, Tensor], expected: 
     ]
     if shapes:
         faults.append(f"wrong shape: {listed(shapes)}")
-    not_finite = [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    not_finite = [
+        key
+        for key, value in state.items()
+        if key in expected
+        and value.shape == expected[key].shape
+        and value.is_floating_point()
+        and not value.float().isfinite().all()
+    ]
     if not_finite:
-        faults.append(f"not finite: {listed(not_finite)}")
+        faults.append(f"not finite, as after a training that diverged: {listed(not_finite)}")
     wrong_types = [
         f"{key} is {value.dtype}"
         for key, value in state.items()
@@ -167,7 +178,10 @@ def _check_state(name: str, source: str, state: Mapping[str, Tensor], expected: 
     if wrong_types:
         faults.append(f"not floating-point: {listed(wrong_types)}")
     if faults:
-        raise WeightsError(f"weights {source} do not fit {name}: {'; '.join(faults)}")
+        raise WeightsError(
+            f"weights {source} do not fit {name}: {'; '.join(faults)}. Needed are floating-point weights of {name}, "
+            "unchanged but for its last layer"
+        )
 
 
 def _download(url: str, target: Path, hash_prefix: str) -> None:

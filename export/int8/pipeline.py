@@ -86,16 +86,16 @@ def try_int8(
     spec = source.architecture.preprocessing
     images = list(read_photographs(find_photographs([PROJECT_PHOTOGRAPHS]), spec))
     try:
+        recorded = None if calibration_folder else _recorded(source)
+        chosen: Sequence[Path] = ()
+        if calibration_folder:
+            chosen = choose_photographs(find_photographs([calibration_folder]))
+        elif not recorded:
+            chosen = choose_part(photographs.paths if own else [])
         with stage("calibrate") as note:
-            if calibration_folder:
-                chosen = choose_photographs(find_photographs([calibration_folder]))
-                result.calibration = _new_calibration(source, chosen, set_name or calibration_folder.resolve().name)
-            elif recorded := _recorded(source):
+            if recorded:
                 require_fit(source.model, images, recorded)
-                result.calibration = recorded
-            else:
-                chosen = choose_part(photographs.paths if own else [])
-                result.calibration = _new_calibration(source, chosen, set_name)
+            result.calibration = recorded or _new_calibration(source, chosen, set_name)
             note(f"{result.calibration.source}, {len(result.calibration.photographs)} photographs")
         with stage("quantize to int8") as note:
             int8 = make_int8(source.model, source.architecture, result.calibration, images)

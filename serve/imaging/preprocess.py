@@ -1,5 +1,6 @@
 """The preprocessing that a model's file specifies, and the sizes that follow from it, as torchvision computes them."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -8,7 +9,8 @@ from serve.errors import ModelError
 
 INTERPOLATIONS: Final = ("nearest", "bilinear", "bicubic")
 
-_MAX_SIDE: Final = 4096
+MAX_SIDE: Final = 4096
+_MOST: Final = 1e4  # of means and of standard deviations, whose least is 1 / _MOST; far beyond those in use
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,23 @@ class Preprocessing:
             mean, std = card["mean"], card["std"]
         except KeyError as missing:
             raise ModelError(f"its metadata lacks {missing}, which preprocessing needs") from missing
-        if not (isinstance(crop, int) and isinstance(resize, int) and 1 <= crop <= resize <= _MAX_SIDE):
+        if not (isinstance(crop, int) and isinstance(resize, int) and 1 <= crop <= resize <= MAX_SIDE):
             raise ModelError(
-                f"its metadata has resize={resize!r} and crop={crop!r}, not pixels with crop ≤ resize ≤ {_MAX_SIDE}"
+                f"its metadata has resize={reprlib.repr(resize)} and crop={reprlib.repr(crop)}, not pixels with "
+                f"crop ≤ resize ≤ {MAX_SIDE}"
             )
         if not isinstance(interpolation, str) or interpolation not in INTERPOLATIONS:
             raise ModelError(
-                f"its metadata has interpolation={interpolation!r}, not one of {', '.join(INTERPOLATIONS)}"
+                f"its metadata has interpolation={reprlib.repr(interpolation)}, not one of {', '.join(INTERPOLATIONS)}"
             )
-        for key, values in (("mean", mean), ("std", std)):
-            numbers = isinstance(values, list) and all(isinstance(v, int | float) for v in values)
-            if not numbers or len(values) != 3 or (key == "std" and not all(v > 0 for v in values)):
-                raise ModelError(f"its metadata has {key}={values!r}, not three {'positive ' * (key == 'std')}numbers")
+        for key, values, least in (("mean", mean, -_MOST), ("std", std, 1 / _MOST)):
+            numbers = isinstance(values, list) and all(
+                isinstance(value, int | float) and least <= value <= _MOST for value in values
+            )
+            if not numbers or len(values) != 3:
+                raise ModelError(
+                    f"its metadata has {key}={reprlib.repr(values)}, not three numbers from {least:g} to {_MOST:g}"
+                )
         return cls(resize, interpolation, crop, tuple(mean), tuple(std))
 
     def to_card(self) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from serve.config.regular_file import read_text
 from serve.errors import ModelError
-from serve.model.files import report_file
 
 # What the server needs to know, with values to show in a message. `preprocess.py` checks those it uses.
 REQUIRED: Final[Mapping[str, Any]] = {
@@ -24,7 +23,8 @@ REQUIRED: Final[Mapping[str, Any]] = {
 # The end of a message about a model file that cannot be served.
 REMEDY: Final = "docs/model-files.md shows how to make it servable; 'make export WEIGHTS=PATH' makes one from weights"
 _VARIANTS: Final = ("fp32", "int8")
-_MAX_NAME: Final = 100
+MAX_NAME: Final = 100  # characters
+NAME_RULE: Final = f"1 to {MAX_NAME} printable characters without a slash"
 _MAX_REPORT_BYTES: Final = 2**20
 
 
@@ -48,15 +48,28 @@ def read_card(metadata: Mapping[str, str]) -> dict[str, Any]:
                 f"its metadata is not JSON in '{key}'; write values as JSON, so that text is in quotes"
             ) from error
     name, variant, classes = card["name"], card["variant"], card["class_count"]
-    if not (isinstance(name, str) and name.isprintable() and 1 <= len(name) <= _MAX_NAME and "/" not in name):
-        raise ModelError(
-            f"its metadata has name={reprlib.repr(name)}; set it to 1 to {_MAX_NAME} characters without a slash"
-        )
+    if not (isinstance(name, str) and is_model_name(name)):
+        raise ModelError(f"its metadata has name={reprlib.repr(name)}; set it to {NAME_RULE}")
     if variant not in _VARIANTS:
         raise ModelError(f'its metadata has variant={reprlib.repr(variant)}; set it to "fp32" or "int8"')
     if type(classes) is not int or classes < 1:
         raise ModelError(f"its metadata has class_count={reprlib.repr(classes)}; set it to the number of its logits")
     return card
+
+
+def is_model_name(text: str) -> bool:
+    """Returns whether a model can be called so: see `NAME_RULE`."""
+    return text.isprintable() and 1 <= len(text) <= MAX_NAME and "/" not in text
+
+
+def stem_of(model: Path) -> str:
+    """Returns what the files of a model have in common: `NAME` of `NAME.onnx`, `NAME.int8.onnx`, `NAME.qdq.onnx`."""
+    return model.name.removesuffix(".onnx").removesuffix(".int8").removesuffix(".qdq")
+
+
+def report_file(model: Path) -> Path:
+    """Returns the path of the export's report, `NAME.json` beside the files of a model."""
+    return model.with_name(stem_of(model) + ".json")
 
 
 def read_report(path: Path, sha256: str) -> dict[str, Any] | None:

@@ -68,7 +68,7 @@ def _labels_of(card: Mapping[str, Any], class_count: int) -> tuple[Label, ...]:
         return require_labels([Label(*each) for each in zip(ids, names, strict=True)], class_count)
     except ValueError as error:
         raise ModelError(
-            f"its metadata has {error}; set 'labels' to one name for each class, or name a file of them with "
+            f"its labels do not fit: {error}; set 'labels' to one name for each class, or name a file of them with "
             "--class-index"
         ) from error
 

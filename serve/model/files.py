@@ -6,6 +6,7 @@ from typing import Final
 
 from serve.config.settings import MODELS
 from serve.errors import ModelError
+from serve.model.card import stem_of
 from serve.printable import shortened
 
 # In the order in which `auto` tries them.
@@ -82,16 +83,7 @@ def fallback_warning(model: str, name: str) -> str:
 
 def qdq_file(model: Path) -> Path:
     """Returns the path of the int8 file for OpenVINO beside another file of the same model."""
-    return model.with_name(_stem(model) + QDQ_SUFFIX)
-
-
-def report_file(model: Path) -> Path:
-    """Returns the path of the export's report: `NAME.json` beside `NAME.onnx`, `NAME.int8.onnx`, `NAME.qdq.onnx`."""
-    return model.with_name(_stem(model) + ".json")
-
-
-def _stem(model: Path) -> str:
-    return model.name.removesuffix(".onnx").removesuffix(".int8").removesuffix(".qdq")
+    return model.with_name(stem_of(model) + QDQ_SUFFIX)
 
 
 def _file_names(name: str, variant: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Parses the labels of a model's classes: JSON, CSV, or one label a line. Standard library only."""
 
 import csv
+import io
 import json
 import reprlib
 import unicodedata
@@ -61,6 +62,12 @@ def require_labels(labels: Sequence[Label], class_count: int) -> tuple[Label, ..
     Raises:
         ValueError: says which are missing, too many, the same, or not to be shown.
     """
+    for position, label in enumerate(labels):
+        for kind, text in (("label", label.name), ("id", label.imagenet_id)):
+            if text is not None and not (text.strip() and _is_safe(text)):
+                raise ValueError(
+                    f"the {kind} of class {position} is {reprlib.repr(text)}, not a name without control characters"
+                )
     if len(labels) < class_count:
         missing = _listed(map(str, range(len(labels), class_count)), class_count - len(labels))
         raise ValueError(f"{len(labels)} labels for a model of {class_count} classes: none for class {missing}")
@@ -69,12 +76,6 @@ def require_labels(labels: Sequence[Label], class_count: int) -> tuple[Label, ..
         raise ValueError(f"{len(labels)} labels for a model of {class_count} classes: {surplus} are too many")
     seen: dict[Label, int] = {}
     for position, label in enumerate(labels):
-        text = f"{label.imagenet_id or ''}{label.name}"
-        if not label.name or not _is_safe(text):
-            raise ValueError(
-                f"the label of class {position} is {reprlib.repr(label.name or text)}, not a name without control "
-                "characters"
-            )
         if label in seen:  # with its id: two of ImageNet's classes are called crane
             raise ValueError(f"classes {seen[label]} and {position} have the same label, {reprlib.repr(label.name)}")
         seen[label] = position
@@ -153,7 +154,12 @@ def _in_order(entries: Iterable[tuple[int, Label]]) -> list[Label]:
 
 
 def _from_csv(text: str) -> list[Label]:
-    rows = [row for row in csv.reader(text.splitlines()) if any(cell.strip() for cell in row)]
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets of half of Europe write semicolons
+    try:
+        every = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise ValueError(f"not CSV: {error}") from error
+    rows = [row for row in every if any(cell.strip() for cell in row)]
     if not rows:
         return []
     columns = _header(rows[0])

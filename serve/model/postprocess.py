@@ -15,9 +15,10 @@ from serve.model.labels import Label
 DEFAULT_TOP_K: Final = 5
 SOFTMAX: Final = "softmax"
 SIGMOID: Final = "sigmoid"
-# Beyond these, probabilities are all but 0 and 1, or all but equal.
-_COLDEST: Final = 0.001
-_HOTTEST: Final = 1000
+ACTIVATIONS: Final = (SOFTMAX, SIGMOID)
+# Beyond these temperatures, probabilities are all but 0 and 1, or all but equal.
+COLDEST: Final = 0.001
+HOTTEST: Final = 1000
 
 Indices = npt.NDArray[np.intp]
 
@@ -47,12 +48,12 @@ class Activation:
     def from_card(cls, card: Mapping[str, Any]) -> "Activation":
         """Reads it from a model card, where both entries may be missing; raises `ModelError` naming an invalid one."""
         name, temperature = card.get("activation", SOFTMAX), card.get("temperature", 1.0)
-        if name not in (SOFTMAX, SIGMOID):
+        if name not in ACTIVATIONS:
             raise ModelError(f'its metadata has activation={reprlib.repr(name)}; set it to "{SOFTMAX}" or "{SIGMOID}"')
-        if type(temperature) not in (int, float) or not _COLDEST <= temperature <= _HOTTEST:
+        if type(temperature) not in (int, float) or not COLDEST <= temperature <= HOTTEST:
             raise ModelError(
-                f"its metadata has temperature={reprlib.repr(temperature)}; set it to a number from {_COLDEST} to "
-                f"{_HOTTEST}, or leave it out"
+                f"its metadata has temperature={reprlib.repr(temperature)}; set it to a number from {COLDEST} to "
+                f"{HOTTEST}, or leave it out"
             )
         return cls(name, float(temperature))
 

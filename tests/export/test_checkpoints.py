@@ -3,7 +3,9 @@
 import argparse
 import datetime
 import io
+import os
 import pathlib
+import pickle
 import re
 import subprocess
 import sys
@@ -157,7 +159,16 @@ def test_a_linear_without_bias_has_a_bias_of_zeros(state: State, small_densenet:
     assert torch.equal(network.get_parameter("classifier.bias"), torch.zeros(CLASSES))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("written", [".pth", ".safetensors"])
+def test_a_file_is_read_by_its_content_whatever_its_suffix(
+    written: str, trained: nn.Module, state: State, small_densenet: Network, tmp_path: Path
+) -> None:
+    path = tmp_path / ("mine.safetensors" if written == ".pth" else "mine.pth")
+    (save_file if written == ".safetensors" else torch.save)(state, path)
+    assert_read(path, trained, small_densenet)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
 def test_weights_of_another_precision_are_converted(
     dtype: torch.dtype, state: State, small_densenet: Network, tmp_path: Path
 ) -> None:
@@ -181,6 +192,12 @@ def test_densenets_are_recognised_by_their_keys(name: str, tmp_path: Path) -> No
 def test_class_to_idx_of_the_training_script_is_read(state: State, tmp_path: Path) -> None:
     torch.save({"state_dict": state, "class_to_idx": {"dog": 1, "cat": 0, "bird": 2}}, tmp_path / "mine.pth")
     assert read_weights(tmp_path / "mine.pth").class_to_idx == {"dog": 1, "cat": 0, "bird": 2}
+
+
+@pytest.mark.parametrize("classes", [{("cat",): 0}, {"cat": 0.0}, {"cat": "0"}, ["cat"], "cat"])
+def test_other_entries_called_class_to_idx_are_no_labels(classes: Any, state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": state, "class_to_idx": classes}, tmp_path / "mine.pth")
+    assert read_weights(tmp_path / "mine.pth").class_to_idx == {}
 
 
 def test_paths_of_other_systems_and_pythons_are_plain_data(
@@ -224,6 +241,35 @@ def cut_off_safetensors(state: State, path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-2000])
 
 
+def damaged(state: State, path: Path) -> None:
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\0\0"))  # the entries of the archive's list
+
+
+def compressed_zeros(state: State, path: Path) -> None:
+    content = io.BytesIO()
+    torch.save(state | {"zeros": torch.zeros(10**6)}, content)
+    with zipfile.ZipFile(content) as saved, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in saved.namelist():
+            archive.writestr(name, saved.read(name))
+
+
+def within_itself(state: State) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    content["model"] = content
+    return content
+
+
+def with_head(weight: Callable[[Tensor], Tensor]) -> Callable[[State], State]:
+    return lambda state: state | {"classifier.weight": weight(state["classifier.weight"])}
+
+
+def quantized(state: State, path: Path) -> None:
+    with pytest.warns(UserWarning, match="deprecated"):
+        head = torch.quantize_per_tensor(state["classifier.weight"], 0.1, 0, torch.qint8)
+    torch.save(state | {"classifier.weight": head}, path)
+
+
 def saving(change: Callable[[State], Any]) -> Callable[[State, Path], object]:
     return lambda state, path: torch.save(change(state), path)
 
@@ -234,7 +280,9 @@ def headless(state: State) -> State:
 
 BROKEN: dict[str, tuple[str, Callable[[State, Path], object], str]] = {
     "empty": ("a.pth", lambda state, path: path.touch(), "the file is empty; copy it again"),
-    "cut off": ("a.pth", cut_off, "the file is cut off; copy or download it again"),
+    "cut off": ("a.pth", cut_off, "the file is cut off or damaged; copy or download it again"),
+    "damaged": ("a.pth", damaged, "the file is cut off or damaged"),
+    "compressed": ("a.pth", compressed_zeros, "unpacks to more than 4 times its size"),
     "cut off safetensors": ("a.safetensors", cut_off_safetensors, "cannot be read as safetensors: .* again"),
     "Git LFS": (
         "a.pth",
@@ -271,11 +319,47 @@ BROKEN: dict[str, tuple[str, Callable[[State, Path], object], str]] = {
         saving(lambda state: {"state_dict": state, "acc": np.float64(1)}),
         r"numpy\._core\.multiarray\.scalar",
     ),
-    "list": ("a.pth", saving(lambda state: [1]), r"contain a list, not a state dict; save the weights where"),
+    "list": ("a.pth", saving(lambda state: [1]), r"are of type list, not a state dict; save the weights where"),
     "optimizer": (
         "a.pth",
         saving(lambda state: {"optimizer": {"state": {}}}),
         r"no state dict, only 'optimizer' \(dict\)",
+    ),
+    "text": ("a.pth", lambda state, path: path.write_text("hello"), "is neither of torch.save nor safetensors; save"),
+    "pickle": (
+        "a.pth",
+        lambda state, path: path.write_bytes(pickle.dumps({"a": 1})),
+        "is neither of torch.save nor safetensors; save",
+    ),
+    "code in a pickle": (
+        "a.pth",
+        lambda state, path: path.write_bytes(b"cbuiltins\nprint\n(S'this must not run'\ntR."),
+        "is neither of torch.save nor safetensors; save",
+    ),
+    "folder": ("a.pth", lambda state, path: path.mkdir(), "a.pth: is a directory; --weights takes a .pth, .pt"),
+    "pipe": ("a.pth", lambda state, path: os.mkfifo(path), "a.pth: not a regular file; --weights takes a .pth, .pt"),
+    "link to itself": ("a.pth", lambda state, path: path.symlink_to(path), "a.pth: too many levels of symbolic links"),
+    "dictionary within itself": ("a.pth", saving(within_itself), r"no state dict, only 'model' \(dict\)"),
+    "numbered keys": ("a.pth", saving(lambda state: dict(enumerate(state.values()))), "not text: 0, 1, .* more; save"),
+    "long key": ("a.pth", saving(lambda state: {"a" * 10**5: 1}), r"only 'aaa.*99808 more.* \(int\); save"),
+    "sparse": ("a.pth", saving(with_head(Tensor.to_sparse)), "quantized, sparse .*: classifier.weight; save"),
+    "quantized": ("a.pth", quantized, "quantized, sparse .*: classifier.weight; save"),
+    "without values": ("a.pth", saving(with_head(lambda weight: weight.to("meta"))), "or without values: classifier"),
+    "no classes": ("a.pth", saving(with_head(lambda weight: weight[:0])), "have 0 classes in classifier; 1 to 100000"),
+    "10¹² classes": (
+        "a.pth",
+        saving(with_head(lambda weight: weight[:1, :1].expand(10**12, 52))),
+        "have 1000000000000 classes in classifier; 1 to 100000 can be exported",
+    ),
+    "too large for FP32": (
+        "a.pth",
+        saving(with_head(lambda weight: weight.double() * 1e300)),
+        "not finite, as after a training that diverged: classifier.weight",
+    ),
+    "negative variance": (
+        "a.pth",
+        saving(lambda state: state | {"features.norm0.running_var": -torch.ones(16)}),
+        "PyTorch's own logits are not finite; choose an earlier checkpoint",
     ),
     "nothing": ("a.pth", saving(lambda state: {}), "are an empty state dict"),
     "no head": ("a.pth", saving(headless), "have no classifier: .* save the state dict of the whole network"),
@@ -311,7 +395,7 @@ BROKEN: dict[str, tuple[str, Callable[[State, Path], object], str]] = {
     "NaN": (
         "a.pth",
         saving(lambda state: state | {"classifier.weight": state["classifier.weight"] * torch.nan}),
-        r"not finite: classifier\.weight",
+        r"not finite, .*: classifier\.weight\. Needed are floating-point weights of small_densenet, unchanged but",
     ),
     "one class": (
         "a.pth",
@@ -348,7 +432,14 @@ def test_the_three_lines_of_the_message_save_a_state_dict(
     trained: nn.Module, small_densenet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for content in (trained, {"state_dict": trained.state_dict(), "best": np.float64(1)}):
+    extra = {"best": np.float64(1)}
+    for content in (
+        trained,
+        {"epoch": 3, "model": trained},
+        {"state_dict": trained.state_dict(), **extra},
+        {"args": extra, "model_state_dict": trained.state_dict()},
+        {"optimizer": {"state": {}}, "model": trained.state_dict(), "loss": nn.CrossEntropyLoss()},
+    ):
         torch.save(content, "it's mine.pth")
         with pytest.raises(WeightsError) as refusal:
             read_weights(Path("it's mine.pth"))

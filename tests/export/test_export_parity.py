@@ -178,7 +178,9 @@ def test_preprocessing_is_compared_pixel_by_pixel(
 
 
 def test_photographs_that_cannot_be_read_are_named(densenet121: Architecture, tmp_path: Path) -> None:
-    with pytest.raises(PhotographError, match="no images in this folder"):
+    with pytest.raises(
+        PhotographError, match="no images in this folder or in the folders in it; images are files ending in"
+    ):
         find_photographs([tmp_path])
     with pytest.raises(PhotographError, match="no such file or folder"):
         find_photographs([tmp_path / "none"])

@@ -8,15 +8,13 @@ import pytest
 
 from export.files import ROOT
 
-ALLOWED = {
-    "serve.imaging",
-    "serve.errors",
-    "serve.printable",
-    "serve.config.regular_file",
-    "serve.model.labels",
-    "serve.model.openvino_plugin",
+COPIED = [
+    "serve/config/regular_file.py",
+    *(f"serve/model/{name}.py" for name in ("card", "labels", "openvino_plugin", "postprocess")),
+]
+ALLOWED = {"serve.imaging", "serve.errors", "serve.printable"} | {
+    name.removesuffix(".py").replace("/", ".") for name in COPIED
 }
-COPIED = ["serve/config/regular_file.py", "serve/model/labels.py", "serve/model/openvino_plugin.py"]
 MODULES = sorted(
     [path for folder in ("export", "serve/imaging") for path in (ROOT / folder).rglob("*.py")]
     + [ROOT / name for name in COPIED]

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks.harness.servers import free_port
+from examples import fine_tune
 from export import export_onnx
 from export.architectures import ARCHITECTURES
 from export.evaluate import logits_of
@@ -24,8 +25,10 @@ from export.files import ROOT
 from export.int8.calibration import Calibration
 from export.int8.pipeline import calibrate, make_int8
 from export.known_weights import digest_of_labels
+from export.options import parse
 from export.temperature import MIN_LABELLED, calibration_error, fit
 from serve.model import openvino_plugin
+from serve.model.postprocess import COLDEST, HOTTEST, Activation
 from tests import small_densenet as small
 from tests.documents import commands_in
 from tests.export.conftest import REAL, Network, untrained
@@ -99,11 +102,12 @@ def test_without_photographs_fp32_is_written_alone_and_the_reason_said(
     card = card_of(tmp_path / "models" / "mine.onnx")
     assert (card["name"], card["activation"], card["temperature"]) == ("My network", "sigmoid", 1.5)
     assert "labels" not in card
-    said = capsys.readouterr().err
+    said = capsys.readouterr()
     assert re.search(
-        r"^export: no int8 model, fp32 is served: int8 needs photographs .* there are none", said, re.MULTILINE
+        r"^export: no int8 model, fp32 is served: int8 needs photographs .* there are none", said.err, re.MULTILINE
     )
-    assert "export: the model has 10 classes and no labels; name them with --labels" in said
+    assert "export: the model has 10 classes and no labels; name them with --labels" in said.err
+    assert "failed" not in said.out
     assert not (tmp_path / "models" / "mine.int8.onnx").exists()
 
 
@@ -124,12 +128,21 @@ def test_preprocessing_of_ones_own_is_in_the_file(
             ["--mean", "123.7", "116.8", "103.9"],
             "123.7 is not between 0 and 1; divide means of values up to 255 by 255",
         ),
-        (["--std", "0", "1", "1"], "0 is not a positive number"),
+        (["--mean", "a", "0.5", "0.5"], "a is not between 0 and 1"),
+        (["--std", "0", "1", "1"], "std=[0.0, 1.0, 1.0], not three numbers from 0.0001 to 10000"),
+        (["--std", "nan", "1", "1"], "std=[nan, 1.0, 1.0], not three numbers from 0.0001 to 10000"),
         (["--crop", "300"], "resize=256 and crop=300, not pixels with crop ≤ resize"),
-        (["--crop", "16"], "16 is too small; at least 32 pixels"),
-        (["--temperature", "-1"], "-1 is not a positive number"),
+        (["--crop", "16"], "16 is not a whole number from 32 to 4096"),
+        (["--crop", "64.5"], "64.5 is not a whole number from 32 to 4096"),
+        (["--temperature", "-1"], "-1 is not a number from 0.001 to 1000"),
+        (["--temperature", "0.0009"], "0.0009 is not a number from 0.001 to 1000"),
+        (["--temperature", "1001"], "1001 is not a number from 0.001 to 1000"),
+        (["--temperature", "nan"], "nan is not a number from 0.001 to 1000"),
+        (["--temperature", "warm"], "warm is not a number from 0.001 to 1000"),
+        (["--output", "models/mine"], "'models/mine' does not end in .onnx"),
+        (["--output", "models/mine.json"], "'models/mine.json' does not end in .onnx"),
         (["--temperature", "2", "--fit-temperature"], "not allowed with argument"),
-        (["--name", "a/b"], "printable characters without a slash"),
+        (["--name", "a/b"], "'a/b' is not 1 to 100 printable characters without a slash"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named(
@@ -158,6 +171,19 @@ def test_labels_that_do_not_fit_are_refused(
     assert "none.txt: No such file" in capsys.readouterr().err
 
 
+def test_a_file_whose_name_no_model_can_have_needs_another(
+    export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.pth").rename(tmp_path / "my\nnet.pth")
+    assert export("--weights", tmp_path / "my\nnet.pth") == 1
+    assert capsys.readouterr().err == (
+        r"export: the model cannot be called 'my\nnet', as its file is; name it with --name, 1 to 100 printable "
+        "characters without a slash\n"
+    )
+    assert export("--weights", tmp_path / "my\nnet.pth", "--name", "my net") == 0
+    assert card_of(tmp_path / "models" / "my\nnet.onnx")["name"] == "my net"
+
+
 def test_class_folders_and_class_to_idx_are_labels(export: Export, photos: Path, tmp_path: Path) -> None:
     assert export("--labels", photos) == 0
     assert card_of(tmp_path / "models" / "mine.onnx")["labels"] == LABELS
@@ -172,7 +198,9 @@ def test_too_few_labelled_photographs_fit_no_temperature(
     export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert export("--fit-temperature", "--labels", tmp_path / "labels.txt") == 1
-    assert "--fit-temperature needs at least 50 photographs whose class is known, not 0" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "--fit-temperature needs at least 50 photographs whose class is known, not 0" in said.err
+    assert "parity" not in said.out  # before minutes of work
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
@@ -199,6 +227,18 @@ def test_the_fitted_temperature_undoes_logits_that_are_too_large_or_too_small(ac
         assert card["expected_calibration_error"]["after"] < card["expected_calibration_error"]["before"]
 
 
+@pytest.mark.parametrize("logits", [[1e6, 0.0], [1e-6, 0.0]])
+def test_every_temperature_of_the_export_is_one_that_the_server_takes(logits: list[float]) -> None:
+    for right in (0, 1):
+        card = fit(np.array([logits] * MIN_LABELLED), [right] * MIN_LABELLED, "softmax").to_card(
+            "softmax", np.array([logits]), [right], [0]
+        )
+        assert Activation.from_card(card).temperature == card["temperature"]
+    for text in (str(COLDEST), str(HOTTEST)):
+        given = {"temperature": parse(["--temperature", text]).temperature}
+        assert Activation.from_card(given).temperature == float(text)
+
+
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
     sure = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8], [0.2, 0.8]]))
     assert calibration_error(sure, np.array([0, 1, 1, 1]), "softmax") == pytest.approx((0.4 * 2 + 0.2 * 2) / 4)
@@ -223,6 +263,50 @@ def test_the_larger_densenets_are_quantized_by_the_same_passes(name: str) -> Non
         for model in (network.model, int8)
     )
     assert np.abs(int8_logits - fp32_logits).mean() < 0.1 * fp32_logits.std()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--weights", "none.pth", "--photos", "photos"],
+            "fine_tune: weights none.pth: no such file or directory; --w",
+        ),
+        (
+            ["--weights", "other.pth", "--photos", "photos"],
+            "fine_tune: weights other.pth do not fit densenet121: missing",
+        ),
+        (["--weights", "other.pth", "--photos", "none"], "fine_tune: [Errno 2] No such file or directory: 'none'"),
+        (["--check", "http://127.0.0.1:9"], "fine_tune: [Errno 2] No such file or directory: 'held_out.json'"),
+    ],
+)
+def test_the_example_says_in_a_line_what_it_lacks(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in range(20):
+        (tmp_path / "photos" / f"n01440764_{number}.JPEG").touch()
+    torch.save(small.network().state_dict(), "other.pth")
+    monkeypatch.setattr("sys.argv", ["fine_tune.py", *arguments, "--output", "."])
+    assert fine_tune.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(words)
+
+
+def test_the_example_says_that_no_server_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "held_out.json").write_text(json.dumps({"a.png": {"label": "dog", "pytorch": "dog"}}))
+    (tmp_path / "a.png").touch()
+    monkeypatch.setattr("sys.argv", ["fine_tune.py", "--output", str(tmp_path), "--check", "http://127.0.0.1:9"])
+    assert fine_tune.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"fine_tune: http://127\.0\.0\.1:9: .*refused.*; does the server .* run there\?", line)
 
 
 if REAL:

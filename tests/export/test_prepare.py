@@ -70,7 +70,7 @@ def test_a_model_with_other_labels_is_exported_again(models: Path, tmp_path: Pat
     labels.write_text("cat\ndog\n")
     put_model(models, weights, "mine", digest_of_labels(labels))
     assert decide("auto", weights, models, NOWHERE, digest_of_labels(labels)) == ("serve", "mine", "")
-    assert decide("auto", weights, models, NOWHERE)[0] == "export"
+    assert decide("auto", weights, models, NOWHERE) == ("serve", "mine", "")  # with the labels that it has
     labels.write_text("cat\nbird\n")
     assert decide("auto", weights, models, NOWHERE, digest_of_labels(labels))[0] == "export"
     (tmp_path / "photos" / "cat").mkdir(parents=True)
@@ -101,6 +101,7 @@ def test_published_weights_are_densenet121_and_the_server_chooses_by_its_setting
         ("DenseNet161.pt", "DenseNet161-own"),
         ("efficientnet_lite0.pth", "efficientnet_lite0-own"),
         ("mine.int8.pth", "mine"),
+        ("model_best.pth.tar", "model_best"),
         ("mine.qdq.onnx.pth", "mine"),
         (f"{'a' * 300}.pth", "a" * 100),
     ],
@@ -166,3 +167,27 @@ def test_a_host_that_does_not_answer_is_given_up_on() -> None:
         assert not reachable(f"http://127.0.0.1:{silent.getsockname()[1]}/weights.pth", seconds=0.5)
         assert time.monotonic() - started < 2
     assert prepare.GIVE_UP_SECONDS <= 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--weights", "none.pth"], "WEIGHTS=none.pth: no such file or directory; a state dict"),
+        (["--weights", "/dev/zero"], "WEIGHTS=/dev/zero: not a regular file; a state dict"),
+        (["--weights", __file__, "--labels", "none.txt"], "LABELS=none.txt: no such file or directory; a file or a"),
+        (["--weights", __file__, "--labels", "/dev/zero"], "LABELS=/dev/zero: not a regular file; a file or a folder"),
+        (
+            ["--weights", __file__, "--labels", "a" * 300],
+            "aaa: file name too long; a file or a folder of class folders",
+        ),
+        (["--labels", "labels.txt"], "LABELS=labels.txt: name the weights that they belong to, WEIGHTS=PATH"),
+    ],
+)
+def test_paths_that_cannot_be_used_are_named_at_once(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["prepare.py", *arguments])
+    assert prepare.main() == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)

@@ -49,6 +49,11 @@ def run_export_step(folder: Path, arguments: dict[str, str]) -> subprocess.Compl
             "densenet121.int8.onnx",
         ),
         ({"ENGINE": "openvino"}, "densenet121 --weights only.pth --require-int8", "densenet121.qdq.onnx"),
+        (
+            {"LABELS": "l.txt", "EXPORT_FLAGS": "--activation sigmoid --crop 256"},
+            "only --weights only.pth --labels l.txt --activation sigmoid --crop 256",
+            "int8",
+        ),
     ],
 )
 def test_the_export_gets_weights_labels_and_photographs(
@@ -71,9 +76,9 @@ def test_where_the_export_makes_no_model_for_openvino_the_build_ends(tmp_path: P
 
 
 def test_make_image_copies_weights_labels_and_photographs() -> None:
-    flags = ["WEIGHTS=/x/my net.pth", "LABELS=/x/labels", "PHOTOS=/x/photos/"]
+    flags = ["WEIGHTS=/x/my net.pth", "LABELS=/x/labels", "PHOTOS=/x/photos/", "EXPORT_FLAGS=--mean .5 .5 .5"]
     # Without the variables of a make that runs this test, which its MAKEFLAGS hand on too.
-    own = ("WEIGHTS", "LABELS", "PHOTOS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")
+    own = ("WEIGHTS", "LABELS", "PHOTOS", "EXPORT_FLAGS", "MAKEFLAGS", "MAKEOVERRIDES", "MFLAGS")
     environment = {key: value for key, value in os.environ.items() if key not in own}
     shown = [
         subprocess.run(
@@ -84,4 +89,5 @@ def test_make_image_copies_weights_labels_and_photographs() -> None:
     for name in ("WEIGHTS", "LABELS", "PHOTOS"):
         argument = f'--build-arg {name}="$(basename -- "${name}")"'
         assert [argument in each for each in shown] == [True, False]
+    assert ["--build-arg EXPORT_FLAGS='--mean .5 .5 .5'" in each for each in shown] == [True, False]
     assert 'for path in "$WEIGHTS" "$LABELS" "$PHOTOS"; do' in shown[0]

@@ -161,7 +161,7 @@ def test_a_wait_for_the_network_is_announced(tree: Path, tmp_path: Path) -> None
     assert waited < 2
 
 
-@pytest.mark.parametrize(("weights", "words"), [("none.pth", "no such file"), ("tests", "is a folder, not a file")])
+@pytest.mark.parametrize(("weights", "words"), [("none.pth", "no such file or directory"), ("tests", "is a directory")])
 def test_weights_that_are_not_a_file_are_named(tree: Path, weights: str, words: str) -> None:
     process = make(tree, "serve", f"WEIGHTS={weights}")
     _, log = process.communicate(timeout=60)
