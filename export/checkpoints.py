@@ -144,7 +144,7 @@ def _load(path: Path) -> Any:
         if start.lstrip().startswith(signature):
             raise WeightsError(f"weights {path.name}: the file {words}")
     if path.suffix.lower() == ".onnx":
-        raise WeightsError(f"weights {path.name}: the file is a model already; --weights takes a state dict")
+        raise WeightsError(f"weights {path.name}: the file is a model already; serve it with --model")
     if start[8:9] == b"{":  # JSON behind its length
         return _load_safetensors(path)
     if start.startswith(b"PK"):

@@ -303,7 +303,7 @@ BROKEN: dict[str, tuple[str, Callable[[State, Path], object], str]] = {
         "zip archive, but not.*torch.save",
     ),
     "TorchScript": ("a.pt", torchscript, r"TorchScript model.*save one:"),
-    "ONNX": ("a.onnx", lambda state, path: path.write_bytes(b"\x08\x08"), "is a model already"),
+    "ONNX": ("a.onnx", lambda state, path: path.write_bytes(b"\x08\x08"), "is a model already; serve it with --model"),
     "whole model": (
         "a.pth",
         saving(lambda state: build(3)),

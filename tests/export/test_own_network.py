@@ -14,20 +14,23 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torchvision.datasets.folder import find_classes
 
 from benchmarks.harness.servers import free_port
 from examples import fine_tune
 from export import export_onnx
 from export.architectures import ARCHITECTURES
-from export.evaluate import logits_of
+from export.class_labels import numbers_of, read_labels
+from export.evaluate import label_of, logits_of
 from export.export_onnx import main
 from export.files import ROOT
 from export.int8.calibration import Calibration
 from export.int8.pipeline import calibrate, make_int8
 from export.known_weights import digest_of_labels
 from export.options import parse
-from export.temperature import MIN_LABELLED, calibration_error, fit
+from export.temperature import MIN_LABELLED, Temperature, calibration_error, fit
 from serve.model import openvino_plugin
+from serve.model.labels import Label
 from serve.model.postprocess import COLDEST, HOTTEST, Activation
 from tests import small_densenet as small
 from tests.documents import commands_in
@@ -194,6 +197,38 @@ def test_class_folders_and_class_to_idx_are_labels(export: Export, photos: Path,
     assert card_of(tmp_path / "models" / "mine.onnx")["labels"] == [LABELS[-1], *LABELS[:-1]]
 
 
+def test_class_folders_are_numbered_as_torchvision_does(tmp_path: Path) -> None:
+    for name in ("b", "B", "10", "9", "é", ".hidden", "a b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a file.txt").touch()
+    names, numbers = find_classes(tmp_path)
+    labels = read_labels(tmp_path, len(names))
+    assert [label.name for label in labels] == names
+    assert numbers_of(labels, len(names)) == numbers
+
+
+def test_labels_with_ids_are_stored_with_them(export: Export, tmp_path: Path) -> None:
+    content = {number: [f"n{number}", label] for number, label in enumerate(LABELS)}
+    (tmp_path / "labels.json").write_text(json.dumps(content))
+    assert export("--labels", tmp_path / "labels.json") == 0
+    card = card_of(tmp_path / "models" / "mine.onnx")
+    assert (card["labels"], card["ids"]) == (LABELS, [f"n{number}" for number in range(small.CLASSES)])
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        *(("cat/1.jpg", 0), ("photos/cat_1.jpg", 0), ("photos/cat.1.jpg", 0), ("cat/black cat_1.jpg", 0)),
+        *(("black cat/1.jpg", 1), ("photos/black cat-1.jpg", 1), ("photos/black cat 1.jpg", 1)),
+        *(("n01530575/1.jpg", 2), ("photos/n01530575_1.jpg", 2), ("photos/n01530575.jpg", 2)),
+        *(("crane/1.jpg", None), ("n02012849/1.jpg", 3), ("photos/catalogue_1.jpg", None), ("photos/1.jpg", None)),
+    ],
+)
+def test_a_photographs_class_is_its_folders_or_in_front_of_its_name(path: str, number: int | None) -> None:
+    names = [(None, "cat"), (None, "black cat"), ("n01530575", "finch"), ("n02012849", "crane"), ("n03126707", "crane")]
+    assert label_of(Path(path), numbers_of(tuple(Label(*each) for each in names), 5)) == number
+
+
 def test_too_few_labelled_photographs_fit_no_temperature(
     export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +272,14 @@ def test_every_temperature_of_the_export_is_one_that_the_server_takes(logits: li
     for text in (str(COLDEST), str(HOTTEST)):
         given = {"temperature": parse(["--temperature", text]).temperature}
         assert Activation.from_card(given).temperature == float(text)
+
+
+def test_without_a_temperature_a_card_has_the_error_before_alone() -> None:
+    logits = np.random.default_rng(5).normal(0, 2, (25, 3))
+    card = Temperature(None).to_card("softmax", logits, [0] * 25, range(25))
+    assert card.keys() == {"expected_calibration_error"}
+    assert card["expected_calibration_error"].keys() == {"photographs", "before"}
+    assert Temperature(None).to_card("softmax", logits, [None, *[0] * 24], range(25)) == {}
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
