@@ -42,6 +42,16 @@ PARTS: Final = (
         ("tests/serve/test_scheduler.py",),
     ),
     Part(
+        "batches",
+        {"serve/scheduling/batch_scheduler.py": ()},
+        ("tests/serve/test_batch_scheduler.py",),
+    ),
+    Part(
+        "engines",
+        {"serve/model/engine_choice.py": (), "serve/model/engines.py": ()},
+        ("tests/serve/test_engines.py", "tests/serve/test_model.py"),
+    ),
+    Part(
         "decoders",
         {
             "serve/imaging/pool.py": (),
@@ -143,5 +153,12 @@ PARTS: Final = (
         ),
         EXPORT,
         without=("exported", "real_densenet", "resnet18"),
+    ),
+    Part(
+        "qdq",
+        {"export/int8/qdq.py": (), "export/int8/openvino.py": ()},
+        ("tests/export/test_qdq.py",),
+        EXPORT,
+        without=("exported", "resnet18"),
     ),
 )
