@@ -99,7 +99,7 @@ def try_int8(
         with stage("compare int8 with fp32") as note:
             comparison = compare_int8(source, int8, photographs, result)
             note(f"{comparison.photographs} held-out photographs, {comparison.agreement:.1%} agree")
-            require_accuracy(comparison)
+            require_accuracy(comparison, source.activation)
             result.model = int8
     except (CalibrationError, QuantizationError, GateError) as error:
         if required or (calibration_folder and isinstance(error, CalibrationError)):
