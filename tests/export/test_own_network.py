@@ -296,6 +296,7 @@ def test_without_a_temperature_a_card_has_the_error_before_alone() -> None:
     assert card.keys() == {"expected_calibration_error"}
     assert card["expected_calibration_error"].keys() == {"photographs", "before"}
     assert Temperature(None).to_card("softmax", logits, [None, *[0] * 24], range(25)) == {}
+    assert Temperature(None).to_card("sigmoid", logits[:, :1], [0] * 25, range(25)) == {}
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
