@@ -84,10 +84,10 @@ def compare(logits: Array, reference: Array, labels: Sequence[int | None], activ
     truth = np.array([labels[row] for row in known])
 
     def top1(rows: Array) -> float | None:
-        return float((rows[known].argmax(1) == truth).mean()) if known else None
+        return float((_answers(rows[known]) == truth).mean()) if known else None
 
     difference = np.abs(logits - reference)
-    agree = logits.argmax(1) == reference.argmax(1)
+    agree = _answers(logits) == _answers(reference)
     clear = agree[_margins(reference, activation) >= CLEAR_MARGIN]
     return Comparison(
         len(logits),
@@ -111,10 +111,19 @@ def probabilities(logits: Array, activation: str = "softmax") -> Array:
     return shares
 
 
+def _answers(logits: Array) -> Array:
+    """Returns the likeliest classes `[N]`; where there is one class alone, -1 for images that rather do not show it."""
+    likeliest: Array = logits.argmax(1) if logits.shape[1] > 1 else np.where(logits[:, 0] > 0, 0, -1)
+    return likeliest
+
+
 def _margins(logits: Array, activation: str) -> Array:
-    """Returns by how much probability the first class is ahead of the second, `[N]`, of logits `[N, classes]`."""
+    """Returns by how much probability the first class is ahead of the second, `[N]`, of logits `[N, classes]`.
+
+    One class alone is compared with its absence.
+    """
     if logits.shape[1] == 1:
-        return np.ones(len(logits))
+        return np.asarray(np.abs(2 * probabilities(logits, activation)[:, 0] - 1))
     second, first = np.sort(probabilities(logits, activation), 1)[:, -2:].T
     margins: Array = first - second
     return margins

@@ -158,6 +158,8 @@ def _load(options: argparse.Namespace) -> Trained:
     count = class_count_of(network, architecture)
     if count == 1 and options.activation == "softmax":
         raise ExportError("the network has one class, whose softmax is always 1; add --activation sigmoid")
+    if count == 1 and options.fit_temperature:
+        raise ExportError("--fit-temperature needs photographs of two classes, and the network has one; leave it out")
     labels = None
     if options.labels:
         labels = read_labels(options.labels, count)

@@ -42,7 +42,7 @@ class Temperature:
         fitted = set(self.fitted_on)
         kept = [place for place, row in enumerate(rows) if row not in fitted and labels[row] is not None]
         card: dict[str, Any] = {} if self.value is None else {"temperature": self.value}
-        if len(kept) < MIN_LABELLED // 2:
+        if len(kept) < MIN_LABELLED // 2 or logits.shape[1] == 1:  # no photograph is known to lack it
             return card
         truth = np.array([labels[rows[place]] for place in kept])
         error = {"photographs": len(kept), "before": round(calibration_error(logits[kept], truth, activation), 4)}

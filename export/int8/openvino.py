@@ -35,7 +35,7 @@ def try_openvino(int8: Int8Result) -> Int8Result:
                 f"{result.comparison.agreement:.1%} agree with fp32, {result.from_integers.agreement:.1%} with the "
                 "integer model"
             )
-            require_accuracy(result.comparison)
+            require_accuracy(result.comparison, int8.held_out.activation)
             result.model = qdq
     except (EngineError, QuantizationError, GateError) as error:
         result.refusal = str(error)

@@ -105,7 +105,7 @@ def try_int8(
             result.logits = result.held_out.answers(int8)
             result.comparison = result.held_out.compare(result.logits, result.held_out.fp32)
             note(f"{result.comparison.photographs} held-out photographs, {result.comparison.agreement:.1%} agree")
-            require_accuracy(result.comparison)
+            require_accuracy(result.comparison, source.activation)
             result.model = int8
     except (CalibrationError, QuantizationError, GateError) as error:
         if required or (calibration_folder and isinstance(error, CalibrationError)):

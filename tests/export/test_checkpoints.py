@@ -405,6 +405,16 @@ BROKEN: dict[str, tuple[str, Callable[[State, Path], object], str]] = {
 }
 
 
+def test_one_class_has_no_photographs_to_fit_a_temperature_to(
+    small_densenet: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "small", small_densenet.architecture)
+    torch.save(build(1).state_dict(), tmp_path / "a.pth")
+    flags = ["--activation", "sigmoid", "--fit-temperature", "--output", str(tmp_path / "a.onnx")]
+    assert main(["--model", "small", "--weights", str(tmp_path / "a.pth"), *flags]) == 1
+    assert "--fit-temperature needs photographs of two classes, and the network has one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("broken", BROKEN)
 def test_a_broken_file_gets_one_line_that_says_what_to_do(
     broken: str,

@@ -55,6 +55,21 @@ def test_a_worse_one_is_refused_with_its_figure(worse: Comparison, words: str) -
         require_accuracy(worse)
 
 
+def test_with_sigmoid_the_likeliest_class_alone_does_not_pass() -> None:
+    require_accuracy(replace(GOOD, mean_abs_difference=0.3), "sigmoid")
+    with pytest.raises(GateError, match=r"mean .Δ logit. is 0.31 on 400 photographs, more than 0.3"):
+        require_accuracy(replace(GOOD, mean_abs_difference=0.31), "sigmoid")
+    with pytest.raises(GateError, match="agrees with fp32 on 96"):
+        require_accuracy(replace(GOOD, agreement=0.96), "sigmoid")
+
+
+def test_one_class_alone_is_compared_with_its_absence() -> None:
+    reference = np.array([[2.0], [-2.0], [0.1], [-0.1]])
+    figures = compare(reference * [[1], [-1], [-1], [1]], reference, [0, None, 0, None], "sigmoid")
+    assert (figures.agreement, figures.clear_agreement) == (0.5, 0.5)
+    assert (figures.reference_top1, figures.top1) == (1.0, 0.5)
+
+
 def test_the_figures_of_a_comparison_are_correct() -> None:
     reference = np.array([[2.0, 1, 0], [0, 2, 1], [0, 1, 2], [3, 0, 0]], np.float32)
     other = reference.copy()

@@ -114,6 +114,24 @@ def test_without_photographs_fp32_is_written_alone_and_the_reason_said(
     assert not (tmp_path / "models" / "mine.int8.onnx").exists()
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_only_a_softmax_passes_the_gate_by_its_likeliest_class(
+    activation: str,
+    export: Export,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bounds = {"MIN_PHOTOGRAPHS": 10, "MIN_AGREEMENT": 0, "MAX_TOP1_LOSS": 1, "MAX_MEAN_DIFFERENCE": 0}
+    for name, bound in bounds.items():
+        monkeypatch.setattr(f"export.int8.gate.{name}", bound)
+    assert export("--labels", photos, "--photos", photos, "--activation", activation) == 0
+    assert (tmp_path / "models" / "mine.int8.onnx").exists() == (activation == "softmax")
+    refused = "export: no int8 model, fp32 is served: int8 differs from fp32: mean |Δ logit| is"
+    assert (refused in capsys.readouterr().err) == (activation == "sigmoid")
+
+
 def test_preprocessing_of_ones_own_is_in_the_file(
     export: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +298,7 @@ def test_without_a_temperature_a_card_has_the_error_before_alone() -> None:
     assert card.keys() == {"expected_calibration_error"}
     assert card["expected_calibration_error"].keys() == {"photographs", "before"}
     assert Temperature(None).to_card("softmax", logits, [None, *[0] * 24], range(25)) == {}
+    assert Temperature(None).to_card("sigmoid", logits[:, :1], [0] * 25, range(25)) == {}
 
 
 def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
