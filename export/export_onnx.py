@@ -202,8 +202,7 @@ def _variants(
 ) -> list[Variant]:
     """Gives each model its card; returns what to write, fp32 first."""
     set_name, activation = _set_name(options), options.activation
-    every = range(len(photographs.paths))
-    answers = temperature.to_card(activation, photographs.logits, photographs.labels, every)
+    answers = temperature.to_card(activation, photographs.logits, photographs.labels, range(len(photographs.paths)))
     comparison = results[0].comparison
     content = serialize(model, {**fp32_card(card, comparison, set_name), **answers})
     variants = [Variant("fp32", output, content, comparison)]
