@@ -6,21 +6,24 @@ Exit status: 2, with one line on standard error, if the command cannot start. St
 0 and every other command with 128 plus the signal's number.
 """
 
+import sys
+
+from serve.imaging.malloc import restart_with_huge_pages, tune_malloc
 from serve.server.signals import exit_on_signals, open_closed_streams, report_start_failure
 
 if __name__ == "__main__":
+    if sys.argv[1:2] not in (["health"], ["config"]):  # which run no model
+        restart_with_huge_pages()
     open_closed_streams()
     exit_on_signals()  # before the slow imports, so that a signal during the first second also exits cleanly
 
 import importlib
 import os
-import sys
 from typing import Final
 
 from serve.commands.failures import failure_reason
 from serve.config.environment import unknown_variables
 from serve.errors import StartError
-from serve.imaging.malloc import tune_malloc
 from serve.printable import one_line
 
 _COMMANDS: Final = ("serve", "classify", "autotune", "config", "health")

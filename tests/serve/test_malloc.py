@@ -1,10 +1,13 @@
 """Tests that memory is returned to the system after loading and after a burst of uploads."""
 
 import gc
+import os
 import socket
+import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -14,7 +17,10 @@ from serve.api import pipeline
 from serve.api.app import create_app
 from serve.commands import serve
 from serve.config.settings import Config
+from serve.imaging import malloc
 from serve.model.classifier import Classifier
+from tests.server_process import running_server
+from tests.tiny_model import PATH as TINY_MODEL
 
 
 def test_memory_is_trimmed_once_the_model_is_loaded(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,3 +44,54 @@ def test_memory_is_trimmed_after_requests_and_not_without_any(
         assert not trimmed.is_set()  # no request yet
         assert client.post("/upload", files={"file": cat}).status_code == 200
         assert trimmed.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("offered", "tunables", "restarts"),
+    [
+        ("always [madvise] never", None, True),
+        ("[always] madvise never", None, False),
+        ("always madvise [never]", None, False),
+        ("always [madvise] never", "glibc.malloc.check=0", False),
+        (None, None, False),
+    ],
+)
+def test_huge_pages_are_requested_where_the_kernel_gives_them_and_nothing_else_is_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, offered: str | None, tunables: str | None, restarts: bool
+) -> None:
+    started = []
+    if offered:
+        (tmp_path / "enabled").write_text(offered + "\n")
+    monkeypatch.setattr(malloc, "_HUGE_PAGES_OF_SYSTEM", tmp_path / "enabled")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "dev", "-m", "serve", "--port", "0"])
+    monkeypatch.setattr("os.execve", lambda *arguments: started.append(arguments))
+    monkeypatch.setenv("KEPT", "yes")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    malloc.restart_with_huge_pages()
+    assert bool(started) == restarts
+    for path, arguments, environment in started:
+        assert path == sys.executable
+        assert arguments == [sys.executable, "-X", "dev", "-m", "serve", "--port", "0"]
+        assert (environment["KEPT"], environment["GLIBC_TUNABLES"]) == ("yes", "glibc.malloc.hugetlb=1")
+
+
+def test_a_restart_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("not permitted")
+
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    monkeypatch.setattr(malloc, "_HUGE_PAGES_OF_SYSTEM", tmp_path / "enabled")
+    monkeypatch.setattr("os.execve", refuse)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    malloc.restart_with_huge_pages()
+
+
+def test_a_server_restarts_in_its_own_process() -> None:
+    with running_server(sys.executable, "--model", str(TINY_MODEL)) as server:
+        environment = Path(f"/proc/{server.process.pid}/environ").read_bytes()
+        offered = "[madvise]" in malloc._HUGE_PAGES_OF_SYSTEM.read_text()
+        assert (b"GLIBC_TUNABLES=glibc.malloc.hugetlb=1\0" in environment) == (
+            offered or "GLIBC_TUNABLES" in os.environ
+        )
