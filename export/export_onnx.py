@@ -28,9 +28,11 @@ from torch import nn
 from export.architectures import ARCHITECTURES, Architecture
 from export.class_labels import IMAGENET_CLASSES, numbers_of, read_labels, saved_labels
 from export.console import show_progress, stage
+from export.embeddings import measure_embeddings
 from export.engines import CPU, OPENVINO
 from export.errors import ExportError
 from export.evaluate import label_of
+from export.features import name_features
 from export.files import make_directory, write_all
 from export.int8 import calibration as records
 from export.int8.openvino import try_openvino
@@ -106,6 +108,7 @@ def run(options: argparse.Namespace) -> None:
     make_directory(trained.output.parent)
     with stage("export to ONNX") as note:
         model = export_graph(trained.network, trained.architecture.preprocessing.crop, options.opset)
+        name_features(model)
         note(f"opset {options.opset}, {len(model.graph.node)} nodes")
     photographs, parity = _check_parity(trained, model, paths, options.seed)
     temperature = Temperature(options.temperature)
@@ -124,12 +127,12 @@ def run(options: argparse.Namespace) -> None:
         required=options.require_int8,
     )
     results = [int8, try_openvino(int8)]
+    measure_embeddings(model, results, paths, trained.architecture.preprocessing)
     card = make_card(model, trained.name, trained.architecture, trained.weights, parity)
     card |= answers_card(trained.labels, options.activation)
     variants = _variants(model, results, card, photographs, temperature, options, trained.output)
     with stage("time the models"):
-        side = trained.architecture.preprocessing.crop
-        report = make_report(variants, trained.weights.sha256, options.weights, side)
+        report = make_report(variants, trained.weights.sha256, options.weights, trained.architecture.preprocessing.crop)
         if options.labels:
             report["labels_sha256"] = digest_of_labels(options.labels)
     with stage("write the models") as note:
@@ -147,8 +150,7 @@ def _load(options: argparse.Namespace) -> Trained:
         architecture = ARCHITECTURES[options.model] if options.model else recognise(weights)
     else:
         architecture = ARCHITECTURES[options.model or DEFAULT_ARCHITECTURE]
-        seeded = options.untrained
-        weights = untrained_weights(architecture, options.seed) if seeded else default_weights(architecture)
+        weights = untrained_weights(architecture, options.seed) if options.untrained else default_weights(architecture)
     network = build_network(architecture, weights)
     count = class_count_of(network, architecture)
     if count == 1 and options.activation == "softmax":

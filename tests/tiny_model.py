@@ -1,6 +1,7 @@
 """A 12 KB classifier for tests that need a model file but no meaningful labels. Its logits follow from the mean colour.
 
-One takes normalised floats, as an fp32 model does, and one the pixels, as an int8 model does, for the same logits.
+One takes normalised floats, as an fp32 model does, and one the pixels, as an int8 model does, for the same logits. A
+third names its feature maps, which are the mean colours of 7 × 7 squares of the pixels.
 
 python -m tests.tiny_model     writes the files of tests/data again (in the export environment)
 """
@@ -25,7 +26,16 @@ CARD: dict[str, Any] = {
     "std": [0.229, 0.224, 0.225],
     "class_count": 1000,
 }
+MAPPED = PATH.with_name("mapped.onnx")
 THREE_CLASSES_CARD = {**CARD, "name": "three", "class_count": 3}
+MAPPED_CARD = {
+    **CARD,
+    "name": "mapped",
+    "variant": "int8",
+    "class_count": 3,
+    "labels": ["red", "green", "blue"],
+    "embedding": {"length": 3, "norm": 1.0},
+}
 
 
 def tiny_model(card: dict[str, Any] = CARD, pixels: bool = False) -> bytes:
@@ -70,7 +80,35 @@ def tiny_model(card: dict[str, Any] = CARD, pixels: bool = False) -> bytes:
     return bytes(model.SerializeToString(deterministic=True))
 
 
+def mapped_model() -> bytes:
+    """Returns a serialized model that names its feature maps, the same bytes each time.
+
+    It takes 8-bit RGB `[N, 224, 224, 3]`. The maps are FP32 `[N, 3, 7, 7]`, normalised colours; each class is a colour.
+    """
+    from onnx import helper, load_model_from_string, numpy_helper
+
+    from export.features import name_features
+
+    model = load_model_from_string(tiny_model(MAPPED_CARD, pixels=True))
+    graph = model.graph
+    del graph.node[-3:], graph.initializer[-1:]
+    graph.node.extend(
+        [
+            helper.make_node("AveragePool", ["normalised"], ["squares"], kernel_shape=[32, 32], strides=[32, 32]),
+            helper.make_node("GlobalAveragePool", ["squares"], ["pooled"]),
+            helper.make_node("Flatten", ["pooled"], ["colour"]),
+            helper.make_node("Gemm", ["colour", "weight", "bias"], ["logits"], transB=1),
+        ]
+    )
+    weight = 1.5 * np.eye(3, dtype=np.float32) - 0.5
+    for values, name in ((weight, "weight"), (np.array([0.25, 0, -0.25], np.float32), "bias")):
+        graph.initializer.append(numpy_helper.from_array(values, name))
+    name_features(model)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
 if __name__ == "__main__":
     PATH.write_bytes(tiny_model())
     PIXELS.write_bytes(tiny_model({**CARD, "variant": "int8"}, pixels=True))
     THREE_CLASSES.write_bytes(tiny_model(THREE_CLASSES_CARD))
+    MAPPED.write_bytes(mapped_model())

@@ -5,7 +5,7 @@ weights; docs/model-files.md describes it. No further inference is needed for an
 """
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -16,7 +16,7 @@ from serve.errors import ModelError
 from serve.imaging.normalise import FloatArray
 
 Array = npt.NDArray[Any]
-_ENTRY: Final = "features"
+ENTRY: Final = "features"
 _LAYOUTS: Final = {"NCHW": 0, "NHWC": 2}  # → the axis of the channels in one image's maps
 _REQUIRED: Final = ("maps", "weight")
 _OPTIONAL: Final = ("bias", "weight_scale", "scale", "shift")
@@ -77,21 +77,17 @@ class Features:
         return float(self.biases[index])
 
     @classmethod
-    def from_card(
-        cls, card: Mapping[str, Any], outputs: Sequence[str], fetch: Callable[[Sequence[str]], Sequence[Array]]
-    ) -> Self | None:
-        """Reads the entry `features` of a model card; returns None if there is none.
+    def from_entry(cls, entry: Any, outputs: Sequence[str], fetch: Callable[[Sequence[str]], Sequence[Array]]) -> Self:
+        """Reads a metadata entry `features`.
 
         Args:
-            card: the model card.
+            entry: its value, whatever the file has there.
             outputs: the names of the graph's outputs, the logits first.
             fetch: returns the outputs of these names for one image.
 
         Raises:
             ModelError: the entry is wrong, or does not add up to the logits; the message says what to change.
         """
-        if (entry := card.get(_ENTRY)) is None:
-            return None
         names = _names(entry, outputs)
         try:
             logits, *values = fetch([outputs[0], *names.values()])
@@ -144,4 +140,4 @@ def _names(entry: Any, outputs: Sequence[str]) -> dict[str, str]:
 
 
 def _error(reason: str) -> ModelError:
-    return ModelError(f"its metadata entry '{_ENTRY}' {reason}")
+    return ModelError(f"its metadata entry '{ENTRY}' {reason}")

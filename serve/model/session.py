@@ -20,7 +20,7 @@ from serve.imaging.normalise import Batch, FloatArray
 from serve.model.card import REMEDY, read_card, read_report
 from serve.model.engine_choice import CPU, OPENVINO
 from serve.model.engines import ENGINES, Engine, EngineOptions
-from serve.model.features import Features
+from serve.model.features import ENTRY, Features
 from serve.model.ort_sessions import INPUT_NAME, OUTPUT_NAME, Array, Session, run
 from serve.printable import shortened
 
@@ -126,8 +126,7 @@ def load_model(path: Path, options: EngineOptions, engine: str = CPU) -> Model:
         blank = _blank_input(loaded.session)
         class_count = _class_count(loaded.session, card)
         infer_seconds = _warm_up(loaded, blank, class_count)
-        outputs = [value.name for value in loaded.session.get_outputs()]
-        features = Features.from_card(card, outputs, partial(run, loaded.session, blank))
+        features = _features(loaded.session, card, blank)
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; {REMEDY}") from error
     card |= {"sha256": sha256, "measured": read_report(path, sha256)}
@@ -179,6 +178,12 @@ def _blank_input(session: Session) -> Batch:
                 f"its inputs are {other}, not one '{INPUT_NAME}', FP32 [N, 3, side, side] or UINT8 [N, side, side, 3] "
                 "of any N; name it so, with a dynamic first dimension"
             )
+
+
+def _features(session: Session, card: dict[str, Any], blank: Batch) -> Features | None:
+    if (entry := card.get(ENTRY)) is None:
+        return None
+    return Features.from_entry(entry, [value.name for value in session.get_outputs()], partial(run, session, blank))
 
 
 def _class_count(session: Session, card: dict[str, Any]) -> int:

@@ -1,0 +1,99 @@
+"""Names a network's feature maps and its last layer in the model file, so that the server can tell where it looked.
+
+The network has to end in a mean over all places and one linear layer. No node is added: the maps, and the constants of
+the last layer, become outputs of the graph beside the logits. onnxruntime returns an output, be it a constant, only if
+asked for it, so these cost nothing otherwise, and the file holds the weights once. Without that, the server would have
+to parse protobuf to find them. The metadata entry `features` says what is what; docs/model-files.md describes it.
+"""
+
+import json
+from typing import Final
+
+import onnx
+from onnx import NodeProto, TensorProto, helper
+
+from export.onnx_graph import FEATURES, Graph, attribute
+
+_RESHAPING: Final = {"Reshape", "Flatten", "Squeeze", "Identity", "Dropout"}
+_LAYOUTS: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC"}  # by the axes of the mean
+
+
+def name_features(model: onnx.ModelProto) -> bool:
+    """Makes the feature maps and the last layer's constants outputs of a model, and names them in its metadata.
+
+    Args:
+        model: fp32, int8 or QDQ, whose only output is the logits; is changed in place.
+
+    Returns:
+        Whether the network ends in a mean and one linear layer; other models stay as they are.
+    """
+    graph, (logits,) = Graph(model), model.graph.output
+    entry = _find(graph, logits.name)
+    if not entry:
+        return False
+    constants = {key: name for key, name in entry.items() if key not in ("maps", "layout")}
+    shape: list[str | int | None] = [logits.type.tensor_type.shape.dim[0].dim_param, None, None, None]
+    shape[entry["layout"].index("C")] = graph.constants[entry["weight"]].shape[1]
+    model.graph.output.append(helper.make_tensor_value_info(entry["maps"], TensorProto.FLOAT, shape))
+    for name in constants.values():
+        values = graph.constants[name]
+        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+        model.graph.output.append(helper.make_tensor_value_info(name, kind, values.shape))
+    model.metadata_props.add(key=FEATURES, value=json.dumps(entry))
+    return True
+
+
+def _find(graph: Graph, logits: str) -> dict[str, str]:
+    """Returns the metadata entry: what the names of tensors stand for; empty if the network ends otherwise."""
+    gemm = graph.producer(logits)
+    if gemm is None or gemm.op_type != "Gemm":
+        return {}
+    last_layer = _last_layer(graph, gemm)
+    node, affine = _before_reshaping(graph, gemm.input[0]), {}
+    if node is not None and _is_scale_and_shift(graph, node):
+        affine = {"scale": node.input[1], "shift": node.input[2]}
+        node = _before_reshaping(graph, node.input[0])
+    layout = None if node is None else _LAYOUTS.get(_averaged_axes(graph, node))
+    if not last_layer or node is None or layout is None or graph.producer(node.input[0]) is None:
+        return {}
+    return {"maps": node.input[0], "layout": layout, **affine, **last_layer}
+
+
+def _last_layer(graph: Graph, gemm: NodeProto) -> dict[str, str]:
+    """Returns the names of a Gemm's constants, as they are stored; empty if they are none, or if it does more."""
+    names = dict(zip(("weight", "bias"), gemm.input[1:], strict=False))
+    factors = {attribute(gemm, name, 1.0) for name in ("alpha", "beta")}
+    if factors != {1.0} or attribute(gemm, "transA", 0) or not attribute(gemm, "transB", 0):
+        return {}
+    widened = graph.producer(names["weight"])
+    if widened is not None and widened.op_type == "Mul":  # 8 bits with a scale for each class
+        names["weight"], names["weight_scale"] = widened.input
+        widened = graph.producer(names["weight"])
+    if widened is not None and widened.op_type == "Cast":
+        names["weight"] = widened.input[0]
+    return names if graph.constants.keys() >= set(names.values()) else {}
+
+
+def _before_reshaping(graph: Graph, tensor: str) -> NodeProto | None:
+    """Returns the node that computes the values of a tensor, whatever changes its shape after it."""
+    node = graph.producer(tensor)
+    while node is not None and node.op_type in _RESHAPING:
+        node = graph.producer(node.input[0])
+    return node
+
+
+def _is_scale_and_shift(graph: Graph, node: NodeProto) -> bool:
+    """Returns whether a node is the BatchNormalization that `clip_batchnorms` puts after a mean."""
+    if node.op_type != "BatchNormalization":
+        return False
+    mean, variance = (graph.constants[name] for name in node.input[3:5])
+    return not mean.any() and bool((variance == 1).all()) and attribute(node, "epsilon") == 0
+
+
+def _averaged_axes(graph: Graph, node: NodeProto) -> tuple[int, ...]:
+    """Returns the axes of four that a node takes the mean over; none for nodes that take none."""
+    if node.op_type == "GlobalAveragePool":
+        return (2, 3)
+    if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in graph.constants:
+        return ()
+    return tuple(sorted(int(axis) % 4 for axis in graph.constants[node.input[1]]))
