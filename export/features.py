@@ -9,12 +9,18 @@ to parse protobuf to find them. The metadata entry `features` says what is what;
 import json
 from typing import Final
 
+import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, helper
+import onnxruntime as ort
+from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
+from export.evaluate import takes_pixels
 from export.onnx_graph import FEATURES, Graph, attribute
+from serve.errors import ModelError
+from serve.model.features import Features
 
-_RESHAPING: Final = {"Reshape", "Flatten", "Squeeze", "Identity", "Dropout"}
+# PyTorch's exporter writes the change of a layout in memory as a Gather, which may also be a choice of some values.
+_RESHAPING: Final = {"Reshape", "Flatten", "Squeeze", "Identity", "Dropout", "Gather"}
 _LAYOUTS: Final[dict[tuple[int, ...], str]] = {(2, 3): "NCHW", (1, 2): "NHWC"}  # by the axes of the mean
 
 
@@ -31,15 +37,38 @@ def name_features(model: onnx.ModelProto) -> bool:
     entry = _find(graph, logits.name)
     if not entry:
         return False
-    constants = {key: name for key, name in entry.items() if key not in ("maps", "layout")}
-    shape: list[str | int | None] = [logits.type.tensor_type.shape.dim[0].dim_param, None, None, None]
-    shape[entry["layout"].index("C")] = graph.constants[entry["weight"]].shape[1]
-    model.graph.output.append(helper.make_tensor_value_info(entry["maps"], TensorProto.FLOAT, shape))
-    for name in constants.values():
-        values = graph.constants[name]
-        kind = helper.np_dtype_to_tensor_dtype(values.dtype)
-        model.graph.output.append(helper.make_tensor_value_info(name, kind, values.shape))
+    outputs = _outputs(graph, entry, logits.type.tensor_type.shape.dim[0].dim_param)
+    model.graph.output.extend(outputs)
+    if not _adds_up(model, entry):
+        del model.graph.output[1:]
+        return False
     model.metadata_props.add(key=FEATURES, value=json.dumps(entry))
+    return True
+
+
+def _outputs(graph: Graph, entry: dict[str, str], batch: str) -> list[ValueInfoProto]:
+    """Returns the outputs that the entry names; onnxruntime finds the maps' height and width itself."""
+    shape: list[str | int | None] = [batch, None, None, None]
+    shape[entry["layout"].index("C")] = graph.constants[entry["weight"]].shape[1]
+    outputs = [helper.make_tensor_value_info(entry["maps"], TensorProto.FLOAT, shape)]
+    for values, name in ((graph.constants.get(name), name) for name in entry.values()):
+        if values is not None:
+            kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+            outputs.append(helper.make_tensor_value_info(name, kind, values.shape))
+    return outputs
+
+
+def _adds_up(model: onnx.ModelProto, entry: dict[str, str]) -> bool:
+    """Returns whether maps, weights and biases give the logits of an image of noise."""
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    noise = np.random.default_rng(0).integers(0, 256, [1, *image.shape[1:]])
+    batch = noise.astype(np.uint8) if takes_pixels(session) else (noise / 128 - 1).astype(np.float32)
+    names = [output.name for output in session.get_outputs()]
+    try:
+        Features.from_entry(entry, names, lambda wanted: session.run(wanted, {image.name: batch}))
+    except ModelError:
+        return False
     return True
 
 
