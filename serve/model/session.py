@@ -194,6 +194,6 @@ def _class_count(session: Session, card: dict[str, Any]) -> int:
             return classes
         case other:
             raise ModelError(
-                f"its outputs are {other}, not first FP32 '{OUTPUT_NAME}' [N, {card['class_count']}] as its metadata "
-                f"says; name it so and leave out softmax or sigmoid, or correct class_count"
+                f"its outputs are {other}, of which the first is not FP32 '{OUTPUT_NAME}' [N, {card['class_count']}] "
+                "as its metadata says; name it so and leave out softmax or sigmoid, or correct class_count"
             )

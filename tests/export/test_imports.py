@@ -8,8 +8,15 @@ import pytest
 
 from export.files import ROOT
 
-ALLOWED = {"serve.imaging", "serve.errors", "serve.printable", "serve.config.regular_file", "serve.model.labels"}
-COPIED = ["serve/config/regular_file.py", "serve/model/labels.py"]
+ALLOWED = {
+    "serve.imaging",
+    "serve.errors",
+    "serve.printable",
+    "serve.config.regular_file",
+    "serve.model.features",
+    "serve.model.labels",
+}
+COPIED = ["serve/config/regular_file.py", "serve/model/features.py", "serve/model/labels.py"]
 MODULES = sorted(
     [path for folder in ("export", "serve/imaging") for path in (ROOT / folder).rglob("*.py")]
     + [ROOT / name for name in COPIED]
