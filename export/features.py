@@ -7,7 +7,7 @@ to parse protobuf to find them. The metadata entry `features` says what is what;
 """
 
 import json
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -46,11 +46,14 @@ def name_features(model: onnx.ModelProto) -> bool:
     return True
 
 
-def _outputs(graph: Graph, entry: dict[str, str], batch: str) -> list[ValueInfoProto]:
+def _outputs(graph: Graph, entry: dict[str, Any], batch: str) -> list[ValueInfoProto]:
     """Returns the outputs that the entry names; onnxruntime finds the maps' height and width itself."""
     shape: list[str | int | None] = [batch, None, None, None]
     shape[entry["layout"].index("C")] = graph.constants[entry["weight"]].shape[1]
-    outputs = [helper.make_tensor_value_info(entry["maps"], TensorProto.FLOAT, shape)]
+    maps = helper.make_tensor_value_info(
+        entry["maps"], TensorProto.UINT8 if "step" in entry else TensorProto.FLOAT, shape
+    )
+    outputs = [maps]
     for values, name in ((graph.constants.get(name), name) for name in entry.values()):
         if values is not None:
             kind = helper.np_dtype_to_tensor_dtype(values.dtype)
@@ -58,7 +61,7 @@ def _outputs(graph: Graph, entry: dict[str, str], batch: str) -> list[ValueInfoP
     return outputs
 
 
-def _adds_up(model: onnx.ModelProto, entry: dict[str, str]) -> bool:
+def _adds_up(model: onnx.ModelProto, entry: dict[str, Any]) -> bool:
     """Returns whether maps, weights and biases give the logits of an image of noise."""
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (image,) = session.get_inputs()
@@ -72,8 +75,8 @@ def _adds_up(model: onnx.ModelProto, entry: dict[str, str]) -> bool:
     return True
 
 
-def _find(graph: Graph, logits: str) -> dict[str, str]:
-    """Returns the metadata entry: what the names of tensors stand for; empty if the network ends otherwise."""
+def _find(graph: Graph, logits: str) -> dict[str, Any]:
+    """Returns the metadata entry; empty if the network ends otherwise."""
     gemm = graph.producer(logits)
     if gemm is None or gemm.op_type != "Gemm":
         return {}
@@ -85,7 +88,16 @@ def _find(graph: Graph, logits: str) -> dict[str, str]:
     layout = None if node is None else _LAYOUTS.get(_averaged_axes(graph, node))
     if not last_layer or node is None or layout is None or graph.producer(node.input[0]) is None:
         return {}
-    return {"maps": node.input[0], "layout": layout, **affine, **last_layer}
+    return {**_stored_maps(graph, node.input[0]), "layout": layout, **affine, **last_layer}
+
+
+def _stored_maps(graph: Graph, maps: str) -> dict[str, Any]:
+    """Returns the entry's part about the maps; in 8 bits where they are, because onnxruntime would widen them twice."""
+    node = graph.producer(maps)
+    if node is None or node.op_type != "DequantizeLinear":
+        return {"maps": maps}
+    step, zero_point = (graph.constants[name].item() for name in node.input[1:3])
+    return {"maps": node.input[0], "step": step, "zero_point": zero_point}
 
 
 def _last_layer(graph: Graph, gemm: NodeProto) -> dict[str, str]:

@@ -20,6 +20,7 @@ ENTRY: Final = "features"
 _LAYOUTS: Final = {"NCHW": 0, "NHWC": 2}  # → the axis of the channels in one image's maps
 _REQUIRED: Final = ("maps", "weight")
 _OPTIONAL: Final = ("bias", "weight_scale", "scale", "shift")
+_LARGEST: Final = 1e9  # a number that FP32 holds, with room for products
 _TOLERANCE: Final = 1e-3  # in logits, or of the largest logit if that is more than 1
 
 
@@ -31,7 +32,7 @@ class Features:
     weights · features, plus the class's bias.
 
     Attributes:
-        output: the graph's output that holds the maps, FP32.
+        output: the graph's output that holds the maps, FP32 or UINT8.
         channel_axis: of the channels in one image's maps.
         scale, shift: features = scale · maps + shift, FP32 `[C]` each.
         weights: of the last layer `[classes, C]`, of the type that the file stores.
@@ -52,24 +53,25 @@ class Features:
         """C, the length of an embedding."""
         return len(self.scale)
 
-    def embedding(self, maps: FloatArray) -> FloatArray:
+    def embedding(self, maps: Array) -> FloatArray:
         """Returns the mean of one image's features over all places, FP32 `[C]`.
 
         Args:
-            maps: of one image, FP32 `[C, h, w]` or `[h, w, C]`, as the model's output has them.
+            maps: of one image, `[C, h, w]` or `[h, w, C]`, as the model's output has them.
         """
         places = tuple(axis for axis in range(maps.ndim) if axis != self.channel_axis)
-        mean: FloatArray = self.scale * maps.mean(places) + self.shift
+        mean: FloatArray = self.scale * maps.astype(np.float32).mean(places) + self.shift
         return mean
 
-    def class_map(self, maps: FloatArray, index: int) -> FloatArray:
+    def class_map(self, maps: Array, index: int) -> FloatArray:
         """Returns what each place adds to the logit of the class `index`, FP32 `[h, w]`; its mean + bias is the logit.
 
         Args:
             maps: as for `embedding`.
         """
         weights = self.weights[index].astype(np.float32) * self.weight_scale[index]
-        added: FloatArray = np.tensordot(maps, self.scale * weights, (self.channel_axis, 0)) + self.shift @ weights
+        places = np.tensordot(maps.astype(np.float32), self.scale * weights, (self.channel_axis, 0))
+        added: FloatArray = places + self.shift @ weights
         return added
 
     def bias(self, index: int) -> float:
@@ -89,14 +91,18 @@ class Features:
             ModelError: the entry is wrong, or does not add up to the logits; the message says what to change.
         """
         names = _names(entry, outputs)
+        step, zero_point = _number(entry, "step", 1), _number(entry, "zero_point", 0)
         try:
             logits, *values = fetch([outputs[0], *names.values()])
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise _error("names outputs that cannot be read; make them FP32, FP16 or INT8") from error
         found = dict(zip(names, values, strict=True))
         maps, axis = found["maps"], _LAYOUTS[entry["layout"]]
-        if maps.ndim != 4 or maps.dtype != np.float32:
-            raise _error(f"has maps={names['maps']!r}, which is {maps.dtype} {list(maps.shape)}; they are FP32 and 4-D")
+        if maps.ndim != 4 or maps.dtype not in (np.float32, np.uint8):
+            raise _error(
+                f"has maps={names['maps']!r}, which is {maps.dtype} {list(maps.shape)}; name an output that is FP32 "
+                "or UINT8, of four dimensions"
+            )
         classes, channels = logits.shape[1], maps.shape[1 + axis]
 
         def values_of(key: str, default: int, *shape: int) -> Array:
@@ -105,11 +111,12 @@ class Features:
                 raise _error(f"has {key}={names[key]!r}, which does not hold {' × '.join(map(str, shape))} numbers")
             return value if key == "weight" else value.reshape(-1).astype(np.float32)
 
+        scale = values_of("scale", 1, channels) * np.float32(step)
         features = cls(
             names["maps"],
             axis,
-            values_of("scale", 1, channels),
-            values_of("shift", 0, channels),
+            scale,
+            values_of("shift", 0, channels) - scale * np.float32(zero_point),
             values_of("weight", 0, classes, channels),
             values_of("weight_scale", 1, classes, 1),
             values_of("bias", 0, classes),
@@ -117,7 +124,7 @@ class Features:
         features._require_sum(maps[0], logits[0])
         return features
 
-    def _require_sum(self, maps: FloatArray, logits: FloatArray) -> None:
+    def _require_sum(self, maps: Array, logits: FloatArray) -> None:
         weights = self.weights.astype(np.float32) * self.weight_scale[:, None]
         difference = np.abs(weights @ self.embedding(maps) + self.biases - logits).max()
         if not difference <= _TOLERANCE * max(1.0, float(np.abs(logits).max())):  # written so that NaN fails
@@ -137,6 +144,13 @@ def _names(entry: Any, outputs: Sequence[str]) -> dict[str, str]:
         if name not in outputs:
             raise _error(f"has {key}={reprlib.repr(name)}, which is not an output of the graph; make it one")
     return names
+
+
+def _number(entry: dict[str, Any], key: str, default: int) -> float:
+    value = entry.get(key, default)
+    if type(value) not in (int, float) or not abs(value) <= _LARGEST:  # written so that NaN fails
+        raise _error(f"has {key}={reprlib.repr(value)}; set it to a number, or leave it out")
+    return float(value)
 
 
 def _error(reason: str) -> ModelError:

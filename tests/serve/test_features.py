@@ -132,6 +132,19 @@ def test_scales_and_shifts_are_applied_in_both_layouts(layout: str, axis: int, k
     np.testing.assert_allclose(features.embedding(values["maps"][0]), pooled, rtol=0, atol=1e-6)
 
 
+def test_maps_in_8_bits_are_dequantised() -> None:
+    values, step, zero_point = outputs(), 0.05, 100
+    stored = np.clip(np.rint(values["maps"] / step) + zero_point, 0, 255).astype(np.uint8)
+    exact = (stored.astype(np.float32) - zero_point) * np.float32(step)
+    pooled = values["scale"] * exact[0].mean((1, 2)) + values["shift"]
+    logits = (values["weight_scale"] * values["weight"]) @ pooled + values["bias"]
+    entry = {**FULL, "layout": "NCHW", "step": step, "zero_point": zero_point}
+    features = read(entry, {**values, "maps": stored, "logits": logits[None]})
+    np.testing.assert_allclose(features.embedding(stored[0]), pooled, rtol=0, atol=1e-5)
+    for index, logit in enumerate(logits):
+        assert features.class_map(stored[0], index).mean() + features.bias(index) == pytest.approx(logit, abs=1e-4)
+
+
 def test_what_an_entry_leaves_out_changes_nothing() -> None:
     values = outputs()
     values["logits"] = values["maps"].mean((2, 3)) @ values["weight"].T
@@ -156,8 +169,8 @@ def of_texts(values: Outputs) -> None:
     values["bias"] = np.array(["a", "b", "c"])
 
 
-def of_bytes(values: Outputs) -> None:
-    values["maps"] = values["maps"].astype(np.uint8)
+def of_halves(values: Outputs) -> None:
+    values["maps"] = values["maps"].astype(np.float16)
 
 
 def flat(values: Outputs) -> None:
@@ -180,12 +193,17 @@ def of_another_network(values: Outputs) -> None:
         ({**FULL, "layout": "NCHW", "bias": "offset"}, "has bias='offset', which is not an output of the graph"),
         ({**FULL, "layout": "NCHW", "maps": 7}, "has maps=7, which is not an output"),
         ({**FULL, "layout": "NCHW", "scale": ["scale"]}, r"has scale=\['scale'\], which is not an output"),
+        ({**FULL, "layout": "NCHW", "step": "0.1"}, "has step='0.1'; set it to a number, or leave it out"),
+        ({**FULL, "layout": "NCHW", "step": 10**400}, "has step=1000"),
+        ({**FULL, "layout": "NCHW", "step": 0.5}, "does not add up to the logits"),
+        ({**FULL, "layout": "NCHW", "zero_point": True}, "has zero_point=True; set it to a number"),
+        ({**FULL, "layout": "NCHW", "zero_point": float("nan")}, "has zero_point=nan"),
         ({**FULL, "layout": "NHWC"}, "which does not hold 4 numbers"),
         (with_nan, "has bias='bias', which does not hold 3 numbers"),
         (wrong_length, "has shift='shift', which does not hold 5 numbers"),
         (transposed, "has weight='weight', which does not hold 3 × 5 numbers"),
         (of_texts, "has bias='bias', which does not hold 3 numbers"),
-        (of_bytes, r"has maps='maps', which is uint8 \[1, 5, 2, 4\]"),
+        (of_halves, r"has maps='maps', which is float16 \[1, 5, 2, 4\]; name an output that is FP32 or UINT8"),
         (flat, r"has maps='maps', which is float32 \[1, 5\]"),
         (of_another_network, "does not add up to the logits"),
     ],
