@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, Final
 
 from serve.config.regular_file import NotRegular, open_regular
 from serve.errors import EmptyFile, InternalError, RequestError, UploadTooLarge
-from serve.model.classifier import Classifier, prediction
+from serve.model.classifier import Classifier
+from serve.model.prediction import prediction
 from serve.problems import problem, problem_from
 
 Record = dict[str, Any]

@@ -13,7 +13,7 @@ from serve.model.engines import CudaEngine, Engine, EngineOptions, OpenVinoEngin
 from serve.model.features import Features
 from serve.model.session import Model, load_model
 from tests.serve.test_engines import FakeOpenVino, images
-from tests.tiny_model import MAPPED, PATH
+from tests.tiny_model import MAPPED, THREE_CLASSES
 
 Outputs = dict[str, Any]
 LOGITS_AND_MAPS = ("logits", "squares")
@@ -60,9 +60,9 @@ def test_an_embedding_is_the_mean_over_all_places(model: Model) -> None:
 
 
 def test_a_file_without_the_entry_has_no_features() -> None:
-    model = load_model(PATH, EngineOptions())
+    model = load_model(THREE_CLASSES, EngineOptions())
     assert model.features is None
-    with pytest.raises(ValueError, match="the model tiny has no feature maps"):
+    with pytest.raises(ValueError, match="the model three has no feature maps"):
         model.run(np.zeros((1, 3, 224, 224), np.float32))
 
 
