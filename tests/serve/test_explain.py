@@ -257,12 +257,17 @@ def test_a_model_without_feature_maps_says_so(featureless: Path, cat: bytes) -> 
             assert (status, reason) == (422, "no_feature_maps")
             assert detail.startswith("The file of the model constant names no feature maps")
         assert httpx2.post(f"{server.url}/upload", content=cat, headers=JPEG).status_code == 200
+        assert httpx2.get(f"{server.url}/model").json()["embedding"] is None
         model = httpx2.get(f"{server.url}/v2/models/constant").json()
         assert [output["name"] for output in model["outputs"]] == ["logits"]
         body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": []}]}
         wanted = {**body, "outputs": [{"name": "embedding"}]}
         answer = httpx2.post(f"{server.url}/v2/models/constant/infer", json=wanted)
         assert answer.status_code == 400
+
+
+def test_the_card_has_the_length_of_an_embedding(client: TestClient) -> None:
+    assert client.get("/model").json()["embedding"] == {"length": 3}
 
 
 def embedding_of(classifier: Classifier, data: bytes) -> np.ndarray:
