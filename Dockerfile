@@ -13,6 +13,8 @@ ARG MODEL=densenet121
 ARG MODEL_VARIANT=auto
 # 1 to accept HEIC images, too.
 ARG HEIC
+# openvino to run DenseNet-121 on OpenVINO where the CPU has AMX; x86-64 only.
+ARG ENGINE
 
 FROM ${PYTHON_IMAGE} AS base
 ENV PYTHONDONTWRITEBYTECODE=1 ORT_DISABLE_TELEMETRY=1
@@ -26,11 +28,12 @@ COPY requirements/install.py requirements/environment.py requirements/export.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 COPY export/ export/
-# The export reads images, labels and feature maps with these; changes to other files of serve/ cause no export.
+# The export reads images, labels and feature maps and runs models with these; changes to other files of serve/ cause no
+# export.
 COPY serve/errors.py serve/printable.py serve/
 COPY serve/imaging/ serve/imaging/
 COPY serve/config/regular_file.py serve/config/
-COPY serve/model/features.py serve/model/labels.py serve/model/
+COPY serve/model/features.py serve/model/labels.py serve/model/openvino_plugin.py serve/model/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT
@@ -53,9 +56,12 @@ RUN --mount=type=bind,source=models,target=/context \
     if [ -n "$LABELS" ] && [ -z "$NAME" ]; then NAME=$(basename "${1%.*}"); fi && \
     if [ "$MODEL_VARIANT" = int8 ] || [ "$MODEL_VARIANT$LABELS" = auto ]; then required=--require-int8; fi && \
     /venv/bin/python export/export_onnx.py --output made/model.onnx --name "${NAME:-densenet121}" ${1:+--weights "$1"} \
-        ${LABELS:+--labels "/context/weights/$LABELS"} ${PHOTOS:+--photos "/context/weights/$PHOTOS"} ${required:-} && \
-    mkdir models && \
-    if [ "$MODEL_VARIANT" != fp32 ] && [ -e made/model.int8.onnx ]; then mv made/model.int8.onnx models/densenet121.int8.onnx; \
+        ${LABELS:+--labels "/context/weights/$LABELS"} ${PHOTOS:+--photos "/context/weights/$PHOTOS"} ${required:-}
+ARG ENGINE
+RUN mkdir models && \
+    if [ -n "$ENGINE" ]; then mv made/model.qdq.onnx models/densenet121.qdq.onnx || \
+        { echo "ENGINE=$ENGINE: the export made no model for OpenVINO; it says above why" >&2; exit 1; }; \
+    elif [ "$MODEL_VARIANT" != fp32 ] && [ -e made/model.int8.onnx ]; then mv made/model.int8.onnx models/densenet121.int8.onnx; \
     else mv made/model.onnx models/densenet121.onnx; fi
 
 
@@ -80,10 +86,16 @@ FROM model-${MODEL}-${MODEL_VARIANT} AS model
 
 FROM base AS deps
 ARG HEIC
-COPY requirements/runtime.txt requirements/heic.txt requirements/container.txt requirements/
+ARG ENGINE
+ARG MODEL
+ARG MODEL_VARIANT
+COPY requirements/runtime.txt requirements/heic.txt requirements/openvino.txt requirements/container.txt requirements/
 RUN --mount=type=cache,target=/root/.cache/pip \
-    case "$HEIC" in 1) lock=heic ;; "") lock=runtime ;; *) echo "HEIC=$HEIC is not 1 or empty" >&2; exit 1 ;; esac && \
-    ln -s "$lock.txt" requirements/packages.txt && \
+    case "$HEIC" in 1|"") ;; *) echo "HEIC=$HEIC is not 1 or empty" >&2; exit 1 ;; esac && \
+    case "$ENGINE,$MODEL,$MODEL_VARIANT" in ,*) ;; openvino,*,fp32|openvino,efficientnet_lite0,*) \
+        echo "ENGINE=openvino runs the int8 model of DenseNet-121, not $MODEL, $MODEL_VARIANT" >&2; exit 1 ;; \
+        openvino,*) ;; *) echo "ENGINE=$ENGINE is not openvino or empty" >&2; exit 1 ;; esac && \
+    cd requirements && cat runtime.txt ${HEIC:+heic.txt} ${ENGINE:+openvino.txt} > packages.txt && cd .. && \
     pip install --no-compile --require-hashes --target /packages -r requirements/packages.txt && \
     pip install --no-compile --require-hashes --target /tools -r requirements/container.txt
 COPY container/ container/

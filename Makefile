@@ -86,6 +86,7 @@ embedded: ## rebuild models/efficientnet_lite0.onnx, the model in the repository
 bench: ## benchmark engines and the server (see benchmarks/README.md)
 	@$(install_runtime)
 	@$(install_export) requirements/benchmark.txt
+	@$(install) .venv/openvino requirements/openvino.txt
 	$(call quote,$(PYTHON)) benchmarks/latency.py
 
 fuzz_flags = -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -timeout=10 -rss_limit_mb=2048 -verbosity=0 \
@@ -104,6 +105,7 @@ build_image = $(DOCKER) build $$($(DOCKER) network inspect bridge >/dev/null 2>&
 		$(if $(PHOTOS),--build-arg PHOTOS="$$(basename -- "$$PHOTOS")")) \
 	$(if $(TORCH_INDEX),--build-arg TORCH_INDEX=$(call quote,$(TORCH_INDEX))) \
 	$(if $(HEIC),--build-arg HEIC=$(call quote,$(HEIC))) \
+	$(if $(filter 1,$(OPENVINO)),--build-arg ENGINE=openvino) \
 	--build-arg VERSION='$(version)' --build-arg REVISION='$(revision)' --build-arg SOURCE=$(call quote,$(SOURCE))
 
 image: ## build the container image (see docs/container.md)
@@ -115,6 +117,7 @@ image: ## build the container image (see docs/container.md)
 image-test: override MODEL =
 image-test: MODEL_VARIANT =
 image-test: HEIC =
+image-test: OPENVINO =
 image-test: image ## build the container image, test it over HTTP, and print its size
 	@$(install_runtime) requirements/test.txt
 	IMAGE=$(call quote,$(IMAGE)) DOCKER=$(call quote,$(DOCKER)) BUILD_FLAGS=$(call quote,$(BUILD_FLAGS)) $(runtime) -m pytest tests/container

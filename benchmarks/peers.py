@@ -3,11 +3,12 @@
     python benchmarks/peers.py --photos DIR
 
 Each peer is installed into .venv/peers/NAME from its lock file, serves the same DenseNet-121 with onnxruntime as its
-documentation shows, and is measured in two configurations, with our fp32 and our int8 file. Our server always runs in
-its default configuration. With large images each peer is also measured with `Image.draft`, which decodes at a reduced
-scale as our server does, and our server with `--decode exact`, which decodes in full as the peers do. Everything is
-measured in turns, in one run, which prints at its start how long it will take. For a quick run: `--rounds 1 --starts 1
---scale 0.3`.
+documentation shows, and is measured in two configurations, with our fp32 and our int8 file. Their int8 file has the
+same weights as ours and takes normalised floats, as their documentation shows, where ours takes pixels. Our server
+always runs in its default configuration. With large images each peer is also measured with `Image.draft`, which decodes
+at a reduced scale as our server does, and our server with `--decode exact`, which decodes in full as the peers do.
+Everything is measured in turns, in one run, which prints at its start how long it will take. For a quick run: `--rounds
+1 --starts 1 --scale 0.3`.
 """
 
 import argparse
@@ -25,8 +26,8 @@ if not __package__:  # started by its path
 from benchmarks.harness.engines import Engine, EnginePlan, measure_engines
 from benchmarks.harness.errors import CannotMeasure
 from benchmarks.harness.installed import OURS_EXACT, OURS_FP32, Installed, find_installed, our_server
-from benchmarks.harness.machine import ROOT, RUNTIME, child_environment, provenance, versions
-from benchmarks.harness.peer_catalogue import PEERS, environment_of
+from benchmarks.harness.machine import EXPORT, ROOT, RUNTIME, child_environment, provenance, versions
+from benchmarks.harness.peer_catalogue import FLOAT_INPUT, PEERS, environment_of
 from benchmarks.harness.photos import describe_photos, prepare_photos
 from benchmarks.harness.progress import Progress
 from benchmarks.harness.rounds import measure_servers
@@ -38,6 +39,7 @@ from serve.printable import ArgumentParser, printable_lines
 
 _BUILD: Final = ROOT / "build/benchmarks"
 _MODEL: Final = ROOT / "models/densenet121.onnx"
+_MODEL_INT8: Final = ROOT / "models/densenet121.int8.onnx"
 # Photograph, clients and seconds of each measurement.
 _INT8_WORKLOADS: Final = (
     Workload("photo", 1, 2.5),
@@ -69,6 +71,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     chosen = [peer for peer in PEERS if peer.name in options.peers and _install(peer.name, options.install, found)]
     for peer in chosen:
         found.versions[peer.name] = versions(peer.python, [*peer.parts, "onnxruntime", "numpy", "pillow"])
+    chosen_int8 = chosen if _add_float_input(found) else []
     _add_openvino(found, options)
     for line in found.missing:
         print(printable_lines(f"Left out: {line}"), flush=True)
@@ -77,7 +80,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     photos = {name: Photo(Path(entry["file"]), entry["expect"]) for name, entry in prepared.items()}
     unambiguous = photos.pop("unambiguous")
     int8 = [*found.servers, our_server(OURS_EXACT, "--decode", "exact", photos=("large",))]
-    int8 += [one for peer in chosen for draft in (False, True) for one in peer.specs("int8", draft)]
+    int8 += [one for peer in chosen_int8 for draft in (False, True) for one in peer.specs("int8", draft)]
     fp32 = [our_server(OURS_FP32, "--model-variant", "fp32")]
     fp32 += [one for peer in chosen for one in peer.specs("fp32")]
     int8_plan, fp32_plan = (
@@ -117,6 +120,23 @@ def _install(name: str, allowed: bool, found: Installed) -> bool:
     if not python.is_file():
         found.missing.append(f"{name}: python3 {' '.join(command)}")
         return False
+    return True
+
+
+def _add_float_input(found: Installed) -> bool:
+    """Make the peers' int8 file and add it as an engine; return whether it could be made."""
+    if not _MODEL_INT8.is_file():  # `find_installed` has told so
+        return False
+    if not EXPORT.is_file():
+        found.missing.append("peers with int8: python3 requirements/install.py .venv/export requirements/export.txt")
+        return False
+    command = [str(EXPORT), "-m", "benchmarks.harness.float_input", "--model", str(_MODEL_INT8)]
+    command += ["--output", str(FLOAT_INPUT)]
+    done = subprocess.run(command, cwd=ROOT, env=child_environment(), capture_output=True, text=True, check=False)
+    if done.returncode:
+        found.missing.append(f"peers with int8: {done.stderr.strip()[-500:]}")
+        return False
+    found.engines.append(Engine("onnxruntime int8, float input", RUNTIME, "onnxruntime", FLOAT_INPUT))
     return True
 
 

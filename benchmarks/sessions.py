@@ -22,8 +22,8 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.harness.machine import ROOT
+from benchmarks.harness.model_input import input_of
 from benchmarks.harness.processes import ProcessTree
-from benchmarks.peer_servers.preprocess import normalise, takes_pixels
 from benchmarks.reporting.records import PrintedResult, add_output
 from serve.config.cpus import cpu_budget
 from serve.imaging.malloc import trim_malloc, tune_malloc
@@ -96,7 +96,7 @@ def session(path: Path, threads: int, spinning: bool = True) -> Any:
 def infer(model: Any) -> None:
     """Run the model on one image."""
     pixels = np.zeros((1, 224, 224, 3), np.uint8)
-    model.run(["logits"], {"input": pixels if takes_pixels(model) else normalise(pixels)})
+    model.run(["logits"], {"input": input_of(model, pixels)})
 
 
 def milliseconds(model: Any) -> float:

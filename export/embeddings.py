@@ -21,7 +21,6 @@ from serve.imaging.preprocess import Preprocessing
 from serve.model.features import Features
 
 _MOST: Final = 100  # photographs; more would change no digit of the mean that the card has
-
 _SMALLEST: Final = 1e-12  # so that an embedding of zeros has a cosine, 0
 
 

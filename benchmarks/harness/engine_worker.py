@@ -9,10 +9,12 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peer_servers.preprocess import crop, load_labels, name_of, normalise, takes_pixels
+from benchmarks.harness.model_input import input_of
+from benchmarks.peer_servers.preprocess import crop, load_labels, name_of, normalise
 from serve.printable import ArgumentParser
 
 # OpenVINO and nncf send usage statistics through this package, and work without it.
@@ -24,15 +26,19 @@ Engine = Callable[[], Any]  # classifies the image
 def main() -> int:
     """Answer one line after another until standard input ends."""
     parser = ArgumentParser(prog="python -m benchmarks.harness.engine_worker")
-    parser.add_argument("--engine", choices=("pytorch", "onnxruntime", "openvino"), required=True)
+    parser.add_argument("--engine", choices=("pytorch", "onnxruntime", "plug-in", "openvino"), required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--photo", type=Path, required=True)
     parser.add_argument("--model", help="weights, .onnx or .xml, as the engine reads them")
     options = parser.parse_args()
     pixels = crop(options.photo.read_bytes())
-    run = {"pytorch": _pytorch, "onnxruntime": _onnxruntime, "openvino": _openvino}[options.engine](
-        options.model, options.threads, pixels
-    )
+    engines: dict[str, Callable[[Any, int, Any], Engine]] = {
+        "pytorch": _pytorch,
+        "onnxruntime": _onnxruntime,
+        "plug-in": partial(_onnxruntime, plug_in=True),
+        "openvino": _openvino,
+    }
+    run = engines[options.engine](options.model, options.threads, pixels)
     _write_line(name_of(run(), load_labels()))
     for line in sys.stdin:
         _write_line(_measure(run, **json.loads(line)))
@@ -68,14 +74,18 @@ def _pytorch(weights: str | None, threads: int, pixels: Any) -> Engine:
     return run
 
 
-def _onnxruntime(model: str, threads: int, pixels: Any) -> Engine:
+def _onnxruntime(model: str, threads: int, pixels: Any, plug_in: bool = False) -> Engine:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    image = pixels if takes_pixels(session) else normalise(pixels)
+    if plug_in:
+        from serve.model.openvino_plugin import use_openvino
+
+        use_openvino(options, 1, 1, threads)
+    session = ort.InferenceSession(model, options, providers=None if plug_in else ["CPUExecutionProvider"])
+    image = input_of(session, pixels)
     return lambda: session.run(["logits"], {"input": image})[0]
 
 

@@ -9,9 +9,11 @@ from typing import Any, Final
 from benchmarks.harness.engines import Engine
 from benchmarks.harness.machine import (
     EXPORT,
+    OPENVINO,
     ROOT,
     RUNTIME,
     child_environment,
+    describe_machine,
     describe_torch,
     torch_build,
     usable_cpus,
@@ -24,11 +26,14 @@ from benchmarks.harness.workers import WorkerSpec
 OURS: Final = "ours"
 OURS_FP32: Final = "ours, fp32"
 OURS_EXACT: Final = "ours, exact"
+OURS_OPENVINO: Final = "ours, OpenVINO"
+PLUG_IN: Final = "onnxruntime int8, OpenVINO plug-in"  # as an engine without a server
 BASELINE: Final = "baseline"  # Flask's development server with PyTorch
 LOOP: Final = "loop without HTTP"
 
 _MODEL_FP32: Final = ROOT / "models/densenet121.onnx"
 _MODEL_INT8: Final = ROOT / "models/densenet121.int8.onnx"
+_MODEL_QDQ: Final = ROOT / "models/densenet121.qdq.onnx"
 _CACHED_WEIGHTS: Final = "hub/checkpoints/densenet121-a639ec97.pth"
 _INSTALL: Final = "python3 requirements/install.py"
 
@@ -73,13 +78,32 @@ def find_installed(weights: Path | None, photo: Path) -> Installed:
                 found.engines.append(Engine(name, RUNTIME, "onnxruntime", model))
             else:
                 found.missing.append(f"{name}: models/{model.name} is missing; make export WEIGHTS=densenet121.pth")
+        _find_openvino(found)
     _find_torch(found, weights)
     return found
 
 
-def our_server(name: str = OURS, *flags: str, photos: tuple[str, ...] = ()) -> ServerSpec:
+def _find_openvino(found: Installed) -> None:
+    """Find the plug-in that our server runs on CPUs with AMX; elsewhere the server is told to."""
+    have = versions(OPENVINO, ["onnxruntime", "onnxruntime-ep-openvino"])
+    if "onnxruntime-ep-openvino" not in have:
+        found.missing.append(f"{OURS_OPENVINO}: {_INSTALL} .venv/openvino requirements/openvino.txt (Linux on x86-64)")
+    elif not _MODEL_QDQ.is_file():
+        found.missing.append(
+            f"{OURS_OPENVINO}: models/{_MODEL_QDQ.name} is missing; make export WEIGHTS=densenet121.pth"
+        )
+    elif not describe_machine()["vnni"]:
+        found.missing.append(f"{OURS_OPENVINO}: it is not used on CPUs without VNNI")
+    else:
+        found.versions["openvino plug-in"] = have
+        found.engines.append(Engine(PLUG_IN, OPENVINO, "plug-in", _MODEL_QDQ))
+        flags = ("--engine", "openvino", "--engine-cache", str(ROOT / "build/benchmarks/engine-cache"))
+        found.servers.append(our_server(OURS_OPENVINO, *flags, python=OPENVINO))
+
+
+def our_server(name: str = OURS, *flags: str, photos: tuple[str, ...] = (), python: Path = RUNTIME) -> ServerSpec:
     """Our server with its default settings and these flags."""
-    command = [str(RUNTIME), "-m", "serve", "--port", "{port}"]
+    command = [str(python), "-m", "serve", "--port", "{port}"]
     help_text = subprocess.run(
         [str(RUNTIME), "-m", "serve", "--help"],
         cwd=ROOT,
@@ -90,7 +114,8 @@ def our_server(name: str = OURS, *flags: str, photos: tuple[str, ...] = ()) -> S
     ).stdout
     if "--server-timing" in help_text:
         command += ["--server-timing", "on"]
-    settings = " ".join(["as it is by default, one process", *flags])
+    shown = [Path(flag).name if Path(flag).is_absolute() else flag for flag in flags]
+    settings = " ".join(["as it is by default, one process", *shown])
     return ServerSpec(name, (*command, *flags), card_path="/model", settings=settings, photos=photos)
 
 

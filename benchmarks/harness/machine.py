@@ -15,6 +15,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "benchmarks/results"
 RUNTIME: Final = ROOT / ".venv/runtime/bin/python"
 EXPORT: Final = ROOT / ".venv/export/bin/python"
+OPENVINO: Final = ROOT / ".venv/openvino/bin/python"  # the runtime with OpenVINO's plug-in
 
 # Turns usage statistics off. LitServe, mosec, MLServer and Flask have none (according to their sources); OpenVINO and
 # nncf have no variable for it: `engine_worker.py` and `openvino_engine.py` turn theirs off.
@@ -72,7 +73,9 @@ def describe_machine() -> dict[str, Any]:
     memory = re.search(r"^MemTotal:\s*(\d+)", _read(Path("/proc/meminfo")), re.MULTILINE)
     return {
         "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
-        "features": [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp") if name in present],
+        "features": [
+            name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if name in present
+        ],
         "vnni": bool(present & {"avx512_vnni", "avx_vnni"}),
         "usable_cpus": usable_cpus(),
         "memory_gb": round(int(memory[1]) * 1024 / 1e9, 1) if memory else None,

@@ -14,6 +14,8 @@ from benchmarks.harness.machine import ROOT, usable_cpus
 from benchmarks.harness.servers import ServerSpec
 
 SERVERS: Final = Path(__file__).resolve().parents[1] / "peer_servers"
+# Our int8 file with another input (`float_input.py`), made anew by each run of `peers.py`.
+FLOAT_INPUT: Final = ROOT / "build/benchmarks/densenet121.int8.float-input.onnx"
 DRAFT: Final = ", draft"  # the end of a server's name if it decodes with Image.draft
 _TIMEOUT_MS: Final = "60000"  # of one request, which may have to wait behind 15 large images
 
@@ -47,7 +49,7 @@ class Peer:
             variant: `int8` or `fp32`.
             draft: Decode at a reduced scale. Only large images are sent then: for others it makes no difference.
         """
-        model = ROOT / f"models/densenet121{'.int8' if variant == 'int8' else ''}.onnx"
+        model = FLOAT_INPUT if variant == "int8" else ROOT / "models/densenet121.onnx"
         cpus = usable_cpus()
         found = []
         for letter, workers, threads in (("a", 1, cpus), ("b", cpus, 1)):

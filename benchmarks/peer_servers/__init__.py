@@ -1,1 +1,1 @@
-"""Each peer's server as its documentation shows it, with the same model files and the same preprocessing."""
+"""Each peer's server as its documentation shows it, with the same weights and the same preprocessing."""

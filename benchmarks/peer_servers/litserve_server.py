@@ -8,7 +8,7 @@ from typing import Any
 
 import litserve
 from fastapi import UploadFile
-from preprocess import Classifier
+from preprocess import Classifier, preprocess
 
 
 class DenseNetAPI(litserve.LitAPI):
@@ -18,7 +18,7 @@ class DenseNetAPI(litserve.LitAPI):
         self.classifier = Classifier()
 
     def decode_request(self, request: UploadFile) -> Any:
-        return self.classifier.preprocess(request.file.read())
+        return preprocess(request.file.read())
 
     def predict(self, batch: Any) -> dict[str, str]:
         return self.classifier.classify_input(batch)

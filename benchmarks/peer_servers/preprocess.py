@@ -1,4 +1,4 @@
-"""Preprocessing and postprocessing of every peer's server: encoded JPEG → the model's input, logits → ImageNet id.
+"""Preprocessing and postprocessing of every peer's server: encoded JPEG → normalised floats, logits → ImageNet id.
 
 Pillow and numpy, equal to torchvision's `Resize(256), CenterCrop(224), ToTensor, Normalize` on fully decoded JPEGs.
 With PEER_DRAFT=1 Pillow decodes to at least twice the size that it resizes to, as our server does. Nothing of `serve/`
@@ -30,7 +30,7 @@ def load_labels() -> Labels:
 
 
 def preprocess(source: bytes | bytearray | Image.Image, draft: bool | None = None) -> Any:
-    """Preprocess an image for an fp32 model; arguments are as for `crop`, the result is as of `normalise`."""
+    """Preprocess an image for the model; arguments are as for `crop`, the result is as of `normalise`."""
     return normalise(crop(source, draft))
 
 
@@ -41,7 +41,7 @@ def crop(source: bytes | bytearray | Image.Image, draft: bool | None = None) -> 
         draft: Decode a JPEG at a reduced scale (default: PEER_DRAFT).
 
     Returns:
-        8-bit RGB `[1, 224, 224, 3]`, which the int8 model takes.
+        8-bit RGB `[1, 224, 224, 3]`.
     """
     image = Image.open(io.BytesIO(source)) if isinstance(source, bytes | bytearray) else source
     if draft or (draft is None and os.environ.get("PEER_DRAFT") == "1"):
@@ -56,14 +56,9 @@ def crop(source: bytes | bytearray | Image.Image, draft: bool | None = None) -> 
 
 
 def normalise(pixels: Any) -> Any:
-    """Convert 8-bit RGB `[1, 224, 224, 3]` to FP32 `[1, 3, 224, 224]`, which an fp32 model takes."""
+    """Convert 8-bit RGB `[1, 224, 224, 3]` to FP32 `[1, 3, 224, 224]`, which every model of the peers takes."""
     values = (pixels.astype(np.float32) / 255 - _MEAN) / _STD
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-
-
-def takes_pixels(session: Any) -> bool:
-    """Whether an onnxruntime session's model takes what `crop` returns."""
-    return bool(session.get_inputs()[0].type == "tensor(uint8)")
 
 
 class Classifier:
@@ -77,12 +72,11 @@ class Classifier:
         options.inter_op_num_threads = 1
         self.labels = load_labels()
         self.session = ort.InferenceSession(os.environ["PEER_MODEL"], options, providers=["CPUExecutionProvider"])
-        self.preprocess = crop if takes_pixels(self.session) else preprocess
         self.classify(Image.new("RGB", (_RESIZE, _RESIZE)))  # a warm-up
 
     def classify(self, image: bytes | bytearray | Image.Image) -> dict[str, str]:
         """Preprocess and classify an image, for servers with one stage."""
-        return self.classify_input(self.preprocess(image))
+        return self.classify_input(preprocess(image))
 
     def classify_input(self, batch: Any) -> dict[str, str]:
         """Classify a preprocessed image."""

@@ -3,11 +3,18 @@
 from typing import Any
 
 from benchmarks.harness.figures import Result
-from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32
+from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32, OURS_OPENVINO, PLUG_IN
 from benchmarks.reporting.charts import Bar, Stack, bar_chart, stack_chart
 from benchmarks.reporting.report import describe_run, product_name
 
-_KINDS = {OURS: "ours", OURS_EXACT: "ours", OURS_FP32: "ours", BASELINE: "baseline", LOOP: "limit"}
+_KINDS = {
+    OURS: "ours",
+    OURS_EXACT: "ours",
+    OURS_FP32: "ours",
+    OURS_OPENVINO: "ours",
+    BASELINE: "baseline",
+    LOOP: "limit",
+}
 
 _DECODING = "ours and 'draft' decode at a reduced scale, 'exact' and the others in full"
 _CONFIGURATIONS = "a: one worker with a thread for each CPU; b: a worker for each CPU, with one thread"
@@ -60,8 +67,8 @@ def _best_bars(bars: list[Bar]) -> list[Bar]:
     kept: dict[str, Bar] = {}
     for bar in bars:
         product, _, variant = bar.label.partition(" ")
-        if bar.label in (OURS, BASELINE) or variant in ("a, int8", "b, int8"):
-            kept.setdefault(product, bar)
+        if bar.label in (OURS, OURS_OPENVINO, BASELINE) or variant in ("a, int8", "b, int8"):
+            kept.setdefault(bar.label if product.startswith(OURS) else product, bar)
     return list(kept.values()) if len(kept) > 2 else []
 
 
@@ -85,7 +92,7 @@ def _engine_bars(result: Result) -> list[Bar]:
     for name, threads in result.get("engines", {}).items():
         for count, figures in threads.items():
             label = f"{name}, {count} thread{'s' * (count != '1')}"
-            bars.append(_bar(label, figures["p50_ms"], "ours" if "int8" in name and "onnx" in name else ""))
+            bars.append(_bar(label, figures["p50_ms"], "ours" if name in ("onnxruntime int8", PLUG_IN) else ""))
     return bars
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from benchmarks.harness.figures import Result, spread
-from benchmarks.harness.installed import BASELINE, LOOP, OURS
+from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_OPENVINO, PLUG_IN
 from benchmarks.harness.peer_catalogue import DRAFT
 
 Spread = dict[str, Any]
@@ -58,7 +58,7 @@ def failures(result: Result) -> int | None:
 
 
 def best_peer(result: Result, key: str, figure: str, draft: bool = False) -> str | None:
-    """The peer with our int8 file that is best at a figure of a workload; None if there is none.
+    """The peer with our int8 weights that is best at a figure of a workload; None if there is none.
 
     Args:
         key: The workload.
@@ -72,9 +72,12 @@ def best_peer(result: Result, key: str, figure: str, draft: bool = False) -> str
     return (min if figure == "p50_ms" else max)(medians, key=lambda name: medians[name])
 
 
-def ratio(result: Result, key: str, figure: str, other: str) -> Spread | None:
+def ratio(result: Result, key: str, figure: str, other: str, ours: str = OURS) -> Spread | None:
     """The ratio of ours to another's, round by round; None if either was not measured."""
-    mine, theirs = _figure(result, OURS, key, figure), _figure(result, other, key, figure)
+    return _ratio(_figure(result, ours, key, figure), _figure(result, other, key, figure))
+
+
+def _ratio(mine: Spread | None, theirs: Spread | None) -> Spread | None:
     if not mine or not theirs or not all(theirs["rounds"]):
         return None
     return spread([one / two for one, two in zip(mine["rounds"], theirs["rounds"], strict=False)])
@@ -86,18 +89,18 @@ def _figure(result: Result, name: str, key: str, figure: str) -> Spread | None:
     return None if load.get("errors") or load.get("wrong") else found
 
 
-def _against(other: str, key: str, figure: str) -> Measure:
+def _against(other: str, key: str, figure: str, ours: str = OURS) -> Measure:
     def measure(result: Result) -> tuple[Spread, str] | None:
-        found = ratio(result, key, figure, other)
+        found = ratio(result, key, figure, other, ours)
         return (found, other) if found else None
 
     return measure
 
 
-def _against_best_peer(key: str, figure: str, draft: bool = False) -> Measure:
+def _against_best_peer(key: str, figure: str, draft: bool = False, ours: str = OURS) -> Measure:
     def measure(result: Result) -> tuple[Spread, str] | None:
         peer = best_peer(result, key, figure, draft)
-        found = ratio(result, key, figure, peer) if peer else None
+        found = ratio(result, key, figure, peer, ours) if peer else None
         return (found, peer) if found and peer else None
 
     return measure
@@ -111,9 +114,37 @@ def _own(key: str, figure: str) -> Measure:
     return measure
 
 
-def _start(result: Result) -> tuple[Spread, str] | None:
-    found: Spread | None = result.get("servers", {}).get(OURS, {}).get("start_s")
-    return (found, "") if found else None
+def _start(ours: str) -> Measure:
+    def measure(result: Result) -> tuple[Spread, str] | None:
+        found: Spread | None = result.get("servers", {}).get(ours, {}).get("start_s")
+        return (found, "") if found else None
+
+    return measure
+
+
+def _on_amx(measure: Measure) -> Measure:
+    """Counts on CPUs with AMX only, where `auto` takes OpenVINO."""
+    return lambda result: measure(result) if "amx_int8" in result["machine"]["features"] else None
+
+
+def _engine(all_threads: bool) -> Measure:
+    """OpenVINO's plug-in against the `cpu` engine, with one thread or with the most that were measured."""
+
+    def measure(result: Result) -> tuple[Spread, str] | None:
+        plug_in, cpu = (result.get("engines", {}).get(name, {}) for name in (PLUG_IN, "onnxruntime int8"))
+        counts = sorted(plug_in.keys() & cpu.keys(), key=int)
+        if not counts or (all_threads and len(counts) == 1):
+            return None
+        count = counts[-1] if all_threads else counts[0]
+        found = _ratio(plug_in[count]["p50_ms"], cpu[count]["p50_ms"])
+        return (found, "") if found else None
+
+    return measure
+
+
+def _memory(result: Result) -> tuple[Spread, str] | None:
+    loaded = result.get("servers", {}).get(OURS_OPENVINO, {}).get("loaded_mb")
+    return (spread([loaded["pss"]]), "") if loaded else None
 
 
 def _failures(result: Result) -> tuple[Spread, str] | None:
@@ -123,6 +154,24 @@ def _failures(result: Result) -> tuple[Spread, str] | None:
 
 _IN_FULL, _DRAFT = "against the best peer, which decodes in full", "against the best peer with Image.draft"
 
+_OPENVINO_TARGETS: Final = tuple(
+    Target(f"OpenVINO with AMX: {name}", (limit, limit), at_most, _on_amx(measure))
+    for name, limit, at_most, measure in (
+        ("engine, 1 thread, against cpu", 0.72, True, _engine(all_threads=False)),
+        ("engine, all CPUs, against cpu", 0.82, True, _engine(all_threads=True)),
+        ("p50, 1 client, against cpu", 0.88, True, _against(OURS, "1", "p50_ms", OURS_OPENVINO)),
+        ("p50, 1 client, against the best peer", 0.85, True, _against_best_peer("1", "p50_ms", ours=OURS_OPENVINO)),
+        ("images/s, 16 clients, against cpu", 1.35, False, _against(OURS, "16", "images_per_s", OURS_OPENVINO)),
+        (
+            "images/s, 16 clients, against the best peer",
+            1.4,
+            False,
+            _against_best_peer("16", "images_per_s", ours=OURS_OPENVINO),
+        ),
+        ("memory after load, MB (PSS)", 500, True, _memory),
+        ("start to first right answer, compiled model kept, s", 1.5, True, _start(OURS_OPENVINO)),
+    )
+)
 TARGETS: Final = (
     Target("p50, 1 client, against the baseline", (0.12, 0.2), True, _against(BASELINE, "1", "p50_ms")),
     Target("images/s, 16 clients, against the baseline", (6, 3.8), False, _against(BASELINE, "16", "images_per_s")),
@@ -144,6 +193,7 @@ TARGETS: Final = (
     ),
     Target("p50 beyond decode, preprocess, infer, 1 client, ms", (1, 1.5), True, _own("1", "beyond_ms")),
     Target("p99/p50, 16 clients", (1.5, 1.5), True, _own("16", "p99_to_p50")),
-    Target("process start to first right answer, s", (0.7, 0.7), True, _start),
+    Target("process start to first right answer, s", (0.7, 0.7), True, _start(OURS)),
     Target("errors and wrong answers", (0, 0), True, _failures),
+    *_OPENVINO_TARGETS,
 )

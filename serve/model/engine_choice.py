@@ -3,18 +3,17 @@
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from serve.config.cpus import cpu_features
 from serve.errors import ModelError
 from serve.model.files import AUTO, QDQ_SUFFIX, find_model, qdq_file
+from serve.model.openvino_plugin import PLUGIN, is_installed
 
 CPU: Final = "cpu"
 OPENVINO: Final = "openvino"
 CUDA: Final = "cuda"
-PLUGIN: Final = "onnxruntime_ep_openvino"
 # As Linux names the instructions for 8-bit products and for matrix products of 8-bit values.
 _VNNI: Final = {"avx512_vnni", "avx_vnni"}
 _AMX: Final = "amx_int8"
@@ -35,7 +34,8 @@ def choose_engine(
     """Chooses the engine and finds its model file.
 
     `auto` is OpenVINO where its plug-in is installed, its file is there and the CPU has AMX, and otherwise `cpu`. On
-    CPUs without AMX the two take as long, so `auto` takes OpenVINO there only if there is no other file.
+    CPUs without AMX the two take as long, so `auto` takes OpenVINO there only if there is no other file. `cpu` runs
+    OpenVINO's file if it is the only one, slower than the integer file.
 
     Args:
         engine: the setting.
@@ -49,30 +49,27 @@ def choose_engine(
     """
     path = find_model(model, variant, *folders)
     if engine not in (AUTO, OPENVINO):
-        if path.name.endswith(QDQ_SUFFIX):
-            raise ModelError(f"engine={engine}: {path} is for OpenVINO; make another with 'make export'")
         return EngineChoice(engine, path, f"engine={engine} is set")
     # A file that is named is the one to serve.
     file = path if model.endswith(".onnx") else qdq_file(path)
     features = cpu_features() if features is None else features
     obstacle = _obstacle(file, variant, features)
-    if engine == OPENVINO or (file == path and path.name.endswith(QDQ_SUFFIX)):
+    if engine == OPENVINO:
         if obstacle:
             raise ModelError(f"engine={engine}: OpenVINO cannot run {file.name}: {obstacle}; see docs/operating.md")
-        reason = f"engine={engine} is set" if engine == OPENVINO else f"{file.name} is its file"
-        return EngineChoice(OPENVINO, file, reason)
-    if not obstacle and _AMX not in features:
+        return EngineChoice(OPENVINO, file, f"engine={engine} is set")
+    if not obstacle and _AMX not in features and file != path:
         obstacle = "the CPU has no AMX"
     if obstacle:
         return EngineChoice(CPU, path, obstacle)
-    return EngineChoice(OPENVINO, file, "the CPU has AMX")
+    return EngineChoice(OPENVINO, file, "the CPU has AMX" if _AMX in features else f"{file.name} is its file")
 
 
 def _obstacle(file: Path, variant: str, features: AbstractSet[str]) -> str:
     """Returns why OpenVINO cannot run the file here; empty if it can."""
     if variant == "fp32":
         return "model_variant=fp32 is set"
-    if find_spec(PLUGIN) is None:
+    if not is_installed():
         return f"the plug-in {PLUGIN} is not installed"
     if not file.name.endswith(QDQ_SUFFIX):
         return f"{file.name} is not a file *{QDQ_SUFFIX}"

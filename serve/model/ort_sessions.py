@@ -1,12 +1,10 @@
-"""Creates onnxruntime's sessions; the only module that imports onnxruntime."""
+"""Creates onnxruntime's sessions."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -15,7 +13,7 @@ import numpy.typing as npt
 from serve.config.regular_file import open_regular
 from serve.errors import ModelError
 from serve.imaging.normalise import Batch
-from serve.model.engine_choice import OPENVINO, PLUGIN
+from serve.model.openvino_plugin import use_openvino
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -24,7 +22,6 @@ import onnxruntime as ort
 INPUT_NAME: Final = "input"
 OUTPUT_NAME: Final = "logits"
 LOGITS: Final = (OUTPUT_NAME,)
-_BATCH_DIMENSION: Final = "batch"  # the name of N in the files that the export writes
 _FATAL: Final = 4  # onnxruntime's log severity; errors are reported as ModelError instead
 _CPU_PROVIDER: Final = "CPUExecutionProvider"
 _CUDA_PROVIDER: Final = "CUDAExecutionProvider"
@@ -50,29 +47,23 @@ def cpu_session(path: Path, threads: int) -> Session:
     return _create_session(path, options, [_CPU_PROVIDER])
 
 
-def openvino_session(path: Path, batch: int, streams: int, threads: int, cache: Path | None) -> Session:
+def openvino_session(path: Path, batch: int, streams: int, threads: int, cache_folder: Path | None) -> Session:
     """Returns a session of OpenVINO's plug-in for batches of one size.
 
     Args:
         streams: the number of batches that it runs at once.
         threads: of all streams together.
-        cache: folder that OpenVINO keeps the compiled model in; None for no cache.
+        cache_folder: where OpenVINO keeps the compiled model; None for nowhere.
 
     Raises:
         ModelError: the plug-in does not start, or the file has no such dimension.
         Exception: whatever onnxruntime raises.
     """
     options = _session_options(1)
-    options.add_free_dimension_override_by_name(_BATCH_DIMENSION, batch)
-    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # By default, what is not 8 bits would be bf16 on a CPU with AMX.
-    settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": "f32"}
-    if cache:
-        settings["CACHE_DIR"] = str(cache)
-    options.add_provider_for_devices([_openvino_device()], {"load_config": json.dumps({"CPU": settings})})
+    use_openvino(options, batch, streams, threads, cache_folder)
     session = _create_session(path, options)
     if session.get_inputs()[0].shape[0] != batch:
-        raise ModelError(f"model {path}: its first dimension is not called {_BATCH_DIMENSION}, so it cannot be static")
+        raise ModelError(f"model {path}: the name of its first dimension is not batch, so it cannot be static")
     return session
 
 
@@ -96,21 +87,6 @@ def cuda_session(path: Path) -> Session:
             "engine=cuda: CUDA does not start here; its libraries or its device are missing (see docs/operating.md)"
         )
     return session
-
-
-@cache
-def _openvino_device() -> Any:
-    """Loads the plug-in, once in a process, and returns the CPU as its device."""
-    plugin = import_module(PLUGIN)
-    try:
-        ort.register_execution_provider_library(OPENVINO, plugin.get_library_path())
-        name, cpu = plugin.get_ep_name(), ort.OrtHardwareDeviceType.CPU
-        return next(each for each in ort.get_ep_devices() if each.ep_name == name and each.device.type == cpu)
-    except Exception as error:  # onnxruntime's own exceptions share no base class
-        raise ModelError(
-            f"engine=openvino: the plug-in {PLUGIN} does not start with onnxruntime {ort.__version__}; install the "
-            "versions of requirements/openvino.txt, or set engine=cpu"
-        ) from error
 
 
 def _session_options(threads: int) -> Any:

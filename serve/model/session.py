@@ -121,8 +121,8 @@ def load_model(path: Path, options: EngineOptions, engine: str = CPU) -> Model:
         ) from error
     try:
         card = read_card(loaded.session.get_modelmeta().custom_metadata_map)
-        if (card.get("engine") == OPENVINO) != (engine == OPENVINO):
-            raise ModelError(f"it is {'not ' * (engine == OPENVINO)}a file for OpenVINO, but engine={engine}")
+        if engine == OPENVINO != card.get("engine"):
+            raise ModelError(f"it is not a file for OpenVINO, but engine={engine}")
         blank = _blank_input(loaded.session)
         class_count = _class_count(loaded.session, card)
         infer_seconds = _warm_up(loaded, blank, class_count)

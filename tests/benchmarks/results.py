@@ -39,7 +39,7 @@ def result(servers: dict[str, Any], vnni: bool = True, cpu: str = "Test CPU") ->
         "revision": "abc1234",
         "tree": "clean",
         "seconds": 1.0,
-        "machine": {"cpu": cpu, "usable_cpus": 2, "vnni": vnni},
+        "machine": {"cpu": cpu, "usable_cpus": 2, "vnni": vnni, "features": ["amx_int8"] * vnni},
         "photos": {"photo": {"bytes": 112525, "width": 640, "height": 427}},
         "engines": {"onnxruntime int8": {"1": figures(20, 50), "2": figures(12, 80)}},
         "servers": servers,

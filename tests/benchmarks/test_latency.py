@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.harness import installed
 from benchmarks.harness.installed import OURS
 from tests.benchmarks.results import result, server
 from tests.server_process import ROOT
@@ -78,3 +79,31 @@ def test_weights_that_are_not_there_are_named() -> None:
     done = run(ROOT, "benchmarks/latency.py", "--weights", "absent.pth")
     assert done.returncode == 2
     assert "absent.pth: no such file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("packages", "file", "vnni", "missing"),
+    [
+        ({"onnxruntime-ep-openvino": "1.8.1"}, True, True, ""),
+        ({"onnxruntime": "1.32.0"}, True, True, "install.py .venv/openvino requirements/openvino.txt"),
+        ({"onnxruntime-ep-openvino": "1.8.1"}, False, True, "none.qdq.onnx is missing; make export"),
+        ({"onnxruntime-ep-openvino": "1.8.1"}, True, False, "it is not used on CPUs without VNNI"),
+    ],
+)
+def test_openvino_is_measured_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, packages: dict[str, str], file: bool, vnni: bool, missing: str
+) -> None:
+    monkeypatch.setattr(installed, "versions", lambda python, names: packages)
+    monkeypatch.setattr(installed, "describe_machine", lambda: {"vnni": vnni})
+    monkeypatch.setattr(installed, "_MODEL_QDQ", Path(__file__) if file else Path("none.qdq.onnx"))
+    found = installed.Installed()
+    installed._find_openvino(found)
+    if missing:
+        assert (found.engines, found.servers) == ([], [])
+        assert missing in "".join(found.missing)
+    else:
+        assert [engine.name for engine in found.engines] == [installed.PLUG_IN]
+        [server] = found.servers
+        assert server.name == installed.OURS_OPENVINO
+        assert server.command[0] == str(installed.OPENVINO)
+        assert server.settings == "as it is by default, one process --engine openvino --engine-cache engine-cache"

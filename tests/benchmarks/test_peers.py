@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.harness import peer_catalogue
+from benchmarks.harness.model_input import input_of
 from benchmarks.harness.peer_catalogue import PEERS, SERVERS
 from benchmarks.peer_servers import preprocess as peers
 from benchmarks.peers import _INT8_WORKLOADS
@@ -93,7 +94,7 @@ def test_each_is_given_the_file_that_it_is_named_after(variant: str) -> None:
     for peer in PEERS:
         for spec in peer.specs(variant):
             model = Path(spec.environment["PEER_MODEL"]).name
-            assert model == {"int8": "densenet121.int8.onnx", "fp32": "densenet121.onnx"}[variant]
+            assert model == {"int8": "densenet121.int8.float-input.onnx", "fp32": "densenet121.onnx"}[variant]
 
 
 def test_peers_that_draft_are_named_so_and_get_only_the_large_photograph() -> None:
@@ -116,31 +117,36 @@ def test_a_peers_server_starts_the_requested_number_of_workers(name: str, tmp_pa
     assert json.loads(done.stdout) == 6
 
 
-def test_a_peers_session_has_the_requested_threads_and_its_model_what_it_takes(
+def test_a_peers_session_has_the_requested_threads_and_its_model_gets_normalised_floats(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import onnxruntime as ort
 
     asked: list[tuple[int, int]] = []
-    given: list[tuple[str, tuple[int, ...]]] = []
-    taken = "tensor(uint8)"
+    given: list[np.ndarray] = []
 
     class Session:
         def __init__(self, path: str, options: ort.SessionOptions, providers: list[str]) -> None:
             asked.append((options.intra_op_num_threads, options.inter_op_num_threads))
 
-        def get_inputs(self) -> list[SimpleNamespace]:
-            return [SimpleNamespace(type=taken)]
-
         def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-            given.append((inputs["input"].dtype.name, inputs["input"].shape))
+            given.append(inputs["input"])
             return [np.zeros((1, 1000), np.float32)]
 
     monkeypatch.setattr(ort, "InferenceSession", Session)
     monkeypatch.setenv("PEER_MODEL", "model.onnx")
     monkeypatch.setenv("PEER_THREADS", "6")
-    peers.Classifier()
-    taken = "tensor(float)"
-    peers.Classifier()
-    assert asked == [(6, 1)] * 2
-    assert given == [("uint8", (1, 224, 224, 3)), ("float32", (1, 3, 224, 224))]
+    image = (PICTURES / "rgb.png").read_bytes()
+    peers.Classifier().classify(image)
+    assert asked == [(6, 1)]
+    assert [batch.dtype.name for batch in given] == ["float32"] * 2
+    np.testing.assert_array_equal(given[1], peers.preprocess(image))
+
+
+@pytest.mark.parametrize(
+    ("taken", "given"), [("tensor(uint8)", ("uint8", (1, 4, 4, 3))), ("tensor(float)", ("float32", (1, 3, 4, 4)))]
+)
+def test_an_engine_gets_what_its_model_takes(taken: str, given: tuple[str, tuple[int, ...]]) -> None:
+    session = SimpleNamespace(get_inputs=lambda: [SimpleNamespace(type=taken)])
+    batch = input_of(session, np.zeros((1, 4, 4, 3), np.uint8))
+    assert (batch.dtype.name, batch.shape) == given

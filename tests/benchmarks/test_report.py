@@ -243,6 +243,14 @@ def test_an_engines_bar_is_its_median_too() -> None:
     assert bars["int8, 1 thread"][0] == pytest.approx(2 * bars["int8, 2 threads"][0], abs=0.2)
 
 
+def test_only_the_engine_with_the_served_file_has_our_colour() -> None:
+    names = ("onnxruntime fp32", "onnxruntime int8", "onnxruntime int8, float input", "OpenVINO int8 (nncf)")
+    measured = {**result({}), "engines": {name: {"1": {"p50_ms": spread([5])}} for name in names}}
+    root = ElementTree.fromstring(draw(measured)["latency-engines.svg"])
+    bars = [bar.attrib["class"] for bar in root.iter(f"{SVG}rect") if bar.attrib["class"].startswith("bar")]
+    assert bars == ["bar ", "bar ours", "bar ", "bar "]
+
+
 def test_a_stack_has_the_medians_of_the_stages_and_ends_at_the_clients_latency() -> None:
     ours = server(20, 60)
     ours["clients"]["1"]["stages_ms"] = {"decode": spread([2, 8, 4]), "infer": spread([11, 10, 15])}

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.harness.figures import spread
-from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32
+from benchmarks.harness.installed import BASELINE, LOOP, OURS, OURS_EXACT, OURS_FP32, OURS_OPENVINO, PLUG_IN
 from benchmarks.reporting.targets import TARGETS, best_peer, judge
 from tests.benchmarks.results import figures, result, server
 
@@ -25,6 +25,14 @@ WANTED = {
     "p99/p50, 16 clients": (LESS, 1.5, 1.5),
     "process start to first right answer, s": (LESS, 0.7, 0.7),
     "errors and wrong answers": (LESS, 0, 0),
+    "OpenVINO with AMX: engine, 1 thread, against cpu": (LESS, 0.72, 0.72),
+    "OpenVINO with AMX: engine, all CPUs, against cpu": (LESS, 0.82, 0.82),
+    "OpenVINO with AMX: p50, 1 client, against cpu": (LESS, 0.88, 0.88),
+    "OpenVINO with AMX: p50, 1 client, against the best peer": (LESS, 0.85, 0.85),
+    "OpenVINO with AMX: images/s, 16 clients, against cpu": (MORE, 1.35, 1.35),
+    "OpenVINO with AMX: images/s, 16 clients, against the best peer": (MORE, 1.4, 1.4),
+    "OpenVINO with AMX: memory after load, MB (PSS)": (LESS, 500, 500),
+    "OpenVINO with AMX: start to first right answer, compiled model kept, s": (LESS, 1.5, 1.5),
 }
 
 
@@ -37,7 +45,12 @@ def everything(better: float) -> dict[str, Any]:
     ours["clients"]["16"]["p99_to_p50"] = spread([2 / better])
     ours["clients"]["64"] = {**figures(1, 1), "errors": int(better < 1)}
     others = {"mosec a, int8": server(100, 100, **loads), "mosec a, int8, draft": {"clients": loads}}
-    return result({OURS: ours, BASELINE: server(100, 100), LOOP: server(100, 100), **others})
+    faster = server(100 / better**2, 100 * better**2, start=1 / better)
+    faster["loaded_mb"] = {**faster["loaded_mb"], "pss": 1000 / better}
+    servers = {OURS: ours, OURS_OPENVINO: faster, BASELINE: server(100, 100), LOOP: server(100, 100), **others}
+    made = result(servers)
+    made["engines"][PLUG_IN] = {"1": figures(20 / better, 50), "2": figures(12 / better, 80)}
+    return made
 
 
 def row(measured: dict[str, Any], words: str) -> dict[str, Any]:
@@ -74,6 +87,23 @@ def test_each_figure_is_compared_with_whichever_peer_is_best_at_it() -> None:
     assert best_peer(measured, "16", "images_per_s") == "many b, int8"
     found = row(measured, "images/s, 16 clients, against the best peer, int8")
     assert (found["against"], found["measured"]["median"], found["met"]) == ("many b, int8", pytest.approx(1.1), True)
+
+
+def test_openvino_is_judged_on_cpus_with_amx_only() -> None:
+    measured = everything(10)
+    measured["machine"]["features"] = ["avx512_vnni"]
+    rows = [each for each in judge(measured) if each["target"].startswith("OpenVINO")]
+    assert len(rows) == 8
+    assert {(each["measured"], each["met"]) for each in rows} == {(None, None)}
+
+
+def test_engines_are_compared_at_one_thread_and_at_all_cpus() -> None:
+    measured = result({})
+    measured["engines"][PLUG_IN] = {"1": figures(10, 100), "2": figures(9, 110)}
+    assert row(measured, "engine, 1 thread")["measured"]["median"] == 0.5
+    assert row(measured, "engine, all CPUs")["measured"]["median"] == 0.75
+    del measured["engines"][PLUG_IN]["2"]
+    assert row(measured, "engine, all CPUs")["met"] is None
 
 
 def test_the_large_photograph_has_its_own_rows() -> None:

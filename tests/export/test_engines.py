@@ -9,10 +9,10 @@ import numpy as np
 import onnx
 import pytest
 
-from export import engines
-from export.engines import CPU, ENTRY, OPENVINO, engine_of, has_openvino, open_session, require_openvino
+from export.engines import CPU, ENTRY, OPENVINO, engine_of, open_session, require_openvino
 from export.errors import EngineError
 from serve.config.settings import ROOT
+from serve.model import openvino_plugin
 from tests.tiny_model import tiny_model
 
 
@@ -30,7 +30,7 @@ def test_a_file_names_its_engine_and_is_otherwise_the_cpu_providers() -> None:
 
 
 def test_without_the_plug_in_a_file_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_PLUG_IN", "onnxruntime_ep_absent")
+    monkeypatch.setattr(openvino_plugin, "PLUGIN", "onnxruntime_ep_absent")
     reason = f"^the package onnxruntime-ep-absent is not installed in {sys.prefix}; it exists for Linux on x86-64$"
     with pytest.raises(EngineError, match=reason):
         require_openvino()
@@ -53,7 +53,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, rules, 0, 0) == 0
 """
 
-if has_openvino():
+if openvino_plugin.is_installed():
 
     def run_without_sockets(code: str, model: bytes) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(
@@ -77,6 +77,7 @@ if has_openvino():
         code = """
 import sys, numpy
 from export.engines import open_session
+from serve.model import openvino_plugin
 session = open_session(sys.stdin.buffer.read(), 2)
 for _ in range(3):
     session.run(None, {"input": numpy.zeros((1, 3, 224, 224), "f")})

@@ -23,7 +23,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from export.architectures import Architecture
 from export.embeddings import cosine_similarities, measure_embeddings
-from export.engines import CPU, ENTRY, OPENVINO, has_openvino, open_session
+from export.engines import CPU, ENTRY, OPENVINO, open_session
 from export.errors import ParityError
 from export.features import name_features
 from export.int8.pipeline import Int8Result, make_int8
@@ -32,6 +32,7 @@ from export.onnx_graph import FEATURES, Array, Graph
 from export.photographs import read_photographs
 from export.torch_to_onnx import export_graph
 from serve.imaging.normalise import to_pixels
+from serve.model import openvino_plugin
 from serve.model.engines import EngineOptions
 from serve.model.features import Features
 from serve.model.session import Model, load_model
@@ -44,7 +45,7 @@ EXACT = 1e-3
 USUAL = 64  # the largest logit of a trained network; those of random weights may be anything
 LEAST_COSINE = 0.99  # of the embeddings of a photograph, DenseNet-121 in int8 and in fp32
 NETWORKS = ["small_densenet", "small_mobilenet", "resnet18"]
-FILES = ["fp32", "int8", "qdq", *(["openvino"] if has_openvino() else [])]
+FILES = ["fp32", "int8", "qdq", *(["openvino"] if openvino_plugin.is_installed() else [])]
 
 
 class Maps:
@@ -265,7 +266,7 @@ def test_exported_files_add_up_on_photographs_and_agree(
     exported: Path, photographs: Path, densenet121: Architecture
 ) -> None:
     models = exported_models(exported)
-    assert len(models) == 2 + has_openvino() or not REAL
+    assert len(models) == 2 + openvino_plugin.is_installed() or not REAL
     seen: list[list[Array]] = [[] for _ in models]
     for image in read_photographs(sorted(photographs.iterdir())[:20], densenet121.preprocessing):
         for model, embeddings in zip(models, seen, strict=True):

@@ -15,8 +15,14 @@ ALLOWED = {
     "serve.config.regular_file",
     "serve.model.features",
     "serve.model.labels",
+    "serve.model.openvino_plugin",
 }
-COPIED = ["serve/config/regular_file.py", "serve/model/features.py", "serve/model/labels.py"]
+COPIED = [
+    "serve/config/regular_file.py",
+    "serve/model/features.py",
+    "serve/model/labels.py",
+    "serve/model/openvino_plugin.py",
+]
 MODULES = sorted(
     [path for folder in ("export", "serve/imaging") for path in (ROOT / folder).rglob("*.py")]
     + [ROOT / name for name in COPIED]

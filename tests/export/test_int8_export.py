@@ -16,7 +16,6 @@ import torch
 
 from export import export_onnx
 from export.architectures import ARCHITECTURES
-from export.engines import has_openvino
 from export.evaluate import class_numbers, label_of, logits_of
 from export.export_onnx import main
 from export.files import ROOT
@@ -24,6 +23,7 @@ from export.int8.calibration import load
 from export.int8.qdq import to_qdq
 from export.onnx_graph import Array, Graph
 from export.photographs import read_photograph
+from serve.model import openvino_plugin
 from tests import small_densenet as small
 from tests.export.conftest import Network
 
@@ -106,7 +106,7 @@ def written(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "models").iterdir())
 
 
-ALL = ["small.int8.onnx", "small.json", "small.onnx", *(["small.qdq.onnx"] if has_openvino() else [])]
+ALL = ["small.int8.onnx", "small.json", "small.onnx", *(["small.qdq.onnx"] if openvino_plugin.is_installed() else [])]
 MODELS = [name for name in ALL if name.endswith(".onnx")]
 
 
@@ -215,14 +215,14 @@ def test_where_the_plug_in_is_absent_the_export_says_so_and_an_earlier_model_for
 ) -> None:
     (tmp_path / "models").mkdir(exist_ok=True)
     (tmp_path / "models" / "small.qdq.onnx").write_bytes(b"of an earlier export")
-    monkeypatch.setattr("export.engines._PLUG_IN", "onnxruntime_ep_absent")
+    monkeypatch.setattr("serve.model.openvino_plugin.PLUGIN", "onnxruntime_ep_absent")
     assert export("--require-int8") == 0
     words = "export: no int8 model for OpenVINO: the package onnxruntime-ep-absent is not installed in "
     assert words in capsys.readouterr().err
     assert written(tmp_path) == ["small.int8.onnx", "small.json", "small.onnx"]
 
 
-if has_openvino():
+if openvino_plugin.is_installed():
 
     def test_openvinos_model_has_its_own_figures_measured_on_openvino(
         export: Export, recorded: Path, inputs: Inputs, tmp_path: Path

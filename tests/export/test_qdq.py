@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from export.engines import CPU, ENTRY, OPENVINO, has_openvino, open_session
+from export.engines import CPU, ENTRY, OPENVINO, open_session
 from export.errors import QuantizationError
 from export.evaluate import compare
 from export.int8.openvino import try_openvino
@@ -19,6 +19,7 @@ from export.int8.qdq import to_qdq
 from export.onnx_graph import Array, Graph, attribute
 from serve.config.settings import ROOT
 from serve.imaging.normalise import to_pixels
+from serve.model import openvino_plugin
 from tests.export.conftest import Network
 from tests.export.test_quantize import calibrated
 
@@ -45,7 +46,7 @@ def answers(model: onnx.ModelProto, network: Network, engine: str = CPU) -> Arra
     return np.concatenate([session.run(["logits"], {"input": image[None]})[0] for image in pixels])
 
 
-@pytest.mark.parametrize("engine", [CPU, *([OPENVINO] if has_openvino() else [])])
+@pytest.mark.parametrize("engine", [CPU, *([OPENVINO] if openvino_plugin.is_installed() else [])])
 def test_answers_are_the_int8_models_but_for_rounding(network: Network, int8: onnx.ModelProto, engine: str) -> None:
     wanted, got = answers(int8, network), answers(to_qdq(int8), network, engine)
     assert got.shape == wanted.shape
@@ -96,6 +97,7 @@ def test_the_same_model_gives_the_same_bytes_in_every_process() -> None:
     code = """
 import hashlib, onnx
 from export.int8.qdq import to_qdq
+from serve.model import openvino_plugin
 model = to_qdq(onnx.load("models/efficientnet_lite0.onnx"))
 print(hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())
 """

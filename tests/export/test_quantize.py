@@ -13,7 +13,6 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.architectures import ARCHITECTURES, Architecture
-from export.engines import has_openvino
 from export.errors import CalibrationError, QuantizationError
 from export.evaluate import class_numbers, compare, label_of, logits_of, takes_pixels
 from export.int8 import gate, pipeline
@@ -28,6 +27,7 @@ from export.photographs import find_photographs, read_photograph
 from serve.config.settings import ROOT
 from serve.imaging.normalise import normalise, to_pixels
 from serve.imaging.preprocess import Preprocessing
+from serve.model import openvino_plugin
 from serve.model.class_index import load_class_index
 from tests.export.conftest import REAL, Network
 from tests.references import DATA
@@ -626,7 +626,7 @@ if REAL:
     ) -> None:
         paths, labels = held_out(photo_folder)
         fp32 = answers_of(exported, paths, densenet121)
-        for suffix in (".int8.onnx", *([".qdq.onnx"] if has_openvino() else [])):
+        for suffix in (".int8.onnx", *([".qdq.onnx"] if openvino_plugin.is_installed() else [])):
             figures = compare(answers_of(exported.with_suffix(suffix), paths, densenet121), fp32, labels)
             print(f"\n{suffix} {figures}")
             assert figures.agreement >= 0.97

@@ -16,7 +16,20 @@ for each in "$@"; do echo "$each"; done
 mkdir made
 : > made/model.onnx
 test -n "$GATE_REFUSES" || : > made/model.int8.onnx
+test -n "$NO_PLUG_IN" || : > made/model.qdq.onnx
 """
+
+
+def run_export_step(folder: Path, arguments: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    (folder / "weights").mkdir()
+    (folder / "weights" / "only.pth").touch()
+    (folder / "python").write_text(EXPORT)
+    (folder / "python").chmod(0o755)
+    (step,) = STEP.findall((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    step = step.replace("/context/", f"{folder}/").replace("/venv/bin/python", str(folder / "python"))
+    environment = {"PATH": os.environ["PATH"], "MODEL_VARIANT": "auto", **arguments}
+    command = ["sh", "-e", "-c", step.replace("\nARG ENGINE\nRUN ", "\n")]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -35,25 +48,26 @@ test -n "$GATE_REFUSES" || : > made/model.int8.onnx
             "mine --weights only.pth --labels l.txt --require-int8",
             "densenet121.int8.onnx",
         ),
+        ({"ENGINE": "openvino"}, "densenet121 --weights only.pth --require-int8", "densenet121.qdq.onnx"),
     ],
 )
 def test_the_export_gets_weights_labels_and_photographs(
     tmp_path: Path, arguments: dict[str, str], called: str, made: str
 ) -> None:
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "only.pth").touch()
-    (tmp_path / "python").write_text(EXPORT)
-    (tmp_path / "python").chmod(0o755)
-    (step,) = STEP.findall((ROOT / "Dockerfile").read_text(encoding="utf-8"))
-    step = step.replace("/context/", f"{tmp_path}/").replace("/venv/bin/python", str(tmp_path / "python"))
-    environment = {"PATH": os.environ["PATH"], "MODEL_VARIANT": "auto", **arguments}
-    command = ["sh", "-e", "-c", step]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    done = run_export_step(tmp_path, arguments)
+    assert done.returncode == 0, done.stderr
     script, _, output, _, *words = done.stdout.splitlines()
     assert (script, output) == ("export/export_onnx.py", "made/model.onnx")
     assert " ".join(words).replace(f"{tmp_path}/weights/", "") == called
     (file,) = (tmp_path / "models").iterdir()
     assert made in file.name
+
+
+def test_where_the_export_makes_no_model_for_openvino_the_build_ends(tmp_path: Path) -> None:
+    done = run_export_step(tmp_path, {"ENGINE": "openvino", "NO_PLUG_IN": "1"})
+    assert done.returncode == 1
+    assert "ENGINE=openvino: the export made no model for OpenVINO; it says above why" in done.stderr
+    assert not list((tmp_path / "models").iterdir())
 
 
 def test_make_image_copies_weights_labels_and_photographs() -> None:

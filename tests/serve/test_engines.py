@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from serve.api.app import create_app
 from serve.config.settings import Config
 from serve.errors import ConfigError, ModelError
-from serve.model import engine_choice, engines, ort_sessions
+from serve.model import engine_choice, engines, openvino_plugin, ort_sessions
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.engine_choice import EngineChoice, choose_engine
 from serve.model.engines import CpuEngine, CudaEngine, EngineOptions, OpenVinoEngine
@@ -32,7 +32,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all files of DenseNet-121, where the plug-in is installed."""
     for suffix in (".onnx", ".int8.onnx", ".qdq.onnx"):
         (tmp_path / f"densenet121{suffix}").write_bytes(b"")
-    monkeypatch.setattr(engine_choice, "find_spec", lambda name: name)
+    monkeypatch.setattr(engine_choice, "is_installed", lambda: True)
     return tmp_path
 
 
@@ -71,7 +71,7 @@ def test_auto_takes_the_cpu_otherwise_and_openvino_is_refused(
 def test_without_the_plug_in_the_cpu_is_taken_and_openvino_is_refused(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_choice, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine_choice, "is_installed", lambda: False)
     reason = "the plug-in onnxruntime_ep_openvino is not installed"
     assert chosen(models) == EngineChoice("cpu", models / "densenet121.int8.onnx", reason)
     with pytest.raises(ModelError, match=reason):
@@ -84,17 +84,20 @@ def test_a_file_that_is_named_is_the_one_that_is_served(models: Path) -> None:
         assert (choice.engine, choice.path) == (engine, models / name)
     with pytest.raises(ModelError, match=r"densenet121.int8.onnx is not a file \*.qdq.onnx"):
         chosen(models, "openvino", model=str(models / "densenet121.int8.onnx"))
-    for engine in ("cpu", "cuda"):
-        with pytest.raises(ModelError, match=f"engine={engine}: .*densenet121.qdq.onnx is for OpenVINO"):
-            chosen(models, engine, model=str(models / "densenet121.qdq.onnx"))
 
 
-def test_openvinos_file_alone_is_served_on_any_cpu_with_vnni(models: Path) -> None:
+def test_openvinos_file_alone_is_served_on_every_cpu(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for suffix in (".onnx", ".int8.onnx"):
         (models / f"densenet121{suffix}").unlink()
-    assert chosen(models, features=VNNI).engine == "openvino"
-    with pytest.raises(ModelError, match="the CPU has no VNNI"):
-        chosen(models, features=set())
+    path = models / "densenet121.qdq.onnx"
+    assert chosen(models) == EngineChoice("openvino", path, "the CPU has AMX")
+    assert chosen(models, features=VNNI) == EngineChoice("openvino", path, "densenet121.qdq.onnx is its file")
+    without_vnni = chosen(models, features=set())
+    assert (without_vnni.engine, without_vnni.path) == ("cpu", path)
+    assert without_vnni.reason.startswith("the CPU has no VNNI")
+    assert chosen(models, "cpu") == EngineChoice("cpu", path, "engine=cpu is set")
+    monkeypatch.setattr(engine_choice, "is_installed", lambda: False)
+    assert chosen(models).engine == "cpu"
 
 
 def test_the_engine_and_the_reason_are_told(client_for: ClientFor, config: Config) -> None:
@@ -149,12 +152,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeOpenVino:
     return made
 
 
-def test_up_to_two_threads_one_openvino_session_serves_both_ends_of_the_load(fake: FakeOpenVino) -> None:
-    OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=2, streams=2))
+def test_a_lone_image_that_may_use_several_threads_has_an_openvino_session_of_its_own(fake: FakeOpenVino) -> None:
+    OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=1, streams=2))
     assert fake.made == [(1, 2, 2)]
     fake.made.clear()
     engine = OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=4, streams=4))
-    assert fake.made == [(1, 4, 4), (1, 1, 4)]
+    assert sorted(fake.made) == [(1, 1, 4), (1, 4, 4)]
     engine.run(images(1), all_threads=True)
     engine.run(images(1))
     assert fake.ran == [(1, 1, 4), (1, 4, 4)]
@@ -212,10 +215,10 @@ def test_cuda_that_does_not_start_is_an_error(
 
 
 def test_a_plug_in_that_does_not_start_is_an_error(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plugin: Any = ModuleType(engine_choice.PLUGIN)
+    plugin: Any = ModuleType(openvino_plugin.PLUGIN)
     plugin.get_library_path = lambda: "/none.so"
-    monkeypatch.setitem(sys.modules, engine_choice.PLUGIN, plugin)
-    ort_sessions._openvino_device.cache_clear()
+    monkeypatch.setitem(sys.modules, openvino_plugin.PLUGIN, plugin)
+    openvino_plugin._cpu.cache_clear()
     with pytest.raises(ModelError, match="engine=openvino: the plug-in onnxruntime_ep_openvino does not start"):
         load_model(tiny_model, EngineOptions(), "openvino")
 
