@@ -28,11 +28,12 @@ COPY requirements/install.py requirements/environment.py requirements/export.txt
 RUN --mount=type=cache,target=/root/.cache/pip \
     python requirements/install.py /venv requirements/export.txt ${TORCH_INDEX:+--torch-index "$TORCH_INDEX"}
 COPY export/ export/
-# The export reads images and labels and runs models with these; changes to other files of serve/ cause no export.
+# The export reads images, labels and feature maps and runs models with these; changes to other files of serve/ cause no
+# export.
 COPY serve/errors.py serve/printable.py serve/
 COPY serve/imaging/ serve/imaging/
 COPY serve/config/regular_file.py serve/config/
-COPY serve/model/card.py serve/model/labels.py serve/model/openvino_plugin.py serve/model/postprocess.py serve/model/
+COPY serve/model/card.py serve/model/features.py serve/model/labels.py serve/model/openvino_plugin.py serve/model/postprocess.py serve/model/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
 ARG MODEL_VARIANT

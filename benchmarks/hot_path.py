@@ -79,6 +79,7 @@ class StubModel:
     class_count: int = 1000
     infer_seconds: float = 0.01
     max_batch: int = 1
+    features: None = None
 
     def __post_init__(self) -> None:
         self._logits = np.random.default_rng(0).normal(size=(1, self.class_count)).astype(np.float32)
@@ -92,14 +93,14 @@ class StubDecoders:
     """Decoders that return the same crop at once."""
 
     state = "sealed"
-    crop: Crop = Crop(bytes(224 * 224 * 3), 0.003, 0.001)
+    crop: Crop = Crop(bytes(224 * 224 * 3), 0.003, 0.001, (640, 480))
 
     def __init__(self) -> None:
         self.on_death: Callable[[str], None] = lambda _: None
         self.on_slow: OnSlow = lambda _: False
         self.is_alone: Callable[[], bool] = lambda: True
 
-    def decode(self, data: object, format_name: str) -> Crop:
+    def decode(self, data: object, format_name: str, view: int = 0) -> Crop:
         """The same crop for any image."""
         return self.crop
 

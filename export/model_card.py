@@ -12,9 +12,11 @@ from export.architectures import Architecture
 from export.engines import CPU, ENTRY
 from export.evaluate import Comparison
 from export.int8.pipeline import Int8Result
+from export.onnx_graph import EMBEDDING, FEATURES
 from export.weights import Weights
 from serve.model.labels import Label
 
+_KEPT: Final = (FEATURES, EMBEDDING)
 _DATATYPES: Final = {onnx.TensorProto.FLOAT: "FP32", onnx.TensorProto.UINT8: "UINT8"}
 
 
@@ -84,10 +86,12 @@ def int8_card(card: dict[str, Any], int8: Int8Result, photographs: str) -> dict[
 def serialize(model: onnx.ModelProto, card: dict[str, Any]) -> bytes:
     """Writes the card into the model's metadata, each value as JSON, and returns the model file's content.
 
-    The card also gets what the model takes, in the words of the Open Inference Protocol, with -1 for any number.
+    The card also gets what the model takes, in the words of the Open Inference Protocol, with -1 for any number; and
+    what the metadata already says of feature maps and embeddings, null for no embeddings.
     """
     taken = model.graph.input[0].type.tensor_type
     shape = [dimension.dim_value or -1 for dimension in taken.shape.dim]
-    card = {**card, "input": {"datatype": _DATATYPES[taken.elem_type], "shape": shape}}
+    measured = {entry.key: json.loads(entry.value) for entry in model.metadata_props if entry.key in _KEPT}
+    card = {EMBEDDING: None, **card, **measured, "input": {"datatype": _DATATYPES[taken.elem_type], "shape": shape}}
     onnx.helper.set_model_props(model, {key: json.dumps(value) for key, value in sorted(card.items())})
     return bytes(model.SerializeToString(deterministic=True))

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +10,15 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 Array = npt.NDArray[Any]
+# Metadata entries that a model has before its card: `name_features` and `measure_embeddings` write them.
+FEATURES: Final = "features"
+EMBEDDING: Final = "embedding"
 
 
 class Graph:
-    """A copy of a model's graph.
+    """A copy of a model's graph, whose only output is the model's first one, the logits.
+
+    Other outputs are feature maps and what belongs to them, which passes change; `name_features` finds them again.
 
     inputs: of the graph. nodes: in topological order. constants: name → array. opsets: the operator sets that the nodes
     are from.
@@ -87,7 +92,7 @@ class Graph:
             self.nodes,
             self._model.graph.name,
             self.inputs,
-            list(self._model.graph.output),
+            self._model.graph.output[:1],
             [
                 numpy_helper.from_array(np.asarray(array, order="C"), name)
                 for name, array in self.constants.items()
@@ -96,7 +101,9 @@ class Graph:
         )
         model = helper.make_model(graph, opset_imports=self.opsets, ir_version=self._model.ir_version)
         model.producer_name, model.producer_version = self._model.producer_name, self._model.producer_version
-        model.metadata_props.extend(self._model.metadata_props)
+        model.metadata_props.extend(
+            entry for entry in self._model.metadata_props if entry.key not in {FEATURES, EMBEDDING}
+        )
         return model
 
 

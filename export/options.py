@@ -10,6 +10,7 @@ from typing import Final
 from export.architectures import ARCHITECTURES, Architecture
 from export.files import ROOT
 from export.known_weights import DEFAULT_ARCHITECTURE
+from export.photographs import PROJECT_PHOTOGRAPHS
 from export.torch_to_onnx import DEFAULT_OPSET, OPSETS
 from serve.errors import ModelError
 from serve.imaging.preprocess import INTERPOLATIONS, MAX_SIDE, Preprocessing
@@ -37,6 +38,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     except ModelError as error:
         parser.error(str(error).removeprefix("its metadata has "))
     return options
+
+
+def set_name_of(options: argparse.Namespace) -> str:
+    """Returns what to call the set of photographs."""
+    if options.photos == [PROJECT_PHOTOGRAPHS]:
+        return "the project's own pictures"
+    return options.set_name or " ".join(path.resolve().name for path in options.photos)
 
 
 def with_preprocessing(architecture: Architecture, options: argparse.Namespace) -> Architecture:

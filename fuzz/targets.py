@@ -29,7 +29,7 @@ _SPEC: Final = Preprocessing(32, "bilinear", 28, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5
 # A fifth of a megapixel, so that there are many inputs a second.
 _LIMITS: Final = ImageLimits(200_000, 100, 1.0)
 _RULES: Final = Rules(_SPEC, _LIMITS)
-_SIGNATURE: Final = Signature("tiny", 2, (Label("n1", "one"), Label("n2", "two")), 4)
+_SIGNATURE: Final = Signature("tiny", 2, (Label("n1", "one"), Label("n2", "two")), 4, 3)
 _UPLOAD_LIMITS: Final = UploadLimits(1 << 20, 4)
 
 
@@ -93,7 +93,8 @@ def inference(data: bytes) -> None:
     rows = len(asked.rows) + len(asked.images)
     if not 1 <= rows <= _SIGNATURE.max_rows or sum(map(len, asked.images)) > len(body):
         raise AssertionError(f"{rows} rows from a body of {len(body)} bytes")
-    write_response(asked, np.zeros((rows, len(_SIGNATURE.labels)), np.float32), _SIGNATURE)
+    values = {name: np.zeros((rows, length), np.float32) for name, length in _SIGNATURE.outputs.items()}
+    write_response(asked, values, _SIGNATURE)
 
 
 TARGETS: Final[dict[str, Callable[[bytes], None]]] = {

@@ -182,6 +182,10 @@ class DecoderDied(RequestError):
     """Decoding the image ended the decoder process."""
 
 
+class NoFeatureMaps(RequestError):
+    """The model's file has no feature maps, which the request needs."""
+
+
 class QueueFull(RequestError):
     """More images are waiting than allowed; a retry can help once some are done."""
 

@@ -52,6 +52,7 @@ RULES: Final[dict[type[errors.RequestError], Rule]] = {
     errors.UnsupportedVariety: Rule(422, "Unprocessable Content"),
     errors.DecodeTimeout: Rule(422, "Unprocessable Content"),
     errors.DecoderDied: Rule(422, "Unprocessable Content"),
+    errors.NoFeatureMaps: Rule(422, "Unprocessable Content"),
     errors.UploadsFull: Rule(429, "Too Many Requests", retry_after=1),
     errors.QueueFull: Rule(429, "Too Many Requests", retry_after=1),
     errors.HeadTooLarge: Rule(431, "Request Header Fields Too Large"),

@@ -14,6 +14,7 @@ def stub_classifier(
 ) -> Classifier:
     """Returns a classifier of so many classes, `label 0` on, which have ids or none."""
     labels = tuple(Label(f"n{index:08}" if ids else None, f"label {index}") for index in range(classes))
-    model = SimpleNamespace(name=name, input_side=224, class_count=classes, card={"name": name, "variant": variant})
+    card = {"name": name, "variant": variant}
+    model = SimpleNamespace(name=name, input_side=224, class_count=classes, card=card, features=None)
     spec = Preprocessing(256, "bilinear", 224, (0, 0, 0), (1, 1, 1))
     return Classifier(cast(Any, model), spec, labels, cast(Any, None), activation=Activation(activation))

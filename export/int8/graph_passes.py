@@ -53,30 +53,35 @@ def equalize_channels(graph: Graph, ranges: Ranges) -> bool:
     for node in graph.of_type("BatchNormalization"):
         pieces = concat_inputs(graph, node.input[0])
         low, width = (np.concatenate([intervals[piece][part] for piece in pieces]) for part in (0, 1))
-        scale, shift = _affine(graph, node)
+        scale, shift = affine(graph, node)
         _set_affine(graph, node, scale * width, shift + scale * low)
     return True
 
 
 def clip_batchnorms(graph: Graph) -> None:
-    """Turns BatchNorm → ReLU → 1×1 Conv (or → mean → Gemm) into a clip of each channel → Conv.
+    """Turns BatchNorm → ReLU → 1×1 Conv into a clip of each channel → Conv, also where a mean and a Gemm follow.
 
     With y = relu(s·x + b) and t = -b/s: y = s·max(x, t) + b where s > 0, and y = s·min(x, t) + b where s < 0. Scale and
     shift go into the Conv's weights and bias; the clip costs a comparison per value and rounds nothing in 8 bits.
+    Before a Gemm they are applied to the mean, by a BatchNorm, so that the mean keeps its units: it is the embedding.
     """
     for norm in graph.of_type("BatchNormalization"):
         relu = graph.only_consumer(norm.output[0], "Relu")
         layer = None if relu is None else _linear_consumer(graph, relu.output[0])
         if relu is None or layer is None:
             continue
-        scale, shift = _affine(graph, norm)
+        scale, shift = affine(graph, norm)
         live = scale != 0
         threshold = np.where(live, -shift / np.where(live, scale, 1), 0)
-        weights, bias = graph.value(layer.input[1]), graph.bias(layer)
-        matrix = weights.reshape(weights.shape[0], -1)
         constant = np.where(live, shift, np.maximum(shift, 0))
-        folded = matrix * scale
-        graph.set_weights(layer, folded.reshape(weights.shape), bias + matrix @ constant)
+        if layer.op_type == "Gemm":
+            features = f"{layer.output[0]}.features"
+            graph.replace(layer, [scale_and_shift(graph, layer.input[0], features, scale, constant), layer])
+            layer.input[0] = features
+        else:
+            weights, bias = graph.value(layer.input[1]), graph.bias(layer)
+            matrix = weights.reshape(weights.shape[0], -1)
+            graph.set_weights(layer, (matrix * scale).reshape(weights.shape), bias + matrix @ constant)
         name, tensor = relu.output[0], norm.input[0]
         per_channel = (1, -1, 1, 1)
         graph.constants[f"{name}.low"] = np.where(scale > 0, threshold, -np.inf).astype(np.float32).reshape(per_channel)
@@ -125,7 +130,7 @@ def _channel_readers(graph: Graph) -> dict[str, list[Affine]]:
     readers: dict[str, list[Affine]] = {}
     sizes: dict[str, int] = {}
     for node in graph.of_type("BatchNormalization"):
-        scale, shift = _affine(graph, node)
+        scale, shift = affine(graph, node)
         start = 0
         for piece in concat_inputs(graph, node.input[0]):
             conv = _producing_conv(graph, piece)
@@ -186,11 +191,18 @@ def _is_pointwise(graph: Graph, node: NodeProto) -> bool:
     return kernel == (1, 1) and set(attribute(node, "strides", [1, 1])) == {1} and not any(attribute(node, "pads", [0]))
 
 
-def _affine(graph: Graph, norm: NodeProto) -> Affine:
+def affine(graph: Graph, norm: NodeProto) -> Affine:
     """Returns a BatchNormalization as scale·x + shift."""
     gamma, beta, mean, variance = (graph.value(name) for name in norm.input[1:5])
     scale = gamma / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
     return scale, beta - mean * scale
+
+
+def scale_and_shift(graph: Graph, source: str, output: str, scale: Array, shift: Array) -> NodeProto:
+    """Returns a BatchNormalization that computes scale·x + shift; its constants go into the graph."""
+    norm = helper.make_node("BatchNormalization", [source, *[""] * 4], [output], epsilon=0.0)
+    _set_affine(graph, norm, scale, shift)
+    return norm
 
 
 def _set_affine(graph: Graph, norm: NodeProto, scale: Array, shift: Array) -> None:

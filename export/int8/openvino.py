@@ -7,6 +7,7 @@ import onnx
 from export.console import stage
 from export.engines import ENTRY, OPENVINO, require_openvino
 from export.errors import EngineError, GateError, QuantizationError
+from export.features import name_features
 from export.int8.gate import require_accuracy
 from export.int8.pipeline import Int8Result
 from export.int8.qdq import to_qdq
@@ -26,6 +27,7 @@ def try_openvino(int8: Int8Result) -> Int8Result:
         with stage("rewrite int8 for OpenVINO") as note:
             qdq = to_qdq(int8.model)
             onnx.helper.set_model_props(qdq, {ENTRY: json.dumps(OPENVINO)})
+            name_features(qdq)
             note(f"{len(qdq.graph.node)} nodes")
         with stage("compare it with fp32") as note:
             result.logits = int8.held_out.answers(qdq)

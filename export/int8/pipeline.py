@@ -12,6 +12,7 @@ from export.console import Progress, show_progress, stage
 from export.engines import CPU
 from export.errors import CalibrationError, GateError, QuantizationError
 from export.evaluate import Comparison
+from export.features import name_features
 from export.files import sha256_of
 from export.int8 import calibration as records
 from export.int8.calibration import Calibration, Ranges
@@ -99,6 +100,7 @@ def try_int8(
             note(f"{result.calibration.source}, {len(result.calibration.photographs)} photographs")
         with stage("quantize to int8") as note:
             int8 = make_int8(source.model, source.architecture, result.calibration, images)
+            name_features(int8)
             note(f"{len(int8.graph.node)} nodes")
         with stage("compare int8 with fp32") as note:
             result.held_out = HeldOut.of(photographs, result.calibration, spec, source.activation)

@@ -18,7 +18,7 @@ from export.int8.quant_params import EQUALIZED, UINT8_MAX
 from export.onnx_graph import Array, Graph, attribute
 
 _PER_CHANNEL: Final = (1, -1, 1, 1)
-_COPIED: Final = ("Add", "Cast", "Gemm", "Mul")  # of the classifier, which is float already
+_COPIED: Final = ("BatchNormalization", "Cast", "Gemm", "Mul")  # after the mean, which is float already
 
 
 def to_qdq(int8: onnx.ModelProto) -> onnx.ModelProto:

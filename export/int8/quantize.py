@@ -15,6 +15,7 @@ from onnx import NodeProto, TensorProto, helper
 from export.errors import QuantizationError
 from export.int8.bias_correction import conv_of_constants, expected_inputs
 from export.int8.calibration import Calibration
+from export.int8.graph_passes import affine, scale_and_shift
 from export.int8.quant_params import (
     EQUALIZED,
     LARGEST_BIAS,
@@ -60,6 +61,7 @@ class _Quantizer:
         self._calibration = calibration
         self._params: dict[str, QuantParams] = {}
         self._alias: dict[str, str] = {}
+        self._averaged: dict[str, str] = {}  # mean over height and width → what it is of
         self._widths = graph.widths()
         self._sums = Sums(graph, calibration)
         self._output = graph.empty_copy()
@@ -81,6 +83,7 @@ class _Quantizer:
             "GlobalAveragePool": self._mean,
             "Reshape": self._flatten,
             "Flatten": self._flatten,
+            "BatchNormalization": self._batchnorm,
             "Gemm": self._gemm,
         }
         for node in self._graph.nodes:
@@ -194,21 +197,25 @@ class _Quantizer:
         """Computes the mean over height and width in float: it reads 8 bits, and little work is left after it."""
         source, output = node.input[0], node.output[0]
         inputs = [self._name(source), *self._param_constants(self._params[source])]
+        self._averaged[output] = source
         self._constants["spatial_axes"] = np.array([1, 2], np.int64)
         self._nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{output}.float"]))
         self._nodes.append(helper.make_node("ReduceMean", [f"{output}.float", "spatial_axes"], [output], keepdims=0))
-        known = self._calibration.means.get(source, np.zeros(1))
-        wanted, got = expected_inputs(self._graph, self._calibration, source, len(known))
-        if (wanted != got).any():
-            self._constants[f"{output}.correction"] = (wanted - got).astype(np.float32)
-            self._nodes[-1].output[0] = f"{output}.raw"
-            self._nodes.append(helper.make_node("Add", [f"{output}.raw", f"{output}.correction"], [output]))
 
     def _flatten(self, node: NodeProto) -> None:
         """Leaves the node out: the mean is `[N, C]` already."""
         if node.input[0] in self._params:
             raise QuantizationError(f"{node.op_type} {node.output[0]!r} flattens an image, not its mean")
         self._alias[node.output[0]] = self._name(node.input[0])
+
+    def _batchnorm(self, node: NodeProto) -> None:
+        """Scales and shifts the mean in float, and corrects it for the rounding of clipping thresholds."""
+        mean, output = self._name(node.input[0]), node.output[0]
+        if mean not in self._averaged:
+            raise QuantizationError(f"{node.op_type} {output!r} cannot be quantized: it is not applied to a mean")
+        scale, shift = affine(self._graph, node)
+        wanted, got = expected_inputs(self._graph, self._calibration, self._averaged[mean], len(scale))
+        self._nodes.append(scale_and_shift(self._output, mean, output, scale, shift + scale * (wanted - got)))
 
     def _gemm(self, node: NodeProto) -> None:
         """Computes the classifier in float, a thousandth of the work; its weights are stored small, widened at load."""

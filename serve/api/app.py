@@ -145,6 +145,7 @@ def create_app(
     }
     routes = [
         HandlerRoute("/upload", handlers.upload, ["POST"], require),
+        HandlerRoute("/explain", handlers.explain, ["POST"], require),
         *(HandlerRoute(path, handler, ["GET"]) for path, handler in open_routes.items()),
         *(HandlerRoute(path, handler, methods, require) for path, handler, methods in inference.routes()),
     ]

@@ -2,21 +2,26 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from dataclasses import replace
+from functools import partial
+from typing import Final, cast
 
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
+from serve.api.accept import prefers
 from serve.api.exchange import Exchange
+from serve.api.explain_query import class_names, parse_explain_query
 from serve.api.form import UploadedFile
 from serve.api.openapi.docs_page import render_docs_page
 from serve.api.openapi.document import openapi_document
-from serve.api.parameters import parse_model_query, parse_upload_query, require_modest_answer
+from serve.api.parameters import UploadQuery, parse_model_query, parse_upload_query, require_modest_answer
 from serve.api.pipeline import Pipeline
-from serve.api.responses import JSONLineResponse, upload_body
+from serve.api.responses import JSONLineResponse, explanation_body, upload_body
 from serve.api.start_page import prefers_html, security_headers, start_page, with_address
-from serve.api.upload import read_upload
+from serve.api.upload import UploadLimits, read_upload
 from serve.errors import RequestError
-from serve.model.classifier import Classified, Opened
+from serve.model.look import Explanation
+from serve.model.stages import Classified, Opened
 from serve.observability.metrics import MEDIA_TYPE as METRICS_MEDIA_TYPE
 from serve.scheduling.task import Outcome
 
@@ -40,7 +45,11 @@ class Handlers:
         self._page_headers = security_headers(self._page)
         self._cards = {each: bytes(JSONLineResponse(classifier.card(each)).body) for each in (False, True)}
         self._model_name = classifier.model.name
+        self._labels = classifier.labels
+        self._class_names = class_names(classifier.labels)
         self._class_count = classifier.model.class_count
+        self._parse_upload_query = partial(parse_upload_query, classes=self._class_count)
+        self._one_file = replace(pipeline.limits, max_files=1)
 
     async def root(self, exchange: Exchange) -> Response:
         if prefers_html(exchange.header(b"accept")):
@@ -72,38 +81,57 @@ class Handlers:
         return HTMLResponse(text, headers=await self._pacer.run(security_headers, text))
 
     async def upload(self, exchange: Exchange) -> Response:
+        query, files, outcomes = await self._classify(exchange, self._parse_upload_query, self._pipeline.limits)
+        names = None if len(files) == 1 and not query.as_list else [file.filename for file in files]
+        arguments = (outcomes, names, self._model_name, query.threshold)
+        if query.look or len(files) * query.top_k > _QUICKLY_WRITTEN:
+            body = await self._pipeline.messages.run(upload_body, *arguments)
+        else:
+            body = upload_body(*arguments)
+        return Response(body, headers=exchange.timing or None, media_type="application/json")
+
+    async def explain(self, exchange: Exchange) -> Response:
+        draw = not prefers(exchange.header(b"accept"), "application/json", "image/png")
+        parse = partial(parse_explain_query, names=self._class_names, classes=self._class_count, draw=draw)
+        _, _, (outcome,) = await self._classify(exchange, parse, self._one_file)
+        explanation = cast(Explanation, outcome.unwrap().explanation)
+        headers = {"Vary": "Accept", **exchange.timing}
+        if draw:
+            return Response(explanation.png, headers=headers, media_type="image/png")
+        body = await self._pipeline.messages.run(explanation_body, explanation, self._labels)
+        return Response(body, headers=headers, media_type="application/json")
+
+    async def _classify(
+        self, exchange: Exchange, parse: Callable[[bytes], UploadQuery], limits: UploadLimits
+    ) -> tuple[UploadQuery, list[UploadedFile], list[Outcome[Classified]]]:
+        """Takes a request from its query to one outcome per file, and records the time of each stage."""
         pipeline = self._pipeline
         with pipeline.admit() as in_flight:
             started = time.monotonic()
-            query = parse_upload_query(exchange.scope["query_string"], self._class_count)
+            query = parse(exchange.scope["query_string"])
+            embedding = pipeline.classifier.require_features().length if query.look else 0
             seconds = pipeline.request_timeout(exchange)
-            files = await read_upload(exchange, in_flight, pipeline.limits, pipeline.uploads)
+            files = await read_upload(exchange, in_flight, limits, pipeline.uploads)
             read = time.monotonic()
             in_flight.body_received(read + seconds)
-            require_modest_answer(query.top_k, len(files))
-            outcomes = await self._classify(files, query.top_k, read + seconds)
-        timing = pipeline.record_stages(exchange, read - started, outcomes)
-        names = None if len(files) == 1 and not query.as_list else [file.filename for file in files]
-        arguments = (outcomes, names, self._model_name, query.threshold)
-        if len(files) * query.top_k > _QUICKLY_WRITTEN:
-            body = await pipeline.messages.run(upload_body, *arguments)
-        else:
-            body = upload_body(*arguments)
-        return Response(body, headers=timing or None, media_type="application/json")
+            require_modest_answer(query.top_k, len(files), embedding)
+            jobs, refused = self._open(files, query)
+            outcomes = await pipeline.scheduler.run(jobs, read + seconds) if jobs else []
+        for position, error in refused.items():
+            outcomes.insert(position, Outcome(0.0, error=error))
+        pipeline.record_stages(exchange, read - started, outcomes)
+        return query, files, outcomes
 
-    async def _classify(self, files: list[UploadedFile], top_k: int, deadline: float) -> list[Outcome[Classified]]:
-        """Returns one outcome per file; files of no accepted format are never queued."""
+    def _open(self, files: list[UploadedFile], query: UploadQuery) -> tuple[list[Opened], dict[int, RequestError]]:
+        """Returns the files of accepted formats, and by position the errors of the others, which are never queued."""
         jobs: list[Opened] = []
         refused: dict[int, RequestError] = {}
         for position, file in enumerate(files):
             try:
-                jobs.append(self._pipeline.classifier.open(file.data, top_k))
+                jobs.append(self._pipeline.classifier.open(file.data, query.top_k, query.look))
             except RequestError as refusal:
                 refused[position] = refusal
-        outcomes = await self._pipeline.scheduler.run(jobs, deadline) if jobs else []
-        for position, error in refused.items():
-            outcomes.insert(position, Outcome(0.0, error=error))
-        return outcomes
+        return jobs, refused
 
 
 def _addressed(page: str, exchange: Exchange) -> str:

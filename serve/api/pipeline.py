@@ -12,7 +12,8 @@ from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
 from serve.imaging.malloc import trim_malloc
-from serve.model.classifier import Classified, Classifier, Normalised, Opened, Prepared
+from serve.model.classifier import Classifier
+from serve.model.stages import Classified, Normalised, Opened, Prepared
 from serve.observability.metrics import Metrics
 from serve.scheduling.batch_scheduler import BatchScheduler
 from serve.scheduling.in_flight import InFlightRequest
@@ -110,7 +111,7 @@ class Pipeline:
                 times.append(("queue", outcome.queued_seconds))
                 for stage, seconds in outcome.result.seconds.items():
                     times.append((stage, seconds))
-                    stages[stage] += seconds
+                    stages[stage] = stages.get(stage, 0.0) + seconds
         self.metrics.observe_stages(times)
         exchange.record.stages = stages
         if self.config.server_timing or (TIMING_HEADER in exchange.headers and _asks_for_timing(exchange)):

@@ -4,13 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import numpy as np
 from starlette.responses import Response
 
 from serve.api.exchange import Exchange
 from serve.errors import MethodNotAllowed, RequestError, Unauthorized
-from serve.model.classifier import Classified, prediction
+from serve.imaging.normalise import FloatArray
+from serve.model.labels import Label
+from serve.model.look import Explanation
+from serve.model.prediction import prediction
+from serve.model.stages import Classified
 from serve.problems import problem_body, problem_from, retry_after
 from serve.scheduling.task import Outcome
+
+_CROP_DIGITS: Final = 2  # decimals of the crop's edges, in pixels
 
 _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
@@ -56,7 +63,40 @@ def result_entry(outcome: Outcome[Classified], model_name: str, threshold: float
     """
     if isinstance(outcome.error, RequestError):
         return problem_from(outcome.error)
-    return prediction(outcome.unwrap(), model_name, threshold)
+    return _answer(outcome.unwrap(), model_name, threshold)
+
+
+def _answer(classified: Classified, model_name: str, threshold: float) -> dict[str, Any]:
+    """Returns a prediction, with the embedding if it was wanted."""
+    answer = prediction(classified, model_name, threshold)
+    if classified.embedding is not None:
+        answer["embedding"] = _numbers(classified.embedding)
+    return answer
+
+
+def explanation_body(explanation: Explanation, labels: Sequence[Label]) -> bytes:
+    """Returns the body of an explanation in JSON, which ends with a line feed.
+
+    Args:
+        explanation: of one image.
+        labels: of all classes.
+    """
+    left, top, right, bottom = (round(edge, _CROP_DIGITS) for edge in explanation.box)
+    answer = {
+        "index": explanation.index,
+        "label": labels[explanation.index].name,
+        "map": [_numbers(row) for row in explanation.places],
+        "mean": float(explanation.places.mean(dtype=np.float64)),
+        "bias": explanation.bias,
+        "logit": explanation.logit,
+        "crop": {"left": left, "top": top, "right": right, "bottom": bottom},
+    }
+    return _encode(answer).encode() + b"\n"
+
+
+def _numbers(values: FloatArray) -> list[float]:
+    """Returns FP32 values as the shortest decimals that restore them."""
+    return [float(str(value)) for value in values]
 
 
 def upload_body(
@@ -74,7 +114,7 @@ def upload_body(
         Exception: a defect or, without a list, whatever the outcome has in place of a result.
     """
     if filenames is None:
-        return _encode(prediction(outcomes[0].unwrap(), model_name, threshold)).encode() + b"\n"
+        return _encode(_answer(outcomes[0].unwrap(), model_name, threshold)).encode() + b"\n"
     # One by one, because the encoder holds the GIL, and an image may have 20,000 classes.
     entries = (
         _encode({"filename": filename, **result_entry(outcome, model_name, threshold)}).encode()

@@ -5,10 +5,10 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from serve.api.accept import prefers
 from serve.config.hosts import host_name
 from serve.config.settings import Config
 from serve.imaging.formats import ACCEPTED_FORMATS, HEIC
@@ -18,8 +18,6 @@ from serve.model.postprocess import DEFAULT_TOP_K, SIGMOID
 _FILE: Final = Path(__file__).with_name("page.html")
 _NOTHING: Final = "'none'"
 _ADDRESS: Final = "http://127.0.0.1:5000"  # the placeholder in page.html and docs_page.html
-# How much of an Accept header is read, in characters; browsers send about 150.
-_MAX_ACCEPT: Final = 1024
 # Media types that are not named like their format. Files of more general brands than HEIC's are called HEIF.
 _MEDIA_TYPES: Final = {HEIC: "heic,image/heif"}
 
@@ -88,21 +86,7 @@ def security_headers(page: str) -> dict[str, str]:
 
 def prefers_html(accept: str) -> bool:
     """Returns whether an `Accept` header prefers HTML to plain text, as a browser's does and curl's does not."""
-    weights: dict[str, float] = {}
-    for entry in accept[:_MAX_ACCEPT].lower().split(","):
-        media, *parameters = (part.strip() for part in entry.split(";"))
-        weights[media] = _quality(parameters)
-
-    def weight(media: str) -> float:
-        return weights.get(media, weights.get("text/*", weights.get("*/*", 0.0)))
-
-    return weight("text/html") > weight("text/plain")
-
-
-def _quality(parameters: Iterable[str]) -> float:
-    """Returns the value of `q`, from 0 to 1; 1 if it is missing or malformed."""
-    text = next((each[2:] for each in parameters if each.startswith("q=")), "1")
-    return float(text) if text in ("0", "1") or (text[:2] in ("0.", "1.") and text[2:].isdecimal()) else 1.0
+    return prefers(accept, "text/html", "text/plain")
 
 
 def _hashes(page: str, tag: str) -> str:

@@ -21,12 +21,13 @@ from serve.commands.classify_options import checked_top_k, read_options
 from serve.commands.classify_run import Run, open_run
 from serve.config.settings import Config
 from serve.errors import OutputError
+from serve.files.embeddings import NAMES_SUFFIX
 from serve.files.evaluation import TOP_K
-from serve.files.output_file import exclude_output
+from serve.files.output_file import EXPLAINED, SORTED, exclude_output
 from serve.files.paths import STDIN_LIST, expand_paths, parse_file_list, standard_input
 from serve.files.progress import FileProgress
 from serve.files.records import read_existing
-from serve.files.runner import THUMBNAIL, MakeThumbnail, Record, classify_files, is_problem
+from serve.files.runner import EMBEDDING, PICTURE, THUMBNAIL, MakeThumbnail, Record, classify_files, is_problem
 from serve.files.thumbnails import Thumbnails
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.files import fallback_warning
@@ -68,8 +69,11 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
 
 def _paths(options: argparse.Namespace, listed: Iterator[str], left_out: Counter[str]) -> Iterator[str]:
-    files = [options.output, *([options.html] if options.html else [])]
-    return exclude_output(expand_paths(options.paths, listed, left_out), files, options.sort_into, left_out)
+    files = [options.output, *(file for file in (options.html, options.embeddings) if file)]
+    if options.embeddings:
+        files.append(options.embeddings.with_suffix(NAMES_SUFFIX))
+    folders = {SORTED: options.sort_into, EXPLAINED: options.explain}
+    return exclude_output(expand_paths(options.paths, listed, left_out), files, folders, left_out)
 
 
 def _remaining_paths(run: Run) -> Iterator[str]:
@@ -120,6 +124,7 @@ def _classify(run: Run, paths: Iterator[str], config: Config, thumbnail: MakeThu
         config.max_request_bytes,
         run.output.flush,
         thumbnail,
+        run.look,
     )
     _write_records(run, records)
 
@@ -136,14 +141,12 @@ def _write_records(run: Run, records: Generator[Record, None, None]) -> None:
             output.write(run.form.header)
         terminal = output.isatty()
         for record in records:
-            thumbnail = record.pop(THUMBNAIL, b"")
-            if run.evaluation:
-                run.evaluation.add(record)
-            if run.sorter:
-                run.sorter.add(record)
+            for part in run.readers:
+                part.add(record)
+            thumbnail, *_ = (record.pop(key, None) for key in (THUMBNAIL, EMBEDDING, PICTURE))
             record = _cut(record, options.top_k)
             if run.page:
-                run.page.add(record, thumbnail)
+                run.page.add(record, thumbnail or b"")
             line = run.form.line(record)
             if terminal:
                 run.progress.clear()

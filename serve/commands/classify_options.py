@@ -8,6 +8,7 @@ from pathlib import Path
 
 from serve.config.settings import Config, argument_parser, load_config
 from serve.errors import ConfigError
+from serve.files.embeddings import SUFFIX
 from serve.files.output_file import lies_in
 from serve.files.paths import STDIN_LIST
 from serve.model.postprocess import DEFAULT_TOP_K
@@ -30,6 +31,7 @@ def read_options(arguments: Sequence[str], environment: Mapping[str, str]) -> tu
         raise ConfigError("--evaluate counts only what this run classifies; leave out --resume")
     if options.html and options.output and os.path.realpath(options.html) == os.path.realpath(options.output):
         raise ConfigError(f"--html and --output are the same file, {options.html}; choose another for one of them")
+    _check_looking(options)
     _check_sorting(options)
     options.format = options.format or _default_format(options.output)
     return options, config
@@ -49,6 +51,13 @@ def checked_top_k(given: int | None, classes: int) -> int:
     if not 1 <= top_k <= classes:
         raise ConfigError(f"--top-k={top_k}: not a whole number from 1 to {classes}, the number of the model's classes")
     return top_k
+
+
+def _check_looking(options: argparse.Namespace) -> None:
+    if options.resume and (options.embeddings or options.explain):
+        raise ConfigError("--embeddings and --explain have only what this run classifies; leave out --resume")
+    if options.embeddings and options.embeddings.suffix != SUFFIX:
+        raise ConfigError(f"--embeddings={options.embeddings}: its name must end in {SUFFIX}")
 
 
 def _check_sorting(options: argparse.Namespace) -> None:
@@ -100,6 +109,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a page with thumbnails, to look at in a browser"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        metavar="FILE",
+        help="also write an embedding of each image to FILE.npy, and the images' paths to FILE.txt",
+    )
+    parser.add_argument(
+        "--explain", type=Path, metavar="DIR", help="also draw where the network looked, in a PNG for each image"
     )
     parser.add_argument(
         "--sort-into",

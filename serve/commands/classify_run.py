@@ -6,13 +6,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from serve.errors import ConfigError, NoFeatureMaps
+from serve.files.embeddings import NAMES_SUFFIX, EmbeddingFile
 from serve.files.evaluation import Evaluation
+from serve.files.explanations import ExplanationFolder
 from serve.files.output_file import output_file
 from serve.files.page import Page
 from serve.files.progress import FileProgress
 from serve.files.records import ExistingRecords, RecordFormat
 from serve.files.sorting import Sorter
 from serve.model.classifier import Classifier
+from serve.model.features import Features
+from serve.model.look import DEFAULT_VIEW, Look
 
 
 @dataclass
@@ -34,11 +39,26 @@ class Run:
     page: Page | None
     evaluation: Evaluation | None
     sorter: Sorter | None
+    embeddings: EmbeddingFile | None = None
+    explanations: ExplanationFolder | None = None
     existing: ExistingRecords = field(default_factory=ExistingRecords)
     progress: FileProgress = field(default_factory=FileProgress)
     left_out: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)
     stopped_by: int = 0
+
+    @property
+    def readers(self) -> list[Evaluation | Sorter | EmbeddingFile | ExplanationFolder]:
+        """What takes each record before it is written."""
+        parts = (self.evaluation, self.sorter, self.embeddings, self.explanations)
+        return [part for part in parts if part]
+
+    @property
+    def look(self) -> Look | None:
+        """What is wanted of each image besides its classes."""
+        if not self.embeddings and not self.explanations:
+            return None
+        return Look(bool(self.embeddings), bool(self.explanations), view=DEFAULT_VIEW if self.explanations else 0)
 
     @property
     def failed(self) -> bool:
@@ -50,12 +70,8 @@ class Run:
         lines = [self._counts()]
         if left_out := [f"{kind} ({count})" for kind, count in sorted(self.left_out.items()) if count]:
             lines.append(f"left out: {', '.join(left_out)}")
-        if self.page:
-            lines += self.page.report()
-        if self.sorter:
-            lines += self.sorter.report()
-        if self.evaluation:
-            lines += self.evaluation.report()
+        for part in (self.page, self.sorter, self.embeddings, self.explanations, self.evaluation):
+            lines += part.report() if part else []
         if self.stopped_by:
             output = self.options.output
             lasting = output and output.is_file()  # not /dev/null
@@ -86,7 +102,7 @@ def open_run(options: argparse.Namespace, classifier: Classifier, stack: ExitSta
     """
     labels, model = classifier.labels, classifier.model
     output = stack.enter_context(output_file(options.output, options.resume))
-    page = sorter = evaluation = None
+    page = sorter = evaluation = embeddings = explanations = None
     if options.html:
         file = stack.enter_context(output_file(options.html, options.resume, "--html"))
         page = stack.enter_context(
@@ -94,7 +110,24 @@ def open_run(options: argparse.Namespace, classifier: Classifier, stack: ExitSta
         )
     if options.sort_into:
         sorter = Sorter(options.sort_into, labels, options.min_probability, copy=options.copy, dry_run=not options.yes)
+    if options.embeddings:
+        length = _require_features(classifier, "--embeddings").length
+        vectors = stack.enter_context(output_file(options.embeddings, resume=False, flag="--embeddings"))
+        names_path = options.embeddings.with_suffix(NAMES_SUFFIX)
+        names = stack.enter_context(output_file(names_path, resume=False, flag="--embeddings"))
+        embeddings = stack.enter_context(EmbeddingFile(vectors, names, options.embeddings, length))
+    if options.explain:
+        _require_features(classifier, "--explain")
+        explanations = ExplanationFolder(options.explain)
     if options.evaluate:
         evaluation = Evaluation(labels)
     form = RecordFormat(options.format, options.top_k, model.name, any(label.imagenet_id for label in labels))
-    return Run(options, classifier, form, output, page, evaluation, sorter)
+    return Run(options, classifier, form, output, page, evaluation, sorter, embeddings, explanations)
+
+
+def _require_features(classifier: Classifier, option: str) -> Features:
+    """Returns what reads the model's feature maps, which an option needs; raises `ConfigError` if it has none."""
+    try:
+        return classifier.require_features()
+    except NoFeatureMaps as error:
+        raise ConfigError(f"{option}: {error}") from error

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Final, TextIO
 from serve.errors import OutputError
 from serve.printable import one_line
 
-# Kind of paths that are left out.
+# Kinds of paths that are left out: files in the folder of an option.
 SORTED: Final = "files in the folder of --sort-into"
+EXPLAINED: Final = "files in the folder of --explain"
 
 
 @contextmanager
@@ -62,21 +63,22 @@ def output_file(path: Path | None, resume: bool, flag: str = "--output") -> Iter
 
 
 def exclude_output(
-    paths: Iterable[str], files: Sequence[Path | None], folder: Path | None, left_out: Counter[str]
+    paths: Iterable[str], files: Sequence[Path | None], folders: Mapping[str, Path | None], left_out: Counter[str]
 ) -> Iterator[str]:
     """Yields the paths that are not the run's own output; iterate only once the files are open.
 
     Args:
         files: the files that are written, recognised even through a link; None for standard output.
-        folder: the directory that files are sorted into, if any.
-        left_out: counts the paths in that directory.
+        folders: the directories that are written to, each by its kind; None for one that is not.
+        left_out: counts the paths in these directories, by kind.
     """
     own: set[tuple[int, int] | None] | None = None
     for path in paths:
         if own is None:
             own = {_file_id(sys.stdout.fileno() if file is None else file) for file in files} - {None}
-        if folder and lies_in(path, folder):
-            left_out[SORTED] += 1
+        kind = next((kind for kind, folder in folders.items() if folder and lies_in(path, folder)), None)
+        if kind:
+            left_out[kind] += 1
         elif not own or _file_id(path) not in own:
             yield path
 
@@ -87,8 +89,8 @@ def lies_in(path: str, folder: Path) -> bool:
     return f"{_real_directory(os.path.dirname(path))}/".startswith(f"{outer.rstrip('/')}/")  # noqa: PTH120
 
 
-# For a directory's files, which come one after another, and the one to compare with.
-_real_directory = lru_cache(maxsize=2)(os.path.realpath)
+# For a directory's files, which come one after another, and those to compare with.
+_real_directory = lru_cache(maxsize=3)(os.path.realpath)
 
 
 def _file_id(path: str | Path | int) -> tuple[int, int] | None:

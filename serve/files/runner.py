@@ -14,13 +14,18 @@ from typing import Any, BinaryIO, Final
 
 from serve.config.regular_file import NotRegular, open_regular
 from serve.errors import EmptyFile, InternalError, RequestError, UploadTooLarge
-from serve.model.classifier import Classifier, prediction
+from serve.model.classifier import Classifier
+from serve.model.look import Look
+from serve.model.prediction import prediction
 from serve.problems import problem, problem_from
 
 Record = dict[str, Any]
 # From the model's crop, 8-bit RGB `[S, S, 3]`, to a JPEG file.
 MakeThumbnail = Callable[[bytes], bytes]
+# Further entries of a record, which are taken out before it is written: a JPEG file, a PNG file, FP32 `[C]`.
 THUMBNAIL: Final = "thumbnail"
+PICTURE: Final = "picture"
+EMBEDDING: Final = "embedding"
 # Start of the detail for a file that exists but could not be read; trying again may help.
 UNREADABLE_DETAIL: Final = "The file cannot be read"
 
@@ -38,6 +43,7 @@ def classify_files(
     max_bytes: int,
     before_waiting: Callable[[], object] = lambda: None,
     thumbnail: MakeThumbnail | None = None,
+    look: Look | None = None,
 ) -> Generator[Record, None, None]:
     """Yields a record for each path, in order, as soon as it and those before it are ready.
 
@@ -45,7 +51,7 @@ def classify_files(
         streams: the number of files processed at once.
         max_bytes: the largest file.
         before_waiting: called when the next record is not ready yet.
-        thumbnail: as for `classify_file`.
+        thumbnail, look: as for `classify_file`.
 
     Raises:
         Exception: whatever `paths` raises.
@@ -57,7 +63,7 @@ def classify_files(
         """Runs on a thread of its own, because the next path may take long to arrive."""
         try:
             for path in paths:
-                pending.put(pool.submit(classify_file, classifier, path, top_k, max_bytes, read_file, thumbnail))
+                pending.put(pool.submit(classify_file, classifier, path, top_k, max_bytes, read_file, thumbnail, look))
             pending.put(None)
         except Exception as error:  # raised again where the records are consumed
             failed: Future[Record] = Future()
@@ -114,6 +120,7 @@ def classify_file(
     max_bytes: int,
     read: Callable[[str, int], bytes] = read_file,
     thumbnail: MakeThumbnail | None = None,
+    look: Look | None = None,
 ) -> Record:
     """Returns one file's record.
 
@@ -124,11 +131,19 @@ def classify_file(
         max_bytes: the largest file.
         read: replaces `read_file` and raises as it does.
         thumbnail: makes a JPEG file of the model's crop, which the record then has as `THUMBNAIL`.
+        look: what the record then has as `EMBEDDING` and `PICTURE`.
     """
     try:
-        prepared = classifier.prepare(classifier.open(read(path, max_bytes), top_k))
-        record = {"file": path, **prediction(classifier.compute(prepared), classifier.model.name)}
-        return record if thumbnail is None else {**record, THUMBNAIL: thumbnail(prepared.pixels)}
+        prepared = classifier.prepare(classifier.open(read(path, max_bytes), top_k, look))
+        classified = classifier.compute(prepared)
+        record = {"file": path, **prediction(classified, classifier.model.name)}
+        if thumbnail is not None:
+            record[THUMBNAIL] = thumbnail(prepared.pixels)
+        if classified.embedding is not None:
+            record[EMBEDDING] = classified.embedding
+        if classified.explanation is not None:
+            record[PICTURE] = classified.explanation.png
+        return record
     except RequestError as error:
         return {"file": path, **problem_from(error)}
     except OSError as error:

@@ -118,7 +118,7 @@ class Sorter:
     def _sort(self, path: str, folder: Path) -> bool | None:
         """Returns whether a link or copy was made, False if it was there; None if the file cannot be read any more."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name in _file_names(path):
+        for name in file_names(path):
             try:
                 return _copy(path, folder / name) if self._copy else _link(path, folder / name)
             except FileExistsError:
@@ -152,14 +152,21 @@ def safe_name(text: str) -> str:
     return f"_{name}" if not name or _DEVICE.match(name) else name
 
 
-def _file_names(path: str) -> Iterator[str]:
-    """Yields a file's own name, then names with a hash of its path, which are the same in every run."""
+def file_names(path: str, added: str = "") -> Iterator[str]:
+    """Yields a file's own name, then names with a hash of its path, which are the same in every run.
+
+    Args:
+        path: the file.
+        added: a suffix that every name gets.
+    """
     name = Path(path)
-    yield name.name
+    stem, suffix = (name.name, added) if added else (name.stem, name.suffix)
+    if len(os.fsencode(stem + suffix)) <= _MAX_BYTES:
+        yield stem + suffix
     digest = hashlib.sha256(os.fsencode(_absolute(path))).hexdigest()
     for digits in _HASH_DIGITS:
-        end = os.fsencode(f" ({digest[:digits]}){name.suffix}")
-        yield os.fsdecode(os.fsencode(name.stem)[: max(0, _MAX_BYTES - len(end))] + end)
+        end = os.fsencode(f" ({digest[:digits]}){suffix}")
+        yield os.fsdecode(os.fsencode(stem)[: max(0, _MAX_BYTES - len(end))] + end)
 
 
 def _absolute(path: str) -> Path:

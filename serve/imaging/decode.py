@@ -7,7 +7,7 @@ those of torchvision's usual loader, `Image.open(file).convert("RGB")`, with two
 
 import io
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from PIL import ExifTags, Image, JpegImagePlugin
 
@@ -15,7 +15,7 @@ from serve.errors import RequestError
 from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, Data, heic_ends_early
 from serve.imaging.limits import ImageLimits, check_early, check_limits, damaged, require_format
 from serve.imaging.plugins import OPENERS
-from serve.imaging.preprocess import Preprocessing, resized_size
+from serve.imaging.preprocess import Preprocessing, resized_size, view_size
 from serve.imaging.resize import resampling_filter
 from serve.imaging.tiff import TiffFile
 
@@ -35,6 +35,10 @@ _TRANSPOSE_BY_ORIENTATION: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Those that exchange width and height.
+_TURNING: Final = tuple(_TRANSPOSE_BY_ORIENTATION[each] for each in (5, 6, 7, 8))
+# A view is first reduced by averaging, to at least so many times its size, and then resampled.
+_VIEW_GAP: Final = 2.0
 # A text chunk in which ImageMagick writes a PNG's EXIF: three lines, then hexadecimal digits.
 _EXIF_IN_TEXT: Final = "Raw profile type exif"
 # From Pillow's names of formats to ours.
@@ -83,39 +87,64 @@ def read_header(data: Data, format_name: str) -> tuple[Image.Image, int]:
         raise damaged(format_name) from error
 
 
+class Upright(NamedTuple):
+    """A decoded image, turned upright.
+
+    Attributes:
+        rgb: 8-bit RGB.
+        view: the same at another size; None if it was not asked for.
+        turned: whether width and height have changed places.
+    """
+
+    rgb: Image.Image
+    view: Image.Image | None
+    turned: bool
+
+
 def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Preprocessing | None = None) -> Image.Image:
-    """Decodes the first frame of an image from `open_image` as 8-bit RGB.
+    """Returns the first frame of an image from `open_image` as 8-bit RGB; arguments and errors as `decode_upright`."""
+    return decode_upright(image, apply_orientation, reduce_for).rgb
+
+
+def decode_upright(
+    image: Image.Image, apply_orientation: bool = True, reduce_for: Preprocessing | None = None, view: int = 0
+) -> Upright:
+    """Decodes the first frame of an image from `open_image`.
 
     Args:
         apply_orientation: whether to turn the image upright by its EXIF orientation.
         reduce_for: the preprocessing to reduce for, or None. A JPEG whose sides are at least four times as long as
             after resizing is decoded at 1/2, 1/4 or 1/8 scale, to at least twice its resized size, and is returned
             resized; its pixels differ slightly from those of a full decode.
+        view: the longer side, in pixels, of the whole image to return as well; 0 for none.
 
     Raises:
         UndecodableImage: the file is truncated or corrupt.
     """
+    size = image.size
     try:
-        reduced = None if reduce_for is None else _decode_reduced(image, reduce_for)
-        if reduced is not None:
-            rgb = reduced
-        elif image.mode.startswith("I;16"):
-            rgb = _scale_grey(image).convert("RGB")
-        else:
-            rgb = image.convert("RGB")
+        box = None if reduce_for is None else _reduce(image, reduce_for)
+        rgb = (_scale_grey(image) if image.mode.startswith("I;16") else image).convert("RGB")
+        seen = rgb.resize(view_size(size, view), Image.Resampling.BILINEAR, box, _VIEW_GAP) if view else None
+        if reduce_for and box:
+            rgb = rgb.resize(resized_size(size, reduce_for.resize), resampling_filter(reduce_for), box)
         # libheif has turned a HEIC as its container says; EXIF often says the same once more.
         turn = _transposition(image) if apply_orientation and image.format != "HEIF" else None
-        return rgb if turn is None else rgb.transpose(turn)
+        if turn is None:
+            return Upright(rgb, seen, turned=False)
+        return Upright(rgb.transpose(turn), seen and seen.transpose(turn), turn in _TURNING)
     except (MemoryError, RequestError):
         raise
     except Exception as error:  # as in read_header, and those of zlib, struct and the codecs
         raise damaged(_NAMES[image.format or ""]) from error
 
 
-def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | None:
-    """Decodes a JPEG at reduced scale (libjpeg's scaled DCT) and resizes it; None if too small or not a lossy JPEG.
+def _reduce(image: Image.Image, spec: Preprocessing) -> tuple[float, float, float, float] | None:
+    """Has a JPEG decoded at reduced scale (libjpeg's scaled DCT), unless it is too small or not a lossy JPEG.
 
-    Size and box are those of `resize` at full scale; the last pixel of a reduced row may stand for fewer full pixels.
+    Returns:
+        The box of the reduced image that is the whole one, because the last pixel of a reduced row may stand for fewer
+        full pixels; None if it is not reduced.
     """
     target = resized_size(image.size, spec.resize)
     enough = (target[0] * _MIN_REDUCED_RATIO, target[1] * _MIN_REDUCED_RATIO)
@@ -126,9 +155,7 @@ def _decode_reduced(image: Image.Image, spec: Preprocessing) -> Image.Image | No
     ):
         return None
     drafted = image.draft(None, enough)
-    if drafted is None:  # Pillow reduces JPEGs of a single tile only
-        return None
-    return image.convert("RGB").resize(target, resampling_filter(spec), box=drafted[1])
+    return drafted[1] if drafted else None  # Pillow reduces JPEGs of a single tile only
 
 
 def _scale_grey(image: Image.Image) -> Image.Image:

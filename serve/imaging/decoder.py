@@ -12,23 +12,41 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from PIL import Image, JpegImagePlugin
 
 from serve.errors import TooManyFrames, TooManyPixels, UndecodableImage, UnsupportedVariety
-from serve.imaging.decode import decode, read_header, scale_table
+from serve.imaging.decode import decode_upright, read_header, scale_table
 from serve.imaging.fork_server import Terms
 from serve.imaging.formats import HEIC, webp_size
 from serve.imaging.limits import check_limits
 from serve.imaging.malloc import tune_malloc
-from serve.imaging.messages import GO_ON, MEMORY, REPLIES, REQUEST_BYTES, REQUESTS, Code, Reply, Request, Rules
+from serve.imaging.messages import (
+    GO_ON,
+    MEMORY,
+    REPLIES,
+    REQUEST_BYTES,
+    REQUESTS,
+    VIEW_BYTES,
+    Code,
+    Reply,
+    Request,
+    Rules,
+)
 from serve.imaging.resize import crop_bytes
 from serve.imaging.sandbox import SEALED, confine
 
 # Made in advance, because there may be no memory when they are needed.
 _LARGE: Final = Reply(Code.LARGE)
 _NO_MEMORY: Final = Reply(Code.NO_MEMORY)
+
+
+class _Results(NamedTuple):
+    """Where the results are written: the model's crop, and the view."""
+
+    crop: memoryview
+    view: memoryview
 
 
 def run(parent: int, terms: Terms, takeover: str) -> NoReturn:
@@ -39,7 +57,8 @@ def run(parent: int, terms: Terms, takeover: str) -> NoReturn:
         terms: what this process gets.
         takeover: `module:function` that a test has run on the bytes of each image first; else empty.
     """
-    results, own_id, act = mmap.mmap(MEMORY, terms.result_bytes), os.getpid(), _function(takeover)
+    shared, own_id, act = mmap.mmap(MEMORY, terms.result_bytes + VIEW_BYTES), os.getpid(), _function(takeover)
+    results = _Results(memoryview(shared)[: terms.result_bytes], memoryview(shared)[terms.result_bytes :])
     state = confine(parent, MEMORY, (terms.small_memory, terms.all_memory), seal=terms.seal, threads=terms.threads)
     _send(Reply(Code.READY, own_id, state == SEALED))
     while len(message := os.read(REQUESTS, REQUEST_BYTES)) == REQUEST_BYTES:
@@ -72,7 +91,7 @@ def _send(reply: Reply) -> None:
     os.write(REPLIES, reply.pack())
 
 
-def _answer(request: Request, results: mmap.mmap, act: Callable[[bytes], object] | None) -> Reply:
+def _answer(request: Request, results: _Results, act: Callable[[bytes], object] | None) -> Reply:
     """Decodes one image; if it takes more memory than there is at first, once more with all that there may be."""
     reply = _attempt(request, results, act, more_memory=False)
     if reply.code in (Code.LARGE, Code.NO_MEMORY):
@@ -82,11 +101,11 @@ def _answer(request: Request, results: mmap.mmap, act: Callable[[bytes], object]
     return reply
 
 
-def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object] | None, more_memory: bool) -> Reply:
+def _attempt(request: Request, results: _Results, act: Callable[[bytes], object] | None, more_memory: bool) -> Reply:
     """Decodes one image, or answers `Code.LARGE` if it should have more memory."""
     reply, image, is_reduced = Reply(Code.DAMAGED), None, False
     try:
-        os.lseek(MEMORY, len(results), os.SEEK_SET)
+        os.lseek(MEMORY, len(results.crop), os.SEEK_SET)
         data = os.read(MEMORY, request.length)
         if act:
             act(data)
@@ -100,7 +119,7 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
         is_reduced = _is_reduced(image, request.rules)
         if not more_memory and image.width * image.height > request.small_pixels * (4 if is_reduced else 1):
             return _LARGE
-        return _decode(image, request.rules, results, reply)
+        return _decode(image, request, results, reply)
     except MemoryError:
         return _NO_MEMORY
     except (TooManyPixels, TooManyFrames):
@@ -117,13 +136,16 @@ def _attempt(request: Request, results: mmap.mmap, act: Callable[[bytes], object
         return Reply(Code.UNSUPPORTED, variety=error.variety)
 
 
-def _decode(image: Image.Image, rules: Rules, results: mmap.mmap, reply: Reply) -> Reply:
-    """Writes the model's crop into the memory."""
-    rgb = decode(image, rules.apply_orientation, None if rules.exact else rules.spec)
+def _decode(image: Image.Image, request: Request, results: _Results, reply: Reply) -> Reply:
+    """Writes the model's crop into the memory, and the view if one is wanted."""
+    rules = request.rules
+    upright = decode_upright(image, rules.apply_orientation, None if rules.exact else rules.spec, request.view)
     decoded = time.perf_counter_ns()
-    pixels = crop_bytes(rgb, rules.spec, rules.exact, rules.jpeg)
-    results[: len(pixels)] = pixels
-    return reply._replace(resize_ns=time.perf_counter_ns() - decoded)
+    pixels = crop_bytes(upright.rgb, rules.spec, rules.exact, rules.jpeg)
+    view = upright.view.tobytes() if upright.view else b""
+    results.crop[: len(pixels)] = pixels
+    results.view[: len(view)] = view
+    return reply._replace(resize_ns=time.perf_counter_ns() - decoded, turned=upright.turned)
 
 
 def _is_reduced(image: Image.Image, rules: Rules) -> bool:

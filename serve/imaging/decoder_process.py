@@ -1,5 +1,6 @@
 """The server's side of one decoder process: sends it an image, waits within limits, and checks its reply."""
 
+import math
 import os
 import select
 import struct
@@ -12,7 +13,7 @@ from serve.imaging.decoders import OnSlow
 from serve.imaging.fork_server import KILLED, ForkServer, Terms
 from serve.imaging.formats import Data
 from serve.imaging.memory import anonymous_memory, clear_memory
-from serve.imaging.messages import GO_ON, REPLY_BYTES, Code, Reply, Request
+from serve.imaging.messages import GO_ON, REPLY_BYTES, VIEW_BYTES, Code, Reply, Request
 from serve.imaging.other_process import (
     ProcessClock,
     lower_priority,
@@ -21,6 +22,7 @@ from serve.imaging.other_process import (
     run_anywhere,
     run_here,
 )
+from serve.imaging.preprocess import view_size
 from serve.imaging.replies import Gone, Overrun, Postponed, too_busy
 
 # Wall seconds that decoding may take: so many times its CPU seconds, and some more, because the machine may be busy.
@@ -50,7 +52,7 @@ class DecoderProcess:
         self._fork_server = fork_server
         self._terms = terms
         self._open: list[int] = []
-        self._memory = anonymous_memory(terms.result_bytes + max_bytes)
+        self._memory = anonymous_memory(terms.result_bytes + max(max_bytes, VIEW_BYTES))
         self._open.append(self._memory)
         requests, self._requests = self._pipe()
         self._replies, replies = self._pipe()
@@ -63,8 +65,7 @@ class DecoderProcess:
         self._status: int | None = None  # once it was ended
         self._on_slow: OnSlow | None = None
         self._rested = 0.0  # its CPU seconds after its last image
-        self._lowered = self._here = False
-        self.broke_protocol = False
+        self._lowered = self._here = self.broke_protocol = False
         try:
             self._number = fork_server.fork((requests, replies, self._memory), terms)
         finally:
@@ -125,7 +126,7 @@ class DecoderProcess:
         lower_priority(self.pid, _SLOW_NICE)
         run_anywhere(self.pid)
 
-    def finish(self, request: Request, large: threading.Lock, on_slow: OnSlow | None) -> tuple[Reply, bytes]:
+    def finish(self, request: Request, large: threading.Lock, on_slow: OnSlow | None) -> tuple[Reply, bytes, bytes]:
         """Waits for the answer to `begin`, and clears the memory.
 
         Args:
@@ -134,7 +135,7 @@ class DecoderProcess:
             on_slow: called once, if the image takes long or has to wait for `large`; None if it has stepped aside.
 
         Returns:
-            The reply, and the pixels if its code is `Code.DONE`, else nothing.
+            The reply, and if its code is `Code.DONE` the pixels of the crop and of the view.
 
         Raises:
             Gone: the process ended.
@@ -165,13 +166,15 @@ class DecoderProcess:
             self.end()
             large.release()
 
-    def _result(self, request: Request, reply: Reply) -> tuple[Reply, bytes]:
+    def _result(self, request: Request, reply: Reply) -> tuple[Reply, bytes, bytes]:
         if reply.code in (Code.READY, Code.LARGE):
             raise self.protocol_error()
-        count = request.rules.spec.crop**2 * 3 if reply.code == Code.DONE else 0
-        pixels = os.pread(self._memory, count, 0)
-        clear_memory(self._memory, self._terms.result_bytes + request.length)
-        return reply, pixels
+        view_at, done = self._terms.result_bytes, reply.code == Code.DONE
+        pixels = os.pread(self._memory, request.rules.spec.crop**2 * 3 if done else 0, 0)
+        size = view_size(reply.upright_size, request.view) if done and request.view else (0, 0)
+        view = os.pread(self._memory, math.prod(size) * 3, view_at)
+        clear_memory(self._memory, view_at + max(request.length, len(view)))
+        return reply, pixels, view
 
     def protocol_error(self) -> Gone:
         """Records that the process sent something other than a valid reply, and returns the error to raise."""

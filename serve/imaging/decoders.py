@@ -16,11 +16,20 @@ OnSlow = Callable[[Callable[[], None] | None], bool]
 
 @dataclass(frozen=True)
 class Crop:
-    """The model's crop of an image, 8-bit RGB `[crop, crop, 3]`, and the seconds of decoding and of resizing."""
+    """The model's crop of an image.
+
+    Attributes:
+        pixels: 8-bit RGB `[crop, crop, 3]`.
+        decode_seconds, resize_seconds: what both steps took.
+        size: width and height of the upright image.
+        view: the upright image at another size, 8-bit RGB `[height, width, 3]`; empty if it was not asked for.
+    """
 
     pixels: bytes
     decode_seconds: float
     resize_seconds: float
+    size: tuple[int, int]
+    view: bytes = b""
 
 
 class Decoders(Protocol):
@@ -38,8 +47,15 @@ class Decoders(Protocol):
     on_slow: OnSlow
     is_alone: Callable[[], bool]
 
-    def decode(self, data: Data, format_name: str) -> Crop:
-        """Decodes an image of a known format; thread-safe. Raises `RequestError`."""
+    def decode(self, data: Data, format_name: str, view: int = 0) -> Crop:
+        """Decodes an image of a known format; thread-safe.
+
+        Args:
+            view: the longer side of the view to return, at most `MAX_VIEW` pixels; 0 for none.
+
+        Raises:
+            RequestError: the image is refused.
+        """
 
     def close(self) -> None:
         """Ends the decoders."""
@@ -55,18 +71,21 @@ class InProcessDecoder:
         self.on_slow: OnSlow = lambda _: False
         self.is_alone: Callable[[], bool] = lambda: False
 
-    def decode(self, data: Data, format_name: str) -> Crop:
+    def decode(self, data: Data, format_name: str, view: int = 0) -> Crop:
         """As `Decoders.decode`, within the limits on pixels and frames only."""
         # Not at the top, because the server's process otherwise loads no decoder.
-        from serve.imaging.decode import decode, open_image
+        from serve.imaging.decode import decode_upright, open_image
         from serve.imaging.resize import crop_bytes
 
         rules, started = self._rules, time.perf_counter()
         image = open_image(data, rules.spec, rules.limits)
-        rgb = decode(image, rules.apply_orientation, None if rules.exact else rules.spec)
+        width, height = image.size
+        upright = decode_upright(image, rules.apply_orientation, None if rules.exact else rules.spec, view)
         decoded = time.perf_counter()
-        pixels = crop_bytes(rgb, rules.spec, rules.exact, rules.jpeg)
-        return Crop(pixels, decoded - started, time.perf_counter() - decoded)
+        pixels = crop_bytes(upright.rgb, rules.spec, rules.exact, rules.jpeg)
+        seen = upright.view.tobytes() if upright.view else b""
+        size = (height, width) if upright.turned else (width, height)
+        return Crop(pixels, decoded - started, time.perf_counter() - decoded, size, seen)
 
     def close(self) -> None:
         """Does nothing."""

@@ -10,10 +10,15 @@ from serve.imaging.limits import ImageLimits
 from serve.imaging.preprocess import INTERPOLATIONS, Preprocessing
 from serve.imaging.varieties import VARIETIES
 
-# Descriptors of a decoder process: two pipes, and the memory that begins with its result, followed by the image.
+# Descriptors of a decoder process: two pipes, and the memory that begins with the crop. The encoded image follows, in
+# whose place the view is returned, if one is wanted.
 REQUESTS, REPLIES, MEMORY = 3, 4, 5
 # Sent for `Code.LARGE` once the decoder may use more memory.
 GO_ON: Final = b"+"
+
+# The longest side of a view, in pixels, and the bytes that it takes at most.
+MAX_VIEW: Final = 1024
+VIEW_BYTES: Final = MAX_VIEW**2 * 3
 
 _ORIENTATION: Final = 1
 _EXACT: Final = 2
@@ -59,12 +64,14 @@ class Request(NamedTuple):
         length: its number of bytes.
         rules: how it is decoded.
         small_pixels: an image of more pixels than these is large.
+        view: the longer side of the whole image to return beside the crop, at most `MAX_VIEW` pixels; 0 for none.
     """
 
     format_name: str
     length: int
     rules: Rules
     small_pixels: int
+    view: int = 0
 
     def pack(self) -> bytes:
         """Returns the message."""
@@ -75,6 +82,7 @@ class Request(NamedTuple):
             _ORIENTATION * rules.apply_orientation | _EXACT * rules.exact | _JPEG * rules.jpeg,
             rules.spec.resize,
             rules.spec.crop,
+            self.view,
             self.length,
             rules.limits.max_pixels,
             rules.limits.max_frames,
@@ -84,15 +92,23 @@ class Request(NamedTuple):
     @classmethod
     def unpack(cls, message: bytes) -> "Request":
         """Reads a message; mean and deviation are not in it, because they matter to the server only."""
-        kind, interpolation, flags, resize, crop, length, max_pixels, max_frames, small = _REQUEST.unpack(message)
+        kind, interpolation, flags, resize, crop, view, length, max_pixels, max_frames, small = _REQUEST.unpack(message)
         spec = Preprocessing(resize, INTERPOLATIONS[interpolation], crop, (0, 0, 0), (1, 1, 1))
         switches = (bool(flags & each) for each in (_ORIENTATION, _EXACT, _JPEG))
         rules = Rules(spec, ImageLimits(max_pixels, max_frames), *switches)
-        return cls(ACCEPTED_FORMATS[kind], length, rules, small)
+        return cls(ACCEPTED_FORMATS[kind], length, rules, small, view)
 
 
 class Reply(NamedTuple):
-    """An answer: the figures of the image's header, as far as they are known, and nanoseconds of resizing."""
+    """An answer.
+
+    Attributes:
+        code: one of `Code`.
+        width, height, frames: the figures of the image's header, as far as they are known.
+        resize_ns: nanoseconds of resizing.
+        variety: see `Code.UNSUPPORTED`.
+        turned: whether width and height have changed places in the upright image.
+    """
 
     code: int
     width: int = 0
@@ -100,6 +116,12 @@ class Reply(NamedTuple):
     frames: int = 0
     resize_ns: int = 0
     variety: int = 0
+    turned: bool = False
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the upright image."""
+        return (self.height, self.width) if self.turned else (self.width, self.height)
 
     def pack(self) -> bytes:
         """Returns the message."""
@@ -114,7 +136,7 @@ class Reply(NamedTuple):
         return reply._replace(code=Code(reply.code))
 
 
-_REQUEST: Final = struct.Struct("=BBBxII4xQQQQ")
-_REPLY: Final = struct.Struct("=B3xIIIQB7x")
+_REQUEST: Final = struct.Struct("=BBBxIIIQQQQ")
+_REPLY: Final = struct.Struct("=B3xIIIQB?6x")
 REQUEST_BYTES: Final = _REQUEST.size
 REPLY_BYTES: Final = _REPLY.size

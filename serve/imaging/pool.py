@@ -87,8 +87,8 @@ class DecoderPool:
         self.is_alone: Callable[[], bool] = lambda: False
         self.state = self._start()
 
-    def decode(self, data: Data, format_name: str) -> Crop:
-        """Decodes an image.
+    def decode(self, data: Data, format_name: str, view: int = 0) -> Crop:
+        """Decodes an image as `Decoders.decode` does.
 
         Raises:
             RequestError: the image exceeds a limit, is damaged or of an unsupported variety, or ended its decoder.
@@ -98,7 +98,7 @@ class DecoderPool:
         if len(data) > options.max_bytes:
             raise errors.UploadTooLarge(f"The file has {len(data)} bytes; the limit is {options.max_bytes} bytes.")
         check_early(data, format_name, options.rules.spec, options.rules.limits)
-        request = Request(format_name, len(data), options.rules, _SMALL_PIXELS)
+        request = Request(format_name, len(data), options.rules, _SMALL_PIXELS, view)
         try:
             return self._decode(request, data, self.on_slow)
         except Postponed:
@@ -106,20 +106,19 @@ class DecoderPool:
 
     def _decode(self, request: Request, data: Data, on_slow: OnSlow | None) -> Crop:
         """Decodes an image that is within the limits that need no decoder; on_slow: as for `DecoderProcess.finish`."""
-        format_name = request.format_name
         started = time.perf_counter()
         decoder = self._begin(request, data)
         if on_slow is None:
             decoder.lower_priority()
         try:
-            reply, pixels = decoder.finish(request, self._large, on_slow)
+            reply, pixels, seen = decoder.finish(request, self._large, on_slow)
             if not check_reply(reply, request, self._terms.all_memory):
                 raise decoder.protocol_error()
         except QueueFull:
             decoder.retire()
             raise
         except RequestError:
-            self._give_back(decoder, format_name)
+            self._give_back(decoder, request.format_name)
             raise
         except Overrun:
             self._end_and_count(decoder, "overrun")
@@ -127,14 +126,14 @@ class DecoderPool:
             raise errors.DecodeTimeout(f"The image takes too long to decode; the limit is {limit:g} s.") from None
         except Gone:
             self._end_and_count(decoder)
-            raise DecoderDied(f"The {format_name} image ended the process that was decoding it.") from None
+            raise DecoderDied(f"The {request.format_name} image ended the process that was decoding it.") from None
         except BaseException:
             decoder.retire()
             raise
-        self._give_back(decoder, format_name)
+        self._give_back(decoder, request.format_name)
         seconds = time.perf_counter() - started
         resizing = min(seconds, reply.resize_ns / 1e9)
-        return Crop(pixels, seconds - resizing, resizing)
+        return Crop(pixels, seconds - resizing, resizing, reply.upright_size, seen)
 
     def close(self) -> None:
         """Ends the decoders that are idle; those at work end with their image."""

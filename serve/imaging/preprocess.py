@@ -71,6 +71,21 @@ def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
     return int(shorter * width / height), shorter
 
 
+def view_size(size: tuple[int, int], longer: int) -> tuple[int, int]:
+    """Returns the size with the longer side scaled to `longer`; no side is less than a pixel."""
+    scale = longer / max(*size, 1)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def crop_box(size: tuple[int, int], spec: Preprocessing) -> tuple[float, float, float, float]:
+    """Returns left, top, right and bottom of what the model sees of an image of this size, in its pixels."""
+    (width, height), target = size, resized_size(size, spec.resize)
+    left, top = crop_offset(target, spec.crop)
+    across, down = width / target[0], height / target[1]
+    right, bottom = (left + spec.crop) * across, (top + spec.crop) * down
+    return left * across, top * down, min(right, width), min(bottom, height)
+
+
 def crop_offset(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Returns left and top of the centre crop; half a pixel is rounded to even, as by torchvision."""
     return round((size[0] - side) / 2), round((size[1] - side) / 2)

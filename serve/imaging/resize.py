@@ -5,7 +5,7 @@ from typing import Final
 
 from PIL import Image
 
-from serve.imaging.preprocess import Preprocessing, crop_offset, resized_size
+from serve.imaging.preprocess import Preprocessing, crop_box, crop_offset, resized_size
 
 _JPEG_QUALITY: Final = 70
 
@@ -41,18 +41,9 @@ def resize_to_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
 
     Pillow stores the box in single precision, so one value in fifty is off by one level of 255, and none by more.
     """
-    target = resized_size(image.size, spec.resize)
-    if target == image.size:
+    if resized_size(image.size, spec.resize) == image.size:
         return center_crop(image, spec.crop)
-    left, top = crop_offset(target, spec.crop)
-    across, down = image.width / target[0], image.height / target[1]
-    box = (
-        left * across,
-        top * down,
-        min((left + spec.crop) * across, image.width),
-        min((top + spec.crop) * down, image.height),
-    )
-    return image.resize((spec.crop, spec.crop), resampling_filter(spec), box=box)
+    return image.resize((spec.crop, spec.crop), resampling_filter(spec), box=crop_box(image.size, spec))
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:

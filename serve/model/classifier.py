@@ -1,74 +1,34 @@
 """Classifies one image with a loaded model, without HTTP: from encoded bytes to a prediction."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from serve.config.settings import Config
-from serve.errors import EmptyFile, ModelError
+from serve.errors import EmptyFile, ModelError, NoFeatureMaps
 from serve.imaging.decoders import Decoders
 from serve.imaging.fork_server import ForkServer
 from serve.imaging.formats import Data
 from serve.imaging.limits import require_format
-from serve.imaging.normalise import Batch, FloatArray, as_pixels, normalise, to_pixels
+from serve.imaging.normalise import FloatArray, as_pixels, normalise, to_pixels
 from serve.imaging.preprocess import Preprocessing
 from serve.model.card import REMEDY
 from serve.model.class_index import find_labels
 from serve.model.decoders import make_decoders, start_fork_server
 from serve.model.engine_choice import choose_engine
 from serve.model.engines import EngineOptions
+from serve.model.features import Array, Features
 from serve.model.files import AUTO, model_folders
 from serve.model.labels import Label
-from serve.model.postprocess import Activation, ScoredLabel, top_k
+from serve.model.look import Look, look_inside
+from serve.model.postprocess import Activation, top_k
 from serve.model.session import Model, load_model
-
-_SIGNIFICANT_DIGITS: Final = 6  # of a probability in an answer
-
-
-@dataclass(frozen=True)
-class Opened:
-    """An encoded image of an accepted format, and the number of classes to predict."""
-
-    data: Data
-    format_name: str
-    top_k: int
-
-
-@dataclass(frozen=True)
-class Normalised:
-    """An image that a client has decoded and normalised, FP32 `[1, 3, S, S]`."""
-
-    batch: FloatArray
-    top_k: int = 1
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An image as the model takes it, and the seconds spent by stage.
-
-    Attributes:
-        pixels: the crop that `batch` was made of, 8-bit RGB `[S, S, 3]`; empty if a client made it.
-    """
-
-    batch: Batch
-    top_k: int
-    seconds: dict[str, float]
-    pixels: bytes = b""
-
-
-@dataclass(frozen=True)
-class Classified:
-    """Logits FP32 `[classes]`, the most probable classes in descending order, and the seconds spent in each stage that
-    was run: `decode`, `preprocess`, `infer`."""
-
-    logits: FloatArray
-    scored: list[ScoredLabel]
-    seconds: dict[str, float]
+from serve.model.stages import Classified, Normalised, Opened, Prepared
 
 
 @dataclass(frozen=True)
@@ -90,21 +50,33 @@ class Classifier:
     activation: Activation = field(default_factory=Activation)
 
     def card(self, with_labels: bool) -> dict[str, Any]:
-        """Returns the model card, with what is in use: the activation, the temperature and, if asked for, the labels.
+        """Returns the model card, with what is in use: activation, temperature, embedding and, if asked for, labels.
 
         Args:
             with_labels: whether `labels` has the name of each class, and `ids` its id, where all have one.
         """
         card = {key: value for key, value in self.model.card.items() if key not in ("labels", "ids")}
         card |= {"activation": self.activation.name, "temperature": self.activation.temperature}
+        measured = card.get("embedding")
+        features = self.model.features
+        card["embedding"] = features and {"length": features.length, **(measured if isinstance(measured, dict) else {})}
         if with_labels:
             card["labels"] = [label.name for label in self.labels]
             if all(ids := [label.imagenet_id for label in self.labels]):
                 card["ids"] = ids
         return card
 
-    def open(self, data: Data, k: int) -> Opened:
-        """Recognises an image's format by its first bytes.
+    def require_features(self) -> Features:
+        """Returns what reads the model's feature maps; raises `NoFeatureMaps` if its file names none."""
+        if self.model.features is None:
+            raise NoFeatureMaps(
+                f"The file of the model {self.model.name} names no feature maps, so there is nothing to look into; "
+                "docs/model-files.md says which networks have them."
+            )
+        return self.model.features
+
+    def open(self, data: Data, k: int, look: Look | None = None) -> Opened:
+        """Recognises an image's format by its first bytes; `look`, if any, needs a model with `features`.
 
         Raises:
             EmptyFile: there are no bytes.
@@ -112,7 +84,7 @@ class Classifier:
         """
         if not data:
             raise EmptyFile("The file is empty; curl sends a folder as an empty file, too.")
-        return Opened(data, require_format(data), k)
+        return Opened(data, require_format(data), k, look)
 
     def prepare(self, job: Opened | Normalised) -> Prepared:
         """Makes the model's input: decodes in a decoder process, and normalises for a model that takes no pixels.
@@ -124,15 +96,17 @@ class Classifier:
         """
         takes_pixels, spec = self.model.takes_pixels, self.preprocessing
         if isinstance(job, Normalised):
-            return Prepared(to_pixels(job.batch, spec) if takes_pixels else job.batch, job.top_k, {})
-        crop = self.decoders.decode(job.data, job.format_name)
+            return Prepared(to_pixels(job.batch, spec) if takes_pixels else job.batch, job.top_k, {}, job.look)
+        crop = self.decoders.decode(job.data, job.format_name, job.look.view if job.look else 0)
         started = time.perf_counter()
         batch = as_pixels(crop.pixels, spec) if takes_pixels else normalise(crop.pixels, spec)
         resized = crop.resize_seconds + time.perf_counter() - started
-        return Prepared(batch, job.top_k, {"decode": crop.decode_seconds, "preprocess": resized}, crop.pixels)
+        return Prepared(batch, job.top_k, {"decode": crop.decode_seconds, "preprocess": resized}, job.look, crop)
 
     def compute(self, prepared: Prepared, all_threads: bool = False) -> Classified:
         """Runs inference on the calling thread, or on all intra-op threads; CPU-bound for milliseconds."""
+        if prepared.look:
+            return self.compute_batch([prepared], all_threads)[0]
         started = time.perf_counter()
         logits = self.model.logits(prepared.batch, all_threads)[0]
         seconds = {**prepared.seconds, "infer": time.perf_counter() - started}
@@ -141,16 +115,27 @@ class Classifier:
     def compute_batch(self, batch: Sequence[Prepared], all_threads: bool = False) -> list[Classified]:
         """Runs inference on several images at once; `infer` is then the time that all of them took."""
         started = time.perf_counter()
-        logits = self.model.logits(np.concatenate([prepared.batch for prepared in batch]), all_threads)
-        infer = {"infer": time.perf_counter() - started}
-        return [
-            Classified(row, top_k(row, self.labels, prepared.top_k, self.activation), {**prepared.seconds, **infer})
-            for row, prepared in zip(logits, batch, strict=True)
-        ]
+        images = np.concatenate([prepared.batch for prepared in batch])
+        maps: Iterable[Array | None] = [None] * len(batch)
+        if any(prepared.look for prepared in batch):
+            logits, maps = self.model.run(images, all_threads)
+        else:
+            logits = self.model.logits(images, all_threads)
+        infer = time.perf_counter() - started
+        return [self._classified(*each, infer) for each in zip(batch, logits, maps, strict=True)]
 
-    def classify(self, data: bytes, k: int, all_threads: bool = False) -> Classified:
+    def _classified(self, prepared: Prepared, logits: FloatArray, maps: Array | None, infer: float) -> Classified:
+        scored = top_k(logits, self.labels, prepared.top_k, self.activation)
+        seconds, features = {**prepared.seconds, "infer": infer}, self.model.features
+        if prepared.look is None or features is None or maps is None:
+            return Classified(logits, scored, seconds)
+        started = time.perf_counter()
+        found = look_inside(prepared.look, features, maps, logits, scored[0].index, prepared.crop, self.preprocessing)
+        return Classified(logits, scored, {**seconds, "look": time.perf_counter() - started}, *found)
+
+    def classify(self, data: bytes, k: int, all_threads: bool = False, look: Look | None = None) -> Classified:
         """Runs all stages for one encoded image; raises as `open` and `prepare` do."""
-        return self.compute(self.prepare(self.open(data, k)), all_threads)
+        return self.compute(self.prepare(self.open(data, k, look)), all_threads)
 
     def close(self) -> None:
         """Ends the decoders."""
@@ -216,25 +201,3 @@ def make_classifier(
     activation = Activation.from_card(model.card)
     decoders = make_decoders(config, preprocessing, fork_server)
     return Classifier(model, preprocessing, labels, decoders, activation=activation)
-
-
-def prediction(classified: Classified, model_name: str, threshold: float = 0.0) -> dict[str, Any]:
-    """Returns the JSON answer for one image: the most probable class, the top k in descending order, the model.
-
-    Classes without an id have no `imagenet_id`.
-
-    Args:
-        threshold: entries of the top k with a lower probability, as written, are left out.
-    """
-    entries = [_entry(scored) for scored in classified.scored]
-    best = {key: value for key, value in entries[0].items() if key != "index"}
-    kept = [entry for entry in entries if entry["probability"] >= threshold]
-    return {**best, "top_k": kept, "model": model_name}
-
-
-def _entry(scored: ScoredLabel) -> dict[str, Any]:
-    identifier, name = scored.label.imagenet_id, scored.label.name
-    probability = float(f"{scored.probability:.{_SIGNIFICANT_DIGITS}g}")
-    if identifier is None:
-        return {"index": scored.index, "label": name, "probability": probability}
-    return {"index": scored.index, "imagenet_id": identifier, "label": name, "probability": probability}

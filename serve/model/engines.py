@@ -13,11 +13,12 @@ import numpy as np
 
 from serve.config.settings import Config
 from serve.errors import ConfigError
-from serve.imaging.normalise import Batch, FloatArray
+from serve.imaging.normalise import Batch
 from serve.model.engine_choice import CPU, CUDA, OPENVINO
 from serve.model.ort_sessions import (
     INPUT_NAME,
-    OUTPUT_NAME,
+    LOGITS,
+    Array,
     Session,
     Value,
     cpu_session,
@@ -78,13 +79,18 @@ class Engine(ABC):
         self.batch_sizes: Sequence[int] = sorted({1, options.max_batch})
 
     @abstractmethod
-    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
-        """Returns the logits of N images, FP32 `[N, classes]`.
+    def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
+        """Returns outputs of the model for N images, `[N, ...]` each.
 
         Args:
             batch: N images, at most `max_batch` unless the engine says otherwise, of the type that the model takes.
             all_threads: whether to use all intra-op threads; otherwise one thread for each caller.
+            outputs: the names of those wanted; others are not copied.
         """
+
+    def _run_in_parts(self, batch: Batch, size: int, all_threads: bool, outputs: Sequence[str]) -> list[Array]:
+        parts = [self.run(batch[at : at + size], all_threads, outputs) for at in range(0, len(batch), size)]
+        return [np.concatenate(values) for values in zip(*parts, strict=True)]
 
 
 class CpuEngine(Engine):
@@ -100,8 +106,8 @@ class CpuEngine(Engine):
         threads = options.intra_op_threads
         self._latency_session = self.session if threads == 1 else cpu_session(path, threads)
 
-    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
-        return run(self._latency_session if all_threads else self.session, batch)
+    def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
+        return run(self._latency_session if all_threads else self.session, batch, outputs)
 
 
 class OpenVinoEngine(Engine):
@@ -127,14 +133,13 @@ class OpenVinoEngine(Engine):
         self.session, self._batch_session = sessions[one_by_one], sessions[in_batches]
         self._latency_session = sessions.get(lone, self.session)
 
-    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
+    def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
         """Takes any number of images: those that fill no batch run one by one, which is faster than a padded batch."""
         if len(batch) == 1:
-            return run(self._latency_session if all_threads else self.session, batch)
+            return run(self._latency_session if all_threads else self.session, batch, outputs)
         if len(batch) == self._max_batch:
-            return run(self._batch_session, batch)
-        size = self._max_batch if len(batch) > self._max_batch else 1
-        return np.concatenate([self.run(batch[at : at + size], all_threads) for at in range(0, len(batch), size)])
+            return run(self._batch_session, batch, outputs)
+        return self._run_in_parts(batch, self._max_batch if len(batch) > self._max_batch else 1, all_threads, outputs)
 
 
 class CudaEngine(Engine):
@@ -154,29 +159,32 @@ class CudaEngine(Engine):
         self.session = cuda_session(path)
         self._device = device
         self._lock = threading.Lock()
-        self._bound: dict[int, tuple[Any, Any]] = {}  # size → the binding, and its input on the device
+        # Size and outputs → the binding, and its input on the device.
+        self._bound: dict[tuple[int, tuple[str, ...]], tuple[Any, Any]] = {}
 
-    def run(self, batch: Batch, all_threads: bool = False) -> FloatArray:
+    def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
         """Takes any number of images, in several batches if they are more than `max_batch`."""
         largest = self.batch_sizes[-1]
         if len(batch) > largest:
-            return np.concatenate([self.run(batch[at : at + largest]) for at in range(0, len(batch), largest)])
+            return self._run_in_parts(batch, largest, all_threads, outputs)
         size = next(size for size in self.batch_sizes if size >= len(batch))
         padded = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), batch.dtype)])
         with self._lock:
-            if size not in self._bound:
-                self._bound[size] = self._bind(padded)
-            binding, image = self._bound[size]
+            key = size, tuple(outputs)
+            if key not in self._bound:
+                self._bound[key] = self._bind(padded, outputs)
+            binding, image = self._bound[key]
             image.update_inplace(padded)
             self.session.run_with_iobinding(binding)
-            logits: FloatArray = binding.copy_outputs_to_cpu()[0]
-        return logits[: len(batch)]
+            values: list[Array] = binding.copy_outputs_to_cpu()
+        return [value[: len(batch)] for value in values]
 
-    def _bind(self, batch: Batch) -> tuple[Any, Any]:
+    def _bind(self, batch: Batch, outputs: Sequence[str]) -> tuple[Any, Any]:
         image = Value.ortvalue_from_numpy(batch, self._device, 0)
         binding = self.session.io_binding()
         binding.bind_ortvalue_input(INPUT_NAME, image)
-        binding.bind_output(OUTPUT_NAME, self._device)
+        for name in outputs:
+            binding.bind_output(name, self._device)
         return binding, image
 
 

@@ -2,14 +2,17 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import numpy.typing as npt
+
 from serve.config.regular_file import open_regular
 from serve.errors import ModelError
-from serve.imaging.normalise import Batch, FloatArray
+from serve.imaging.normalise import Batch
 from serve.model.openvino_plugin import use_openvino
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
@@ -18,19 +21,20 @@ import onnxruntime as ort
 
 INPUT_NAME: Final = "input"
 OUTPUT_NAME: Final = "logits"
+LOGITS: Final = (OUTPUT_NAME,)
 _FATAL: Final = 4  # onnxruntime's log severity; errors are reported as ModelError instead
 _CPU_PROVIDER: Final = "CPUExecutionProvider"
 _CUDA_PROVIDER: Final = "CUDAExecutionProvider"
-_OUTPUTS: Final = [OUTPUT_NAME]
 
+Array = npt.NDArray[Any]
 Session: TypeAlias = ort.InferenceSession
 Value: TypeAlias = ort.OrtValue
 
 
-def run(session: Session, batch: Batch) -> FloatArray:
-    """Returns the logits of a batch, FP32 `[N, classes]`."""
-    outputs: list[FloatArray] = session.run(_OUTPUTS, {INPUT_NAME: batch})
-    return outputs[0]
+def run(session: Session, batch: Batch, outputs: Sequence[str] = LOGITS) -> list[Array]:
+    """Returns outputs of a batch in one inference; onnxruntime copies no others."""
+    values: list[Array] = session.run(outputs, {INPUT_NAME: batch})
+    return values
 
 
 def cpu_session(path: Path, threads: int) -> Session:

@@ -1,6 +1,6 @@
 """Loads an ONNX model whose metadata describes its preprocessing.
 
-Its input is 8-bit RGB `[N, S, S, 3]` or FP32 `[N, 3, S, S]`, normalised; its output logits FP32 `[N, classes]`.
+Its input is 8-bit RGB `[N, S, S, 3]` or FP32 `[N, 3, S, S]`, normalised; its first output logits FP32 `[N, classes]`.
 """
 
 import errno
@@ -8,6 +8,7 @@ import hashlib
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +20,8 @@ from serve.imaging.normalise import Batch, FloatArray
 from serve.model.card import REMEDY, read_card, read_report
 from serve.model.engine_choice import CPU, OPENVINO
 from serve.model.engines import ENGINES, Engine, EngineOptions
-from serve.model.ort_sessions import INPUT_NAME, OUTPUT_NAME, Session
+from serve.model.features import ENTRY, Features
+from serve.model.ort_sessions import INPUT_NAME, OUTPUT_NAME, Array, Session, run
 from serve.printable import shortened
 
 _MAX_BYTES: Final = 2**31 - 1  # protobuf's own limit
@@ -36,6 +38,7 @@ class Model:
         class_count: the number of logits per image.
         infer_seconds: seconds that the warm-up inference took on one thread.
         engine: what runs it.
+        features: reads its feature maps; None if the file names none.
     """
 
     card: dict[str, Any]
@@ -43,6 +46,7 @@ class Model:
     class_count: int
     infer_seconds: float
     engine: Engine
+    features: Features | None = None
 
     @property
     def name(self) -> str:
@@ -74,7 +78,21 @@ class Model:
         Returns:
             Logits, FP32 `[N, classes]`.
         """
-        return self.engine.run(batch, all_threads)
+        return self.engine.run(batch, all_threads)[0]
+
+    def run(self, batch: Batch, all_threads: bool = False) -> tuple[FloatArray, Array]:
+        """Runs one inference for logits and feature maps.
+
+        Returns:
+            Logits, FP32 `[N, classes]`, and maps, `[N, ...]`, which `features` reads image by image.
+
+        Raises:
+            ValueError: the model has no `features`.
+        """
+        if self.features is None:
+            raise ValueError(f"the model {self.name} has no feature maps")
+        logits, maps = self.engine.run(batch, all_threads, (OUTPUT_NAME, self.features.output))
+        return logits, maps
 
 
 def load_model(path: Path, options: EngineOptions, engine: str = CPU) -> Model:
@@ -107,19 +125,12 @@ def load_model(path: Path, options: EngineOptions, engine: str = CPU) -> Model:
             raise ModelError(f"it is not a file for OpenVINO, but engine={engine}")
         blank = _blank_input(loaded.session)
         class_count = _class_count(loaded.session, card)
+        infer_seconds = _warm_up(loaded, blank, class_count)
+        features = _features(loaded.session, card, blank)
     except ModelError as error:
         raise ModelError(f"model {path}: {error}; {REMEDY}") from error
-    infer_seconds = 0.0
-    for size, all_threads in [(1, True), *((size, False) for size in reversed(loaded.batch_sizes))]:
-        started = time.perf_counter()
-        if not _warm_up(loaded, blank.repeat(size, axis=0), all_threads, class_count):
-            raise ModelError(
-                f"model {path}: its warm-up, an image of zeros, did not give {class_count} finite logits; check its "
-                f"weights and its graph; {REMEDY}"
-            )
-        infer_seconds = time.perf_counter() - started
     card |= {"sha256": sha256, "measured": read_report(path, sha256)}
-    return Model(card, blank, class_count, infer_seconds, loaded)
+    return Model(card, blank, class_count, infer_seconds, loaded, features)
 
 
 def _sha256(path: Path) -> str:
@@ -129,13 +140,30 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _warm_up(engine: Engine, images: Batch, all_threads: bool, class_count: int) -> bool:
-    """Runs a first inference, for which an engine allocates its memory; returns whether the logits are finite."""
-    try:
-        logits = engine.run(images, all_threads)
-    except Exception:  # onnxruntime's own exceptions share no base class
-        return False
-    return logits.shape == (len(images), class_count) and bool(np.isfinite(logits).all())
+def _warm_up(engine: Engine, blank: Batch, class_count: int) -> float:
+    """Runs first inferences, for which an engine allocates its memory.
+
+    Returns:
+        The seconds that one image took on one thread.
+
+    Raises:
+        ModelError: an inference failed, or its logits are not finite.
+    """
+    seconds = 0.0
+    for size, all_threads in [(1, True), *((size, False) for size in reversed(engine.batch_sizes))]:
+        started = time.perf_counter()
+        try:
+            (logits,) = engine.run(blank.repeat(size, axis=0), all_threads)
+            usable = logits.shape == (size, class_count) and np.isfinite(logits).all()
+        except Exception:  # onnxruntime's own exceptions share no base class
+            usable = False
+        if not usable:
+            raise ModelError(
+                f"its warm-up, an image of zeros, did not give {class_count} finite logits; check its weights and its "
+                "graph"
+            )
+        seconds = time.perf_counter() - started
+    return seconds
 
 
 def _blank_input(session: Session) -> Batch:
@@ -152,14 +180,20 @@ def _blank_input(session: Session) -> Batch:
             )
 
 
+def _features(session: Session, card: dict[str, Any], blank: Batch) -> Features | None:
+    if (entry := card.get(ENTRY)) is None:
+        return None
+    return Features.from_entry(entry, [value.name for value in session.get_outputs()], partial(run, session, blank))
+
+
 def _class_count(session: Session, card: dict[str, Any]) -> int:
     match [(value.name, value.type, value.shape) for value in session.get_outputs()]:
-        case [(name, "tensor(float)", [None | str() | 1, int(classes)])] if (
+        case [(name, "tensor(float)", [None | str() | 1, int(classes)]), *_] if (
             name == OUTPUT_NAME and classes == card["class_count"]
         ):
             return classes
         case other:
             raise ModelError(
-                f"its outputs are {other}, not one FP32 '{OUTPUT_NAME}' [N, {card['class_count']}] as its metadata "
-                f"says; name it so and leave out softmax or sigmoid, or correct class_count"
+                f"its outputs are {other}, of which the first is not FP32 '{OUTPUT_NAME}' [N, {card['class_count']}] "
+                "as its metadata says; name it so and leave out softmax or sigmoid, or correct class_count"
             )

@@ -24,7 +24,7 @@ from serve.problems import REASONS, RULES
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 # The `route` of requests that match no route, and of connections refused before a request was parsed.
 NO_ROUTE: Final = "none"
-STAGES: Final = ("read", "decode", "preprocess", "queue", "infer")
+STAGES: Final = ("read", "decode", "preprocess", "queue", "infer", "look")
 # Seconds: a small model answers in five milliseconds, and ten seconds are the default deadline.
 _BUCKETS: Final = (0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_BUCKETS: Final = (0.0005, 0.001, 0.0025, *_BUCKETS)

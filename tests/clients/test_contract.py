@@ -52,7 +52,7 @@ def test_schemathesis_finds_nothing(run: Any, tmp_path: Path) -> None:
     cases = re.search(r"(\d+) generated, (\d+) passed", printed)
     assert cases, printed
     assert cases[1] == cases[2]
-    for route in ("/upload", "/v2/models/{name}/infer"):  # some requests had a valid image
+    for route in ("/upload", "/explain", "/v2/models/{name}/infer"):  # some requests had a valid image
         assert f'serve_requests_total{{code="200",route="{route}"}}' in metrics
     TABLE.append(
         (f"schemathesis {version('schemathesis')}", f"{cases[1]} requests generated from /openapi.json, no findings")

@@ -24,8 +24,9 @@ IMAGES = 10
 
 
 def with_integers(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Makes the last uint8 tensor an output beside the logits: the one that the float tail dequantizes."""
+    """Makes the last uint8 tensor the only output beside the logits: the one that the float tail dequantizes."""
     model = _copy(model)
+    del model.graph.output[1:]  # the feature maps
     last = [node.input[0] for node in model.graph.node if node.op_type == "DequantizeLinear"][-1]
     model.graph.output.append(helper.make_tensor_value_info(last, TensorProto.UINT8, None))
     return model

@@ -10,7 +10,7 @@ from export.files import ROOT
 
 COPIED = [
     "serve/config/regular_file.py",
-    *(f"serve/model/{name}.py" for name in ("card", "labels", "openvino_plugin", "postprocess")),
+    *(f"serve/model/{name}.py" for name in ("card", "features", "labels", "openvino_plugin", "postprocess")),
 ]
 ALLOWED = {"serve.imaging", "serve.errors", "serve.printable"} | {
     name.removesuffix(".py").replace("/", ".") for name in COPIED

@@ -44,7 +44,7 @@ def other_names(model: onnx.ModelProto) -> None:
         (pixels_in_planes, r"tensor\(uint8\).*, not one 'input', .* UINT8 \[N, side, side, 3\]"),
         (oblong, "'batch', 3, 192, 224"),
         (half_precision, r"tensor\(float16\)"),
-        (other_names, r"outputs are .*'scores'.*, not one FP32 'logits' \[N, 1000\]"),
+        (other_names, r"outputs are .*'scores'.*, of which the first is not FP32 'logits' \[N, 1000\]"),
     ],
 )
 def test_a_model_with_other_inputs_or_outputs_is_refused(

@@ -27,6 +27,7 @@ KUBECTL = shutil.which("kubectl")
 RSS_BYTES = 170e6
 BYTES_A_PIXEL = 17
 SMALL_DECODER_BYTES = 112 * 2**20
+EXPLANATION_BYTES = 19e6  # of the largest picture, while it is drawn and written (SECURITY.md)
 # Kubernetes' default, which KServe does not allow to be set.
 DEFAULT_GRACE_SECONDS = 30
 
@@ -36,7 +37,8 @@ def most_memory(config: Config, pixels: int, cpus: float) -> float:
     streams = int(cpus)
     busy = streams + max(1, streams // 2)
     small_decoders = SMALL_DECODER_BYTES * (busy + streams) + config.max_request_bytes * busy
-    return RSS_BYTES + config.max_upload_bytes + BYTES_A_PIXEL * pixels + small_decoders
+    large = BYTES_A_PIXEL * pixels + EXPLANATION_BYTES * streams
+    return RSS_BYTES + config.max_upload_bytes + large + small_decoders
 
 
 def inconsistencies(objects: Objects) -> list[str]:

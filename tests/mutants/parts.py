@@ -73,7 +73,7 @@ PARTS: Final = (
             "serve/api/form.py": (),
             "serve/api/header_parameters.py": (),
             "serve/imaging/non_images.py": (),
-            "serve/api/parameters.py": ("parse_query", "parse_top_k", "parse_threshold", "parse_switch"),
+            "serve/api/parameters.py": ("parse_query", "parse_top_k", "parse_fraction", "parse_switch"),
             "serve/scheduling/upload_budget.py": (),
         },
         (

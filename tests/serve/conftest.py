@@ -10,6 +10,7 @@ from starlette.testclient import TestClient
 from serve.api.app import create_app
 from serve.config.settings import Config
 from serve.model.classifier import Classifier, load_classifier, make_classifier
+from tests.constant_model import constant_model
 from tests.references import DATA
 from tests.tiny_model import PATH as TINY_MODEL
 
@@ -78,3 +79,11 @@ def coffee() -> bytes:
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     return TINY_MODEL
+
+
+@pytest.fixture(scope="session")
+def featureless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file that names no feature maps."""
+    path = tmp_path_factory.mktemp("model") / "constant.onnx"
+    path.write_bytes(constant_model([1.0, 2.0], labels=["a", "b"]))
+    return path

@@ -543,10 +543,10 @@ def test_only_a_few_files_are_read_ahead(classifier: Classifier) -> None:
 def test_a_defect_is_its_own_files_problem(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Classifier.open
 
-    def broken(self: Classifier, data: bytes, k: int) -> Any:
+    def broken(self: Classifier, data: bytes, *arguments: Any) -> Any:
         if data.startswith(b"\x89PNG"):
             raise ZeroDivisionError
-        return original(self, data, k)
+        return original(self, data, *arguments)
 
     monkeypatch.setattr(Classifier, "open", broken)
     paths = [str(PHOTOS / "cat.jpg"), str(PICTURES / "rgb.png"), str(PHOTOS / "cat.jpg")]

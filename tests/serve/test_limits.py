@@ -112,7 +112,7 @@ def classes(count: int) -> bytes:
 
 
 def test_the_classification_extension_names_all_classes_at_most() -> None:
-    assert parse_request(None, classes(2), SIGNATURE).classes == 2
+    assert parse_request(None, classes(2), SIGNATURE).outputs[0].classes == 2
     with pytest.raises(BadTensor, match="classification=3 is not a whole number from 1 to 2"):
         parse_request(None, classes(3), SIGNATURE)
 

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from serve.api import parameters
+from serve.api import explain_query, parameters
 from serve.api.exchange import Exchange
 from serve.api.handlers import Handlers
 from serve.api.openapi.docs_page import render_docs_page
@@ -40,6 +40,7 @@ KEY = {"X-API-Key": "key"}
 HANDLERS = {
     "/": (Handlers, "root"),
     "/upload": (Handlers, "upload"),
+    "/explain": (Handlers, "explain"),
     "/model": (Handlers, "model"),
     "/livez": (Handlers, "livez"),
     "/readyz": (Handlers, "readyz"),
@@ -122,7 +123,7 @@ class Driver:
         }.get(status, picture(300))
         if status == 504:
             headers["X-Request-Timeout-Ms"] = "20"
-        if path == "/upload":
+        if path in ("/upload", "/explain"):
             headers["Content-Type"] = "image/png"
         else:
             size = len(data) + 4
@@ -270,7 +271,14 @@ def test_every_other_media_type_of_a_success_is_sent(client: TestClient) -> None
         if status == 200
         for media_type in list(response["content"])[1:]
     }
-    assert others == {("/", "text/html"), *((path, binary) for path in infer)}
+    assert others == {
+        ("/", "text/html"),
+        ("/explain", "application/json"),
+        *((path, binary) for path in infer),
+    }
+    headers = {"Accept": "application/json", "Content-Type": "image/png"}
+    explained = client.post("/explain", content=picture(300), headers=headers)
+    assert explained.headers["Content-Type"] == "application/json"
     assert client.get("/", headers={"Accept": "text/html"}).headers["Content-Type"].startswith("text/html")
     image = {"name": "image", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(picture(300)).decode()]}
     for path in infer:
@@ -307,8 +315,10 @@ def test_documented_query_parameters_are_those_the_server_reads(
             read.add(str(name))
             return super().__contains__(name)
 
-    monkeypatch.setattr(parameters, "parse_query", lambda query, known: Query(parse_query(query, known)))
+    for module in (parameters, explain_query):
+        monkeypatch.setattr(module, "parse_query", lambda query, known: Query(parse_query(query, known)))
     assert client.post("/upload?top_k=2", content=picture(300), headers={"Content-Type": "image/png"}).is_success
+    assert client.post("/explain?size=64", content=picture(300), headers={"Content-Type": "image/png"}).is_success
     assert client.get("/model").is_success
     described = client.get("/openapi.json").json()
     used = json.dumps(described["paths"])
@@ -317,7 +327,8 @@ def test_documented_query_parameters_are_those_the_server_reads(
         for key, each in described["components"]["parameters"].items()
         if each["in"] == "query" and f'"#/components/parameters/{key}"' in used
     }
-    assert queries == read == {*parameters.UPLOAD_PARAMETERS, *parameters.MODEL_PARAMETERS}
+    known = {*parameters.UPLOAD_PARAMETERS, *parameters.MODEL_PARAMETERS, *explain_query.EXPLAIN_PARAMETERS}
+    assert queries == read == known
 
 
 def test_both_ways_to_name_a_model_are_documented_alike(client: TestClient) -> None:
@@ -449,7 +460,7 @@ def test_docs_shows_headers_keys_and_examples(client_for: ClientFor, keys: Path)
     assert openapi_document(Config(), stub_classifier())["components"]["parameters"]["topK"]["schema"]["maximum"] == 7
     guarded = client_for(api_keys_file=keys).get("/docs").text
     assert "<code>Authorization: Bearer KEY</code> or <code>X-API-Key: KEY</code>" in guarded
-    assert guarded.count('Requires <a href="#key">an API key</a>.') == 8
+    assert guarded.count('Requires <a href="#key">an API key</a>.') == 9
     assert '<a href="#header-WWW-Authenticate">' in guarded
 
 

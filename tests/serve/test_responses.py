@@ -8,7 +8,8 @@ from serve.api.pipeline import Pipeline
 from serve.api.responses import server_timing
 from serve.config.settings import Config
 from serve.errors import UndecodableImage
-from serve.model.classifier import Classified, Classifier
+from serve.model.classifier import Classifier
+from serve.model.stages import Classified
 from serve.scheduling.task import Outcome
 from tests.exchange import make_exchange, started_lifecycle
 

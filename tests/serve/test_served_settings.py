@@ -92,7 +92,7 @@ def test_the_seconds_of_each_stage_are_its_own(
         monkeypatch.setattr(owner, name, step)
 
     decoders = Mock()
-    decoders.decode.return_value = Crop(bytes(224 * 224 * 3), 3, 4)
+    decoders.decode.return_value = Crop(bytes(224 * 224 * 3), 3, 4, (640, 480))
     using = replace(classifier, decoders=decoders)
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
     add_seconds(module, "normalise", 2)

@@ -18,6 +18,7 @@ from starlette.testclient import TestClient
 
 from serve.api.app import create_app
 from serve.api.v2.messages import InferenceRequest, Signature, parse_request, write_response
+from serve.api.v2.outputs import RequestedOutput
 from serve.config.settings import Config
 from serve.errors import BadTensor, UploadTooLarge
 from serve.imaging.decode import decode, open_image
@@ -86,7 +87,9 @@ def test_classes_of_equal_logits_come_in_the_order_of_the_index() -> None:
     """A thousand logits with few distinct values, because unstable sorts look stable on short lists."""
     logits = np.random.default_rng(0).integers(0, 4, (1, 1000)).astype(np.float32)
     signature = Signature("tiny", 2, tuple(Label(f"n{number}", str(number)) for number in range(1000)), 1)
-    answer, _ = write_response(InferenceRequest(None, [], [b""], 1000, False), logits, signature)
+    answer, _ = write_response(
+        InferenceRequest(None, [], [b""], [RequestedOutput("logits", False, 1000)]), {"logits": logits}, signature
+    )
     ranked = [int(entry.split(":")[1]) for entry in json.loads(answer)["outputs"][0]["data"]]
     assert ranked == sorted(range(1000), key=lambda number: (-logits[0, number], number))
 
@@ -104,7 +107,10 @@ def test_server_and_model_metadata_follow_the_protocol(client: TestClient) -> No
             {"name": "input", "datatype": "FP32", "shape": [-1, 3, 224, 224]},
             {"name": "image", "datatype": "BYTES", "shape": [-1]},
         ],
-        "outputs": [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}],
+        "outputs": [
+            {"name": "logits", "datatype": "FP32", "shape": [-1, 1000]},
+            {"name": "embedding", "datatype": "FP32", "shape": [-1, 3]},
+        ],
     }
 
 
@@ -278,7 +284,22 @@ BAD: list[tuple[str, Any, str]] = [
     ("odd id", images(1, data=["AAAA"]) | {"id": 7}, "id is not a string"),
     ("long id", images(1, data=["AAAA"]) | {"id": "x" * 1025}, "at most 1024 characters"),
     ("unknown output", images(1, data=["AAAA"]) | {"outputs": [{"name": "probabilities"}]}, "There is no output"),
-    ("two outputs", images(1, data=["AAAA"]) | {"outputs": [{"name": "logits"}] * 2}, "'outputs' is not a list of one"),
+    (
+        "one output twice",
+        images(1, data=["AAAA"]) | {"outputs": [{"name": "logits"}] * 2},
+        "'outputs' has \"logits\" more",
+    ),
+    (
+        "outputs no list",
+        images(1, data=["AAAA"]) | {"outputs": {"name": "logits"}},
+        "'outputs' is not a list of tensors",
+    ),
+    ("output of no text", images(1, data=["AAAA"]) | {"outputs": [{"name": ["logits"]}]}, "There is no output"),
+    (
+        "classes of embeddings",
+        images(1, data=["AAAA"]) | {"outputs": [{"name": "embedding", "parameters": {"classification": 3}}]},
+        "classification=3 is only for 'logits'",
+    ),
     (
         "too many classes",
         images(1, data=["AAAA"]) | {"outputs": [{"name": "logits", "parameters": {"classification": 1001}}]},

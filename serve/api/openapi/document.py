@@ -15,12 +15,18 @@ from typing import Any, Final
 import numpy as np
 
 from serve import __version__
+from serve.api.explain_query import MIN_VIEW
 from serve.api.parameters import MOST_LISTED
 from serve.api.v2.messages import MAX_JSON_BYTES, MAX_JSON_ROWS, VERSION
+from serve.api.v2.outputs import EMBEDDING, LOGITS
 from serve.config.settings import Config
 from serve.imaging.formats import ACCEPTED_FORMATS
-from serve.model.classifier import Classified, Classifier, prediction
+from serve.imaging.messages import MAX_VIEW
+from serve.model.classifier import Classifier
+from serve.model.look import DEFAULT_OPACITY, DEFAULT_VIEW
 from serve.model.postprocess import DEFAULT_TOP_K, SIGMOID, ScoredLabel
+from serve.model.prediction import prediction
+from serve.model.stages import Classified
 from serve.problems import REASONS
 
 Json = dict[str, Any]
@@ -66,6 +72,7 @@ def placeholder_values(config: Config, classifier: Classifier) -> dict[str, Any]
     model, labels, class_count = classifier.model, classifier.labels, classifier.model.class_count
     example = Classified(np.zeros(class_count, np.float32), [ScoredLabel(0, labels[0], _PROBABILITY)], {})
     ranked = [f"{_LOGITS[index]}:{index}:{label.name}" for index, label in enumerate(labels[: len(_LOGITS)])]
+    outputs = [LOGITS, EMBEDDING] if model.features else [LOGITS]
     return {
         "version": __version__,
         "model_name": model.name,
@@ -79,6 +86,12 @@ def placeholder_values(config: Config, classifier: Classifier) -> dict[str, Any]
         "example_ranking": ranked,
         "example_classes": len(ranked),
         "default_top_k": min(DEFAULT_TOP_K, class_count),
+        "output_names": outputs,
+        "output_count": len(outputs),
+        "min_view": MIN_VIEW,
+        "max_view": MAX_VIEW,
+        "default_view": DEFAULT_VIEW,
+        "default_opacity": DEFAULT_OPACITY,
         "formats": ", ".join(ACCEPTED_FORMATS),
         "max_request_bytes": config.max_request_bytes,
         "max_files": config.max_files,

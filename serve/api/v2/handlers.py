@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from starlette.responses import JSONResponse, Response
@@ -12,9 +12,19 @@ from serve.api.exchange import Exchange
 from serve.api.handlers import Handler
 from serve.api.pipeline import Pipeline
 from serve.api.upload import Body
-from serve.api.v2.messages import LENGTH_HEADER, VERSION, InferenceRequest, Signature, parse_request, write_response
+from serve.api.v2.messages import (
+    LENGTH_HEADER,
+    VERSION,
+    InferenceRequest,
+    Signature,
+    parse_request,
+    write_response,
+)
+from serve.api.v2.outputs import EMBEDDING, LOGITS
 from serve.errors import UnknownModel
-from serve.model.classifier import Classified, Normalised, Opened
+from serve.imaging.normalise import FloatArray
+from serve.model.look import Look
+from serve.model.stages import Classified, Normalised, Opened
 from serve.scheduling.task import Outcome
 
 # The protocol's two ways to name a model.
@@ -29,7 +39,8 @@ class InferenceHandlers:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         model, labels = pipeline.classifier.model, pipeline.classifier.labels
-        self._signature = Signature(model.name, model.input_side, labels, pipeline.limits.max_files)
+        length = model.features.length if model.features else 0
+        self._signature = Signature(model.name, model.input_side, labels, pipeline.limits.max_files, length)
 
     def health(self) -> dict[str, Handler]:
         """Returns the protocol's probes, which need no API key, by path."""
@@ -75,9 +86,12 @@ class InferenceHandlers:
             length = exchange.header(_LENGTH) if _LENGTH in exchange.headers else None
             inference, outcomes = await self._infer(length, body, read + seconds)
         headers = pipeline.record_stages(exchange, read - started, outcomes)
-        logits = np.stack([outcome.unwrap().logits for outcome in outcomes])
+        results = [outcome.unwrap() for outcome in outcomes]
+        values = {LOGITS: np.stack([result.logits for result in results])}
+        if inference.embedding:
+            values[EMBEDDING] = np.stack([cast(FloatArray, result.embedding) for result in results])
         # Not on the event loop, because writing the thousand numbers of an image takes a millisecond.
-        payload, json_length = await pipeline.messages.run(write_response, inference, logits, self._signature)
+        payload, json_length = await pipeline.messages.run(write_response, inference, values, self._signature)
         if json_length is None:
             return Response(payload, headers=headers, media_type="application/json")
         return Response(
@@ -89,8 +103,9 @@ class InferenceHandlers:
     ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
         inference = await self._pipeline.messages.run_limited(parse_request, length_header, body, self._signature)
         # One bad image fails the request, because the protocol has one answer for all of them.
-        jobs: list[Opened | Normalised] = [self._pipeline.classifier.open(each, 1) for each in inference.images]
-        jobs += [Normalised(row) for row in inference.rows]
+        look = Look(embedding=True) if inference.embedding else None
+        jobs: list[Opened | Normalised] = [self._pipeline.classifier.open(each, 1, look) for each in inference.images]
+        jobs += [Normalised(row, look=look) for row in inference.rows]
         return inference, await self._pipeline.scheduler.run(jobs, deadline)
 
     def _require_model(self, exchange: Exchange) -> None:

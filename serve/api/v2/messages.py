@@ -2,23 +2,23 @@
 
 https://github.com/kserve/open-inference-protocol, with Triton's binary tensor and classification extensions. A request
 has one tensor: `input` FP32 `[N, 3, S, S]`, normalised, or `image` BYTES `[N]`, encoded images (base64 in JSON). A
-response has one tensor: `logits` FP32 `[N, classes]` or, on request, the most probable classes as BYTES `[N, k]`, each
-`logit:index:label`.
+response has `logits` FP32 `[N, classes]` or, on request, the most probable classes as BYTES `[N, k]`, each
+`logit:index:label`; and on request `embedding` FP32 `[N, C]`, if the model has feature maps.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from serve.api.v2.tensors import IMAGE, INPUT, LENGTH, quote, read_floats, read_images, read_parameters, read_shape
+from serve.api.v2.outputs import EMBEDDING, LOGITS, RequestedOutput, read_outputs, write_output
+from serve.api.v2.tensors import IMAGE, INPUT, quote, read_floats, read_images, read_shape
 from serve.errors import BadTensor, UploadTooLarge
 from serve.model.labels import Label
-from serve.model.postprocess import ranking
 
-OUTPUT: Final = "logits"
 VERSION: Final = "1"  # of the model; there is one
 LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 # Reading JSON holds the GIL, and so stops the event loop, for a time that grows with the number of values. The limits
@@ -27,17 +27,22 @@ MAX_JSON_BYTES: Final = 8 * 2**20
 MAX_JSON_ROWS: Final = 4
 _MAX_OTHER_VALUES: Final = 1000
 _MAX_ID_CHARACTERS: Final = 1024
-_SIGNIFICANT_DIGITS: Final = 9  # enough to restore the same FP32
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A model's name, input side S and labels, and the most rows that a request may have."""
+    """A model's name, input side S and labels, the most rows of a request, and the length of an embedding, if any."""
 
     model: str
     side: int
     labels: tuple[Label, ...]
     max_rows: int
+    embedding: int = 0
+
+    @property
+    def outputs(self) -> dict[str, int]:
+        """The name of each output, and how many values a row of it has."""
+        return {LOGITS: len(self.labels)} | ({EMBEDDING: self.embedding} if self.embedding else {})
 
     def metadata(self) -> dict[str, Any]:
         """Returns the protocol's model metadata, in which -1 stands for any number."""
@@ -49,7 +54,9 @@ class Signature:
                 {"name": INPUT, "datatype": "FP32", "shape": [-1, 3, self.side, self.side]},
                 {"name": IMAGE, "datatype": "BYTES", "shape": [-1]},
             ],
-            "outputs": [{"name": OUTPUT, "datatype": "FP32", "shape": [-1, len(self.labels)]}],
+            "outputs": [
+                {"name": name, "datatype": "FP32", "shape": [-1, length]} for name, length in self.outputs.items()
+            ],
         }
 
 
@@ -61,15 +68,18 @@ class InferenceRequest:
         id: the client's name for the request.
         rows: FP32 `[1, 3, S, S]` each; empty if the request has images.
         images: encoded files; empty if the request has rows.
-        classes: k of the classification extension; 0 asks for logits.
-        binary: whether the response's tensor is binary.
+        outputs: what is to be returned, at least one.
     """
 
     id: str | None
     rows: list[npt.NDArray[np.float32]]
     images: list[bytes]
-    classes: int
-    binary: bool
+    outputs: list[RequestedOutput]
+
+    @property
+    def embedding(self) -> bool:
+        """Whether embeddings are wanted."""
+        return any(output.name == EMBEDDING for output in self.outputs)
 
 
 def parse_request(length_header: str | None, body: bytes | bytearray, signature: Signature) -> InferenceRequest:
@@ -98,48 +108,33 @@ def parse_request(length_header: str | None, body: bytes | bytearray, signature:
         encoded = read_images(tensor, count, tail)
     else:
         raise BadTensor(f"There is no input {quote(name)}; the model takes '{INPUT}' or '{IMAGE}'.")
-    classes, binary = _requested_output(message, len(signature.labels))
+    outputs = read_outputs(message, signature.outputs)
     identifier = message.get("id")
     if not (identifier is None or (isinstance(identifier, str) and len(identifier) <= _MAX_ID_CHARACTERS)):
         raise BadTensor(f"The request's id is not a string of at most {_MAX_ID_CHARACTERS} characters.")
-    return InferenceRequest(identifier, rows, encoded, classes, binary)
+    return InferenceRequest(identifier, rows, encoded, outputs)
 
 
 def write_response(
-    request: InferenceRequest, logits: npt.NDArray[np.float32], signature: Signature
+    request: InferenceRequest, values: Mapping[str, npt.NDArray[np.float32]], signature: Signature
 ) -> tuple[bytes, int | None]:
-    """Returns a response's body, and the length of its JSON if a binary tensor follows it.
+    """Returns a response's body, and the length of its JSON if binary tensors follow it.
 
     Args:
         request: what the client asked for.
-        logits: FP32 `[N, classes]`.
+        values: of each output, FP32 `[N, ...]`, at least those that were asked for.
         signature: the model's.
 
     Raises:
-        BadTensor: the logits are not finite, which only extreme values of `input` cause.
+        BadTensor: the values are not finite, which only extreme values of `input` cause.
     """
-    if not np.isfinite(logits).all():
-        raise BadTensor("The model's logits for these values are not finite.")
-    output: dict[str, Any] = {"name": OUTPUT, "datatype": "FP32", "shape": list(logits.shape)}
-    entries: list[str] = []
-    if request.classes:
-        output |= {"datatype": "BYTES", "shape": [len(logits), request.classes]}
-        entries = [entry for row in logits for entry in _ranked(row, request.classes, signature.labels)]
+    written = [write_output(output, values[output.name], signature.labels) for output in request.outputs]
     identifier = {} if request.id is None else {"id": request.id}
-    response = {**identifier, "model_name": signature.model, "model_version": VERSION, "outputs": [output]}
-    if request.binary:
-        encoded = [entry.encode() for entry in entries]
-        raw = b"".join(LENGTH.pack(len(each)) + each for each in encoded) or logits.astype("<f4").tobytes()
-        output["parameters"] = {"binary_data_size": len(raw)}
-        head = json.dumps(response).encode()
-        return head + raw, len(head)
-    # Inserted as text: json.dumps would hold the GIL until the last value, 0.16 s for 32 images of 20,000 classes.
-    if entries:
-        values = [json.dumps(entry) for entry in entries]
-    else:
-        values = [f"{value:.{_SIGNIFICANT_DIGITS}g}" for value in logits.ravel().tolist()]
-    end = "}]}"
-    return f'{json.dumps(response).removesuffix(end)}, "data": [{", ".join(values)}]{end}'.encode(), None
+    response = {**identifier, "model_name": signature.model, "model_version": VERSION}
+    outputs = ", ".join(text for text, _ in written)
+    head = f'{json.dumps(response).removesuffix("}")}, "outputs": [{outputs}]}}'.encode()
+    is_binary = any(output.binary for output in request.outputs)
+    return b"".join([head, *(raw for _, raw in written)]), len(head) if is_binary else None
 
 
 def _split(
@@ -198,31 +193,3 @@ def _only_tensor(message: dict[str, Any], key: str) -> dict[str, Any]:
         raise BadTensor(f"'{key}' is not a list of one tensor.")
     tensor: dict[str, Any] = tensors[0]
     return tensor
-
-
-def _requested_output(message: dict[str, Any], class_count: int) -> tuple[int, bool]:
-    """Returns how many classes to name, 0 for logits, and whether the response's tensor is binary."""
-    binary = _flag(read_parameters(message, "the request"), "binary_data_output")
-    if message.get("outputs") in (None, []):
-        return 0, binary
-    output = _only_tensor(message, "outputs")
-    if output.get("name") != OUTPUT:
-        raise BadTensor(f"There is no output {quote(output.get('name'))}; the model returns '{OUTPUT}'.")
-    parameters = read_parameters(output, f"'{OUTPUT}'")
-    classes = parameters.get("classification", 0)
-    if type(classes) is not int or not 0 <= classes <= class_count:
-        raise BadTensor(f"classification={quote(classes)} is not a whole number from 1 to {class_count}.")
-    return classes, _flag(parameters, "binary_data", binary)
-
-
-def _flag(parameters: dict[str, Any], key: str, default: bool = False) -> bool:
-    value = parameters.get(key, default)
-    if not isinstance(value, bool):
-        raise BadTensor(f"{key}={quote(value)} is neither true nor false.")
-    return value
-
-
-def _ranked(logits: npt.NDArray[np.float32], k: int, labels: tuple[Label, ...]) -> list[str]:
-    """Returns the top k as Triton writes them, `logit:index:label`; equal logits stay in the order of the classes."""
-    order = ranking(logits, k).tolist()
-    return [f"{logits[index]:.{_SIGNIFICANT_DIGITS}g}:{index}:{labels[index].name}" for index in order]
