@@ -97,7 +97,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     case "$ENGINE,$MODEL,$MODEL_VARIANT" in ,*) ;; openvino,*,fp32|openvino,efficientnet_lite0,*) \
         echo "ENGINE=openvino runs the int8 model of DenseNet-121, not $MODEL, $MODEL_VARIANT" >&2; exit 1 ;; \
         openvino,*) ;; *) echo "ENGINE=$ENGINE is not openvino or empty" >&2; exit 1 ;; esac && \
-    cd requirements && cat runtime.txt ${HEIC:+heic.txt} ${ENGINE:+openvino.txt} > packages.txt && cd .. && \
+    cat requirements/runtime.txt ${HEIC:+requirements/heic.txt} ${ENGINE:+requirements/openvino.txt} \
+        > requirements/packages.txt && \
     pip install --no-compile --require-hashes --target /packages -r requirements/packages.txt && \
     pip install --no-compile --require-hashes --target /tools -r requirements/container.txt
 COPY container/ container/
