@@ -70,8 +70,7 @@ LEFT_OUT_OF_PACKAGES: Final = (
     "onnxruntime/datasets/*",
     "onnxruntime/backend/*",
     "onnxruntime/capi/libonnxruntime.so.*",
-    # OpenVINO: engines of other devices, choosing among them, what compiled models are cached for other devices, and
-    # two more copies of the plug-in
+    # OpenVINO: engines for other devices with their settings, choosing among devices, and two copies of the plug-in
     "onnxruntime_ep_openvino/libopenvino_intel_gpu_plugin.so",
     "onnxruntime_ep_openvino/libopenvino_intel_npu_plugin.so",
     "onnxruntime_ep_openvino/libopenvino_auto*_plugin.so",

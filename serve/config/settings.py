@@ -72,7 +72,7 @@ class Config:
     engine: str = _setting(
         "auto",
         one_of("auto", "cpu", "openvino", "cuda"),
-        "cpu, openvino, cuda, or auto: openvino if it is installed and the CPU has AMX, else cpu",
+        "cpu, openvino, cuda, or auto: openvino if it is installed, its file is there and the CPU has AMX, else cpu",
     )
     engine_cache: Path | None = _setting(
         None, file_path, "folder where openvino keeps the compiled model, so that it starts faster"

@@ -113,7 +113,7 @@ class Classifier:
         return Classified(logits, top_k(logits, self.labels, prepared.top_k, self.activation), seconds)
 
     def compute_batch(self, batch: Sequence[Prepared], all_threads: bool = False) -> list[Classified]:
-        """Runs inference on several images at once; `infer` is then the time that all of them took."""
+        """Runs inference on several images at once; `infer` is each one's share of the time."""
         started = time.perf_counter()
         images = np.concatenate([prepared.batch for prepared in batch])
         maps: Iterable[Array | None] = [None] * len(batch)
@@ -121,7 +121,7 @@ class Classifier:
             logits, maps = self.model.run(images, all_threads)
         else:
             logits = self.model.logits(images, all_threads)
-        infer = time.perf_counter() - started
+        infer = (time.perf_counter() - started) / len(batch)
         return [self._classified(*each, infer) for each in zip(batch, logits, maps, strict=True)]
 
     def _classified(self, prepared: Prepared, logits: FloatArray, maps: Array | None, infer: float) -> Classified:

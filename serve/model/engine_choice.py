@@ -34,7 +34,7 @@ def choose_engine(
     """Chooses the engine and finds its model file.
 
     `auto` is OpenVINO where its plug-in is installed, its file is there and the CPU has AMX, and otherwise `cpu`. On
-    CPUs without AMX the two take as long, so `auto` takes OpenVINO there only if there is no other file. `cpu` runs
+    CPUs without AMX the two are equally fast, so `auto` takes OpenVINO there only if there is no other file. `cpu` runs
     OpenVINO's file if it is the only one, slower than the integer file.
 
     Args:
@@ -47,6 +47,10 @@ def choose_engine(
     Raises:
         ModelError: there is no such file, or OpenVINO cannot run here.
     """
+    if engine == CUDA:  # the operators of int8 files are the CPU's
+        if variant == "int8":
+            raise ModelError("engine=cuda runs fp32 models, but model_variant=int8 is set; set it to fp32 or auto")
+        variant = "fp32"
     path = find_model(model, variant, *folders)
     if engine not in (AUTO, OPENVINO):
         return EngineChoice(engine, path, f"engine={engine} is set")
@@ -56,7 +60,7 @@ def choose_engine(
     obstacle = _obstacle(file, variant, features)
     if engine == OPENVINO:
         if obstacle:
-            raise ModelError(f"engine={engine}: OpenVINO cannot run {file.name}: {obstacle}; see docs/operating.md")
+            raise ModelError(f"engine={engine}: OpenVINO cannot run the model: {obstacle}; see docs/operating.md")
         return EngineChoice(OPENVINO, file, f"engine={engine} is set")
     if not obstacle and _AMX not in features and file != path:
         obstacle = "the CPU has no AMX"
@@ -70,11 +74,11 @@ def _obstacle(file: Path, variant: str, features: AbstractSet[str]) -> str:
     if variant == "fp32":
         return "model_variant=fp32 is set"
     if not is_installed():
-        return f"the plug-in {PLUGIN} is not installed"
+        return f"the plug-in {PLUGIN.replace('_', '-')} is not installed"
     if not file.name.endswith(QDQ_SUFFIX):
         return f"{file.name} is not a file *{QDQ_SUFFIX}"
     if not file.is_file():
-        return f"there is no {file.name}"
+        return f"there is no {file.name}, which 'make export' writes"
     if not _VNNI & features:
         return "the CPU has no VNNI, without which 8-bit products saturate"
     return ""

@@ -53,11 +53,13 @@ class EngineOptions:
         Raises:
             ConfigError: the folder for compiled models cannot be written.
         """
-        if cache := config.engine_cache:
+        cache = config.engine_cache if engine == OPENVINO else None
+        if cache:
             try:
                 cache.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise ConfigError(f"engine_cache={cache}: {(error.strerror or 'unusable').lower()}") from error
+                reason = (error.strerror or "unusable").lower()
+                raise ConfigError(f"engine_cache={cache}: {reason}; choose another folder, or none") from error
             if not os.access(cache, os.W_OK):
                 raise ConfigError(f"engine_cache={cache}: this folder may not be written; choose another, or none")
         plan = config.thread_plan
@@ -83,7 +85,7 @@ class Engine(ABC):
         """Returns outputs of the model for N images, `[N, ...]` each.
 
         Args:
-            batch: N images, at most `max_batch` unless the engine says otherwise, of the type that the model takes.
+            batch: N images, of the type that the model takes.
             all_threads: whether to use all intra-op threads; otherwise one thread for each caller.
             outputs: the names of those wanted; others are not copied.
         """
@@ -113,7 +115,7 @@ class CpuEngine(Engine):
 class OpenVinoEngine(Engine):
     """OpenVINO through its plug-in for onnxruntime, on a file of QuantizeLinear and DequantizeLinear pairs.
 
-    Its sessions have static shapes, because with a dynamic batch the same file takes half as long again. One has as
+    Its sessions have static shapes, because with a dynamic batch the same file takes 1.6 times as long. One has as
     many streams of one thread as there are callers. A lone image that may use several threads has a session of its own,
     of one stream: a thread of OpenVINO takes 0.8 of the time of two threads of the `cpu` engine, two take 0.6. It costs
     70 MB and, as the sessions are made at the same time, little of the start.
@@ -134,7 +136,7 @@ class OpenVinoEngine(Engine):
         self._latency_session = sessions.get(lone, self.session)
 
     def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
-        """Takes any number of images: those that fill no batch run one by one, which is faster than a padded batch."""
+        """Takes any number of images: those that fill no batch run one by one."""
         if len(batch) == 1:
             return run(self._latency_session if all_threads else self.session, batch, outputs)
         if len(batch) == self._max_batch:

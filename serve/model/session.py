@@ -123,7 +123,7 @@ def load_model(path: Path, options: EngineOptions, engine: str = CPU) -> Model:
         card = read_card(loaded.session.get_modelmeta().custom_metadata_map)
         if engine == OPENVINO != card.get("engine"):
             raise ModelError(f"it is not a file for OpenVINO, but engine={engine}")
-        blank = _blank_input(loaded.session)
+        blank = _blank_input(loaded.session, fixed_batch=engine == OPENVINO)
         class_count = _class_count(loaded.session, card)
         infer_seconds = _warm_up(loaded, blank, class_count)
         features = _features(loaded.session, card, blank)
@@ -166,14 +166,21 @@ def _warm_up(engine: Engine, blank: Batch, class_count: int) -> float:
     return seconds
 
 
-def _blank_input(session: Session) -> Batch:
-    """Returns one image of zeros, of the type and size that the model says it takes."""
-    match [(value.name, value.type, value.shape) for value in session.get_inputs()]:
-        case [(name, "tensor(float)", [None | str() | 1, 3, int(side), width])] if (name, width) == (INPUT_NAME, side):
+def _blank_input(session: Session, fixed_batch: bool) -> Batch:
+    """Returns one image of zeros, of the type and size that the model says it takes.
+
+    Args:
+        fixed_batch: whether the session, not the file, has fixed N.
+    """
+    inputs = [(value.name, value.type, value.shape[1:]) for value in session.get_inputs()]
+    dynamic = fixed_batch or all(not isinstance(value.shape[0], int) for value in session.get_inputs())
+    match inputs:
+        case [(name, "tensor(float)", [3, int(side), width])] if dynamic and (name, width) == (INPUT_NAME, side):
             return np.zeros((1, 3, side, side), np.float32)
-        case [(name, "tensor(uint8)", [None | str() | 1, int(side), width, 3])] if (name, width) == (INPUT_NAME, side):
+        case [(name, "tensor(uint8)", [int(side), width, 3])] if dynamic and (name, width) == (INPUT_NAME, side):
             return np.zeros((1, side, side, 3), np.uint8)
-        case other:
+        case _:
+            other = [(value.name, value.type, value.shape) for value in session.get_inputs()]
             raise ModelError(
                 f"its inputs are {other}, not one '{INPUT_NAME}', FP32 [N, 3, side, side] or UINT8 [N, side, side, 3] "
                 "of any N; name it so, with a dynamic first dimension"

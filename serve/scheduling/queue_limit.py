@@ -20,14 +20,14 @@ class QueueLimit:
     Args:
         max_queue: number of items that may wait.
         streams: number of threads that take items from the queue.
-        item_seconds: initial estimate of the time that an item takes one thread.
+        item_seconds: initial estimate of the time that an item takes one thread; later the estimate itself.
     """
 
     def __init__(self, max_queue: int, streams: int, item_seconds: float) -> None:
         self._max_queue = max_queue
         self._limit = max_queue
         self._streams = streams
-        self._item_seconds = item_seconds
+        self.item_seconds = item_seconds
 
     def require_room(self, count: int, waiting: int, busy: int) -> None:
         """Checks that `count` items may join `waiting` others while `busy` threads are working.
@@ -45,7 +45,7 @@ class QueueLimit:
             too_many = max(too_many, waiting + 1 - self._limit)
         elif too_many <= 0:
             return
-        seconds = (too_many + idle) * self._item_seconds / self._streams
+        seconds = (too_many + idle) * self.item_seconds / self._streams
         raise QueueFull(
             f"There is no room for {count} image{'s' * (count > 1)}: {waiting} are waiting and the limit is "
             f"{limit}; try again in a moment.",
@@ -54,4 +54,4 @@ class QueueLimit:
 
     def record(self, seconds: float) -> None:
         """Updates the estimate with the time that an item took one thread."""
-        self._item_seconds += (seconds - self._item_seconds) * _SMOOTHING
+        self.item_seconds += (seconds - self.item_seconds) * _SMOOTHING

@@ -2,13 +2,11 @@
 
 A thread takes an item through two steps: `prepare`, which uses one CPU, and `compute`, which can use all of them. It
 gets all CPUs if no other item is running or waiting; otherwise items run side by side on one CPU each. So a single
-caller gets the lowest latency, many callers get the highest throughput, and there are never more busy threads than
-CPUs.
+caller gets the lowest latency, many get the highest throughput, and there are never more busy threads than CPUs.
 
 The number of waiting items is limited. Tasks take turns item by item, so a long task delays a short one only a little.
-A task whose caller was cancelled, or whose deadline has passed, is skipped.
-
-An item whose `prepare` takes long can step aside: the next item gets its CPU, and it goes on in the slow lane.
+A task whose caller was cancelled, or whose deadline has passed, is skipped. An item whose `prepare` takes long can step
+aside: the next item gets its CPU, and it goes on in the slow lane.
 """
 
 import contextlib
@@ -59,10 +57,10 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._closed = False
         self.done = 0  # items completed so far, whatever their outcome
         self._changed = threading.Condition()
+        self._wakes_few = True  # whether any idle thread may take a new item
         self._streams = streams
         self._lane = SlowLane(max(1, streams // 2), max_queue)
-        self._aside = 0  # threads that have stepped aside
-        self._returning = 0  # of those, the ones that wait for a CPU
+        self._aside = self._returning = 0  # threads that have stepped aside, and those of them that wait for a CPU
         self._own = threading.local()  # of a thread: task, whether it stepped aside, when it got a place in the lane
         self._threads: list[threading.Thread] = []
         for _ in range(streams):
@@ -85,7 +83,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self.require_room(len(items))
             self._tasks.append(task)
             self.depth += len(items)
-            self._changed.notify(len(items))
+            self._changed.notify(len(items) if self._wakes_few else len(self._threads))
         try:
             return await task.done
         finally:
@@ -111,10 +109,9 @@ class Scheduler(Generic[Item, Prepared, Result]):
         return self._busy <= 1 and not self._tasks
 
     def close(self, seconds: float) -> None:
-        """Ends the threads, each after its current item. Tasks that still wait end with `NotReady`.
+        """Ends the threads, each after its current item, and tasks that still wait with `NotReady`.
 
-        Args:
-            seconds: time limit; a thread that takes longer is left running.
+        A thread that takes more than so many seconds is left running.
         """
         until = time.monotonic() + seconds
         with self._changed:
@@ -208,12 +205,17 @@ class Scheduler(Generic[Item, Prepared, Result]):
         """Waits for an item and a free CPU; None once the scheduler is closed."""
         with self._changed:
             while not self._closed:
-                if self._one_has_all_cpus or not self._tasks or self._busy >= self._streams or self._returning:
+                if not self._may_take():
                     self._changed.wait()
                 elif taken := self._pop():
                     self._busy += 1
                     return taken
         return None
+
+    def _may_take(self) -> bool:
+        """Returns whether an item waits and there is a CPU for it."""
+        held = self._one_has_all_cpus or self._returning or self._busy >= self._streams
+        return bool(self._tasks) and not held
 
     def _pop(self) -> tuple[Task, int, Any] | None:
         """Takes an item of the task whose turn it is; None, and the task ends, if its deadline has passed."""

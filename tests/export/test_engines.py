@@ -77,7 +77,6 @@ if openvino_plugin.is_installed():
         code = """
 import sys, numpy
 from export.engines import open_session
-from serve.model import openvino_plugin
 session = open_session(sys.stdin.buffer.read(), 2)
 for _ in range(3):
     session.run(None, {"input": numpy.zeros((1, 3, 224, 224), "f")})

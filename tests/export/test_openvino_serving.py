@@ -52,7 +52,7 @@ def pictures(count: int) -> list[bytes]:
 
 
 def test_the_cpu_engine_runs_openvinos_file_where_it_is_the_only_one(folder: Path) -> None:
-    images = np.concatenate([small.images(4, seed=3)])
+    images = small.images(4, seed=3)
     pixels = np.rint((images.transpose(0, 2, 3, 1) * small.SPEC.std + small.SPEC.mean) * 255).astype(np.uint8)
     ours, theirs = (load_model(folder / f"small.{suffix}.onnx", EngineOptions()) for suffix in ("int8", "qdq"))
     wanted = ours.logits(pixels)

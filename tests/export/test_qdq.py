@@ -97,7 +97,6 @@ def test_the_same_model_gives_the_same_bytes_in_every_process() -> None:
     code = """
 import hashlib, onnx
 from export.int8.qdq import to_qdq
-from serve.model import openvino_plugin
 model = to_qdq(onnx.load("models/efficientnet_lite0.onnx"))
 print(hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest())
 """

@@ -90,18 +90,26 @@ def test_an_item_that_cannot_be_prepared_fails_alone(make: Make, work: BatchWork
     assert work.batches == [["a", "b"]]
 
 
-def test_a_batch_that_fails_is_computed_item_by_item(make: Make, work: BatchWork) -> None:
+def test_a_batch_that_fails_is_computed_item_by_item_and_logged_once(
+    make: Make, work: BatchWork, caplog: pytest.LogCaptureFixture
+) -> None:
     scheduler = make()
-    (outcomes,) = asyncio.run(while_busy(scheduler, work, [scheduler.run(["a", "poison", "b"], soon())]))
-    assert results(outcomes) == ["a!", "poison!", "b!"]
+    for _ in range(2):
+        (outcomes,) = asyncio.run(while_busy(scheduler, work, [scheduler.run(["a", "poison", "b"], soon())]))
+        assert results(outcomes) == ["a!", "poison!", "b!"]
+    [line] = caplog.messages
+    assert line == "a batch of 3 images failed; each is computed alone: MemoryError('too large a batch')"
 
 
-def test_results_are_not_handed_out_if_their_number_is_wrong(make: Make, work: BatchWork) -> None:
+def test_results_are_not_handed_out_if_their_number_is_wrong(
+    make: Make, work: BatchWork, caplog: pytest.LogCaptureFixture
+) -> None:
     work.lost = 1
     scheduler = make()
     (outcomes,) = asyncio.run(while_busy(scheduler, work, [scheduler.run(["a", "b"], soon())]))
     assert results(outcomes) == ["a!", "b!"]  # computed alone
     assert [item for item, _ in work.computed] == ["first", "a", "b"]
+    assert "1 results for a batch of 2" in caplog.text
 
 
 def test_a_cancelled_item_and_one_past_its_deadline_are_not_computed(make: Make, work: BatchWork) -> None:
@@ -153,6 +161,58 @@ def test_a_batch_waits_for_more_where_it_is_told_to(make: Make, work: BatchWork)
 
     asyncio.run(scenario(make(max_batch=2, wait_seconds=LONG)))
     assert work.batches == [["a", "b"]]
+
+
+def test_threads_that_are_idle_leave_new_items_to_the_one_that_waits(make: Make, work: BatchWork) -> None:
+    async def one_after_the_other(scheduler: BatchScheduler[Any, Any, str]) -> None:
+        first = asyncio.ensure_future(scheduler.run(["a"], soon()))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(*(scheduler.run([name], soon()) for name in "bcd"))
+        assert results(await first) == ["a!"]
+
+    asyncio.run(one_after_the_other(make(streams=4, max_batch=4, wait_seconds=LONG)))
+    assert sum(map(len, work.batches)) + len(work.computed) == 4
+    assert work.batches[0][0] == "a"
+    assert len(work.batches[0]) >= 2
+
+
+def test_a_batch_waits_no_longer_than_a_deadline_allows(make: Make, work: BatchWork) -> None:
+    scheduler = make(wait_seconds=LONG)
+    started = time.monotonic()
+    assert results(asyncio.run(scheduler.run(["a"], started + 0.6))) == ["a!"]
+    assert 0.3 < time.monotonic() - started < 0.6
+
+
+def test_what_nobody_waits_for_is_not_computed_with_its_batch(make: Make, work: BatchWork) -> None:
+    scheduler = make(max_batch=3, wait_seconds=LONG)
+
+    async def scenario() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(scheduler.run(["gone"], soon()), 0.05)
+        calls = [scheduler.run([name], soon()) for name in "ab"]
+        assert [results(each) for each in await asyncio.gather(*calls)] == [["a!"], ["b!"]]
+
+    asyncio.run(scenario())
+    assert work.prepared == ["gone", "a", "b"]
+    assert work.batches == [["a", "b"]]
+    assert (scheduler.depth, scheduler._busy) == (0, 0)
+
+
+def test_a_batch_takes_only_what_came_before_it_began(make: Make, work: BatchWork) -> None:
+    scheduler = make()
+
+    async def scenario() -> None:
+        work.gate("first")
+        first = asyncio.ensure_future(scheduler.run(["first"], soon()))
+        await work.until_begun("first")
+        later = asyncio.ensure_future(scheduler.run(["later"], soon()))
+        await asyncio.sleep(0.05)
+        work.open("first")
+        assert results(await first) == ["first!"]
+        assert results(await later) == ["later!"]
+
+    asyncio.run(scenario())
+    assert work.batches == []
 
 
 def test_an_item_that_steps_aside_keeps_nothing_of_its_batch_waiting(make: Make, work: BatchWork) -> None:

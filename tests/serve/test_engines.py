@@ -50,7 +50,11 @@ def test_auto_takes_openvino_where_its_file_is_there_and_the_cpu_has_amx(models:
         (lambda _: None, {"features": VNNI}, "the CPU has no AMX"),
         (lambda _: None, {"features": set()}, "the CPU has no VNNI"),
         (lambda _: None, {"variant": "fp32"}, "model_variant=fp32 is set"),
-        (lambda folder: (folder / "densenet121.qdq.onnx").unlink(), {}, "there is no densenet121.qdq.onnx"),
+        (
+            lambda folder: (folder / "densenet121.qdq.onnx").unlink(),
+            {},
+            "there is no densenet121.qdq.onnx, which 'make export' writes",
+        ),
     ],
 )
 def test_auto_takes_the_cpu_otherwise_and_openvino_is_refused(
@@ -72,7 +76,7 @@ def test_without_the_plug_in_the_cpu_is_taken_and_openvino_is_refused(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_choice, "is_installed", lambda: False)
-    reason = "the plug-in onnxruntime_ep_openvino is not installed"
+    reason = "the plug-in onnxruntime-ep-openvino is not installed"
     assert chosen(models) == EngineChoice("cpu", models / "densenet121.int8.onnx", reason)
     with pytest.raises(ModelError, match=reason):
         chosen(models, "openvino")
@@ -84,6 +88,12 @@ def test_a_file_that_is_named_is_the_one_that_is_served(models: Path) -> None:
         assert (choice.engine, choice.path) == (engine, models / name)
     with pytest.raises(ModelError, match=r"densenet121.int8.onnx is not a file \*.qdq.onnx"):
         chosen(models, "openvino", model=str(models / "densenet121.int8.onnx"))
+
+
+def test_a_gpu_gets_the_fp32_file_and_int8_is_refused(models: Path) -> None:
+    assert chosen(models, "cuda") == EngineChoice("cuda", models / "densenet121.onnx", "engine=cuda is set")
+    with pytest.raises(ModelError, match="engine=cuda runs fp32 models, but model_variant=int8 is set"):
+        chosen(models, "cuda", variant="int8")
 
 
 def test_openvinos_file_alone_is_served_on_every_cpu(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
