@@ -91,7 +91,7 @@ class Handlers:
         return Response(body, headers=exchange.timing or None, media_type="application/json")
 
     async def explain(self, exchange: Exchange) -> Response:
-        draw = not prefers(exchange.header(b"accept"), "application/json", "image/png")
+        draw = not prefers(",".join(exchange.header_list(b"accept")), "application/json", "image/png")
         parse = partial(parse_explain_query, names=self._class_names, classes=self._class_count, draw=draw)
         _, _, (outcome,) = await self._classify(exchange, parse, self._one_file)
         explanation = cast(Explanation, outcome.unwrap().explanation)

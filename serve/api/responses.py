@@ -86,9 +86,9 @@ def explanation_body(explanation: Explanation, labels: Sequence[Label]) -> bytes
         "index": explanation.index,
         "label": labels[explanation.index].name,
         "map": [_numbers(row) for row in explanation.places],
-        "mean": float(explanation.places.mean(dtype=np.float64)),
-        "bias": explanation.bias,
-        "logit": explanation.logit,
+        "mean": _number(explanation.places.mean(dtype=np.float64)),
+        "bias": _number(explanation.bias),
+        "logit": _number(explanation.logit),
         "crop": {"left": left, "top": top, "right": right, "bottom": bottom},
     }
     return _encode(answer).encode() + b"\n"
@@ -97,6 +97,10 @@ def explanation_body(explanation: Explanation, labels: Sequence[Label]) -> bytes
 def _numbers(values: FloatArray) -> list[float]:
     """Returns FP32 values as the shortest decimals that restore them."""
     return [float(str(value)) for value in values]
+
+
+def _number(value: float | np.floating[Any]) -> float:
+    return float(str(np.float32(value)))
 
 
 def upload_body(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from serve.config.settings import Config, argument_parser, load_config
 from serve.errors import ConfigError
-from serve.files.embeddings import SUFFIX
+from serve.files.embeddings import NAMES_SUFFIX, SUFFIX
 from serve.files.output_file import lies_in
 from serve.files.paths import STDIN_LIST
 from serve.model.postprocess import DEFAULT_TOP_K
@@ -58,6 +58,12 @@ def _check_looking(options: argparse.Namespace) -> None:
         raise ConfigError("--embeddings and --explain have only what this run classifies; leave out --resume")
     if options.embeddings and options.embeddings.suffix != SUFFIX:
         raise ConfigError(f"--embeddings={options.embeddings}: its name must end in {SUFFIX}")
+    if options.embeddings and options.embeddings.is_fifo():  # opening it would wait for a reader
+        raise ConfigError(f"--embeddings={options.embeddings}: not a regular file; choose another")
+    for flag, path in (("--output", options.output), ("--html", options.html)):
+        written = (options.embeddings, options.embeddings.with_suffix(NAMES_SUFFIX)) if options.embeddings else ()
+        if path and os.path.realpath(path) in map(os.path.realpath, written):
+            raise ConfigError(f"--embeddings={options.embeddings} writes {path}, too, which is {flag}; choose another")
 
 
 def _check_sorting(options: argparse.Namespace) -> None:

@@ -75,8 +75,8 @@ class Run:
         if self.stopped_by:
             output = self.options.output
             lasting = output and output.is_file()  # not /dev/null
-            how = f"continue {output} with --resume" if lasting else "with --output, --resume can continue a run"
-            lines.append(f"stopped; {how}")
+            how = f"; continue {output} with --resume" if lasting else "; with --output, --resume can continue a run"
+            lines.append(f"stopped{'' if self.look else how}")
         return lines
 
     def _counts(self) -> str:

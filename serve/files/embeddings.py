@@ -43,13 +43,15 @@ class EmbeddingFile:
         self._count = 0
 
     def __enter__(self) -> Self:
-        self._file.write(self._header())
+        self._file.seek(len(self._header()))  # a run that is refused leaves no file
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         errors: AbstractContextManager[None] = suppress(OSError) if error else nullcontext()
+        if error and not self._count:
+            return
         with errors:  # the first error is the one to report
             self._file.seek(0)
             self._file.write(self._header())

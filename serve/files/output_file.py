@@ -48,9 +48,8 @@ def output_file(path: Path | None, resume: bool, flag: str = "--output") -> Iter
             if regular:
                 _lock(descriptor, path, flag)
             if regular and not resume and os.fstat(descriptor).st_size:
-                raise OutputError(
-                    f"output file {path} is not empty; continue it with --resume, or choose another {flag}"
-                )
+                resumable = "continue it with --resume, or " if flag in ("--output", "--html") else ""
+                raise OutputError(f"output file {path} is not empty; {resumable}choose another {flag}")
             try:
                 yield file
             except BaseException:

@@ -74,6 +74,8 @@ def _weights(pixels: int, length: int, start: float, end: float, places: int) ->
     """
     centres = (np.arange(pixels) + 0.5) * (length / pixels)
     first, last = np.searchsorted(centres, (start, end))
+    first = min(first, pixels - 1)
+    last = max(last, first + 1)  # of a very long image the box is narrower than a pixel
     at = ((centres[first:last] - start) / (end - start) * places - 0.5).clip(0, places - 1)
     weights: npt.NDArray[np.float64] = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(places)))
     return slice(int(first), int(last)), weights

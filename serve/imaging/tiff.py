@@ -105,6 +105,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
             if isinstance(error.__cause__, KeyError):  # there is no such entry in Pillow's table of layouts
                 raise unsupported(_unknown_to_pillow(colour, tags)) from error
             raise
+        self._size = self._tile_size  # as stored; Pillow already tells the size of the upright image
 
     def load_end(self) -> None:
         """Leaves the pixels as stored; Pillow would turn them upright, by XMP too, and read all of the EXIF."""

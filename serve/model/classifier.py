@@ -59,7 +59,7 @@ class Classifier:
         card |= {"activation": self.activation.name, "temperature": self.activation.temperature}
         measured = card.get("embedding")
         features = self.model.features
-        card["embedding"] = features and {"length": features.length, **(measured if isinstance(measured, dict) else {})}
+        card["embedding"] = features and {**(measured if isinstance(measured, dict) else {}), "length": features.length}
         if with_labels:
             card["labels"] = [label.name for label in self.labels]
             if all(ids := [label.imagenet_id for label in self.labels]):

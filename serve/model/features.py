@@ -96,6 +96,8 @@ class Features:
             logits, *values = fetch([outputs[0], *names.values()])
         except Exception as error:  # onnxruntime's own exceptions share no base class
             raise _error("names outputs that cannot be read; make them FP32, FP16 or INT8") from error
+        if not all(isinstance(value, np.ndarray) for value in values):
+            raise _error("names outputs that are no tensors; make them FP32, FP16 or INT8")
         found = dict(zip(names, values, strict=True))
         maps, axis = found["maps"], _LAYOUTS[entry["layout"]]
         if maps.ndim != 4 or maps.dtype not in (np.float32, np.uint8):

@@ -53,8 +53,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._tasks: deque[Task] = deque()
         self.depth = 0  # items that wait for a thread
         self._busy = 0
-        self._one_has_all_cpus = False
-        self._closed = False
+        self._one_has_all_cpus = self._closed = False
         self.done = 0  # items completed so far, whatever their outcome
         self._changed = threading.Condition()
         self._wakes_few = True  # whether any idle thread may take a new item
@@ -213,7 +212,6 @@ class Scheduler(Generic[Item, Prepared, Result]):
         return None
 
     def _may_take(self) -> bool:
-        """Returns whether an item waits and there is a CPU for it."""
         held = self._one_has_all_cpus or self._returning or self._busy >= self._streams
         return bool(self._tasks) and not held
 

@@ -1,5 +1,6 @@
 """Tests of `classify --explain` and `classify --embeddings`."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,8 @@ def test_classify_draws_a_picture_for_each_image(cat: bytes, coffee: bytes, clie
         (["--embeddings", "e.npy", "--resume", "--output", "o.jsonl"], "leave out --resume"),
         (["--explain", "maps", "--resume", "--output", "o.jsonl"], "leave out --resume"),
         (["--explain", "/dev/null"], "output /dev/null: file exists; choose another --explain"),
+        (["--embeddings", "e.npy", "--output", "./e.npy"], "--embeddings=e.npy writes e.npy, too, which is --output"),
+        (["--embeddings", "e.npy", "--html", "e.txt"], "--embeddings=e.npy writes e.txt, too, which is --html"),
         (["--embeddings", "/nowhere/e.npy"], "output /nowhere/e.npy: no such file or directory"),
     ],
 )
@@ -65,6 +68,25 @@ def test_options_of_classify_that_cannot_be_are_refused(arguments: list[str], wo
     status, output, error = classify(PHOTOS / "cat.jpg", *arguments)
     assert (status, output) == (2, "")
     assert words in error
+
+
+def test_a_run_that_is_refused_leaves_no_embeddings(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.png").touch()
+    made = tmp_path / "e.npy"
+    status, _, error = classify(PHOTOS / "cat.jpg", "--embeddings", made, "--explain", tmp_path / "full")
+    assert (status, "is not empty; choose another --explain" in error) == (2, True)
+    assert not made.exists()
+    assert classify(PHOTOS / "cat.jpg", "--embeddings", made)[0] == 0
+    assert np.load(made).shape == (1, 3)
+    error = classify(PHOTOS / "cat.jpg", "--embeddings", made)[2]
+    assert error.endswith(f"output file {made} is not empty; choose another --embeddings\n")
+
+
+def test_a_pipe_for_embeddings_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "e.npy")
+    status, _, error = classify(PHOTOS / "cat.jpg", "--embeddings", tmp_path / "e.npy")
+    assert (status, "e.npy: not a regular file; choose another" in error) == (2, True)
 
 
 def test_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,9 @@ def test_a_value_that_is_not_allowed_is_named(
         ("application/*", "application/json"),
         ("application/json, image/png;q=0.5", "application/json"),
         ("application/json;q=0.2, */*;q=0.1", "application/json"),
+        ("application/json, text/plain, */*", "application/json"),
+        ("application/json;q=0., image/png;q=0.1", "image/png"),
+        ("application/json;q=1.5, image/png", "image/png"),
     ],
 )
 def test_the_client_chooses_between_picture_and_numbers(
@@ -174,6 +178,12 @@ def test_the_client_chooses_between_picture_and_numbers(
     answer = client.post("/explain", content=cat, headers={**JPEG, "Accept": accept})
     assert answer.headers["Content-Type"] == media_type
     assert answer.headers["Vary"] == "Accept"
+
+
+def test_several_headers_count_as_one(cat: bytes, client: TestClient) -> None:
+    headers = [("Content-Type", "image/jpeg"), ("Accept", "image/png;q=0.1"), ("Accept", "application/json")]
+    answer = client.post("/explain", content=cat, headers=headers)
+    assert answer.headers["Content-Type"] == "application/json"
 
 
 @pytest.mark.parametrize(("size", "width", "height"), [(64, 64, 43), (448, 448, 298), (1024, 1024, 681)])
@@ -268,6 +278,12 @@ def test_a_model_without_feature_maps_says_so(featureless: Path, cat: bytes) -> 
 
 def test_the_card_has_the_length_of_an_embedding(client: TestClient) -> None:
     assert client.get("/model").json()["embedding"] == {"length": 3}
+
+
+def test_the_card_does_not_believe_the_file_about_the_length(classifier: Classifier) -> None:
+    said = {**classifier.model.card, "embedding": {"length": 512, "norm": 2.5}}
+    other = replace(classifier, model=replace(classifier.model, card=said))
+    assert other.card(False)["embedding"] == {"length": 3, "norm": 2.5}
 
 
 def embedding_of(classifier: Classifier, data: bytes) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -226,6 +226,11 @@ def test_outputs_that_onnxruntime_cannot_return_are_refused() -> None:
 
     with pytest.raises(ModelError, match="names outputs that cannot be read; make them FP32, FP16 or INT8"):
         Features.from_entry({**FULL, "layout": "NCHW"}, list(outputs()), fetch)
+
+
+def test_outputs_that_are_no_tensors_are_refused() -> None:
+    with pytest.raises(ModelError, match="names outputs that are no tensors; make them FP32, FP16 or INT8"):
+        Features.from_entry({**FULL, "layout": "NCHW"}, list(outputs()), lambda names: [cast(Any, [])] * len(names))
 
 
 def test_the_message_about_a_file_names_it_and_what_to_do(tmp_path: Path) -> None:

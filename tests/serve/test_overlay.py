@@ -68,6 +68,11 @@ def test_the_map_is_interpolated_between_the_centres_of_its_places() -> None:
     np.testing.assert_array_equal(drawn[0], color_table()[levels])
 
 
+def test_a_very_long_image_has_at_least_a_pixel_of_the_map() -> None:
+    drawn = draw_map(grey(64, 1), (20, 5000), (0, 2490, 20, 2510), np.array([[1]], np.float32), 1)
+    assert (drawn == LAST).all(2).sum() == 1
+
+
 def test_nothing_is_drawn_where_the_model_saw_nothing() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 100, 3), dtype=np.uint8)
     drawn = draw_map(image, (200, 80), (60, 10, 140, 70), np.ones((7, 7), np.float32), 1)

@@ -91,6 +91,20 @@ def test_a_view_is_upright_whatever_the_orientation(pool: DecoderPool, orientati
     assert (red, green) == expected[orientation]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_tiff_has_its_upright_size_and_view(pool: DecoderPool, orientation: int) -> None:
+    stored, buffer = Image.open(PHOTOS / "cat.jpg"), io.BytesIO()
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    stored.save(buffer, "TIFF", exif=exif)
+    crop = pool.decode(buffer.getvalue(), "TIFF", 300)
+    assert crop.size == (stored.size[::-1] if orientation > 4 else stored.size)
+    jpeg = io.BytesIO()
+    stored.save(jpeg, "JPEG", exif=exif, quality=95)
+    expected = view_of(pool.decode(jpeg.getvalue(), "JPEG", 300), 300)
+    assert np.abs(view_of(crop, 300).astype(int) - expected).mean() < 3
+
+
 def test_an_orientation_that_is_not_applied_turns_neither_view_nor_size(fork_server: ForkServer) -> None:
     for decoders in (
         DecoderPool(fork_server, PoolOptions(replace(RULES, apply_orientation=False), 20 * 2**20)),
