@@ -582,7 +582,7 @@ def test_an_unknown_parameter_is_named_with_the_nearest_known(
     detail = detail_of(send(client, CAT, f"?{query}", Content_Type="image/jpeg"), 400)
     assert f"There is no query parameter {name!r}; the nearest is " in detail
     assert nearest is None or f"the nearest is {nearest!r}" in detail
-    assert "Known are top_k, threshold, list." in detail
+    assert "Known are top_k, threshold, list, embedding." in detail
 
 
 def test_entries_of_top_k_have_the_number_of_their_class(client: TestClient, right: dict[str, Any]) -> None:

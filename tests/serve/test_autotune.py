@@ -1,6 +1,7 @@
 """`python -m serve autotune`: what it prints, what it chooses, what it saves."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_the_printed_settings_are_those_saved_in_the_file(tiny_model: Path, tmp_
     done = autotune("--model", str(tiny_model), "--write", "--config", str(path), folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert "images/s" in done.stdout
+    assert re.search(r"^tiny\.onnx on \d+ CPUs \(.*\), engine cpu \(.+\)$", done.stdout, re.MULTILINE)
     assert f"Saved in {path}; the server reads it if started with --config {path}.\n" in done.stdout
     config = load_config(["--config", str(path)], {})
     here = len(os.sched_getaffinity(0))

@@ -21,6 +21,7 @@ OPEN = [*PROBES, "/", "/model", "/metrics", "/openapi.json", "/docs"]
 MODEL = "/v2/models/tiny"
 GUARDED = (
     "/upload",
+    "/explain",
     "/v2",
     *(f"{MODEL}{version}{more}" for version in ("", "/versions/1") for more in ("", "/ready", "/infer")),
 )

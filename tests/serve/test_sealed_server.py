@@ -32,7 +32,9 @@ def upload(url: str, data: bytes) -> httpx2.Response:
 
 
 def test_the_start_up_line_and_the_metrics_say_that_decoders_are_sealed(server: ServerProcess) -> None:
-    assert ", decoders sealed; try: curl" in server.wait_for_line("is ready on")
+    line = server.wait_for_line("is ready on")
+    assert ", decoders sealed; try: curl" in line
+    assert ", engine cpu (" in line
     metrics = httpx2.get(f"{server.url}/metrics").text
     assert 'decoders="sealed"' in metrics
     for reason in ("overrun", "forbidden_call", "crash", "killed", "protocol"):
