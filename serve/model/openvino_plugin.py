@@ -42,8 +42,12 @@ def use_openvino(
     """
     options.add_free_dimension_override_by_name(_BATCH_DIMENSION, batch)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-    # By default, what is not 8 bits would be bf16 on a CPU with AMX.
-    settings = {"NUM_STREAMS": str(streams), "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": "f32"}
+    settings = {
+        "NUM_STREAMS": str(streams),
+        "INFERENCE_NUM_THREADS": str(threads),
+        "INFERENCE_PRECISION_HINT": "f32",  # by default, what is not 8 bits would be bf16 on a CPU with AMX
+        "ENABLE_CPU_PINNING": "NO",  # decoders use the same CPUs: with 16 clients it gains 6 % images a second
+    }
     if cache_folder:
         settings["CACHE_DIR"] = str(cache_folder)
     with _loading:
