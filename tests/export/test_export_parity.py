@@ -58,7 +58,10 @@ def test_the_batch_axis_is_dynamic_and_names_and_types_are_the_contracts(exporte
     assert [(v.name, v.type, v.shape) for v in session.get_inputs()] == [
         ("input", "tensor(float)", ["batch", 3, 224, 224])
     ]
-    assert [(v.name, v.type, v.shape) for v in session.get_outputs()] == [("logits", "tensor(float)", ["batch", 1000])]
+    logits, *features = session.get_outputs()
+    assert (logits.name, logits.type, logits.shape) == ("logits", "tensor(float)", ["batch", 1000])
+    entry = json.loads(session.get_modelmeta().custom_metadata_map["features"])
+    assert {value.name for value in features} == set(entry.values()) - {"NCHW"}
 
 
 def test_the_file_describes_itself(exported: Path, weights: Path, photographs: Path) -> None:

@@ -67,7 +67,7 @@ def export(inputs: Inputs, small_densenet: Network, tmp_path: Path, monkeypatch:
     """Runs the command on the small network and returns its status; writes to `models` and `records`."""
     monkeypatch.setitem(ARCHITECTURES, NAME, small_densenet.architecture)
     monkeypatch.setattr("export.int8.calibration.RECORDS", tmp_path / "records")
-    for module in ("export_onnx", "int8.pipeline"):
+    for module in ("export_onnx", "int8.pipeline", "options"):
         monkeypatch.setattr(f"export.{module}.PROJECT_PHOTOGRAPHS", inputs.few)
     # The stored graph is this network's, as the parity check confirms; exporting and timing it would take long.
     monkeypatch.setattr(export_onnx, "export_graph", lambda network, side, opset: onnx.load(small.PATH))
