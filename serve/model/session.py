@@ -190,9 +190,9 @@ def _blank_input(session: Session, fixed_batch: bool) -> Batch:
 def _features(session: Session, card: dict[str, Any], blank: Batch) -> Features | None:
     if (entry := card.get(ENTRY)) is None:
         return None
-    noise, pixels = np.random.default_rng(0), blank.dtype == np.uint8  # zeros could hide wrong weights
-    image: Batch
-    image = noise.integers(0, 256, blank.shape, np.uint8) if pixels else noise.standard_normal(blank.shape, np.float32)
+    # As good as noise, with which wrong weights show; the container image has no numpy.random.
+    values = (np.arange(blank.size, dtype=np.uint32) * np.uint32(2654435761) >> 24).reshape(blank.shape)
+    image: Batch = values.astype(np.uint8) if blank.dtype == np.uint8 else (values / 64 - 2).astype(np.float32)
     return Features.from_entry(entry, [value.name for value in session.get_outputs()], partial(run, session, image))
 
 
