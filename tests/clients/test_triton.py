@@ -65,7 +65,10 @@ def test_it_finds_server_and_model(client: Any, model: str) -> None:
     assert client.get_server_metadata()["name"] == "densenet-server"
     metadata = client.get_model_metadata(model)
     assert [tensor["name"] for tensor in metadata["inputs"]] == ["input", "image"]
-    assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 1000]}]
+    assert metadata["outputs"] == [
+        {"name": "logits", "datatype": "FP32", "shape": [-1, 1000]},
+        {"name": "embedding", "datatype": "FP32", "shape": [-1, 1280]},
+    ]
     TABLE.append((CLIENT, "server and model are live, ready and described"))
 
 
