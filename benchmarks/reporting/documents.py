@@ -166,7 +166,7 @@ def _sizing() -> str:
     result = read_result("latency")
     ours, photo = result["servers"][OURS], result["photos"]["photo"]
     cpu_seconds = result["machine"]["usable_cpus"] / ours["clients"]["16"]["images_per_s"]["median"]
-    megabytes_each = ours["loaded_mb"]["rss"]
+    megabytes_each = float(megabytes(ours["loaded_mb"]))
     limit = re.search(r"memory: (\d+)Mi", (ROOT / "deploy/kubernetes/base/deployment.yaml").read_text(encoding="utf-8"))
     limit_each = int(limit[1]) * 2**20 / 1e6 if limit else math.nan
     rows = [("", "a thousand images a second", "a billion a day")]
@@ -246,6 +246,6 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "images_per_s": lambda: f"{_images_per_s():.0f}",
     "cpu_ms": lambda: f"{1000 * read_result('latency')['machine']['usable_cpus'] / _images_per_s():.0f} ms",
     "idle_mb": lambda: f"{read_result('latency')['servers'][OURS]['idle_mb']['rss']:.0f} MB",
-    "loaded_mb": lambda: f"{read_result('latency')['servers'][OURS]['loaded_mb']['rss']:.0f} MB",
+    "loaded_mb": lambda: f"{read_result('latency')['servers'][OURS]['loaded_mb']['pss']:.0f} MB",
     "second_session_mb": lambda: f"{read_result('sessions')['second_session_mb']:.0f} MB",
 }

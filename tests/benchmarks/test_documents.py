@@ -40,7 +40,7 @@ def cpu_ms(latency: dict[str, Any]) -> str:
 # Sentences that carry a figure of latency.json.
 SENTENCES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("docs/scaling.md", lambda r: f"These figures follow from {images_per_s(r):.0f} images a second on two CPUs"),
-    ("docs/scaling.md", lambda r: f"16 clients), {r['servers'][OURS]['loaded_mb']['rss']:.0f} MB of memory,"),
+    ("docs/scaling.md", lambda r: f"16 clients), {r['servers'][OURS]['loaded_mb']['pss']:.0f} MB of memory,"),
     ("docs/scaling.md", lambda r: f"replicas with two CPUs at {cpu_ms(r)} ms per image"),
     ("docs/scaling.md", lambda r: f"DenseNet-121 in int8 takes {cpu_ms(r)} ms of a CPU"),
     ("docs/kubernetes.md", lambda r: f"on two CPUs at {images_per_s(r):.0f} images a second"),
