@@ -44,8 +44,8 @@ SENTENCES: list[tuple[str, Callable[[dict[str, Any]], str]]] = [
     ("docs/scaling.md", lambda r: f"replicas with two CPUs at {cpu_ms(r)} ms per image"),
     ("docs/scaling.md", lambda r: f"DenseNet-121 in int8 takes {cpu_ms(r)} ms of a CPU"),
     ("docs/kubernetes.md", lambda r: f"on two CPUs at {images_per_s(r):.0f} images a second"),
-    ("docs/serving.md", lambda r: f"is {r['servers'][OURS]['idle_mb']['rss']:.0f} MB after the first response"),
-    ("docs/serving.md", lambda r: f"and {r['servers'][OURS]['loaded_mb']['rss']:.0f} MB after 64 clients"),
+    ("docs/serving.md", lambda r: f"is {r['servers'][OURS]['idle_mb']['pss']:.0f} MB after the first response"),
+    ("docs/serving.md", lambda r: f"and {r['servers'][OURS]['loaded_mb']['pss']:.0f} MB after 64 clients"),
 ]
 
 
