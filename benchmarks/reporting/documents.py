@@ -245,7 +245,7 @@ FIGURES: Final[dict[str, Callable[[], str]]] = {
     "largest_baseline_mb": lambda: f"{_baseline_mb()[-1]:,.0f} MB",
     "images_per_s": lambda: f"{_images_per_s():.0f}",
     "cpu_ms": lambda: f"{1000 * read_result('latency')['machine']['usable_cpus'] / _images_per_s():.0f} ms",
-    "idle_mb": lambda: f"{read_result('latency')['servers'][OURS]['idle_mb']['pss']:.0f} MB",
-    "loaded_mb": lambda: f"{read_result('latency')['servers'][OURS]['loaded_mb']['pss']:.0f} MB",
+    "idle_mb": lambda: f"{megabytes(read_result('latency')['servers'][OURS]['idle_mb'])} MB",
+    "loaded_mb": lambda: f"{megabytes(read_result('latency')['servers'][OURS]['loaded_mb'])} MB",
     "second_session_mb": lambda: f"{read_result('sessions')['second_session_mb']:.0f} MB",
 }

@@ -46,10 +46,7 @@ def make(work: BatchWork) -> Iterator[Make]:
         return made[-1]
 
     yield start
-    for gate in work.gates.values():
-        gate.set()
-    for scheduler in made:
-        scheduler.close(LONG)
+    work.end(made)
 
 
 async def while_busy(scheduler: BatchScheduler[Any, Any, str], work: BatchWork, calls: list[Any]) -> list[Any]:

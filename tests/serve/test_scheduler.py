@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -64,6 +64,13 @@ class Work:
             self.at_once -= 1
         return f"{prepared}!"
 
+    def end(self, schedulers: Iterable[Scheduler[Any, Any, str]]) -> None:
+        """Lets every step go on, and closes the schedulers that take them."""
+        for gate in self.gates.values():
+            gate.set()
+        for scheduler in schedulers:
+            scheduler.close(LONG)
+
 
 Make = Callable[..., Scheduler[Any, Any, str]]
 
@@ -84,10 +91,7 @@ def make(work: Work) -> Iterator[Make]:
         return made[-1]
 
     yield start
-    for gate in work.gates.values():
-        gate.set()
-    for scheduler in made:
-        scheduler.close(LONG)
+    work.end(made)
 
 
 def soon() -> float:
