@@ -78,7 +78,7 @@ def preload(takeover: str) -> None:
         codecs.lookup(encoding)
     warnings.simplefilter("ignore")
     logging.disable()
-    tune_malloc()
+    tune_malloc(arenas=1)  # one thread decodes
     scale_table()
 
 

@@ -1,7 +1,8 @@
 """Tunes glibc's malloc for image decoding, and trims it.
 
 By default glibc returns the buffers of each decoded image to the system and requests them again for the next one, which
-costs page faults. It also creates an arena for each thread, and arenas keep what they once held.
+costs page faults. It also creates an arena for each thread, up to eight for each CPU, and arenas keep what they once
+held. With a single one, threads that load a model or run it wait for each other.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 from typing import Final
+
+from serve.config.cpus import cpu_budget
 
 _MEBIBYTE: Final = 2**20
 # Parameters of mallopt, from glibc's malloc.h.
@@ -23,7 +26,6 @@ _HUGE_PAGES: Final = "glibc.malloc.hugetlb=1"
 _HUGE_PAGES_OF_SYSTEM: Final = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 _SETTINGS: Final = {
-    _ARENA_MAX: 1,
     _TOP_PAD: 4 * _MEBIBYTE,
     # Up to this much free memory at the top of the heap is kept for the next image.
     _TRIM_THRESHOLD: 32 * _MEBIBYTE,
@@ -32,11 +34,15 @@ _SETTINGS: Final = {
 }
 
 
-def tune_malloc() -> None:
-    """Sets malloc's parameters for this process; does nothing without glibc. Call it before threads are started."""
+def tune_malloc(arenas: int = 0) -> None:
+    """Sets malloc's parameters for this process; does nothing without glibc. Call it before threads are started.
+
+    Args:
+        arenas: the most that there may be; by default one more than there are CPUs to compute on.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in _SETTINGS.items():
+        for parameter, value in {_ARENA_MAX: arenas or cpu_budget(0).count + 1, **_SETTINGS}.items():
             mallopt(parameter, value)
 
 

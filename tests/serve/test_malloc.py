@@ -3,6 +3,7 @@
 import gc
 import os
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient
 from serve.api import pipeline
 from serve.api.app import create_app
 from serve.commands import serve
+from serve.config.cpus import cpu_budget
 from serve.config.settings import Config
 from serve.imaging import malloc
 from serve.model.classifier import Classifier
@@ -44,6 +46,29 @@ def test_memory_is_trimmed_after_requests_and_not_without_any(
         assert not trimmed.is_set()  # no request yet
         assert client.post("/upload", files={"file": cat}).status_code == 200
         assert trimmed.wait(10)
+
+
+_COUNT_ARENAS = """
+import ctypes, sys, threading
+from serve.imaging.malloc import tune_malloc
+tune_malloc(*map(int, sys.argv[1:]))
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc_info.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+libc.fdopen.restype = ctypes.c_void_p
+together = threading.Barrier(100)
+threads = [threading.Thread(target=lambda: (libc.malloc(100), together.wait())) for _ in range(100)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+libc.malloc_info(0, libc.fdopen(1, b"w"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.parametrize(("given", "expected"), [((), cpu_budget(0).count + 1), (("1",), 1)])
+def test_threads_share_as_many_arenas_as_there_are_cpus_and_one_more(given: tuple[str, ...], expected: int) -> None:
+    command = [sys.executable, "-c", _COUNT_ARENAS, *given]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert printed.count("<heap nr=") == min(expected, 101)
 
 
 @pytest.mark.parametrize(
