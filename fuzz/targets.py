@@ -12,15 +12,16 @@ import numpy as np
 from serve.api.upload import UploadLimits
 from serve.api.v2.messages import Signature, parse_request, write_response
 from serve.errors import DecodeTimeout, RequestError, TooComplex
-from serve.imaging.decode import decode, open_image
+from serve.imaging.decode import decode_upright, open_image
 from serve.imaging.decoders import InProcessDecoder
 from serve.imaging.fork_server import ForkServer
 from serve.imaging.formats import ACCEPTED_FORMATS
 from serve.imaging.limits import ImageLimits, require_format
 from serve.imaging.messages import Rules
-from serve.imaging.normalise import to_input
+from serve.imaging.normalise import normalise
 from serve.imaging.pool import REQUIRED, DecoderPool, PoolOptions
 from serve.imaging.preprocess import Preprocessing
+from serve.imaging.resize import crop_bytes
 from serve.model.labels import Label
 from serve.problems import problem_from
 from tests.exchange import upload_of
@@ -36,7 +37,8 @@ _UPLOAD_LIMITS: Final = UploadLimits(1 << 20, 4)
 def picture(data: bytes) -> None:
     """Fuzz one file: format, header, decoding, preprocessing to FP32 `[1, 3, 28, 28]`."""
     try:
-        batch = to_input(decode(open_image(data, _SPEC, _LIMITS), reduce_for=_SPEC), _SPEC, exact=False)
+        upright = decode_upright(open_image(data, _SPEC, _LIMITS), reduce_for=_SPEC)
+        batch = normalise(crop_bytes(upright.rgb, upright.size, _SPEC, exact=False, jpeg=False), _SPEC)
     except RequestError as error:
         problem_from(error)
         return

@@ -92,18 +92,20 @@ class Upright(NamedTuple):
 
     Attributes:
         rgb: 8-bit RGB.
+        size: width and height of the image in pixels of `rgb`; after a decode at reduced scale they may end within one.
         view: the same at another size; None if it was not asked for.
         turned: whether width and height have changed places.
     """
 
     rgb: Image.Image
+    size: tuple[float, float]
     view: Image.Image | None
     turned: bool
 
 
-def decode(image: Image.Image, apply_orientation: bool = True, reduce_for: Preprocessing | None = None) -> Image.Image:
+def decode(image: Image.Image, apply_orientation: bool = True) -> Image.Image:
     """Returns the first frame of an image from `open_image` as 8-bit RGB; arguments and errors as `decode_upright`."""
-    return decode_upright(image, apply_orientation, reduce_for).rgb
+    return decode_upright(image, apply_orientation).rgb
 
 
 def decode_upright(
@@ -114,8 +116,8 @@ def decode_upright(
     Args:
         apply_orientation: whether to turn the image upright by its EXIF orientation.
         reduce_for: the preprocessing to reduce for, or None. A JPEG whose sides are at least four times as long as
-            after resizing is decoded at 1/2, 1/4 or 1/8 scale, to at least twice its resized size, and is returned
-            resized; its pixels differ slightly from those of a full decode.
+            after resizing is decoded at 1/2, 1/4 or 1/8 scale, to at least twice its resized size; its pixels differ
+            slightly from those of a full decode. One that is turned is returned resized.
         view: the longer side, in pixels, of the whole image to return as well; 0 for none.
 
     Raises:
@@ -123,16 +125,17 @@ def decode_upright(
     """
     size = image.size
     try:
-        box = None if reduce_for is None else _reduce(image, reduce_for)
+        box = (reduce_for and _reduce(image, reduce_for)) or (0, 0, *size)
         rgb = (_scale_grey(image) if image.mode.startswith("I;16") else image).convert("RGB")
         seen = rgb.resize(view_size(size, view), Image.Resampling.BILINEAR, box, _VIEW_GAP) if view else None
-        if reduce_for and box:
-            rgb = rgb.resize(resized_size(size, reduce_for.resize), resampling_filter(reduce_for), box)
         # libheif has turned a HEIC as its container says; EXIF often says the same once more.
         turn = _transposition(image) if apply_orientation and image.format != "HEIF" else None
         if turn is None:
-            return Upright(rgb, seen, turned=False)
-        return Upright(rgb.transpose(turn), seen and seen.transpose(turn), turn in _TURNING)
+            return Upright(rgb, box[2:], seen, turned=False)
+        if reduce_for and box[2:] != size:  # resized first, because turning takes time for each pixel
+            rgb = rgb.resize(resized_size(size, reduce_for.resize), resampling_filter(reduce_for), box)
+        rgb = rgb.transpose(turn)
+        return Upright(rgb, rgb.size, seen and seen.transpose(turn), turn in _TURNING)
     except (MemoryError, RequestError):
         raise
     except Exception as error:  # as in read_header, and those of zlib, struct and the codecs

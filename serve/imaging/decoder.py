@@ -141,7 +141,7 @@ def _decode(image: Image.Image, request: Request, results: _Results, reply: Repl
     rules = request.rules
     upright = decode_upright(image, rules.apply_orientation, None if rules.exact else rules.spec, request.view)
     decoded = time.perf_counter_ns()
-    pixels = crop_bytes(upright.rgb, rules.spec, rules.exact, rules.jpeg)
+    pixels = crop_bytes(upright.rgb, upright.size, rules.spec, rules.exact, rules.jpeg)
     view = upright.view.tobytes() if upright.view else b""
     results.crop[: len(pixels)] = pixels
     results.view[: len(view)] = view

@@ -82,7 +82,7 @@ class InProcessDecoder:
         width, height = image.size
         upright = decode_upright(image, rules.apply_orientation, None if rules.exact else rules.spec, view)
         decoded = time.perf_counter()
-        pixels = crop_bytes(upright.rgb, rules.spec, rules.exact, rules.jpeg)
+        pixels = crop_bytes(upright.rgb, upright.size, rules.spec, rules.exact, rules.jpeg)
         seen = upright.view.tobytes() if upright.view else b""
         size = (height, width) if upright.turned else (width, height)
         return Crop(pixels, decoded - started, time.perf_counter() - decoded, size, seen)

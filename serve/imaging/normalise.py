@@ -20,11 +20,11 @@ Pixels = npt.NDArray[np.uint8]
 Batch = FloatArray | Pixels  # a model's input
 
 
-def to_input(rgb: "Image.Image", spec: Preprocessing, exact: bool = True) -> FloatArray:
-    """Returns an image as the model's input; `exact` as for `resize.crop`."""
+def to_input(rgb: "Image.Image", spec: Preprocessing) -> FloatArray:
+    """Returns an image as the model's input."""
     from serve.imaging.resize import crop  # not at the top, because the server's process must load no decoder
 
-    return normalise(crop(rgb, spec, exact).tobytes(), spec)
+    return normalise(crop(rgb, spec).tobytes(), spec)
 
 
 def as_pixels(pixels: bytes, spec: Preprocessing) -> Pixels:

@@ -63,7 +63,7 @@ class Preprocessing:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+def resized_size(size: tuple[float, float], shorter: int) -> tuple[int, int]:
     """Returns the size with the shorter side scaled to `shorter`; the longer is truncated, as torchvision does."""
     width, height = size
     if width <= height:
@@ -77,7 +77,7 @@ def view_size(size: tuple[int, int], longer: int) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def crop_box(size: tuple[int, int], spec: Preprocessing) -> tuple[float, float, float, float]:
+def crop_box(size: tuple[float, float], spec: Preprocessing) -> tuple[float, float, float, float]:
     """Returns left, top, right and bottom of what the model sees of an image of this size, in its pixels."""
     (width, height), target = size, resized_size(size, spec.resize)
     left, top = crop_offset(target, spec.crop)

@@ -10,9 +10,13 @@ from serve.imaging.preprocess import Preprocessing, crop_box, crop_offset, resiz
 _JPEG_QUALITY: Final = 70
 
 
-def crop_bytes(rgb: Image.Image, spec: Preprocessing, exact: bool, jpeg: bool) -> bytes:
-    """Returns the model's crop as 8-bit RGB `[crop, crop, 3]`, or as a JPEG file padded with zeros to that length."""
-    cropped = crop(rgb, spec, exact)
+def crop_bytes(rgb: Image.Image, size: tuple[float, float], spec: Preprocessing, exact: bool, jpeg: bool) -> bytes:
+    """Returns the model's crop as 8-bit RGB `[crop, crop, 3]`, or as a JPEG file padded with zeros to that length.
+
+    Args:
+        size: as in `Upright`.
+    """
+    cropped = crop(rgb, spec) if exact else resize_to_crop(rgb, size, spec)
     if not jpeg:
         return cropped.tobytes()
     buffer = io.BytesIO()
@@ -20,9 +24,9 @@ def crop_bytes(rgb: Image.Image, spec: Preprocessing, exact: bool, jpeg: bool) -
     return buffer.getvalue().ljust(spec.crop**2 * 3, b"\0")
 
 
-def crop(rgb: Image.Image, spec: Preprocessing, exact: bool = True) -> Image.Image:
-    """Returns the model's crop of an image. exact: False to use `resize_to_crop`, in half the time."""
-    return center_crop(resize(rgb, spec), spec.crop) if exact else resize_to_crop(rgb, spec)
+def crop(rgb: Image.Image, spec: Preprocessing) -> Image.Image:
+    """Returns the model's crop of an image."""
+    return center_crop(resize(rgb, spec), spec.crop)
 
 
 def resampling_filter(spec: Preprocessing) -> Image.Resampling:
@@ -36,14 +40,17 @@ def resize(image: Image.Image, spec: Preprocessing) -> Image.Image:
     return image if target == image.size else image.resize(target, resampling_filter(spec))
 
 
-def resize_to_crop(image: Image.Image, spec: Preprocessing) -> Image.Image:
+def resize_to_crop(image: Image.Image, size: tuple[float, float], spec: Preprocessing) -> Image.Image:
     """Resizes and crops in one step, computing only the pixels that are kept, in half the time.
 
     Pillow stores the box in single precision, so one value in fifty is off by one level of 255, and none by more.
+
+    Args:
+        size: width and height of what the image shows, in its pixels.
     """
-    if resized_size(image.size, spec.resize) == image.size:
+    if resized_size(size, spec.resize) == size:
         return center_crop(image, spec.crop)
-    return image.resize((spec.crop, spec.crop), resampling_filter(spec), box=crop_box(image.size, spec))
+    return image.resize((spec.crop, spec.crop), resampling_filter(spec), box=crop_box(size, spec))
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:

@@ -11,10 +11,11 @@ from PIL import Image
 
 from serve.config.settings import ROOT
 from serve.errors import UndecodableImage
-from serve.imaging.decode import decode, open_image
+from serve.imaging.decode import Upright, decode, decode_upright, open_image
 from serve.imaging.limits import ImageLimits
-from serve.imaging.normalise import to_input
-from serve.imaging.preprocess import Preprocessing
+from serve.imaging.normalise import normalise, to_input
+from serve.imaging.preprocess import Preprocessing, resized_size
+from serve.imaging.resize import center_crop, crop_bytes
 from tests.references import PICTURES
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -49,7 +50,25 @@ def jpeg(image: Image.Image, orientation: int = 1, quality: int = 85) -> bytes:
 
 
 def prepared(data: bytes, reduced: bool) -> np.ndarray:
-    return to_input(decode(open_image(data, SPEC, LIMIT), reduce_for=SPEC if reduced else None), SPEC)
+    """Returns a file as the model's input, resized in one step if `reduced`."""
+    return fast(decode_upright(open_image(data, SPEC, LIMIT), reduce_for=SPEC)) if reduced else exact(data)
+
+
+def exact(data: bytes) -> np.ndarray:
+    return to_input(decode(open_image(data, SPEC, LIMIT)), SPEC)
+
+
+def fast(upright: Upright, spec: Preprocessing = SPEC) -> np.ndarray:
+    return normalise(crop_bytes(upright.rgb, upright.size, spec, exact=False, jpeg=False), spec)
+
+
+def assert_decoded_in_full(data: bytes) -> None:
+    upright, expected = (
+        decode_upright(open_image(data, SPEC, LIMIT), reduce_for=SPEC),
+        decode(open_image(data, SPEC, LIMIT)),
+    )
+    assert upright.size == expected.size
+    np.testing.assert_array_equal(np.asarray(upright.rgb), np.asarray(expected))
 
 
 @pytest.mark.parametrize("size", [(1024, 1024), (1031, 1367), (3001, 2251), (5003, 1027)])
@@ -71,8 +90,7 @@ def test_a_reduced_image_is_turned_upright_like_any_other(orientation: int) -> N
 
 @pytest.mark.parametrize("size", [(1023, 2000), (640, 427), (256, 256), (100, 3000)])
 def test_a_jpeg_that_is_not_large_enough_is_the_same_bit_for_bit(size: tuple[int, int]) -> None:
-    data = jpeg(photograph(*size))
-    np.testing.assert_array_equal(prepared(data, reduced=True), prepared(data, reduced=False))
+    assert_decoded_in_full(jpeg(photograph(*size)))
 
 
 @pytest.mark.parametrize("path", sorted(PICTURES.iterdir()), ids=lambda path: path.name)
@@ -84,22 +102,32 @@ def test_small_images_of_all_formats_are_the_same_bit_for_bit(path: object) -> N
 def test_a_large_image_of_another_format_is_the_same_bit_for_bit() -> None:
     buffer = io.BytesIO()
     photograph(1400, 1100).save(buffer, "PNG")
-    np.testing.assert_array_equal(prepared(buffer.getvalue(), True), prepared(buffer.getvalue(), False))
+    assert_decoded_in_full(buffer.getvalue())
 
 
 @pytest.mark.parametrize("path", sorted(PICTURES.iterdir()), ids=lambda path: path.name)
 @pytest.mark.parametrize("sizes", [(256, 224), (32, 28), (224, 224), (237, 224)])
 def test_resizing_only_what_the_crop_keeps_is_off_by_one_level_at_most(path: object, sizes: tuple[int, int]) -> None:
     spec = Preprocessing(sizes[0], "bilinear", sizes[1], (0, 0, 0), (1, 1, 1))
-    rgb = decode(open_image(path.read_bytes(), spec, LIMIT))  # type: ignore[attr-defined]
-    levels = np.abs(to_input(rgb, spec, exact=False) - to_input(rgb, spec)) * 255
+    upright = decode_upright(open_image(path.read_bytes(), spec, LIMIT))  # type: ignore[attr-defined]
+    levels = np.abs(fast(upright, spec) - to_input(upright.rgb, spec)) * 255
     assert levels.shape == (1, 3, sizes[1], sizes[1])
     assert levels.max() <= 1.001
 
 
 def test_resizing_only_what_the_crop_keeps_changes_few_values(cat: bytes) -> None:
-    rgb = decode(open_image(cat, SPEC, LIMIT))
-    assert (to_input(rgb, SPEC, exact=False) != to_input(rgb, SPEC)).mean() < 0.05
+    upright = decode_upright(open_image(cat, SPEC, LIMIT))
+    assert (fast(upright) != to_input(upright.rgb, SPEC)).mean() < 0.05
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (1031, 1367), (3001, 2251), (5003, 1027)])
+def test_the_crop_of_a_reduced_image_is_that_of_the_whole_one_resized(size: tuple[int, int]) -> None:
+    """The last row and column of a reduced image often stand for fewer pixels than the others."""
+    upright = decode_upright(open_image(jpeg(photograph(*size)), SPEC, LIMIT), reduce_for=SPEC)
+    target, box = resized_size(size, SPEC.resize), (0, 0, *upright.size)
+    whole = center_crop(upright.rgb.resize(target, Image.Resampling.BILINEAR, box), SPEC.crop)
+    cropped = np.frombuffer(crop_bytes(upright.rgb, upright.size, SPEC, exact=False, jpeg=False), np.uint8)
+    assert np.abs(np.asarray(whole).reshape(-1).astype(int) - cropped).max() <= 1
 
 
 def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:

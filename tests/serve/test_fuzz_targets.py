@@ -46,6 +46,6 @@ def test_a_target_that_lets_another_error_out_is_noticed(monkeypatch: pytest.Mon
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("fuzz.targets.decode", fail)
+    monkeypatch.setattr("fuzz.targets.decode_upright", fail)
     with pytest.raises(ZeroDivisionError):
         TARGETS["picture"](pictures()[0].read_bytes())

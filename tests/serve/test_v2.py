@@ -36,7 +36,7 @@ LENGTH = "Inference-Header-Content-Length"
 
 def tensor(cat: bytes, classifier: Classifier) -> Any:
     spec = classifier.preprocessing
-    return to_input(decode(open_image(cat, spec, ImageLimits(50_000_000))), spec, exact=True)
+    return to_input(decode(open_image(cat, spec, ImageLimits(50_000_000))), spec)
 
 
 def message(body: dict[str, Any], *raw: bytes) -> tuple[bytes, dict[str, str]]:
