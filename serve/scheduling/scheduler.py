@@ -134,7 +134,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         task: Task | None = getattr(self._own, "task", None)
         if task is None:
             return False
-        has_place = stop is None or self._lane.enter()
+        has_place = stop is None or self._lane.enter(task)
         self._own.task, self._own.aside = None, True
         with self._changed:
             self._busy -= 1

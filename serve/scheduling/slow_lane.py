@@ -17,17 +17,17 @@ _RESERVE: Final = 1.5
 
 
 class SlowLane:
-    """Items that take long go on here, at most `places` at a time, and at most `max_waiting` wait. Thread-safe."""
+    """Items that take long go on here, at most `places` at a time; at most `max_waiting` wait, in turn. Thread-safe."""
 
     def __init__(self, places: int, max_waiting: int) -> None:
         self._max_waiting = min(max_waiting, _MAX_WAITING)
         self._changed = threading.Condition()
         self._free = places
-        self._waiting = 0
+        self._waiting: list[Task] = []  # of each item that waits, in the order that they came
         self._item_seconds = _ITEM_SECONDS
 
-    def enter(self) -> bool:
-        """Takes a place if one is free.
+    def enter(self, task: Task) -> bool:
+        """Takes a place for an item of a task if one is free and no other item waits for it.
 
         Returns:
             Whether it did; if not, the item counts as waiting, and `wait` has to follow.
@@ -36,12 +36,12 @@ class SlowLane:
             QueueFull: too many wait.
         """
         with self._changed:
-            if self._free:
+            if self._free > len(self._waiting):
                 self._free -= 1
                 return True
-            if self._waiting >= self._max_waiting:
+            if len(self._waiting) >= self._max_waiting:
                 raise self._full()
-            self._waiting += 1
+            self._waiting.append(task)
         return False
 
     def wait(self, task: Task) -> None:
@@ -52,9 +52,11 @@ class SlowLane:
         """
         with self._changed:
             seconds = task.deadline - time.monotonic() - _RESERVE * self._item_seconds
-            self._changed.wait_for(lambda: self._free or task.abandoned, max(0.0, seconds))
-            self._waiting -= 1
-            if task.abandoned or not self._free:
+            self._changed.wait_for(lambda: task in self._next() or task.abandoned, max(0.0, seconds))
+            has_place = task in self._next() and not task.abandoned
+            self._waiting.remove(task)
+            self._changed.notify_all()  # the next one's turn may have come
+            if not has_place:
                 raise self._full()
             self._free -= 1
 
@@ -71,9 +73,13 @@ class SlowLane:
             self._free += 1
             self._changed.notify_all()
 
+    def _next(self) -> list[Task]:
+        """Returns the tasks whose items may have the free places."""
+        return self._waiting[: self._free]
+
     def _full(self) -> QueueFull:
         return QueueFull(
-            f"There is no room for an image that takes long to decode: {self._waiting} more are waiting; try again in "
-            "a moment.",
+            f"There is no room for an image that takes long to decode: {len(self._waiting)} more are waiting; try "
+            "again in a moment.",
             retry_after=self._item_seconds,
         )
