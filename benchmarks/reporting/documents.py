@@ -18,7 +18,15 @@ from benchmarks.harness.figures import Result
 from benchmarks.harness.installed import BASELINE, OURS
 from benchmarks.harness.machine import RESULTS, ROOT
 from benchmarks.reporting.plots import draw, draw_sizes
-from benchmarks.reporting.report import describe_run, format_figure, format_limit, format_table, megabytes, product_name
+from benchmarks.reporting.report import (
+    describe_run,
+    format_figure,
+    format_limit,
+    format_table,
+    megabytes,
+    product_name,
+    won,
+)
 
 DOCUMENTS: Final = (
     *(ROOT / name for name in ("README.md", "SECURITY.md", "benchmarks/README.md")),
@@ -95,7 +103,7 @@ def _targets() -> str:
 def _verdict(row: dict[str, Any] | None) -> str:
     if row is None or row["met"] is None:
         return "not measured"
-    against = f", {product_name(row['against'])}" if "best peer" in row["target"] else ""
+    against = f", {won(row)}, {product_name(row['against'])}" if "best peer" in row["target"] else ""
     return f"{'met' if row['met'] else '**missed**'}: {format_figure(row['measured'], 3)}{against}"
 
 

@@ -172,11 +172,17 @@ def format_limit(row: dict[str, Any]) -> str:
     return ("≤ " if row["at_most"] else "≥ ") + format(row["limit"], "g")
 
 
+def won(row: dict[str, Any]) -> str:
+    """In how many rounds the limit of a target held."""
+    return f"{row['won']} of {len(row['measured']['rounds'])} rounds"
+
+
 def _targets(result: Result) -> str:
     rows = [("target", "limit", "measured", "met?")]
     for row in result.get("targets", []):
         measured = format_figure(row["measured"], 3) if row["measured"] else "not measured"
         met = {True: "yes", False: "NO", None: "–"}[row["met"]]
-        name = row["target"] + (f" ({row['against']})" if "best peer" in row["target"] and row["against"] else "")
-        rows.append((name, format_limit(row), measured, met))
+        if row["measured"] and "best peer" in row["target"]:
+            measured += f", {won(row)} against {row['against']}"
+        rows.append((row["target"], format_limit(row), measured, met))
     return f"Targets on {describe_cpu(result['machine'])}\n{format_table(rows)}" if len(rows) > 1 else ""

@@ -6,6 +6,7 @@ answers do not count, and ours also miss a target.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Final
 
 from benchmarks.harness.figures import Result, spread
@@ -24,12 +25,14 @@ class Target:
         limits: With VNNI and without.
         at_most: Whether less is better.
         measure: Gives the figure and what it is compared with, or None if it was not measured.
+        share: The least part of the rounds within the limit; the median has to be, too.
     """
 
     name: str
     limits: tuple[float, float]
     at_most: bool
     measure: Measure
+    share: Fraction = Fraction(0)
 
 
 def judge(result: Result) -> list[dict[str, Any]]:
@@ -42,8 +45,12 @@ def judge(result: Result) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"target": target.name, "at_most": target.at_most, "limit": limit}
         if found:
             figure, against = found
-            met = figure["median"] <= limit if target.at_most else figure["median"] >= limit
-            row |= {"measured": figure, "against": against, "met": met}
+            within = [
+                value <= limit if target.at_most else value >= limit for value in (figure["median"], *figure["rounds"])
+            ]
+            won = sum(within[1:])
+            met = within[0] and won >= target.share * len(figure["rounds"])
+            row |= {"measured": figure, "against": against, "won": won, "met": met}
         else:
             row |= {"measured": None, "against": "", "met": None}
         rows.append(row)
@@ -152,6 +159,7 @@ def _failures(result: Result) -> tuple[Spread, str] | None:
     return None if count is None else (spread([count]), "")
 
 
+_MOST: Final = Fraction(7, 9)
 _IN_FULL, _DRAFT = "against the best peer, which decodes in full", "against the best peer with Image.draft"
 
 _OPENVINO_TARGETS: Final = tuple(
@@ -175,13 +183,19 @@ _OPENVINO_TARGETS: Final = tuple(
 TARGETS: Final = (
     Target("p50, 1 client, against the baseline", (0.12, 0.2), True, _against(BASELINE, "1", "p50_ms")),
     Target("images/s, 16 clients, against the baseline", (6, 3.8), False, _against(BASELINE, "16", "images_per_s")),
-    Target("p50, 1 client, against the best peer, int8", (1, 1), True, _against_best_peer("1", "p50_ms")),
+    Target("p50, 1 client, against the best peer, int8", (1, 1), True, _against_best_peer("1", "p50_ms"), _MOST),
     Target(
-        "images/s, 16 clients, against the best peer, int8", (1, 1), False, _against_best_peer("16", "images_per_s")
+        "images/s, 16 clients, against the best peer, int8",
+        (1, 1),
+        False,
+        _against_best_peer("16", "images_per_s"),
+        _MOST,
     ),
-    Target(f"12 MP: p50, 1 client, {_IN_FULL}", (0.5, 0.5), True, _against_best_peer("large 1", "p50_ms")),
+    Target(f"12 MP: p50, 1 client, {_IN_FULL}", (0.45, 0.45), True, _against_best_peer("large 1", "p50_ms")),
     Target(f"12 MP: p50, 1 client, {_DRAFT}", (1, 1), True, _against_best_peer("large 1", "p50_ms", draft=True)),
-    Target(f"12 MP: images/s, 16 clients, {_IN_FULL}", (2, 2), False, _against_best_peer("large 16", "images_per_s")),
+    Target(
+        f"12 MP: images/s, 16 clients, {_IN_FULL}", (2.2, 2.2), False, _against_best_peer("large 16", "images_per_s")
+    ),
     Target(
         f"12 MP: images/s, 16 clients, {_DRAFT}",
         (1, 1),

@@ -175,7 +175,7 @@ def test_missed_and_met_targets_are_shown_with_their_figures(made_up: dict[str, 
     assert found["target"] == ["limit", "`latency.py`", "`peers.py`"]
     assert found["p50, 1 client, against the baseline"] == ["≤ 0.12", "met: 0.100 (0.100–0.100)", "not measured"]
     best = found["p50, 1 client, against the best peer, int8"]
-    assert best == ["≤ 1", "not measured", "**missed**: 1.500 (1.500–1.500), Mosec a, int8"]
+    assert best == ["≤ 1", "not measured", "**missed**: 1.500 (1.500–1.500), 0 of 5 rounds, Mosec a, int8"]
     assert len(rows) == 2 + len(made_up["peers"]["targets"])
 
 

@@ -16,9 +16,9 @@ WANTED = {
     "images/s, 16 clients, against the baseline": (MORE, 6, 3.8),
     "p50, 1 client, against the best peer, int8": (LESS, 1, 1),
     "images/s, 16 clients, against the best peer, int8": (MORE, 1, 1),
-    "12 MP: p50, 1 client, against the best peer, which decodes in full": (LESS, 0.5, 0.5),
+    "12 MP: p50, 1 client, against the best peer, which decodes in full": (LESS, 0.45, 0.45),
     "12 MP: p50, 1 client, against the best peer with Image.draft": (LESS, 1, 1),
-    "12 MP: images/s, 16 clients, against the best peer, which decodes in full": (MORE, 2, 2),
+    "12 MP: images/s, 16 clients, against the best peer, which decodes in full": (MORE, 2.2, 2.2),
     "12 MP: images/s, 16 clients, against the best peer with Image.draft": (MORE, 1, 1),
     "images/s, 16 clients, against the loop without HTTP": (MORE, 0.95, 0.95),
     "p50 beyond decode, preprocess, infer, 1 client, ms": (LESS, 1, 1.5),
@@ -87,6 +87,19 @@ def test_each_figure_is_compared_with_whichever_peer_is_best_at_it() -> None:
     assert best_peer(measured, "16", "images_per_s") == "many b, int8"
     found = row(measured, "images/s, 16 clients, against the best peer, int8")
     assert (found["against"], found["measured"]["median"], found["met"]) == ("many b, int8", pytest.approx(1.1), True)
+
+
+@pytest.mark.parametrize(("lost", "met"), [(2, True), (3, False)])
+def test_the_best_peer_has_to_be_beaten_in_seven_of_nine_rounds(lost: int, met: bool) -> None:
+    ours = server(9, 77)
+    for key, figure, better, worse in (("1", "p50_ms", 9, 11), ("16", "images_per_s", 11, 9)):
+        ours["clients"][key][figure] = spread([better] * (9 - lost) + [worse] * lost)
+    peer = server(10, 10)
+    peer["clients"]["1"]["p50_ms"] = peer["clients"]["16"]["images_per_s"] = spread([10] * 9)
+    measured = result({OURS: ours, "quick a, int8": peer})
+    for words in ("p50, 1 client, against the best peer, int8", "images/s, 16 clients, against the best peer, int8"):
+        [found] = [each for each in judge(measured) if each["target"] == words]
+        assert (found["won"], found["met"]) == (9 - lost, met)
 
 
 def test_openvino_is_judged_on_cpus_with_amx_only() -> None:
