@@ -107,11 +107,12 @@ def run_bare(options: argparse.Namespace) -> dict[str, Any]:
 
 def bare(photos: list[Path], model: str, count: int) -> dict[str, float]:
     """Measure the images a second of the engine alone."""
+    from serve.config.cpus import cpu_budget
     from serve.config.settings import load_config
     from serve.imaging.malloc import tune_malloc
     from serve.model.classifier import load_classifier
 
-    tune_malloc()
+    tune_malloc(arenas=cpu_budget(0).count + 1)
     config = load_config(["--model", model], os.environ)
     classifier = load_classifier(config)
     images = [path.read_bytes() for path in photos]

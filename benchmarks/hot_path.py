@@ -38,6 +38,7 @@ from serve.api.exchange import Exchange
 from serve.api.handlers import Handler
 from serve.api.responses import JSONLineResponse
 from serve.api.upload import UploadLimits, read_upload
+from serve.config.cpus import cpu_budget
 from serve.config.hosts import AllowedHosts
 from serve.config.settings import Config
 from serve.imaging.decoders import Crop, OnSlow
@@ -361,7 +362,7 @@ def main() -> int:
     add_output(parser)
     options = parser.parse_args()
     printed = PrintedResult("hot_path", parser, options)
-    tune_malloc()
+    tune_malloc(arenas=cpu_budget(0).count + 1)
     errors = sys.stderr
     sys.stderr = ErrorStream(os.open(os.devnull, os.O_WRONLY))
     set_up_logging("json", "info")

@@ -41,7 +41,7 @@ def main() -> int:
     add_output(parser)
     options = parser.parse_args()
     printed = PrintedResult("sessions", parser, options)
-    tune_malloc()
+    tune_malloc(arenas=cpu_budget(0).count + 1)
     path, cpus = options.model, cpu_budget(0).count
     throughput_session = session(path, 1)
     infer(throughput_session)

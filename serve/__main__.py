@@ -22,6 +22,7 @@ import os
 from typing import Final
 
 from serve.commands.failures import failure_reason
+from serve.config.cpus import cpu_budget
 from serve.config.environment import unknown_variables
 from serve.errors import StartError
 from serve.printable import one_line
@@ -35,7 +36,7 @@ def main() -> int:
     Returns:
         The exit status of the process. The server does not return: it ends the process itself.
     """
-    tune_malloc()
+    tune_malloc(arenas=cpu_budget(0).count + 1)
     # OpenBLAS, in numpy, would start threads that are never used, and sends SIGINT if it cannot start one.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     arguments = sys.argv[1:]

@@ -66,7 +66,7 @@ class Classify:
 
     def __init__(self, flags: list[str], top_k: int, folder: str) -> None:
         os.chdir(folder)
-        tune_malloc()
+        tune_malloc(arenas=1)
         self._config: Config = load_config(flags, {})
         self._classifier = load_classifier(self._config)
         self._top_k = min(top_k, len(self._classifier.labels))

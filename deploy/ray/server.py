@@ -18,6 +18,7 @@ from ray.serve.config import AutoscalingConfig
 
 from serve.api.app import create_app
 from serve.api.boundary import Boundary
+from serve.config.cpus import cpu_budget
 from serve.config.settings import load_config
 from serve.imaging.malloc import tune_malloc
 from serve.model.classifier import load_classifier
@@ -32,7 +33,7 @@ class Classifier:
     """A replica. settings: flags of `python -m serve`, without the dashes."""
 
     def __init__(self, settings: dict[str, str]) -> None:
-        tune_malloc()
+        tune_malloc(arenas=cpu_budget(0).count + 1)
         flags = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         self._config = load_config(flags, {})
         self._classifier = load_classifier(self._config)

@@ -12,8 +12,6 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from serve.config.cpus import cpu_budget
-
 _MEBIBYTE: Final = 2**20
 # Parameters of mallopt, from glibc's malloc.h.
 _TRIM_THRESHOLD: Final = -1
@@ -34,15 +32,15 @@ _SETTINGS: Final = {
 }
 
 
-def tune_malloc(arenas: int = 0) -> None:
+def tune_malloc(arenas: int) -> None:
     """Sets malloc's parameters for this process; does nothing without glibc. Call it before threads are started.
 
     Args:
-        arenas: the most that there may be; by default one more than there are CPUs to compute on.
+        arenas: the most that there may be; best one more than there are threads that compute.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in {_ARENA_MAX: arenas or cpu_budget(0).count + 1, **_SETTINGS}.items():
+        for parameter, value in {_ARENA_MAX: arenas, **_SETTINGS}.items():
             mallopt(parameter, value)
 
 

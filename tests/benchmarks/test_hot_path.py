@@ -37,7 +37,7 @@ def test_the_status_tells_whether_the_bounds_hold(
 
     monkeypatch.setattr(hot_path, "measure", measured)
     monkeypatch.setattr(sys, "argv", ["hot_path", "--output", str(tmp_path), *(["--calls"] if only_calls else [])])
-    monkeypatch.setattr("benchmarks.hot_path.tune_malloc", lambda: None)
+    monkeypatch.setattr("benchmarks.hot_path.tune_malloc", lambda arenas: None)
     assert hot_path.main() == status
 
 

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from starlette.testclient import TestClient
 
+from serve.__main__ import main
 from serve.api import pipeline
 from serve.api.app import create_app
 from serve.commands import serve
@@ -51,7 +52,7 @@ def test_memory_is_trimmed_after_requests_and_not_without_any(
 _COUNT_ARENAS = """
 import ctypes, sys, threading
 from serve.imaging.malloc import tune_malloc
-tune_malloc(*map(int, sys.argv[1:]))
+tune_malloc(int(sys.argv[1]))
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc_info.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
 libc.fdopen.restype = ctypes.c_void_p
@@ -64,11 +65,20 @@ libc.fflush(None)
 """
 
 
-@pytest.mark.parametrize(("given", "expected"), [((), cpu_budget(0).count + 1), (("1",), 1)])
-def test_threads_share_as_many_arenas_as_there_are_cpus_and_one_more(given: tuple[str, ...], expected: int) -> None:
-    command = [sys.executable, "-c", _COUNT_ARENAS, *given]
+@pytest.mark.parametrize("arenas", [1, 3])
+def test_threads_share_so_many_arenas(arenas: int) -> None:
+    command = [sys.executable, "-c", _COUNT_ARENAS, str(arenas)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert printed.count("<heap nr=") == min(expected, 101)
+    assert printed.count("<heap nr=") == arenas
+
+
+def test_a_server_has_an_arena_for_each_cpu_and_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+    monkeypatch.setattr("serve.__main__.tune_malloc", lambda arenas: given.append(arenas))
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setattr(sys, "argv", ["serve", "no-command"])
+    assert main() == 2
+    assert given == [cpu_budget(0).count + 1]
 
 
 @pytest.mark.parametrize(
