@@ -41,8 +41,8 @@ def main() -> int:
     add_output(parser)
     options = parser.parse_args()
     printed = PrintedResult("sessions", parser, options)
-    tune_malloc(arenas=cpu_budget(0).count + 1)
     path, cpus = options.model, cpu_budget(0).count
+    tune_malloc(arenas=cpus + 1)
     throughput_session = session(path, 1)
     infer(throughput_session)
     before = resident_megabytes()
