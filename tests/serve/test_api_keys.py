@@ -29,6 +29,13 @@ def client(client_for: ClientFor, file: Path, monkeypatch: pytest.MonkeyPatch) -
     return client_for(api_keys_file=file)
 
 
+def replace(path: Path, content: bytes) -> None:
+    """Puts `content` in place of the file at once, as the server may read the file at any moment."""
+    new = path.with_name("new")
+    new.write_bytes(content)
+    new.replace(path)
+
+
 def upload(client: TestClient, cat: bytes, **headers: str) -> Any:
     return client.post("/upload", files={"file": ("cat.jpg", cat)}, headers=headers)
 
@@ -90,7 +97,7 @@ def test_a_comment_begins_at_the_start_of_a_line_or_after_white_space(file: Path
 def test_a_key_may_have_any_letters_and_is_sent_as_utf_8(
     client: TestClient, file: Path, cat: bytes, header: tuple[bytes, bytes]
 ) -> None:
-    file.write_text("clé-日本\n", encoding="utf-8")
+    replace(file, "clé-日本\n".encode())
     name, before = header
 
     def status(key: bytes) -> int:
@@ -116,7 +123,7 @@ def test_a_changed_file_is_used_within_a_moment(
     client: TestClient, file: Path, cat: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "serve")
-    file.write_text("third-key\n")
+    replace(file, b"third-key\n")
     wait_for(lambda: upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401)
     assert upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200
     said = [record.getMessage() for record in caplog.records if record.name == "serve"]
@@ -175,7 +182,7 @@ def put_zeros(path: Path) -> None:
 
 
 def put_too_many(path: Path) -> None:
-    path.write_bytes(b"first-key\n" * 200_000)
+    replace(path, b"first-key\n" * 200_000)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +209,7 @@ def test_a_pipe_or_device_in_place_of_the_file_is_not_read(
     assert answers == [200, 401, 200]
     told = [record.getMessage() for record in caplog.records if record.name == "serve"]
     assert told == [f"API keys file {file}: {why}; the previous keys stay in use"]
-    file.unlink()
-    file.write_text("third-key\n")
+    replace(file, b"third-key\n")
     wait_for(lambda: upload(client, cat, **{"X-API-Key": "third-key"}).status_code == 200)
     assert upload(client, cat, **{"X-API-Key": "first-key"}).status_code == 401
 
