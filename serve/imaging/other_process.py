@@ -73,6 +73,11 @@ def lower_priority(pid: int, by: int) -> None:
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + by)
 
 
+def current_cpu() -> int:
+    """Returns the number of the CPU that the calling thread runs on; Linux only."""
+    return int(_LIBC.sched_getcpu())
+
+
 def run_here(pid: int) -> None:
     """Keeps a process on the calling thread's CPU.
 
@@ -81,7 +86,7 @@ def run_here(pid: int) -> None:
     """
     if hasattr(os, "sched_setaffinity"):
         with suppress(OSError):  # it has ended
-            os.sched_setaffinity(pid, {_LIBC.sched_getcpu()})
+            os.sched_setaffinity(pid, {current_cpu()})
 
 
 def run_anywhere(pid: int) -> None:

@@ -14,7 +14,9 @@ import numpy as np
 from serve.config.settings import Config
 from serve.errors import ConfigError
 from serve.imaging.normalise import Batch
+from serve.imaging.other_process import threads_of
 from serve.model.engine_choice import CPU, CUDA, OPENVINO
+from serve.model.helper_threads import HelperThreads
 from serve.model.ort_sessions import (
     INPUT_NAME,
     LOGITS,
@@ -104,12 +106,17 @@ class CpuEngine(Engine):
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         super().__init__(options)
+        before = threads_of(os.getpid())
         self.session = cpu_session(path, 1)
         threads = options.intra_op_threads
         self._latency_session = self.session if threads == 1 else cpu_session(path, threads)
+        self._helpers = HelperThreads(before)
 
     def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
-        return run(self._latency_session if all_threads else self.session, batch, outputs)
+        if not all_threads:
+            return run(self.session, batch, outputs)
+        with self._helpers.apart():
+            return run(self._latency_session, batch, outputs)
 
 
 class OpenVinoEngine(Engine):
@@ -126,6 +133,7 @@ class OpenVinoEngine(Engine):
         streams, threads, self._max_batch = options.streams, options.intra_op_threads, options.max_batch
         one_by_one, lone, in_batches = (1, streams, streams), (1, 1, threads), (self._max_batch, streams, streams)
         wanted = dict.fromkeys([one_by_one, lone if threads > 1 else one_by_one, in_batches])
+        before = threads_of(os.getpid())
 
         def make(shape: tuple[int, int, int]) -> Session:
             return openvino_session(path, *shape, options.cache)
@@ -134,11 +142,15 @@ class OpenVinoEngine(Engine):
             sessions = dict(zip(wanted, pool.map(make, wanted), strict=True))
         self.session, self._batch_session = sessions[one_by_one], sessions[in_batches]
         self._latency_session = sessions.get(lone, self.session)
+        self._helpers = HelperThreads(before)
 
     def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
         """Takes any number of images: those that fill no batch run one by one."""
+        if len(batch) == 1 and all_threads:
+            with self._helpers.apart():
+                return run(self._latency_session, batch, outputs)
         if len(batch) == 1:
-            return run(self._latency_session if all_threads else self.session, batch, outputs)
+            return run(self.session, batch, outputs)
         if len(batch) == self._max_batch:
             return run(self._batch_session, batch, outputs)
         return self._run_in_parts(batch, self._max_batch if len(batch) > self._max_batch else 1, all_threads, outputs)
