@@ -115,8 +115,8 @@ class CpuEngine(Engine):
     def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
         if not all_threads:
             return run(self.session, batch, outputs)
-        with self._helpers.apart():
-            return run(self._latency_session, batch, outputs)
+        self._helpers.keep_off()
+        return run(self._latency_session, batch, outputs)
 
 
 class OpenVinoEngine(Engine):
@@ -147,8 +147,9 @@ class OpenVinoEngine(Engine):
     def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
         """Takes any number of images: those that fill no batch run one by one."""
         if len(batch) == 1 and all_threads:
-            with self._helpers.apart():
-                return run(self._latency_session, batch, outputs)
+            self._helpers.keep_off()
+            return run(self._latency_session, batch, outputs)
+        self._helpers.let_go()  # some run the other sessions
         if len(batch) == 1:
             return run(self.session, batch, outputs)
         if len(batch) == self._max_batch:

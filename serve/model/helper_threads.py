@@ -1,8 +1,7 @@
 """Keeps the threads that share the inference of a lone image on different CPUs."""
 
 import os
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 
 from serve.imaging.other_process import current_cpu, threads_of
 
@@ -20,21 +19,22 @@ class HelperThreads:
 
     def __init__(self, before: Collection[int]) -> None:
         self._threads = [thread for thread in threads_of(os.getpid()) if thread not in before]
+        self._avoided: int | None = None  # the CPU that they are kept off
 
-    @contextmanager
-    def apart(self) -> Iterator[None]:
-        """Keeps them off the calling thread's CPU during the block, where there are others."""
-        cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-        others = cpus - {current_cpu()} if len(cpus) > 1 else set()
-        if others:
-            self._move(others)
-        try:
-            yield
-        finally:
-            if others:
-                self._move(cpus)
+    def keep_off(self) -> None:
+        """Keeps them off the calling thread's CPU from now on, where there are others."""
+        cpu = current_cpu() if hasattr(os, "sched_getaffinity") else None
+        if cpu != self._avoided and len(cpus := os.sched_getaffinity(0)) > 1:
+            self._move(cpus - {cpu})
+            self._avoided = cpu
 
-    def _move(self, cpus: set[int]) -> None:
+    def let_go(self) -> None:
+        """Lets them run on every CPU that the calling thread may run on."""
+        if self._avoided is not None:
+            self._move(os.sched_getaffinity(0))
+            self._avoided = None
+
+    def _move(self, cpus: Collection[int]) -> None:
         for thread in tuple(self._threads):
             try:
                 os.sched_setaffinity(thread, cpus)

@@ -63,6 +63,7 @@ class HttpProtocol(HttpToolsProtocol):
         head_seconds: time for a head to arrive.
         body_seconds: time for a response to be read; each 64 KiB adds one more second.
         metrics: where refused connections are counted, if set.
+        chunked: whether the body of the latest request is.
     """
 
     transport: CoalescingTransport  # type: ignore[assignment]
@@ -80,6 +81,7 @@ class HttpProtocol(HttpToolsProtocol):
     _head_bytes = 0  # of request line, headers and trailers so far
     _kept_bytes = 0  # received since the parser last called back
     _in_body = False
+    chunked = False
     _headers = 0
     _refusal: RequestError = _NOT_HTTP  # what to answer when parsing ends
     _refused = False
@@ -173,7 +175,7 @@ class HttpProtocol(HttpToolsProtocol):
             raise _StopParsing
         self._head_bytes = self._kept_bytes = self._headers = 0
         self._begun = True
-        self._in_body = False
+        self._in_body = self.chunked = False
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -195,6 +197,8 @@ class HttpProtocol(HttpToolsProtocol):
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
+            elif name == b"transfer-encoding":
+                self.chunked = True
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:

@@ -8,14 +8,16 @@ iterations, in order of arrival.
 import asyncio
 import time
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
 from serve.server.protocol import HttpProtocol
 
 # Time for reading in one iteration of the event loop; the read that exceeds it is completed.
 _SECONDS: Final = 0.01
-# Size of one read: 3 ms in the worst case. asyncio's own 256 KiB are slower to allocate.
+# Size of one read: 3 ms in the worst case, a body in chunks of one byte.
 _READ_BYTES: Final = 64 * 1024
+# The same within a body that is not chunked, where a read costs little beside its copies: 0.8 ms less for 3.5 MB.
+_PLAIN_READ_BYTES: Final = 256 * 1024
 # Heads of ordinary requests, such as probes, are smaller than this and are read at once.
 _HEAD_BYTES: Final = 4096
 
@@ -58,16 +60,22 @@ class BudgetedProtocol(HttpProtocol):
     """
 
     read_budget: ReadBudget
+    _reader: Any  # asyncio's transport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        transport.max_size = _READ_BYTES  # type: ignore[attr-defined]
+        self._reader = transport
+        self._reader.max_size = _READ_BYTES
         super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        in_body = self.cycle is not None and self.cycle.more_body
-        if in_body or len(data) > _HEAD_BYTES:
-            self.read_budget.read(self, data)
-        else:
+        if not self._is_in_body() and len(data) <= _HEAD_BYTES:
             self.read(data)
+            return
+        self.read_budget.read(self, data)
+        plain = self._is_in_body() and not self.chunked
+        self._reader.max_size = _PLAIN_READ_BYTES if plain else _READ_BYTES
+
+    def _is_in_body(self) -> bool:
+        return self.cycle is not None and self.cycle.more_body
 
     read = HttpProtocol.data_received  # reads at once

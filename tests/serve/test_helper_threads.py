@@ -1,4 +1,4 @@
-"""Tests that threads which share an inference are kept off their caller's CPU, and let go afterwards."""
+"""Tests that threads which share an inference are kept off their caller's CPU."""
 
 import os
 import threading
@@ -55,26 +55,34 @@ def helper(before: set[int]) -> Iterator[int]:
     thread.join()
 
 
-def test_new_threads_are_kept_off_the_callers_cpu_during_the_block(
+def test_new_threads_are_kept_off_the_callers_cpu_until_they_are_let_go(
     affinity: Affinity, before: set[int], helper: int
 ) -> None:
-    with HelperThreads(before).apart():
-        assert affinity.moved == [(helper, CPUS - {CALLER})]
+    helpers = HelperThreads(before)
+    helpers.let_go()
+    for _ in range(2):
+        helpers.keep_off()
+    assert affinity.moved == [(helper, CPUS - {CALLER})]
+    for _ in range(2):
+        helpers.let_go()
     assert affinity.moved[1:] == [(helper, CPUS)]
 
 
-def test_they_are_let_go_after_an_error(affinity: Affinity, before: set[int], helper: int) -> None:
-    with pytest.raises(ZeroDivisionError), HelperThreads(before).apart():
-        _ = 1 / 0
-    assert affinity.moved[-1] == (helper, CPUS)
+def test_they_follow_a_caller_that_has_moved(
+    affinity: Affinity, before: set[int], helper: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    helpers = HelperThreads(before)
+    helpers.keep_off()
+    monkeypatch.setattr(helper_threads, "current_cpu", lambda: 5)
+    helpers.keep_off()
+    assert affinity.moved == [(helper, CPUS - {CALLER}), (helper, CPUS - {5})]
 
 
 def test_a_thread_that_has_ended_is_forgotten(affinity: Affinity, before: set[int], helper: int) -> None:
     helpers = HelperThreads(before)
     affinity.gone.add(helper)
-    for _ in range(2):
-        with helpers.apart():
-            pass
+    helpers.keep_off()
+    helpers.let_go()
     assert affinity.moved == [(helper, CPUS - {CALLER})]
 
 
@@ -82,8 +90,7 @@ def test_nothing_is_moved_where_there_is_one_cpu(
     affinity: Affinity, before: set[int], helper: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {CALLER})
-    with HelperThreads(before).apart():
-        pass
+    HelperThreads(before).keep_off()
     assert not affinity.moved
 
 
@@ -95,17 +102,15 @@ def test_a_system_that_forbids_it_changes_nothing(
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(CPUS))
     monkeypatch.setattr(os, "sched_setaffinity", forbid)
-    with HelperThreads(before).apart():
-        pass
+    HelperThreads(before).keep_off()
 
 
 def test_an_engine_moves_its_own_threads_for_a_lone_image_only(tiny_model: Path, affinity: Affinity) -> None:
-    model = load_model(tiny_model, EngineOptions(intra_op_threads=3))
-    affinity.moved.clear()
-    model.logits(model.blank)
-    assert not affinity.moved
-    model.logits(model.blank, all_threads=True)
+    model = load_model(tiny_model, EngineOptions(intra_op_threads=3))  # whose warm-up shares one inference
     moved = {thread for thread, _ in affinity.moved}
     assert len(moved) == 2
     assert moved < set(threads_of(os.getpid()))
-    assert [cpus for _, cpus in affinity.moved] == [CPUS - {CALLER}] * 2 + [CPUS] * 2
+    assert [cpus for _, cpus in affinity.moved] == [CPUS - {CALLER}] * 2
+    affinity.moved.clear()
+    model.logits(model.blank)
+    assert not affinity.moved

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 import uvicorn
@@ -12,12 +13,17 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from serve.server.protocol import HttpProtocol
+from serve.server.read_budget import BudgetedProtocol, ReadBudget
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
-def connected(app: ASGIApp, scenario: Callable[[HttpProtocol, socket.socket], Awaitable[None]]) -> None:
-    """Runs a scenario with a connection and its client's socket."""
+def connected(
+    app: ASGIApp,
+    scenario: Callable[[Any, socket.socket], Awaitable[None]],
+    kind: type[HttpProtocol] = HttpProtocol,
+) -> None:
+    """Runs a scenario with a connection, of a kind, and its client's socket."""
 
     async def run() -> None:
         theirs, ours = socket.socketpair()
@@ -25,7 +31,7 @@ def connected(app: ASGIApp, scenario: Callable[[HttpProtocol, socket.socket], Aw
         config = uvicorn.Config(app, log_config=None)
         with theirs:
             _, protocol = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: HttpProtocol(config, ServerState(), {}), ours
+                lambda: kind(config, ServerState(), {}), ours
             )
             await scenario(protocol, theirs)
 
@@ -95,3 +101,38 @@ def test_what_is_not_http_does_not_cost_the_client_the_answer_before_it() -> Non
         assert protocol.transport.lingering
 
     connected(app, scenario)
+
+
+@pytest.mark.parametrize(
+    ("head", "within"),
+    [(b"Content-Length: 10", 256 * 1024), (b"Transfer-Encoding: chunked\r\n\r\nc", 64 * 1024)],
+)
+def test_reads_are_larger_within_a_body_that_is_not_chunked(head: bytes, within: int) -> None:
+    sizes: list[int] = []
+
+    class Reading(BudgetedProtocol):
+        read_budget = ReadBudget()
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self.asyncios = transport
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            sizes.append(self.asyncios.max_size)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await hello(scope, receive, send)
+
+    async def scenario(protocol: Reading, client: socket.socket) -> None:
+        filler = b"X-Filler: " + b"x" * 5000  # or the head is read without the budget
+        parts = [b"POST / HTTP/1.1\r\nHost: localhost\r\n" + filler + b"\r\n" + head + b"\r\n\r\n"]
+        for part in (*parts, b"12345", b"67890" + (b"\r\n0\r\n\r\n" if b"chunked" in head else b"")):
+            client.sendall(part)
+            await asyncio.sleep(0.05)
+        assert b"hello" in await received(client)
+
+    connected(app, scenario, Reading)
+    assert sizes == [within, within, 64 * 1024]
