@@ -74,9 +74,9 @@ class BatchScheduler(Scheduler[Item, Prepared, Result]):
         self._finish_batch(all_cpus=self._claim_all_cpus())
         with self._changed:
             self._busy -= 1
-            if self._one_has_all_cpus or self._returning:
-                self._one_has_all_cpus = False
+            if self._returning or (self._one_has_all_cpus and self._tasks):
                 self._changed.notify_all()
+            self._one_has_all_cpus = False
         return True
 
     def _may_take(self) -> bool:

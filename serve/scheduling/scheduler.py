@@ -241,9 +241,9 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self.done += 1
             if seconds is not None:
                 self._limit.record(seconds)
-            if self._one_has_all_cpus or self._returning:
-                self._one_has_all_cpus = False
+            if self._returning or (self._one_has_all_cpus and self._tasks):  # to wake a thread for nothing takes time
                 self._changed.notify_all()
+            self._one_has_all_cpus = False
             task.missing -= 1
             if task.missing:
                 return
