@@ -1,4 +1,4 @@
-"""The address-space limit, CPU time, priority and CPU of another process, as far as the system has them."""
+"""The address-space limit, CPU time, priority and CPU of another process or thread, as far as the system has them."""
 
 import ctypes
 import os

@@ -146,7 +146,7 @@ class OpenVinoEngine(Engine):
 
     def run(self, batch: Batch, all_threads: bool = False, outputs: Sequence[str] = LOGITS) -> list[Array]:
         """Takes any number of images: those that fill no batch run one by one."""
-        if len(batch) == 1 and all_threads:
+        if len(batch) == 1 and all_threads and self._latency_session is not self.session:
             self._helpers.keep_off()
             return run(self._latency_session, batch, outputs)
         self._helpers.let_go()  # some run the other sessions

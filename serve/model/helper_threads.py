@@ -18,27 +18,26 @@ class HelperThreads:
     """
 
     def __init__(self, before: Collection[int]) -> None:
-        self._threads = [thread for thread in threads_of(os.getpid()) if thread not in before]
-        self._avoided: int | None = None  # the CPU that they are kept off
+        self._threads = set(threads_of(os.getpid())).difference(before)
+        self._kept_off = False
 
     def keep_off(self) -> None:
         """Keeps them off the calling thread's CPU from now on, where there are others."""
-        cpu = current_cpu() if hasattr(os, "sched_getaffinity") else None
-        if cpu != self._avoided and len(cpus := os.sched_getaffinity(0)) > 1:
-            self._move(cpus - {cpu})
-            self._avoided = cpu
+        if self._threads and len(cpus := os.sched_getaffinity(0)) > 1:
+            self._move(cpus - {current_cpu()})
+            self._kept_off = True
 
     def let_go(self) -> None:
         """Lets them run on every CPU that the calling thread may run on."""
-        if self._avoided is not None:
+        if self._kept_off:
             self._move(os.sched_getaffinity(0))
-            self._avoided = None
+            self._kept_off = False
 
     def _move(self, cpus: Collection[int]) -> None:
         for thread in tuple(self._threads):
             try:
                 os.sched_setaffinity(thread, cpus)
             except ProcessLookupError:
-                self._threads.remove(thread)  # or it would be taken for a later thread of that id
+                self._threads.discard(thread)  # or it would be taken for a later thread of that id
             except OSError:  # this system does not allow it
                 return

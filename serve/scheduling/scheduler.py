@@ -241,7 +241,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self.done += 1
             if seconds is not None:
                 self._limit.record(seconds)
-            if self._returning or (self._one_has_all_cpus and self._tasks):  # to wake a thread for nothing takes time
+            if self._returning or (self._one_has_all_cpus and self._tasks):  # waking idle threads takes time
                 self._changed.notify_all()
             self._one_has_all_cpus = False
             task.missing -= 1

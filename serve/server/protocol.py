@@ -34,6 +34,7 @@ _MAX_TARGET_BYTES: Final = 16 * 1024
 _MAX_HEADERS: Final = 128
 # Pipelined requests that may wait behind the one being answered; browsers send none, other clients a handful.
 _MAX_PIPELINED: Final = 8
+_MAX_DIGITS: Final = 20  # of a Content-Length; with more, most are leading zeros
 
 _BYTES_LIMIT: Final = HeadTooLarge(f"The request's head is larger than the limit of {_MAX_HEAD_BYTES} bytes.")
 _TARGET_LIMIT: Final = TargetTooLong(f"The request's target is longer than the limit of {_MAX_TARGET_BYTES} bytes.")
@@ -63,7 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         head_seconds: time for a head to arrive.
         body_seconds: time for a response to be read; each 64 KiB adds one more second.
         metrics: where refused connections are counted, if set.
-        chunked: whether the body of the latest request is.
+        body_left: how many bytes of the latest request's body are to come; 0 or less if it is chunked.
     """
 
     transport: CoalescingTransport  # type: ignore[assignment]
@@ -81,7 +82,7 @@ class HttpProtocol(HttpToolsProtocol):
     _head_bytes = 0  # of request line, headers and trailers so far
     _kept_bytes = 0  # received since the parser last called back
     _in_body = False
-    chunked = False
+    body_left = 0
     _headers = 0
     _refusal: RequestError = _NOT_HTTP  # what to answer when parsing ends
     _refused = False
@@ -175,7 +176,8 @@ class HttpProtocol(HttpToolsProtocol):
             raise _StopParsing
         self._head_bytes = self._kept_bytes = self._headers = 0
         self._begun = True
-        self._in_body = self.chunked = False
+        self._in_body = False
+        self.body_left = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -197,8 +199,8 @@ class HttpProtocol(HttpToolsProtocol):
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
-            elif name == b"transfer-encoding":
-                self.chunked = True
+            elif name == b"content-length" and len(value) <= _MAX_DIGITS and value.isdigit():
+                self.body_left = int(value)
             self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -221,6 +223,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._kept_bytes = 0
+        self.body_left -= len(body)
         self._body_end = body[-_TAIL_BYTES:]
         # uvicorn adds to a bytearray and copies that: twice as many copies as a chunk needs that is passed on alone.
         kept = self.cycle.body

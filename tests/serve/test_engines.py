@@ -19,6 +19,7 @@ from serve.model import engine_choice, engines, openvino_plugin, ort_sessions
 from serve.model.classifier import Classifier, load_classifier
 from serve.model.engine_choice import EngineChoice, choose_engine
 from serve.model.engines import CpuEngine, CudaEngine, EngineOptions, OpenVinoEngine
+from serve.model.helper_threads import HelperThreads
 from serve.model.session import load_model
 from tests.serve.conftest import ClientFor
 from tests.tiny_model import PATH, PIXELS
@@ -171,6 +172,21 @@ def test_a_lone_image_that_may_use_several_threads_has_an_openvino_session_of_it
     engine.run(images(1), all_threads=True)
     engine.run(images(1))
     assert fake.ran == [(1, 1, 4), (1, 4, 4)]
+
+
+def test_openvinos_threads_are_let_go_for_images_that_run_side_by_side(
+    fake: FakeOpenVino, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(HelperThreads, "keep_off", lambda _: said.append("keep off"))
+    monkeypatch.setattr(HelperThreads, "let_go", lambda _: said.append("let go"))
+    engine = OpenVinoEngine(PIXELS, EngineOptions(intra_op_threads=2, streams=2, max_batch=4))
+    for count, all_threads in ((1, True), (1, False), (4, True)):
+        engine.run(images(count), all_threads=all_threads)
+    assert said == ["keep off", "let go", "let go"]
+    said.clear()
+    OpenVinoEngine(PIXELS, EngineOptions(streams=2)).run(images(1), all_threads=True)
+    assert said == ["let go"]
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (3, [1, 1, 1]), (4, [4]), (6, [4, 1, 1]), (8, [4, 4])])

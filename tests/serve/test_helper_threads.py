@@ -60,8 +60,7 @@ def test_new_threads_are_kept_off_the_callers_cpu_until_they_are_let_go(
 ) -> None:
     helpers = HelperThreads(before)
     helpers.let_go()
-    for _ in range(2):
-        helpers.keep_off()
+    helpers.keep_off()
     assert affinity.moved == [(helper, CPUS - {CALLER})]
     for _ in range(2):
         helpers.let_go()

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from serve.server.connections import ConnectionLimiter
 from serve.server.protocol import HttpProtocol
 from serve.server.read_budget import BudgetedProtocol, ReadBudget
 
@@ -103,36 +105,52 @@ def test_what_is_not_http_does_not_cost_the_client_the_answer_before_it() -> Non
     connected(app, scenario)
 
 
+POST = b"POST / HTTP/1.1\r\nHost: localhost\r\n"
+LONG = POST + b"Content-Length: 100000\r\n\r\n"
+LONGEST = POST + b"Content-Length: 1000000\r\n\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n20000\r\n"
+EIGHTH = b"x" * 12_500
+USUAL, LARGEST = 64 * 1024, 512 * 1024
+
+
+async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    await hello(scope, receive, send)
+
+
 @pytest.mark.parametrize(
-    ("head", "within"),
-    [(b"Content-Length: 10", 512 * 1024), (b"Transfer-Encoding: chunked\r\n\r\nc", 64 * 1024)],
+    ("app", "connections", "parts", "sizes"),
+    [
+        (read_all, 1, [LONG, EIGHTH, EIGHTH * 7, GET], [100_000, 87_500, USUAL, USUAL]),
+        (read_all, 1, [LONGEST, EIGHTH * 5], [LARGEST, LARGEST]),
+        (read_all, 65, [LONGEST, EIGHTH * 5], [USUAL, USUAL]),
+        (read_all, 1, [CHUNKED, EIGHTH], [USUAL, USUAL]),
+        # A body that is answered before its end, and a chunked one after it in the same data.
+        (hello, 1, [LONG, EIGHTH * 7, EIGHTH + CHUNKED, EIGHTH], [100_000, USUAL, USUAL, USUAL]),
+    ],
 )
-def test_reads_are_larger_within_a_body_that_is_not_chunked(head: bytes, within: int) -> None:
-    sizes: list[int] = []
+def test_a_read_is_larger_than_usual_only_within_a_body_of_known_length(
+    app: ASGIApp, connections: int, parts: list[bytes], sizes: list[int]
+) -> None:
+    read: list[int] = []
+
+    class Connections(ConnectionLimiter[HttpProtocol]):
+        def __len__(self) -> int:
+            return connections
 
     class Reading(BudgetedProtocol):
         read_budget = ReadBudget()
+        all_connections = Connections(sys.maxsize)
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.asyncios = transport
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            sizes.append(self.asyncios.max_size)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive())["more_body"]:
-            pass
-        await hello(scope, receive, send)
+        def read(self, data: bytes) -> None:
+            super().read(data)
+            read.append(self._reader.max_size)
 
     async def scenario(protocol: Reading, client: socket.socket) -> None:
-        filler = b"X-Filler: " + b"x" * 5000  # or the head is read without the budget
-        parts = [b"POST / HTTP/1.1\r\nHost: localhost\r\n" + filler + b"\r\n" + head + b"\r\n\r\n"]
-        for part in (*parts, b"12345", b"67890" + (b"\r\n0\r\n\r\n" if b"chunked" in head else b"")):
+        for part in parts:
             client.sendall(part)
-            await asyncio.sleep(0.05)
-        assert b"hello" in await received(client)
+            await asyncio.sleep(0.02)
 
     connected(app, scenario, Reading)
-    assert sizes == [within, within, 64 * 1024]
+    assert read == sizes

@@ -100,12 +100,9 @@ def test_closed_connections_are_skipped_and_paused_ones_stay_paused(clock: Clock
 def test_only_bodies_and_large_heads_use_the_budget(clock: Clock) -> None:
     class Protocol:
         data_received = BudgetedProtocol.data_received
-        _is_in_body = BudgetedProtocol._is_in_body
-        chunked = False
 
         def __init__(self) -> None:
             self.read_budget, self.cycle = self, cast(Any, None)
-            self._reader = self
             self.log: list[str] = []
 
         def read(self, *arguments: Any) -> None:
