@@ -214,12 +214,18 @@ def test_a_server_that_is_shutting_down_has_its_reason(client: TestClient) -> No
 
 
 def test_a_dead_decoder_has_its_reason(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = DecoderProcess.finish
+    begin, finish = DecoderProcess.begin, DecoderProcess.finish
+
+    def stop_and_begin(decoder: DecoderProcess, *arguments: Any) -> None:
+        decoder.wait_ready()
+        os.kill(decoder.pid, signal.SIGSTOP)  # or it may have answered when it is killed
+        begin(decoder, *arguments)
 
     def die(decoder: DecoderProcess, *arguments: Any) -> Any:
         os.kill(decoder.pid, signal.SIGKILL)
         return finish(decoder, *arguments)
 
+    monkeypatch.setattr(DecoderProcess, "begin", stop_and_begin)
     monkeypatch.setattr(DecoderProcess, "finish", die)
     refused(upload(client, picture()), "decoder_died")
 

@@ -127,9 +127,10 @@ async def send_good_requests(report: Report, host: str, port: int, cat: bytes) -
     while True:
         started = time.perf_counter()
         async with asyncio.timeout(HANG_SECONDS):
-            while (answer := await send(request, host, port))[0] == 429:
+            status, _, body = await send(request, host, port)
+            while status == 429:
                 await asyncio.sleep(GOOD_PAUSE_SECONDS)
-        status, _, body = answer
+                status, _, body = await send(request, host, port)
         report.good.append(time.perf_counter() - started)
         wanted = wanted or body
         if status != 200 or body != wanted:
