@@ -7,9 +7,8 @@ import logging
 import os
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from queue import Empty, Queue
-from threading import Thread
+from queue import SimpleQueue
+from threading import Semaphore, Thread
 from typing import Any, BinaryIO, Final
 
 from serve.config.regular_file import NotRegular, open_regular
@@ -57,35 +56,45 @@ def classify_files(
         Exception: whatever `paths` raises.
     """
     pool = ThreadPoolExecutor(max_workers=streams, thread_name_prefix="stream")
-    pending: Queue[Future[Record] | None] = Queue(streams * _QUEUED_PER_STREAM - 1)
+    room = Semaphore(streams * _QUEUED_PER_STREAM)
+    # Each file's queue gets its future when that is done. A handler of a signal may raise while a SimpleQueue is waited
+    # for; in a wait for a Condition, as of a Queue or a Future, that can leave its lock released, which is an error.
+    pending: SimpleQueue[SimpleQueue[Future[Record]] | None] = SimpleQueue()
 
     def submit_all() -> None:
         """Runs on a thread of its own, because the next path may take long to arrive."""
+        done: SimpleQueue[Future[Record]]
         try:
             for path in paths:
-                pending.put(pool.submit(classify_file, classifier, path, top_k, max_bytes, read_file, thumbnail, look))
+                room.acquire()
+                future = pool.submit(classify_file, classifier, path, top_k, max_bytes, read_file, thumbnail, look)
+                done = SimpleQueue()
+                future.add_done_callback(done.put)
+                pending.put(done)
             pending.put(None)
         except Exception as error:  # raised again where the records are consumed
             failed: Future[Record] = Future()
             failed.set_exception(error)
-            pending.put(failed)
+            done = SimpleQueue()
+            done.put(failed)
+            pending.put(done)
 
     Thread(target=submit_all, name="paths", daemon=True).start()
     try:
         while True:
             if pending.empty():
                 before_waiting()
-            future = pending.get()
-            if future is None:
+            done = pending.get()
+            if done is None:
                 return
-            if not future.done():
+            if done.empty():
                 before_waiting()
-            yield future.result()
+            record = done.get().result()
+            room.release()
+            yield record
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        with suppress(Empty):  # makes room for the thread, which then finds the pool closed
-            while True:
-                pending.get_nowait()
+        room.release()  # for the thread, which then finds the pool closed
 
 
 def read_file(path: str, max_bytes: int) -> bytes:
