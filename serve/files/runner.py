@@ -61,23 +61,22 @@ def classify_files(
     # for; in a wait for a Condition, as of a Queue or a Future, that can leave its lock released, which is an error.
     pending: SimpleQueue[SimpleQueue[Future[Record]] | None] = SimpleQueue()
 
+    def add(future: Future[Record]) -> None:
+        done: SimpleQueue[Future[Record]] = SimpleQueue()
+        future.add_done_callback(done.put)
+        pending.put(done)
+
     def submit_all() -> None:
         """Runs on a thread of its own, because the next path may take long to arrive."""
-        done: SimpleQueue[Future[Record]]
         try:
             for path in paths:
                 room.acquire()
-                future = pool.submit(classify_file, classifier, path, top_k, max_bytes, read_file, thumbnail, look)
-                done = SimpleQueue()
-                future.add_done_callback(done.put)
-                pending.put(done)
+                add(pool.submit(classify_file, classifier, path, top_k, max_bytes, read_file, thumbnail, look))
             pending.put(None)
         except Exception as error:  # raised again where the records are consumed
             failed: Future[Record] = Future()
             failed.set_exception(error)
-            done = SimpleQueue()
-            done.put(failed)
-            pending.put(done)
+            add(failed)
 
     Thread(target=submit_all, name="paths", daemon=True).start()
     try:

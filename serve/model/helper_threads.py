@@ -1,4 +1,4 @@
-"""Keeps the threads that share the inference of a lone image on different CPUs."""
+"""Keeps the threads that help with the inference of a lone image off its caller's CPU."""
 
 import os
 from collections.abc import Collection
