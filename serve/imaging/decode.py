@@ -9,14 +9,14 @@ import io
 from functools import cache
 from typing import Final, NamedTuple
 
-from PIL import ExifTags, Image, JpegImagePlugin
+from PIL import ExifTags, Image
 
 from serve.errors import RequestError
 from serve.imaging.formats import ACCEPTED_FORMATS, HEIC, Data, heic_ends_early
 from serve.imaging.limits import ImageLimits, check_early, check_limits, damaged, require_format
-from serve.imaging.plugins import OPENERS
+from serve.imaging.plugins import OPENERS, Jpeg
 from serve.imaging.preprocess import Preprocessing, resized_size, view_size
-from serve.imaging.resize import resampling_filter
+from serve.imaging.resize import lowest_row, resampling_filter
 from serve.imaging.tiff import TiffFile
 
 # Pillow's own limit on pixels is global; `open_image` applies the one of the settings.
@@ -117,7 +117,8 @@ def decode_upright(
         apply_orientation: whether to turn the image upright by its EXIF orientation.
         reduce_for: the preprocessing to reduce for, or None. A JPEG whose sides are at least four times as long as
             after resizing is decoded at 1/2, 1/4 or 1/8 scale, to at least twice its resized size; its pixels differ
-            slightly from those of a full decode. One that is turned is returned resized.
+            slightly from those of a full decode. One that is turned is returned resized; of one that is not, rows
+            below the crop may be missing, unless there is a view.
         view: the longer side, in pixels, of the whole image to return as well; 0 for none.
 
     Raises:
@@ -126,7 +127,12 @@ def decode_upright(
     size = image.size
     try:
         box = (reduce_for and _reduce(image, reduce_for)) or (0, 0, *size)
-        rgb = (_scale_grey(image) if image.mode.startswith("I;16") else image).convert("RGB")
+        is_upright = not apply_orientation or _transposition(image) is None
+        if reduce_for and not view and isinstance(image, Jpeg) and is_upright:
+            image.leave_out_below(lowest_row(box[2:], reduce_for))
+        image.load()
+        grey = image.mode.startswith("I;16")
+        rgb = image if image.mode == "RGB" else (_scale_grey(image) if grey else image).convert("RGB")
         seen = rgb.resize(view_size(size, view), Image.Resampling.BILINEAR, box, _VIEW_GAP) if view else None
         # libheif has turned a HEIC as its container says; EXIF often says the same once more.
         turn = _transposition(image) if apply_orientation and image.format != "HEIF" else None
@@ -152,7 +158,7 @@ def _reduce(image: Image.Image, spec: Preprocessing) -> tuple[float, float, floa
     target = resized_size(image.size, spec.resize)
     enough = (target[0] * _MIN_REDUCED_RATIO, target[1] * _MIN_REDUCED_RATIO)
     if (
-        not isinstance(image, JpegImagePlugin.JpegImageFile)
+        not isinstance(image, Jpeg)
         or image.info["lossless"]
         or min(image.width // enough[0], image.height // enough[1]) < 2
     ):

@@ -4,6 +4,7 @@ They name the variety of what is not supported (`UnsupportedVariety`), and ignor
 """
 
 import io
+import math
 import os
 import struct
 import zlib
@@ -33,8 +34,15 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 _LOSSLESS, _LOSSLESS_ARITHMETIC, _LS = 0xFFC3, 0xFFCB, 0xFFF7
 _ARITHMETIC: Final = (0xFFC9, 0xFFCA)
 _TEMPORARY: Final = 0xFF01
+_END: Final = b"\xff\xd9"
 _NUMBER_OF_LINES: Final = b"\xff\xdc"
 _WHOLE_FILE: Final = 2**30
+# Frames whose only scan is decoded row by row: baseline and extended sequential.
+_SEQUENTIAL: Final = (0xFFC0, 0xFFC1)
+_HEIGHT_AT: Final = 3  # in the segment of a frame, after its length and the bits of a sample
+_BLOCK_SIDE: Final = 8
+# Rows that are not exact, because libjpeg interpolates their colour from the rows below.
+_COLOUR_ROWS: Final = 2
 _HIERARCHICAL: Final = (0xFFC5, 0xFFC6, 0xFFC7, 0xFFCD, 0xFFCE, 0xFFCF, 0xFFDE)
 _CRITICAL_CHUNKS: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 # What Pillow's readers of chunks raise, AttributeError if there is none; but not EOFError, after which pixels follow.
@@ -47,24 +55,46 @@ _BMP_COMPRESSIONS: Final = {4: Variety.BMP_JPEG, 5: Variety.BMP_PNG}
 _BMP_PALETTE_MODES: Final = {1: "P;1", 4: "P;4", 8: "P"}
 
 
-class _Jpeg(JpegImagePlugin.JpegImageFile):
+class Jpeg(JpegImagePlugin.JpegImageFile):
     """Pillow's JPEG; `info` has `lossless` if it is."""
+
+    height_at = 0  # where the file has its height; 0 if all its rows have to be decoded
+
+    def leave_out_below(self, row: float) -> None:
+        """Has the rows from the given one on left out, where that is possible, in a file that has its end.
+
+        Args:
+            row: in pixels as `draft` has left them; the image gets as many rows, rounded up to whole blocks.
+        """
+        (scale, _), (width, height) = self.decoderconfig or (1, 0), self.size
+        unit = _BLOCK_SIDE * max(layer[2] for layer in self.layer)
+        lines = math.ceil((row + _COLOUR_ROWS) * scale / unit) * unit
+        fp: Any = self.fp
+        if not self.height_at or lines // scale >= height or not _ends(fp):
+            return
+        # libjpeg is told the lower height, and reads no further.
+        fp.seek(0)
+        self.tile_prefix = fp.read(self.height_at) + lines.to_bytes(2, "big")
+        self._size = (width, lines // scale)
+        self.tile = [self.tile[0]._replace(offset=len(self.tile_prefix), extents=(0, 0, *self.size))]
 
     def _read_dpi_from_exif(self) -> None:
         """Does nothing, because the EXIF may be broken."""
 
 
-_ReadSegment = Callable[[_Jpeg, int], None]
+_ReadSegment = Callable[[Jpeg, int], None]
 
 
-def _read_application(image: _Jpeg, marker: int) -> None:
+def _read_application(image: Jpeg, marker: int) -> None:
     """Reads a segment of an application, which may be broken."""
     with suppress(LookupError, ValueError, struct.error):
         JpegImagePlugin.APP(image, marker)
 
 
-def _read_frame(image: _Jpeg, marker: int) -> None:
+def _read_frame(image: Jpeg, marker: int) -> None:
     """Reads the header of the frame."""
+    fp: Any = image.fp
+    image.height_at = fp.tell() + _HEIGHT_AT if marker in _SEQUENTIAL else 0
     image.icclist = []  # a broken colour profile would be an error
     try:
         JpegImagePlugin.SOF(image, marker)
@@ -86,7 +116,13 @@ def _read_frame(image: _Jpeg, marker: int) -> None:
     image.info["lossless"] = marker == _LOSSLESS
 
 
-def _has_later_height(image: _Jpeg) -> bool:
+def _ends(fp: Any) -> bool:
+    """Returns whether the last bytes of a file are the marker of its end."""
+    fp.seek(-len(_END), os.SEEK_END)
+    return bool(fp.read() == _END)
+
+
+def _has_later_height(image: Jpeg) -> bool:
     fp: Any = image.fp
     here = fp.tell()
     found = _NUMBER_OF_LINES in fp.read()
@@ -95,7 +131,7 @@ def _has_later_height(image: _Jpeg) -> bool:
 
 
 def _refuse_frame(variety: Variety) -> _ReadSegment:
-    def refuse(image: _Jpeg, marker: int) -> None:
+    def refuse(image: Jpeg, marker: int) -> None:
         raise unsupported(variety)
 
     return refuse
@@ -197,7 +233,7 @@ class _Avif(AvifImagePlugin.AvifImageFile):
 
 # By our names of formats.
 OPENERS: Final[dict[str, type[ImageFile.ImageFile]]] = {
-    "JPEG": _Jpeg,
+    "JPEG": Jpeg,
     "PNG": _Png,
     "WebP": WebPImagePlugin.WebPImageFile,
     "GIF": GifImagePlugin.GifImageFile,

@@ -8,6 +8,8 @@ from PIL import Image
 from serve.imaging.preprocess import Preprocessing, crop_box, crop_offset, resized_size
 
 _JPEG_QUALITY: Final = 70
+# How far Pillow's filters reach, in pixels of what they make, or of what they read if those are larger.
+_REACH: Final = {Image.Resampling.NEAREST: 0.5, Image.Resampling.BILINEAR: 1.0, Image.Resampling.BICUBIC: 2.0}
 
 
 def crop_bytes(rgb: Image.Image, size: tuple[float, float], spec: Preprocessing, exact: bool, jpeg: bool) -> bytes:
@@ -46,14 +48,24 @@ def resize_to_crop(image: Image.Image, size: tuple[float, float], spec: Preproce
     Pillow stores the box in single precision, so one value in fifty is off by one level of 255, and none by more.
 
     Args:
-        size: width and height of what the image shows, in its pixels.
+        size: width and height of what the image shows, in its pixels; rows from `lowest_row` on may be missing.
     """
-    if resized_size(size, spec.resize) == size:
-        return center_crop(image, spec.crop)
+    if (target := resized_size(size, spec.resize)) == size:
+        return _cut(image, crop_offset(target, spec.crop), spec.crop)
     return image.resize((spec.crop, spec.crop), resampling_filter(spec), box=crop_box(size, spec))
+
+
+def lowest_row(size: tuple[float, float], spec: Preprocessing) -> float:
+    """Returns where the rows end of which `resize_to_crop` makes the crop; size: as there."""
+    step = size[1] / resized_size(size, spec.resize)[1]
+    return crop_box(size, spec)[3] + 1 + _REACH[resampling_filter(spec)] * max(step, 1.0)
 
 
 def center_crop(image: Image.Image, side: int) -> Image.Image:
     """Crops the middle `side` × `side` pixels."""
-    left, top = crop_offset(image.size, side)
+    return _cut(image, crop_offset(image.size, side), side)
+
+
+def _cut(image: Image.Image, offset: tuple[int, int], side: int) -> Image.Image:
+    left, top = offset
     return image.crop((left, top, left + side, top + side))

@@ -4,6 +4,8 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,13 @@ from serve.imaging.decode import Upright, decode, decode_upright, open_image
 from serve.imaging.limits import ImageLimits
 from serve.imaging.normalise import normalise, to_input
 from serve.imaging.preprocess import Preprocessing, resized_size
-from serve.imaging.resize import center_crop, crop_bytes
+from serve.imaging.resize import center_crop, crop_bytes, lowest_row
 from tests.references import PICTURES
 
 SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LIMIT = ImageLimits(50_000_000)
 ORIENTATION = 0x0112
+WHOLE = 16  # the side of a view, with which no row is left out
 
 
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -41,11 +44,11 @@ def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.merge(mode, [Image.fromarray(plane) for plane in planes])
 
 
-def jpeg(image: Image.Image, orientation: int = 1, quality: int = 85) -> bytes:
+def jpeg(image: Image.Image, orientation: int = 1, quality: int = 85, **options: Any) -> bytes:
     buffer = io.BytesIO()
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    image.save(buffer, "JPEG", quality=quality, exif=exif)
+    image.save(buffer, "JPEG", quality=quality, exif=exif, **options)
     return buffer.getvalue()
 
 
@@ -62,11 +65,18 @@ def fast(upright: Upright, spec: Preprocessing = SPEC) -> np.ndarray:
     return normalise(crop_bytes(upright.rgb, upright.size, spec, exact=False, jpeg=False), spec)
 
 
+def assert_same_rows(upright: Upright, whole: Image.Image, spec: Preprocessing = SPEC) -> None:
+    """Checks all rows that the crop is made of; the last row that is decoded may lack colour from below."""
+    rows = upright.rgb.height - (upright.rgb.height < whole.height)
+    assert rows >= lowest_row(upright.size, spec) or rows == whole.height
+    np.testing.assert_array_equal(np.asarray(upright.rgb)[:rows], np.asarray(whole)[:rows])
+
+
 def assert_decoded_in_full(data: bytes) -> None:
     upright = decode_upright(open_image(data, SPEC, LIMIT), reduce_for=SPEC)
     expected = decode(open_image(data, SPEC, LIMIT))
     assert upright.size == expected.size
-    np.testing.assert_array_equal(np.asarray(upright.rgb), np.asarray(expected))
+    assert_same_rows(upright, expected)
 
 
 @pytest.mark.parametrize("size", [(1024, 1024), (1031, 1367), (3001, 2251), (5003, 1027)])
@@ -120,11 +130,76 @@ def test_resizing_only_what_the_crop_keeps_changes_few_values(cat: bytes) -> Non
 @pytest.mark.parametrize("size", [(1024, 1024), (1031, 1367), (3001, 2251), (5003, 1027)])
 def test_the_crop_of_a_reduced_image_is_that_of_the_whole_one_resized(size: tuple[int, int]) -> None:
     """The last row and column of a reduced image often stand for fewer pixels than the others."""
-    upright = decode_upright(open_image(jpeg(photograph(*size)), SPEC, LIMIT), reduce_for=SPEC)
+    upright = decode_upright(open_image(jpeg(photograph(*size)), SPEC, LIMIT), reduce_for=SPEC, view=WHOLE)
     target, box = resized_size(size, SPEC.resize), (0, 0, *upright.size)
     whole = center_crop(upright.rgb.resize(target, Image.Resampling.BILINEAR, box), SPEC.crop)
     cropped = np.frombuffer(crop_bytes(upright.rgb, upright.size, SPEC, exact=False, jpeg=False), np.uint8)
     assert np.abs(np.asarray(whole).reshape(-1).astype(int) - cropped).max() <= 1
+
+
+def crops(data: bytes, spec: Preprocessing = SPEC) -> tuple[Upright, bytes, Upright, bytes]:
+    """Returns an image without and with the rows below its crop, each with the crop."""
+    found: list[Any] = []
+    for view in (0, WHOLE):
+        upright = decode_upright(open_image(data, spec, LIMIT), reduce_for=spec, view=view)
+        found += [upright, crop_bytes(upright.rgb, upright.size, spec, exact=False, jpeg=False)]
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(640, 427), (427, 640), (256, 341), (341, 256), (100, 1000), (90, 100), (2000, 1500), (1027, 3001), (7, 99)],
+)
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("RGB", {"subsampling": "4:4:4"}),
+        ("RGB", {"subsampling": "4:2:2"}),
+        ("RGB", {"subsampling": "4:2:0", "restart_marker_blocks": 3}),
+        ("RGB", {"subsampling": "4:2:0", "optimize": True}),
+        ("L", {}),
+        ("CMYK", {}),
+    ],
+)
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
+def test_the_crop_is_the_same_without_the_rows_below_it(
+    size: tuple[int, int], mode: str, options: dict[str, Any], interpolation: str
+) -> None:
+    """Except for rounding: Pillow takes the shape of an image into account when it resizes a part of it."""
+    spec = replace(SPEC, interpolation=interpolation)
+    without, crop, whole, expected = crops(jpeg(photograph(*size, mode), **options), spec)
+    assert without.size == whole.size
+    assert_same_rows(without, whole.rgb, spec)
+    levels = np.abs(np.frombuffer(crop, np.uint8).astype(int) - np.frombuffer(expected, np.uint8))
+    assert levels.max() <= (2 if interpolation == "bicubic" else 1)
+
+
+@pytest.mark.parametrize("size", [(256, 384), (640, 960), (1500, 2000)])
+def test_rows_below_the_crop_are_not_decoded(size: tuple[int, int]) -> None:
+    without, _, whole, _ = crops(jpeg(photograph(*size)))
+    assert without.rgb.height < 0.95 * whole.rgb.height
+
+
+@pytest.mark.parametrize(("orientation", "options"), [(6, {}), (1, {"progressive": True})])
+def test_all_rows_of_a_turned_or_progressive_jpeg_are_decoded(orientation: int, options: dict[str, Any]) -> None:
+    without, crop, whole, expected = crops(jpeg(photograph(480, 640), orientation, **options))
+    assert without.rgb.size == whole.rgb.size
+    assert crop == expected
+
+
+@pytest.mark.parametrize("size", [(640, 960), (1500, 2000)])
+@pytest.mark.parametrize("missing", [1, 2, 3, 100, 0.01, 0.1, 0.5, 0.9])
+def test_a_jpeg_that_ends_in_the_rows_below_the_crop_is_undecodable(size: tuple[int, int], missing: float) -> None:
+    data = jpeg(photograph(*size))
+    cut = data[: -round(missing if missing >= 1 else missing * len(data))]
+    for view in (0, WHOLE):
+        with pytest.raises(UndecodableImage):
+            decode_upright(open_image(cut, SPEC, LIMIT), reduce_for=SPEC, view=view)
+
+
+def test_all_rows_of_a_jpeg_with_data_after_its_end_are_decoded() -> None:
+    without, _, whole, _ = crops(jpeg(photograph(480, 640)) + b"more")
+    assert without.rgb.size == whole.rgb.size
 
 
 def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:
@@ -138,22 +213,11 @@ def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:
     ("size", "decoded"), [((4000, 3000), (1000, 750)), ((2200, 1100), (1100, 550)), ((1023, 4000), (1023, 4000))]
 )
 def test_a_large_jpeg_is_decoded_to_no_more_pixels_than_it_takes(
-    size: tuple[int, int], decoded: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], decoded: tuple[int, int]
 ) -> None:
     """benchmarks/decoding.py measures what this saves."""
-    sizes: list[tuple[int, int]] = []
-    convert = Image.Image.convert
-
-    def record_call(image: Image.Image, *arguments: object) -> Image.Image:
-        converted = convert(image, *arguments)  # type: ignore[arg-type]
-        sizes.append(converted.size)
-        return converted
-
-    buffer = io.BytesIO()
-    Image.new("RGB", size).save(buffer, "JPEG")
-    monkeypatch.setattr(Image.Image, "convert", record_call)
-    prepared(buffer.getvalue(), reduced=True)
-    assert sizes == [decoded]
+    _, _, whole, _ = crops(jpeg(Image.new("RGB", size)))
+    assert whole.rgb.size == decoded
 
 
 def test_decoding_avif_starts_no_threads() -> None:
