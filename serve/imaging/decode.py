@@ -91,7 +91,7 @@ class Upright(NamedTuple):
     """A decoded image, turned upright.
 
     Attributes:
-        rgb: 8-bit RGB.
+        rgb: 8-bit RGB; rows below the model's crop may be missing.
         size: width and height of the image in pixels of `rgb`; after a decode at reduced scale they may end within one.
         view: the same at another size; None if it was not asked for.
         turned: whether width and height have changed places.
@@ -117,8 +117,8 @@ def decode_upright(
         apply_orientation: whether to turn the image upright by its EXIF orientation.
         reduce_for: the preprocessing to reduce for, or None. A JPEG whose sides are at least four times as long as
             after resizing is decoded at 1/2, 1/4 or 1/8 scale, to at least twice its resized size; its pixels differ
-            slightly from those of a full decode. One that is turned is returned resized; of one that is not, rows
-            below the crop may be missing, unless there is a view.
+            slightly from those of a full decode. One that is turned is returned resized; of others, rows that
+            `resize_to_crop` does not need may be missing.
         view: the longer side, in pixels, of the whole image to return as well; 0 for none.
 
     Raises:
@@ -127,9 +127,11 @@ def decode_upright(
     size = image.size
     try:
         box = (reduce_for and _reduce(image, reduce_for)) or (0, 0, *size)
-        is_upright = not apply_orientation or _transposition(image) is None
-        if reduce_for and not view and isinstance(image, Jpeg) and is_upright:
-            image.leave_out_below(lowest_row(box[2:], reduce_for))
+        rows = 0
+        if reduce_for and isinstance(image, Jpeg) and not (apply_orientation and _transposition(image) is not None):
+            rows = image.rows_to(lowest_row(box[2:], reduce_for))
+            if rows and not view:
+                image.decode_only(rows)
         image.load()
         grey = image.mode.startswith("I;16")
         rgb = image if image.mode == "RGB" else (_scale_grey(image) if grey else image).convert("RGB")
@@ -137,6 +139,8 @@ def decode_upright(
         # libheif has turned a HEIC as its container says; EXIF often says the same once more.
         turn = _transposition(image) if apply_orientation and image.format != "HEIF" else None
         if turn is None:
+            if rows and view:  # or the crop would be rounded otherwise than without a view
+                rgb = rgb.crop((0, 0, rgb.width, rows))
             return Upright(rgb, box[2:], seen, turned=False)
         if reduce_for and box[2:] != size:  # resized first, because turning takes time for each pixel
             rgb = rgb.resize(resized_size(size, reduce_for.resize), resampling_filter(reduce_for), box)

@@ -37,10 +37,11 @@ _TEMPORARY: Final = 0xFF01
 _END: Final = b"\xff\xd9"
 _NUMBER_OF_LINES: Final = b"\xff\xdc"
 _WHOLE_FILE: Final = 2**30
-# Frames whose only scan is decoded row by row: baseline and extended sequential.
+# Frames that are decoded row by row: baseline and extended sequential.
 _SEQUENTIAL: Final = (0xFFC0, 0xFFC1)
 _HEIGHT_AT: Final = 3  # in the segment of a frame, after its length and the bits of a sample
 _BLOCK_SIDE: Final = 8
+_VERTICAL: Final = 2  # where Pillow keeps the vertical sampling factor of a component
 # Rows that are not exact, because libjpeg interpolates their colour from the rows below.
 _COLOUR_ROWS: Final = 2
 _HIERARCHICAL: Final = (0xFFC5, 0xFFC6, 0xFFC7, 0xFFCD, 0xFFCE, 0xFFCF, 0xFFDE)
@@ -60,22 +61,27 @@ class Jpeg(JpegImagePlugin.JpegImageFile):
 
     height_at = 0  # where the file has its height; 0 if all its rows have to be decoded
 
-    def leave_out_below(self, row: float) -> None:
-        """Has the rows from the given one on left out, where that is possible, in a file that has its end.
+    def rows_to(self, row: float) -> int:
+        """Returns how many rows have to be decoded for those above `row`; 0 if all have to be.
 
         Args:
-            row: in pixels as `draft` has left them; the image gets as many rows, rounded up to whole blocks.
+            row: in pixels as `draft` has left them, like the result.
         """
-        (scale, _), (width, height) = self.decoderconfig or (1, 0), self.size
-        unit = _BLOCK_SIDE * max(layer[2] for layer in self.layer)
-        lines = math.ceil((row + _COLOUR_ROWS) * scale / unit) * unit
+        scale, unit = (self.decoderconfig or (1,))[0], _BLOCK_SIDE * max(layer[_VERTICAL] for layer in self.layer)
+        rows = math.ceil((row + _COLOUR_ROWS) * scale / unit) * unit // scale
         fp: Any = self.fp
-        if not self.height_at or lines // scale >= height or not _ends(fp):
-            return
-        # libjpeg is told the lower height, and reads no further.
+        fp.seek(-len(_END), os.SEEK_END)
+        is_complete = fp.read() == _END  # or what is missing would not be noticed
+        return rows if 0 < self.height_at < self.decodermaxblock and rows < self.height and is_complete else 0
+
+    def decode_only(self, rows: int) -> None:
+        """Has only so many rows decoded, a number that `rows_to` returned."""
+        fp: Any = self.fp
         fp.seek(0)
-        self.tile_prefix = fp.read(self.height_at) + lines.to_bytes(2, "big")
-        self._size = (width, lines // scale)
+        # libjpeg takes this for the height, and reads no further.
+        height = rows * (self.decoderconfig or (1,))[0]
+        self.tile_prefix = fp.read(self.height_at) + height.to_bytes(2, "big")
+        self._size = (self.width, rows)
         self.tile = [self.tile[0]._replace(offset=len(self.tile_prefix), extents=(0, 0, *self.size))]
 
     def _read_dpi_from_exif(self) -> None:
@@ -114,12 +120,6 @@ def _read_frame(image: Jpeg, marker: int) -> None:
         if any(factor and max(factors) % factor for factor in factors):
             raise unsupported(Variety.JPEG_SAMPLING)
     image.info["lossless"] = marker == _LOSSLESS
-
-
-def _ends(fp: Any) -> bool:
-    """Returns whether the last bytes of a file are the marker of its end."""
-    fp.seek(-len(_END), os.SEEK_END)
-    return bool(fp.read() == _END)
 
 
 def _has_later_height(image: Jpeg) -> bool:

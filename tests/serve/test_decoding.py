@@ -23,7 +23,9 @@ from tests.references import PICTURES
 SPEC = Preprocessing(256, "bilinear", 224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 LIMIT = ImageLimits(50_000_000)
 ORIENTATION = 0x0112
-WHOLE = 16  # the side of a view, with which no row is left out
+# The beginnings of a grey JPEG's frame and of its scan, and the end of every JPEG.
+FRAME, SCAN, END = b"\xff\xc0\x00\x0b\x08", b"\xff\xda\x00\x08\x01", b"\xff\xd9"
+AFTER = b"more"  # after its end; no row of such a JPEG is left out
 
 
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -72,7 +74,7 @@ def assert_same_rows(upright: Upright, whole: Image.Image, spec: Preprocessing =
     np.testing.assert_array_equal(np.asarray(upright.rgb)[:rows], np.asarray(whole)[:rows])
 
 
-def assert_decoded_in_full(data: bytes) -> None:
+def assert_decoded_at_full_scale(data: bytes) -> None:
     upright = decode_upright(open_image(data, SPEC, LIMIT), reduce_for=SPEC)
     expected = decode(open_image(data, SPEC, LIMIT))
     assert upright.size == expected.size
@@ -98,18 +100,18 @@ def test_a_reduced_image_is_turned_upright_like_any_other(orientation: int) -> N
 
 @pytest.mark.parametrize("size", [(1023, 2000), (640, 427), (256, 256), (100, 3000)])
 def test_a_jpeg_that_is_not_large_enough_is_the_same_bit_for_bit(size: tuple[int, int]) -> None:
-    assert_decoded_in_full(jpeg(photograph(*size)))
+    assert_decoded_at_full_scale(jpeg(photograph(*size)))
 
 
 @pytest.mark.parametrize("path", sorted(PICTURES.iterdir()), ids=lambda path: path.name)
 def test_small_images_of_all_formats_are_the_same_bit_for_bit(path: object) -> None:
-    assert_decoded_in_full(path.read_bytes())  # type: ignore[attr-defined]
+    assert_decoded_at_full_scale(path.read_bytes())  # type: ignore[attr-defined]
 
 
 def test_a_large_image_of_another_format_is_the_same_bit_for_bit() -> None:
     buffer = io.BytesIO()
     photograph(1400, 1100).save(buffer, "PNG")
-    assert_decoded_in_full(buffer.getvalue())
+    assert_decoded_at_full_scale(buffer.getvalue())
 
 
 @pytest.mark.parametrize("path", sorted(PICTURES.iterdir()), ids=lambda path: path.name)
@@ -130,7 +132,7 @@ def test_resizing_only_what_the_crop_keeps_changes_few_values(cat: bytes) -> Non
 @pytest.mark.parametrize("size", [(1024, 1024), (1031, 1367), (3001, 2251), (5003, 1027)])
 def test_the_crop_of_a_reduced_image_is_that_of_the_whole_one_resized(size: tuple[int, int]) -> None:
     """The last row and column of a reduced image often stand for fewer pixels than the others."""
-    upright = decode_upright(open_image(jpeg(photograph(*size)), SPEC, LIMIT), reduce_for=SPEC, view=WHOLE)
+    upright = decode_upright(open_image(jpeg(photograph(*size)) + AFTER, SPEC, LIMIT), reduce_for=SPEC)
     target, box = resized_size(size, SPEC.resize), (0, 0, *upright.size)
     whole = center_crop(upright.rgb.resize(target, Image.Resampling.BILINEAR, box), SPEC.crop)
     cropped = np.frombuffer(crop_bytes(upright.rgb, upright.size, SPEC, exact=False, jpeg=False), np.uint8)
@@ -140,8 +142,8 @@ def test_the_crop_of_a_reduced_image_is_that_of_the_whole_one_resized(size: tupl
 def crops(data: bytes, spec: Preprocessing = SPEC) -> tuple[Upright, bytes, Upright, bytes]:
     """Returns an image without and with the rows below its crop, each with the crop."""
     found: list[Any] = []
-    for view in (0, WHOLE):
-        upright = decode_upright(open_image(data, spec, LIMIT), reduce_for=spec, view=view)
+    for more in (b"", AFTER):
+        upright = decode_upright(open_image(data + more, spec, LIMIT), reduce_for=spec)
         found += [upright, crop_bytes(upright.rgb, upright.size, spec, exact=False, jpeg=False)]
     return tuple(found)
 
@@ -180,6 +182,31 @@ def test_rows_below_the_crop_are_not_decoded(size: tuple[int, int]) -> None:
     assert without.rgb.height < 0.95 * whole.rgb.height
 
 
+def in_three_scans(image: Image.Image) -> bytes:
+    """Writes an image as a baseline JPEG with a scan for each component, which Pillow does not write."""
+    planes = [jpeg(each) for each in image.convert("YCbCr").split()]
+    head, _, rest = planes[0].partition(FRAME)
+    sides, tables = rest[:4], rest[8:].partition(SCAN)[0]  # between them the number of components, and the only one
+    components = b"".join(bytes((number, 0x11, 0)) for number in (1, 2, 3))
+    data = head + b"\xff\xc0\x00\x11\x08" + sides + b"\x03" + components + tables
+    for number, plane in enumerate(planes, 1):
+        # After the parameters of a scan, five bytes, its data.
+        data += SCAN + bytes((number, 0, 0, 63, 0)) + plane.partition(SCAN)[2][5 : -len(END)]
+    return data + END
+
+
+@pytest.mark.parametrize("size", [(427, 640), (1500, 2000)])
+def test_rows_below_the_crop_are_left_out_of_several_scans(size: tuple[int, int]) -> None:
+    image = photograph(*size)
+    without, crop, whole, expected = crops(in_three_scans(image))
+    assert without.rgb.height < whole.rgb.height
+    assert_same_rows(without, whole.rgb)
+    levels = np.abs(np.frombuffer(crop, np.uint8).astype(int) - np.frombuffer(expected, np.uint8))
+    assert levels.max() <= 1
+    plain = crops(jpeg(image, subsampling="4:4:4"))[1]
+    assert np.abs(np.frombuffer(crop, np.uint8).astype(int) - np.frombuffer(plain, np.uint8)).mean() < 2
+
+
 @pytest.mark.parametrize(("orientation", "options"), [(6, {}), (1, {"progressive": True})])
 def test_all_rows_of_a_turned_or_progressive_jpeg_are_decoded(orientation: int, options: dict[str, Any]) -> None:
     without, crop, whole, expected = crops(jpeg(photograph(480, 640), orientation, **options))
@@ -192,14 +219,14 @@ def test_all_rows_of_a_turned_or_progressive_jpeg_are_decoded(orientation: int, 
 def test_a_jpeg_that_ends_in_the_rows_below_the_crop_is_undecodable(size: tuple[int, int], missing: float) -> None:
     data = jpeg(photograph(*size))
     cut = data[: -round(missing if missing >= 1 else missing * len(data))]
-    for view in (0, WHOLE):
+    for reduce_for in (SPEC, None):
         with pytest.raises(UndecodableImage):
-            decode_upright(open_image(cut, SPEC, LIMIT), reduce_for=SPEC, view=view)
+            decode_upright(open_image(cut, SPEC, LIMIT), reduce_for=reduce_for)
 
 
 def test_all_rows_of_a_jpeg_with_data_after_its_end_are_decoded() -> None:
-    without, _, whole, _ = crops(jpeg(photograph(480, 640)) + b"more")
-    assert without.rgb.size == whole.rgb.size
+    _, _, whole, _ = crops(jpeg(photograph(480, 640)))
+    assert whole.rgb.size == (480, 640)
 
 
 def test_a_truncated_large_jpeg_is_undecodable_at_either_scale() -> None:
