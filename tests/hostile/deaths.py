@@ -51,8 +51,8 @@ REST_SECONDS = 6.0  # the server returns its memory every five seconds
 def children_of(pid: int) -> list[int]:
     """Returns the processes that a process has started, zombies included."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # it has ended
+    with suppress(OSError):  # it has ended
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
             found += map(int, task.read_text().split())
     return found
 
