@@ -127,8 +127,9 @@ def decode_upright(
     size = image.size
     try:
         box = (reduce_for and _reduce(image, reduce_for)) or (0, 0, *size)
+        turn = _transposition(image) if apply_orientation and isinstance(image, Jpeg) else None
         rows = 0
-        if reduce_for and isinstance(image, Jpeg) and not (apply_orientation and _transposition(image) is not None):
+        if reduce_for and isinstance(image, Jpeg) and turn is None:
             rows = image.rows_to(lowest_row(box[2:], reduce_for))
             if rows and not view:
                 image.decode_only(rows)
@@ -136,8 +137,9 @@ def decode_upright(
         grey = image.mode.startswith("I;16")
         rgb = image if image.mode == "RGB" else (_scale_grey(image) if grey else image).convert("RGB")
         seen = rgb.resize(view_size(size, view), Image.Resampling.BILINEAR, box, _VIEW_GAP) if view else None
-        # libheif has turned a HEIC as its container says; EXIF often says the same once more.
-        turn = _transposition(image) if apply_orientation and image.format != "HEIF" else None
+        # A PNG's EXIF may follow its pixels. libheif has turned a HEIC as its container says; EXIF often says the same.
+        if apply_orientation and not isinstance(image, Jpeg) and image.format != "HEIF":
+            turn = _transposition(image)
         if turn is None:
             if rows and view:  # or the crop would be rounded otherwise than without a view
                 rgb = rgb.crop((0, 0, rgb.width, rows))
