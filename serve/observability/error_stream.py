@@ -1,4 +1,4 @@
-"""A standard error stream that never blocks: lines go through a bounded queue to a thread that writes them.
+"""A standard error stream that never blocks: lines go through a bounded queue to a thread that makes and writes them.
 
 A pipe that nobody reads is full after 64 KiB, and then a write blocks, and requests and signals with it. Here lines
 that don't fit into the queue are dropped and counted, and once there is room again the log says how many. The stream
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -42,7 +43,7 @@ class ErrorStream(io.TextIOBase):
 
     def _reset(self) -> None:
         """Starts empty; also in a forked process, which has no thread, and whose parent writes the waiting lines."""
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[str | Callable[[], str]] = deque()
         # Released when a line waits. A lock and a deque, because a signal handler may interrupt any `write`.
         self._has_lines = threading.Lock()
         self._has_thread = False
@@ -51,8 +52,13 @@ class ErrorStream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Queues the text, or drops it if the queue is full."""
+        self.write_later(text)
+        return len(text)
+
+    def write_later(self, text: str | Callable[[], str]) -> None:
+        """Queues a text, or what makes it and raises nothing, or drops it if the queue is full."""
         if len(self._waiting) < _MAX_WAITING:
-            self._waiting.append(text.encode(self._encoding, "backslashreplace"))
+            self._waiting.append(text)
             if self._has_lines.locked():
                 with suppress(RuntimeError):  # a signal handler has just released it
                     self._has_lines.release()
@@ -60,7 +66,6 @@ class ErrorStream(io.TextIOBase):
             self.dropped += 1
         if not self._has_thread:
             self._start()
-        return len(text)
 
     def drain(self, seconds: float = _DRAIN_SECONDS) -> None:
         """Waits until the queue is written, for at most `seconds`."""
@@ -108,10 +113,14 @@ class ErrorStream(io.TextIOBase):
 
     def _write_batch(self) -> bool:
         """Writes as many lines as a pipe takes atomically (PIPE_BUF); returns whether they were written."""
-        lines = [self._waiting[0]]
+        lines = [self._line(0)]
         size = len(lines[0])
-        while len(lines) < len(self._waiting) and (size := size + len(self._waiting[len(lines)])) <= select.PIPE_BUF:
-            lines.append(self._waiting[len(lines)])
+        while len(lines) < len(self._waiting):
+            line = self._line(len(lines))
+            size += len(line)
+            if size > select.PIPE_BUF:
+                break
+            lines.append(line)
         try:
             self._write_all(b"".join(lines))
         except OSError:  # no reader, or a full disk
@@ -121,6 +130,13 @@ class ErrorStream(io.TextIOBase):
             for _ in lines:  # only now, so that `drain` waits for them
                 self._waiting.popleft()
         return True
+
+    def _line(self, position: int) -> bytes:
+        """Returns a waiting text, encoded."""
+        entry = self._waiting[position]
+        text = entry if isinstance(entry, str) else entry()
+        self._waiting[position] = text  # not made again if it has to wait for the next batch
+        return text.encode(self._encoding, "backslashreplace")
 
     def _write_all(self, data: bytes) -> None:
         while data:

@@ -11,9 +11,11 @@ import threading
 import time
 import warnings
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Final
 
+from serve.observability.error_stream import ErrorStream
 from serve.printable import printable, shortened
 
 _encode = json.JSONEncoder(default=str).encode  # json.dumps would create an encoder for each line
@@ -56,18 +58,26 @@ class _Record(logging.LogRecord):
 
 
 class _Handler(logging.Handler):
-    """Writes to standard error as it is set at the start, without a lock: `ErrorStream` needs none."""
+    """Writes to standard error as it is set at the start, without a lock; an `ErrorStream` has its thread format it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._stream = sys.stderr
+        stream: Any = sys.stderr
+        self._write = stream.write_later if isinstance(stream, ErrorStream) else lambda line: stream.write(line())
 
     def handle(self, record: logging.LogRecord) -> bool:
         try:
-            self._stream.write(f"{self.format(record)}\n")
-        except Exception:  # such as a library's message whose arguments don't fit
+            self._write(partial(self._line, record))
+        except Exception:  # such as a stream that is closed
             self.handleError(record)
         return True
+
+    def _line(self, record: logging.LogRecord) -> str:
+        try:
+            return f"{self.format(record)}\n"
+        except Exception:  # such as a library's message whose arguments don't fit
+            self.handleError(record)
+            return ""
 
 
 class _Formatter(logging.Formatter):

@@ -71,6 +71,24 @@ def test_lines_arrive_in_order_and_drain_waits_for_them(pipe: tuple[int, int]) -
     assert stream.dropped == 0
 
 
+def test_what_makes_a_line_runs_once_and_on_the_streams_thread(pipe: tuple[int, int]) -> None:
+    stream, reader = ErrorStream(pipe[1]), Reader(pipe[0])
+    threads: list[str] = []
+
+    def make() -> str:
+        threads.append(threading.current_thread().name)
+        return "x" * 2000 + "\n"  # two fill a pipe's atomic write, so the third waits for the next batch
+
+    stream.write("first\n")
+    for _ in range(3):
+        stream.write_later(make)
+    stream.write("last\n")
+    stream.drain(20)
+    reader.wait_for("last\n")
+    assert reader.text == "first\n" + ("x" * 2000 + "\n") * 3 + "last\n"
+    assert threads == ["stderr"] * 3
+
+
 def test_an_unread_pipe_blocks_neither_writers_nor_drain(full: tuple[ErrorStream, int]) -> None:
     stream, _ = full
     began = time.monotonic()
