@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from serve.config.regular_file import open_regular
 from serve.errors import ModelError
+from serve.imaging.malloc import has_huge_pages
 from serve.imaging.normalise import Batch
+from serve.model.huge_code import move_code_to_huge_pages
 from serve.model.openvino_plugin import use_openvino
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
@@ -41,6 +43,7 @@ def cpu_session(path: Path, threads: int) -> Session:
     """Returns a session of onnxruntime's CPU provider; raises whatever onnxruntime does."""
     options = _session_options(threads)
     _share_arena()
+    _move_code()
     options.add_session_config_entry("session.use_env_allocators", "1")
     # Threads spin while they wait for each other during an inference, which is fastest, and sleep after it.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -116,3 +119,10 @@ def _share_arena() -> None:
     # 1 is kSameAsRequested, -1 onnxruntime's default.
     growth = {"arena_extend_strategy": 1, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": -1}
     ort.create_and_register_allocator(memory, ort.OrtArenaCfg({"max_mem": 0, **growth}))
+
+
+@cache
+def _move_code() -> None:
+    """Moves onnxruntime's code to huge pages if malloc uses them too."""
+    if has_huge_pages():
+        move_code_to_huge_pages(Path(ort.capi.onnxruntime_pybind11_state.__file__))

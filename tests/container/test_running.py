@@ -255,8 +255,9 @@ def test_it_starts_fast_and_stays_small(image_name: str, cat: bytes) -> None:
         f"{'RSS after an answer, MB':<28}{after:.0f}",
     ]
     assert median < 3
-    # Of all processes, with shared pages counted in each; the last layer's weights, kept for maps, are 4 MB of it.
-    assert after < 210
+    # Of all processes, with shared pages counted in each; the last layer's weights, kept for maps, are 4 MB of it, and
+    # the engine's code in huge pages 26.
+    assert after < 230
 
 
 def test_photographs_get_the_right_labels(container: Container, photo_folder: Path | None) -> None:
