@@ -1,13 +1,14 @@
 """Measures servers in turns: all are started, then in each round each is measured while SIGSTOP pauses the others.
 
-Noise on the machine therefore affects all alike, and ratios within a run hold where absolute times do not.
+Noise on the machine therefore affects all alike, and ratios within a run hold where absolute times do not. A server's
+speed also depends on where in memory it comes to lie, by up to 5 % from start to start; so rounds begin with new ones.
 """
 
 import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from benchmarks.harness.processes import CpuWatch
 from benchmarks.harness.progress import Progress
 from benchmarks.harness.servers import RunningServer, ServerSpec
 from benchmarks.harness.workers import Worker, WorkerSpec
-from benchmarks.harness.workloads import Photo, Plan, Workload
+from benchmarks.harness.workloads import START_SECONDS, Photo, Plan, Workload
 
 
 @dataclass
@@ -65,8 +66,12 @@ def measure_servers(
         LoadFailed: The load generator failed.
     """
     photo = photos["photo"]
+    measured = {spec.name: ServerMeasurements(spec) for spec in specs}
+    left_out: list[str] = []
+    loop_measurements: dict[str, list[dict[str, Any]]] = {}
     with contextlib.ExitStack() as stack:
-        servers, measured, left_out = _start(specs, photo, plan, progress, stack)
+        running = stack.enter_context(contextlib.ExitStack())
+        servers: list[RunningServer] = []
         worker = None
         if loop:
             try:
@@ -76,11 +81,13 @@ def measure_servers(
             except WorkerFailed as error:
                 left_out.append(str(error))
                 worker = None
-        loop_measurements: dict[str, list[dict[str, Any]]] = {}
         for number in range(plan.rounds):
             title = f"round {number + 1} of {plan.rounds}"
+            if number < plan.starts:
+                running.close()
+                servers = _start(measured, photo, title, progress, running, left_out)
             for workload in plan.workloads_of(number):
-                # The order rotates, so that no server always follows the same one.
+                # The order rotates, so that no server is always the first.
                 first = number % max(1, len(servers))
                 for server in servers[first:] + servers[:first]:
                     if not server.spec.is_sent(workload.photo):
@@ -126,36 +133,31 @@ def measure_once(server: RunningServer, photo: Photo, workload: Workload, min_an
 
 
 def _start(
-    specs: Sequence[ServerSpec], photo: Photo, plan: Plan, progress: Progress, stack: contextlib.ExitStack
-) -> tuple[list[RunningServer], dict[str, ServerMeasurements], list[str]]:
-    """Start each server as often as planned, in turns; its last start keeps running, paused."""
+    measured: dict[str, ServerMeasurements],
+    photo: Photo,
+    title: str,
+    progress: Progress,
+    stack: contextlib.ExitStack,
+    left_out: list[str],
+) -> list[RunningServer]:
+    """Start the servers that are measured, paused; one that fails is left out, with what was measured of it."""
     data = photo.file.read_bytes()
-    measured = {spec.name: ServerMeasurements(spec) for spec in specs}
     servers: list[RunningServer] = []
-    left_out: list[str] = []
-    for number in range(plan.starts):
-        for spec in _not_failed(specs, measured):
-            progress.step(f"start {number + 1} of {plan.starts}, {spec.name}", 3.0)
-            try:
-                server = RunningServer(spec, data, photo.expect)
-            except ServerFailed as error:
-                left_out.append(str(error))
-                del measured[spec.name]
-                continue
-            measured[spec.name].start_seconds.append(server.start_seconds)
-            if number + 1 < plan.starts:
-                server.stop()
-                continue
-            stack.callback(server.stop)
-            measured[spec.name].idle_mb = server.tree.memory_mb()
-            measured[spec.name].card = server.model_card()
-            server.pause()
-            servers.append(server)
-    return servers, measured, left_out
-
-
-def _not_failed(specs: Sequence[ServerSpec], measured: dict[str, ServerMeasurements]) -> Iterator[ServerSpec]:
-    return (spec for spec in specs if spec.name in measured)
+    for entry in list(measured.values()):
+        progress.step(f"{title}, {entry.spec.name}, start", START_SECONDS)
+        try:
+            server = RunningServer(entry.spec, data, photo.expect)
+        except ServerFailed as error:
+            left_out.append(str(error))
+            del measured[entry.spec.name]
+            continue
+        stack.callback(server.stop)
+        entry.start_seconds.append(server.start_seconds)
+        entry.idle_mb = server.tree.memory_mb()
+        entry.card = server.model_card()
+        server.pause()
+        servers.append(server)
+    return servers
 
 
 def _rate_clients(plan: Plan) -> int:

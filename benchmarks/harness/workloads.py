@@ -8,6 +8,7 @@ from typing import Final
 
 from benchmarks.harness.servers import ServerSpec
 
+START_SECONDS: Final = 3.0  # expected, of one start
 _LEAD_IN: Final = 0.7  # expected seconds of a measurement besides the measuring itself
 
 
@@ -50,7 +51,7 @@ class Plan:
     """How servers are measured.
 
     Attributes:
-        starts: How often each server is started to time its start.
+        starts: In how many rounds, the first ones, the servers are started anew, and their starts timed.
         answers: Minimum number of answers for each workload, all rounds together; a p99 needs 100.
     """
 
@@ -63,7 +64,8 @@ class Plan:
         """The time that the plan takes with these servers."""
         measured = [workload for number in range(self.rounds) for workload in self.workloads_of(number)]
         return sum(
-            3.0 * self.starts + sum(each.expected_seconds for each in measured if spec.is_sent(each.photo))
+            START_SECONDS * min(self.starts, self.rounds)
+            + sum(each.expected_seconds for each in measured if spec.is_sent(each.photo))
             for spec in specs
         )
 

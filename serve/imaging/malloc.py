@@ -58,8 +58,8 @@ def restart_with_huge_pages() -> None:
 
 
 def has_huge_pages() -> bool:
-    """Returns whether this process was started anew for huge pages."""
-    return _HUGE_PAGES.items() <= os.environ.items()
+    """Returns whether malloc asks for huge pages."""
+    return _HUGE_PAGES[_TUNABLES] in os.environ.get(_TUNABLES, "")
 
 
 def trim_malloc() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
@@ -112,11 +113,22 @@ def test_a_load_without_figures_is_an_error_and_not_a_zero(tmp_path: Path) -> No
 
 def test_servers_take_turns_and_one_that_fails_is_left_out_by_name(photo: Photo) -> None:
     broken = ServerSpec("broken", (sys.executable, "-c", "raise SystemExit('no such model')"))
-    plan = Plan((Workload("photo", 1, 0.1), Workload("photo", 2, 0.1, rounds=1)), rounds=2, starts=2)
-    results, left_out = measure_servers([SERVER, broken], None, {"photo": photo}, plan, Progress(5))
+    plan = Plan((Workload("photo", 1, 0.1), Workload("photo", 2, 0.1, rounds=1)), rounds=3, starts=2)
+    progress = Progress(5)
+    with patch.object(progress, "step") as step:
+        results, left_out = measure_servers([SERVER, broken], None, {"photo": photo}, plan, progress)
+    assert [call.args[0] for call in step.call_args_list] == [
+        "round 1 of 3, scripted, start",
+        "round 1 of 3, broken, start",
+        "round 1 of 3, scripted, 1 client",
+        "round 1 of 3, scripted, 2 clients",
+        "round 2 of 3, scripted, start",
+        "round 2 of 3, scripted, 1 client",
+        "round 3 of 3, scripted, 1 client",
+    ]
     assert list(results) == ["scripted"]
     assert len(results["scripted"]["start_s"]["rounds"]) == 2
-    assert len(results["scripted"]["clients"]["1"]["p50_ms"]["rounds"]) == 2
+    assert len(results["scripted"]["clients"]["1"]["p50_ms"]["rounds"]) == 3
     assert len(results["scripted"]["clients"]["2"]["p50_ms"]["rounds"]) == 1
     assert [line.split(":")[0] for line in left_out] == ["broken"]
 

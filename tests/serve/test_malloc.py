@@ -141,6 +141,25 @@ def test_a_choice_of_pythons_allocator_is_kept(monkeypatch: pytest.MonkeyPatch, 
     assert [environment["PYTHONMALLOC"] for environment in started] == ["pymalloc"]
 
 
+@pytest.mark.parametrize(
+    ("tunables", "huge"),
+    [
+        ("glibc.malloc.hugetlb=1", True),
+        ("glibc.malloc.check=1:glibc.malloc.hugetlb=1", True),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_whether_malloc_asks_for_huge_pages_is_told_by_its_tunables(
+    monkeypatch: pytest.MonkeyPatch, tunables: str | None, huge: bool
+) -> None:
+    monkeypatch.setenv("PYTHONMALLOC", "pymalloc")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    assert malloc.has_huge_pages() == huge
+
+
 def _huge_pages_are_offered() -> bool:
     return "[never]" not in malloc._HUGE_PAGES_OF_SYSTEM.read_text() and "GLIBC_TUNABLES" not in os.environ
 
