@@ -67,9 +67,9 @@ class Activation:
         scaled = logits.astype(np.float64) / self.temperature
         if self.name == SIGMOID:
             return np.asarray(np.exp(-np.logaddexp(0.0, -scaled[chosen])))
-        powers = np.exp(scaled - scaled.max())
-        probabilities: npt.NDArray[np.float64] = powers[chosen] / powers.sum()
-        return probabilities
+        # `max` and `sum` run Python code of numpy's, which an inference has driven out of the caches.
+        powers = np.exp(scaled - np.maximum.reduce(scaled))
+        return np.asarray(powers[chosen] / np.add.reduce(powers))
 
 
 def ranking(logits: FloatArray, k: int) -> Indices:
@@ -83,9 +83,10 @@ def ranking(logits: FloatArray, k: int) -> Indices:
     """
     negated = -logits
     last = min(k, len(logits)) - 1
-    limit = np.partition(negated, last)[last]
-    candidates = np.flatnonzero(~(negated > limit))  # with NaN, which sorts last
-    return candidates[np.argsort(negated[candidates], kind="stable")[:k]]
+    partitioned = negated.copy()
+    partitioned.partition(last)
+    candidates: Indices = (~(negated > partitioned[last])).nonzero()[0]  # with NaN, which sorts last
+    return candidates[negated[candidates].argsort(kind="stable")[:k]]
 
 
 def top_k(
