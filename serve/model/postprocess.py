@@ -1,4 +1,8 @@
-"""Turns logits into the most probable classes: temperature, softmax or sigmoid, top k, labels."""
+"""Turns logits into the most probable classes: temperature, softmax or sigmoid, top k, labels.
+
+Where NumPy's function or method runs Python code, such as `np.partition` or `sum`, what it calls is called instead: an
+inference has just driven that code out of the caches.
+"""
 
 import reprlib
 from collections.abc import Mapping
@@ -67,7 +71,6 @@ class Activation:
         scaled = logits.astype(np.float64) / self.temperature
         if self.name == SIGMOID:
             return np.asarray(np.exp(-np.logaddexp(0.0, -scaled[chosen])))
-        # `max` and `sum` run Python code of numpy's, which an inference has driven out of the caches.
         powers = np.exp(scaled - np.maximum.reduce(scaled))
         return np.asarray(powers[chosen] / np.add.reduce(powers))
 
