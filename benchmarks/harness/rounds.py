@@ -140,13 +140,16 @@ def _start(
     stack: contextlib.ExitStack,
     left_out: list[str],
 ) -> list[RunningServer]:
-    """Start the servers that are measured, paused; one that fails is left out, with what was measured of it."""
+    """Start the servers that are measured, paused; one that fails twice is left out, with what was measured of it."""
     data = photo.file.read_bytes()
     servers: list[RunningServer] = []
     for entry in list(measured.values()):
         progress.step(f"{title}, {entry.spec.name}, start", START_SECONDS)
         try:
-            server = RunningServer(entry.spec, data, photo.expect)
+            try:
+                server = RunningServer(entry.spec, data, photo.expect)
+            except ServerFailed:  # a port that was free may have been taken since
+                server = RunningServer(entry.spec, data, photo.expect)
         except ServerFailed as error:
             left_out.append(str(error))
             del measured[entry.spec.name]

@@ -133,6 +133,19 @@ def test_servers_take_turns_and_one_that_fails_is_left_out_by_name(photo: Photo)
     assert [line.split(":")[0] for line in left_out] == ["broken"]
 
 
+def test_a_server_that_fails_once_is_started_again(photo: Photo, tmp_path: Path) -> None:
+    fails_once = (
+        "import os, runpy, sys\n"
+        f"try: os.mkdir({str(tmp_path / 'tried')!r})\n"
+        f"except FileExistsError: sys.argv[0] = {SCRIPT!r}; runpy.run_path({SCRIPT!r}, run_name='__main__')\n"
+        "else: raise SystemExit('the port is taken')"
+    )
+    unlucky = replace(SERVER, command=(sys.executable, "-c", fails_once, "{port}"))
+    plan = Plan((Workload("photo", 1, 0.1),), rounds=1, starts=1)
+    results, left_out = measure_servers([unlucky], None, {"photo": photo}, plan, Progress(5))
+    assert (list(results), left_out) == (["scripted"], [])
+
+
 def test_cpu_time_of_other_processes_is_separated_from_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 20 CPU seconds 14 were used: 5 by the server, 2 by this process, 1 by an ended child."""
     spent = iter([(100.0, 10.0, 1.0, 0.0, 50.0), (114.0, 15.0, 3.0, 1.0, 60.0)])
