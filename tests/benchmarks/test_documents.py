@@ -74,7 +74,9 @@ def test_every_result_is_shown_in_a_document() -> None:
     assert {"targets", "peers", "large", "engines"} <= shown
 
 
-KNOWN_CAVEATS = {"peers": ["without mlserver b, int8"]}
+KNOWN_CAVEATS = {
+    "peers": ["MLServer b, int8, measured half an hour later, when ours was 4 to 7 % slower than here"],
+}
 
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
