@@ -146,10 +146,7 @@ def _start(
     for entry in list(measured.values()):
         progress.step(f"{title}, {entry.spec.name}, start", START_SECONDS)
         try:
-            try:
-                server = RunningServer(entry.spec, data, photo.expect)
-            except ServerFailed:  # a port that was free may have been taken since
-                server = RunningServer(entry.spec, data, photo.expect)
+            server = _start_one(entry.spec, data, photo.expect)
         except ServerFailed as error:
             left_out.append(str(error))
             del measured[entry.spec.name]
@@ -161,6 +158,14 @@ def _start(
         server.pause()
         servers.append(server)
     return servers
+
+
+def _start_one(spec: ServerSpec, photo: bytes, expect: str) -> RunningServer:
+    """Start a server, and once more if that fails, because a port that was free may have been taken since."""
+    try:
+        return RunningServer(spec, photo, expect)
+    except ServerFailed:
+        return RunningServer(spec, photo, expect)
 
 
 def _rate_clients(plan: Plan) -> int:
