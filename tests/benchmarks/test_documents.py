@@ -74,16 +74,11 @@ def test_every_result_is_shown_in_a_document() -> None:
     assert {"targets", "peers", "large", "engines"} <= shown
 
 
-KNOWN_CAVEATS = {
-    "peers": ["MLServer b, int8, measured half an hour later, when ours was 4 to 7 % slower than here"],
-}
-
-
 @pytest.mark.parametrize("kind", sorted(path.stem for path in RESULTS.glob("*.json")))
 def test_a_result_is_complete_and_of_a_commit_or_its_blocks_have_caveats(kind: str) -> None:
-    """Only results of earlier versions (schema 1) have caveats, and one run that benchmarks/README.md explains."""
+    """Only results of earlier versions (schema 1) have caveats."""
     doubts = caveats(read_result(kind))
-    assert doubts == KNOWN_CAVEATS.get(kind, []) or read_result(kind)["schema"] == 1
+    assert doubts == [] or read_result(kind)["schema"] == 1
     for name in [name for name, kinds in SOURCES.items() if kind in kinds] or [kind]:
         assert all(doubt in block(name) for doubt in doubts)
 
