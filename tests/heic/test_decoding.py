@@ -84,7 +84,7 @@ def test_more_than_8_bits_are_scaled_and_not_clipped() -> None:
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_pixels_are_those_of_decoding_in_process(pool_with: MakePool, exact: bool) -> None:
-    rules = replace(RULES, exact=exact)
+    rules = replace(RULES, exact=exact, limits=ImageLimits(50_000_000, 1000, 30.0))
     pool, here = pool_with(replace(OPTIONS, rules=rules)), InProcessDecoder(rules)
     for path in FOLDER.iterdir():
         data = path.read_bytes()
