@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py
 
-Everything is measured in turns, in one run of less than five minutes. Prints tables and writes the figures as JSON and
+Everything is measured in turn, in one run of about five minutes. Prints tables and writes the figures as JSON and
 charts as SVG to benchmarks/results.
 """
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     photo, unambiguous = (
         Photo(Path(photos[name]["file"]), photos[name]["expect"]) for name in ("photo", "unambiguous")
     )
-    plan = plan_of(_WORKLOADS, options.rounds, options.starts, options.scale)
+    plan = plan_of(_WORKLOADS, options.rounds, options.scale)
     engine_plan = EnginePlan(options.rounds, 0.6 * options.scale, answers=plan.answers)
     progress = Progress(engine_plan.expected_seconds(len(found.engines)) + plan.expected_seconds(found.servers))
     engines, left_out = measure_engines(found.engines, unambiguous.file, unambiguous.expect, engine_plan, progress)
@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_common(parser)
-    parser.set_defaults(rounds=5, starts=3)
+    parser.set_defaults(rounds=5)
     return parser
 
 

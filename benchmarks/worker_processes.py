@@ -31,7 +31,7 @@ def main() -> int:
     """Run the command and return its exit status."""
     parser = ArgumentParser(prog="python benchmarks/worker_processes.py", description=(__doc__ or "").split("\n")[0])
     add_common(parser)
-    parser.set_defaults(rounds=5, starts=3)
+    parser.set_defaults(rounds=5)
     options = parser.parse_args()
     printed = PrintedResult("worker_processes", parser, options)
     prepared = prepare_photos(options.photo)["photo"]
@@ -42,7 +42,7 @@ def main() -> int:
         our_server(f"{OURS}, --workers {cpus}", "--workers", cpus),
         replace(one, name=f"{OURS}, one CPU", command=("taskset", "-c", _first_cpu(), *one.command)),
     ]
-    plan = plan_of(_WORKLOADS, options.rounds, options.starts, options.scale)
+    plan = plan_of(_WORKLOADS, options.rounds, options.scale)
     photos = {"photo": Photo(Path(prepared["file"]), prepared["expect"])}
     progress = Progress(plan.expected_seconds(specs))
     servers, left_out = measure_servers(specs, None, photos, plan, progress)

@@ -1,1 +1,1 @@
-"""What measures: servers, engines and the load on them, in turns, and the machine they run on."""
+"""What measures: servers, engines and the load on them, in turn, and the machine they run on."""

@@ -1,4 +1,4 @@
-"""Measures engines without HTTP, in turns: PyTorch eager, onnxruntime fp32 and int8, and OpenVINO if installed.
+"""Measures engines without HTTP, in turn: PyTorch eager, onnxruntime fp32 and int8, and OpenVINO if installed.
 
 Each runs in a process of its own, in the environment it is installed in, and gets one image at a time. An engine that
 waits for its turn uses no CPU, so that noise on the machine affects all alike.

@@ -47,11 +47,11 @@ class ProcessTree:
         self._known = {pid: table[pid].started for pid in found}
         return sorted((pid for pid in found if not table[pid].zombie), key=lambda pid: (pid != self.leader, pid))
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to every process; to children first, before a parent can react to theirs."""
-        for pid in reversed(self.members()):
+    def kill(self) -> None:
+        """Kill every process; to be repeated until there are no members, as a parent may start new ones meanwhile."""
+        for pid in self.members():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(pid, signal.SIGKILL)
 
     def memory_mb(self) -> dict[str, float]:
         """`rss` and `pss` in MB (10⁶ bytes), summed over the processes, and the number of `processes`.

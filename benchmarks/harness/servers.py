@@ -1,4 +1,4 @@
-"""Starts, pauses and stops the servers that are measured."""
+"""Starts and stops the servers that are measured."""
 
 import contextlib
 import http.client
@@ -94,24 +94,16 @@ class RunningServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}{self.spec.path}"
 
-    def pause(self) -> None:
-        """Stop all its processes until `resume`."""
-        self.tree.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.tree.signal(signal.SIGCONT)
-
     def stop(self) -> None:
         """End every process of it: SIGTERM, and after a grace period SIGKILL."""
         self.tree.members()  # find the children before their parents end
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(signal.SIGTERM)
-        self.resume()
         deadline = time.monotonic() + _STOP_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         while self.tree.members():
-            self.tree.signal(signal.SIGKILL)
+            self.tree.kill()
             self.process.poll()
             time.sleep(0.01)
         self.process.wait()

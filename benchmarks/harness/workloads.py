@@ -51,34 +51,34 @@ class Plan:
     """How servers are measured.
 
     Attributes:
-        starts: In how many rounds, the first ones, the servers are started anew, and their starts timed.
         answers: Minimum number of answers for each workload, all rounds together; a p99 needs 100.
     """
 
     workloads: tuple[Workload, ...]
     rounds: int
-    starts: int
     answers: int = 100
 
     def expected_seconds(self, specs: Sequence[ServerSpec]) -> float:
         """The time that the plan takes with these servers."""
-        measured = [workload for number in range(self.rounds) for workload in self.workloads_of(number)]
+        photos = dict.fromkeys(workload.photo for workload in self.workloads)
+        turns = [(self.workloads_of(number, photo), photo) for number in range(self.rounds) for photo in photos]
         return sum(
-            START_SECONDS * min(self.starts, self.rounds)
-            + sum(each.expected_seconds for each in measured if spec.is_sent(each.photo))
+            START_SECONDS + sum(workload.expected_seconds for workload in workloads)
             for spec in specs
+            for workloads, photo in turns
+            if workloads and spec.is_sent(photo)
         )
 
     def min_answers(self, workload: Workload) -> int:
         """Minimum number of answers for a workload in each of its rounds."""
         return math.ceil(self.answers / min(self.rounds, workload.rounds or self.rounds))
 
-    def workloads_of(self, number: int) -> list[Workload]:
-        """The workloads of one round, counted from 0."""
-        return [workload for workload in self.workloads if number < (workload.rounds or self.rounds)]
+    def workloads_of(self, number: int, photo: str) -> list[Workload]:
+        """The workloads of one round, counted from 0, with one photograph."""
+        return [each for each in self.workloads if each.photo == photo and number < (each.rounds or self.rounds)]
 
 
-def plan_of(workloads: tuple[Workload, ...], rounds: int, starts: int, scale: float) -> Plan:
+def plan_of(workloads: tuple[Workload, ...], rounds: int, scale: float) -> Plan:
     """A plan whose measurements take `scale` times as long; shorter ones need fewer answers, too."""
     scaled = tuple(replace(workload, seconds=workload.seconds * scale) for workload in workloads)
-    return Plan(scaled, rounds, starts, math.ceil(Plan.answers * min(1.0, scale)))
+    return Plan(scaled, rounds, math.ceil(Plan.answers * min(1.0, scale)))

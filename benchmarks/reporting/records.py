@@ -17,7 +17,7 @@ from serve.printable import printable
 
 _UNOFFICIAL_RESULTS: Final = ROOT / "build/benchmarks/results"
 # Options that decide how much is measured.
-_AMOUNTS: Final = ("scale", "rounds", "starts", "seconds", "clients", "timed", "files", "peers")
+_AMOUNTS: Final = ("scale", "rounds", "seconds", "clients", "timed", "files", "peers")
 
 
 def shortened(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:

@@ -81,7 +81,6 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="state dict of torchvision's densenet121 for PyTorch; without it $WEIGHTS, else torch's cache",
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds; figures are medians over them")
-    parser.add_argument("--starts", type=int, metavar="N", help="in how many rounds the servers are started anew")
     parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="multiply all measurements' length by X")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="for the JSON and the charts")
     parser.add_argument(

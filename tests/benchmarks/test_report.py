@@ -57,7 +57,7 @@ def test_a_clean_full_result_without_failures_has_no_caveats() -> None:
     [
         ({"tree": "dirty"}, "files differed from that commit"),
         ({"tree": "unknown"}, "the commit was not recorded"),
-        ({"shortened": ["--scale 0.5", "--starts 2"]}, "measured with --scale 0.5 --starts 2"),
+        ({"shortened": ["--scale 0.5", "--rounds 2"]}, "measured with --scale 0.5 --rounds 2"),
         ({"caveats": ["taken over"]}, "taken over"),
         (
             {"left_out": ["mosec: its installation failed", "the baseline needs Flask"]},

@@ -1,11 +1,10 @@
-"""Starts, pauses and stops servers that are trees of processes."""
+"""Starts, measures and stops servers that are trees of processes."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from benchmarks.harness import engine_worker, loop_worker, processes
+from benchmarks.harness import engine_worker, loop_worker, processes, rounds
 from benchmarks.harness.errors import LoadFailed, ServerFailed, WorkerFailed
 from benchmarks.harness.processes import CpuWatch, ProcessTree
 from benchmarks.harness.progress import Progress
@@ -36,14 +35,6 @@ def photo(tmp_path: Path) -> Photo:
 
 def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-
-
-def comes_true(condition: Callable[[], bool]) -> bool:
-    """Whether the condition holds within half a minute: a signal takes effect once its process is scheduled."""
-    deadline = time.monotonic() + 30
-    while not (true := condition()) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    return true
 
 
 def alive(pid: int) -> bool:
@@ -76,15 +67,6 @@ def test_a_child_that_outlives_its_parent_is_ended_too() -> None:
     assert not alive(child)
 
 
-def test_a_paused_server_stands_still_until_it_is_resumed() -> None:
-    with running(SERVER, b"", EXPECT) as server:
-        members = server.tree.members()
-        server.pause()
-        assert comes_true(lambda: [state(pid) for pid in members] == ["T", "T"])
-        server.resume()
-        assert comes_true(lambda: "T" not in [state(pid) for pid in members])
-
-
 def test_a_server_that_gives_the_wrong_class_is_refused() -> None:
     with pytest.raises(ServerFailed, match=r"n00000001.*where n99999999 is right"):
         RunningServer(SERVER, b"", "n99999999")
@@ -96,10 +78,9 @@ def test_a_server_that_does_not_start_is_reported_with_its_output() -> None:
         RunningServer(broken, b"", EXPECT)
 
 
-def test_one_measurement_leaves_the_server_paused(photo: Photo) -> None:
+def test_one_measurement_counts_right_answers(photo: Photo) -> None:
     with running(SERVER, b"", EXPECT) as server:
         cell = measure_once(server, photo, Workload("photo", 2, 0.2))
-        assert comes_true(lambda: state(server.process.pid) == "T")
     assert cell["images"] > 0
     assert cell["wrong"] == 0
     assert cell["others_cpu_share"] >= 0
@@ -113,24 +94,102 @@ def test_a_load_without_figures_is_an_error_and_not_a_zero(tmp_path: Path) -> No
 
 def test_servers_take_turns_and_one_that_fails_is_left_out_by_name(photo: Photo) -> None:
     broken = ServerSpec("broken", (sys.executable, "-c", "raise SystemExit('no such model')"))
-    plan = Plan((Workload("photo", 1, 0.1), Workload("photo", 2, 0.1, rounds=1)), rounds=3, starts=2)
+    plan = Plan((Workload("photo", 1, 0.1), Workload("photo", 2, 0.1, rounds=1)), rounds=2)
     progress = Progress(5)
     with patch.object(progress, "step") as step:
         results, left_out = measure_servers([SERVER, broken], None, {"photo": photo}, plan, progress)
     assert [call.args[0] for call in step.call_args_list] == [
-        "round 1 of 3, scripted, start",
-        "round 1 of 3, broken, start",
-        "round 1 of 3, scripted, 1 client",
-        "round 1 of 3, scripted, 2 clients",
-        "round 2 of 3, scripted, start",
-        "round 2 of 3, scripted, 1 client",
-        "round 3 of 3, scripted, 1 client",
+        "round 1 of 2, scripted, start",
+        "round 1 of 2, scripted, 1 client",
+        "round 1 of 2, scripted, 2 clients",
+        "round 1 of 2, broken, start",
+        "round 2 of 2, scripted, start",
+        "round 2 of 2, scripted, 1 client",
     ]
     assert list(results) == ["scripted"]
     assert len(results["scripted"]["start_s"]["rounds"]) == 2
-    assert len(results["scripted"]["clients"]["1"]["p50_ms"]["rounds"]) == 3
+    assert len(results["scripted"]["clients"]["1"]["p50_ms"]["rounds"]) == 2
     assert len(results["scripted"]["clients"]["2"]["p50_ms"]["rounds"]) == 1
     assert [line.split(":")[0] for line in left_out] == ["broken"]
+
+
+class Alone:
+    """Stands in for servers and the loop; keeps the order of measurements, and sees that only one runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: str = "") -> None:
+        self.running: list[str] = []
+        self.order: list[str] = []
+        alone = self
+
+        class Fake(SimpleNamespace):
+            def __init__(self, spec: ServerSpec | WorkerSpec, *_: object) -> None:
+                if f"{spec.name}{alone.order.count(spec.name)}" == broken:
+                    raise (ServerFailed if isinstance(spec, ServerSpec) else WorkerFailed)(f"{spec.name} ended")
+                memory = {"pss": float(len(alone.order) % 5)}
+                super().__init__(spec=spec, start_seconds=1.0, tree=SimpleNamespace(memory_mb=lambda: memory))
+                alone.running.append(spec.name)
+
+            def model_card(self) -> dict[str, str]:
+                return {}
+
+            def check(self, expect: str) -> None:
+                assert expect == EXPECT
+
+            def measure(self, **_: object) -> dict[str, float]:
+                return alone.measure(self)
+
+            def stop(self) -> None:
+                alone.running.remove(self.spec.name)
+
+        monkeypatch.setattr(rounds, "RunningServer", Fake)
+        monkeypatch.setattr(rounds, "Worker", Fake)
+        monkeypatch.setattr(rounds, "measure_once", self.measure)
+        monkeypatch.setattr(rounds, "summarize", len)
+
+    def measure(self, one: SimpleNamespace, *_: object) -> dict[str, float]:
+        assert self.running == [one.spec.name]
+        self.order.append(one.spec.name)
+        return {}
+
+
+THREE = [replace(SERVER, name=name) for name in "abc"]
+LOOP_SPEC = WorkerSpec("l", Path(sys.executable), ())
+
+
+def test_each_is_measured_alone_and_the_order_rotates_and_turns(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Alone(monkeypatch)
+    plan = Plan((Workload("photo", 1, 0.1), Workload("photo", 4, 0.1, rounds=1), Workload("large", 1, 0.1)), rounds=3)
+    specs = [*THREE[:2], replace(THREE[2], photos=("large",))]
+    results, left_out = measure_servers(specs, LOOP_SPEC, {"photo": photo, "large": photo}, plan, Progress(5))
+    assert "".join(alone.order) == "aabbl" + "abc" + "ab" + "acb" + "ab" + "cab"
+    assert (alone.running, left_out) == ([], [])
+    clients = {"1": 3, "4": 1, "large 1": 3}
+    assert [result["clients"] for result in results.values()] == [clients, clients, {"large 1": 3}, {"4": 1}]
+    assert results["a"]["loaded_mb"] == {"pss": 3.0}  # the most of all turns
+
+
+@pytest.mark.parametrize("name", ["b", "l"])
+def test_one_that_fails_later_is_left_out_with_all_that_was_measured_of_it(
+    photo: Photo, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    alone = Alone(monkeypatch, broken=f"{name}1")
+    plan = Plan((Workload("photo", 4, 0.1),), rounds=3)
+    results, left_out = measure_servers(THREE, LOOP_SPEC, {"photo": photo}, plan, Progress(5))
+    assert (list(results), left_out) == ([each for each in "abcl" if each != name], [f"{name} ended"])
+    assert {result["clients"]["4"] for result in results.values()} == {3}
+    assert alone.running == []
+
+
+def test_a_server_is_stopped_when_the_load_fails(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = Alone(monkeypatch)
+
+    def fail(*_: object) -> None:
+        raise LoadFailed("no figures")
+
+    monkeypatch.setattr(rounds, "measure_once", fail)
+    with pytest.raises(LoadFailed):
+        measure_servers(THREE, None, {"photo": photo}, Plan((Workload("photo", 1, 0.1),), rounds=1), Progress(5))
+    assert alone.running == []
 
 
 def test_a_server_that_fails_once_is_started_again(photo: Photo, tmp_path: Path) -> None:
@@ -141,7 +200,7 @@ def test_a_server_that_fails_once_is_started_again(photo: Photo, tmp_path: Path)
         "else: raise SystemExit('the port is taken')"
     )
     unlucky = replace(SERVER, command=(sys.executable, "-c", fails_once, "{port}"))
-    plan = Plan((Workload("photo", 1, 0.1),), rounds=1, starts=1)
+    plan = Plan((Workload("photo", 1, 0.1),), rounds=1)
     results, left_out = measure_servers([unlucky], None, {"photo": photo}, plan, Progress(5))
     assert (list(results), left_out) == (["scripted"], [])
 
@@ -215,7 +274,7 @@ def test_the_loop_is_measured_where_sixteen_clients_are_and_each_server_with_its
     loads = (("photo", 4, 0.01), ("photo", 16, 0.05), ("photo", 64, 0.05), ("large", 1, 0.05))
     workloads = tuple(Workload(*each) for each in loads)
     photos = {"photo": photo, "large": photo}
-    plan = Plan(workloads, rounds=1, starts=1, answers=100)
+    plan = Plan(workloads, rounds=1, answers=100)
     results, left_out = measure_servers([SERVER, only_large], loop, photos, plan, Progress(5))
     assert left_out == []
     assert list(results["loop"]["clients"]) == ["16"]
@@ -227,8 +286,8 @@ def test_the_loop_is_measured_where_sixteen_clients_are_and_each_server_with_its
 
 def test_answers_enough_for_a_p99_are_asked_of_all_rounds_together() -> None:
     workloads = (Workload("photo", 1, 1.0), Workload("photo", 64, 1.0, rounds=2))
-    assert [Plan(workloads, rounds=5, starts=1).min_answers(workload) for workload in workloads] == [20, 50]
-    assert [Plan(workloads, rounds=1, starts=1).min_answers(workload) for workload in workloads] == [100, 100]
+    assert [Plan(workloads, rounds=5).min_answers(workload) for workload in workloads] == [20, 50]
+    assert [Plan(workloads, rounds=1).min_answers(workload) for workload in workloads] == [100, 100]
 
 
 def test_an_engine_times_the_requested_number_of_images_after_the_untimed_ones() -> None:
