@@ -33,7 +33,7 @@ def describe_run(result: Result) -> str:
     if result.get("baseline"):
         parts.append(f"baseline: {describe_torch(result['baseline'])}")
     line = "; ".join(part for part in parts if part)
-    doubts = [disturbances(result).partition(":")[0].lower(), *caveats(result)]
+    doubts = [disturbances(result).replace("Not", "not", 1), *caveats(result)]
     return " – but ".join(filter(None, [line, "; ".join(filter(None, doubts))]))
 
 

@@ -308,7 +308,7 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> N
     assert MIN_LABELLED >= 50
 
 
-@pytest.mark.parametrize("name", ["densenet161", "densenet169", "densenet201"])
+@pytest.mark.parametrize("name", ["densenet161", "densenet201"])  # the widest and the deepest
 def test_the_larger_densenets_are_quantized_by_the_same_passes(name: str) -> None:
     """On small images, with random weights; the rewritten graph must give the fp32 graph's logits."""
     whole = ARCHITECTURES[name]

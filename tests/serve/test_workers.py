@@ -141,7 +141,7 @@ import runpy, sys, time
 import serve.api.handlers, serve.server.supervisor
 async def hang(self, request):
     time.sleep(600)
-serve.server.supervisor.Supervisor.__init__.__defaults__ = (4,)
+serve.server.supervisor._SILENT_SECONDS = 4
 serve.api.handlers.Handlers.docs = hang
 sys.argv[0] = "serve"
 runpy.run_module("serve", run_name="__main__")
@@ -171,7 +171,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced(short_heartbeat_limit: Serve
                 len(set(children(short_heartbeat_limit)) & set(before)) == 1
                 and len(children(short_heartbeat_limit)) == 2
             ),
-            40,
+            20,
         )
     (gone,) = set(before) - set(children(short_heartbeat_limit))
     assert [upload(short_heartbeat_limit, cat) for _ in range(12)] == [200] * 12
@@ -194,7 +194,7 @@ def test_workers_are_not_killed_after_the_machine_was_asleep(short_heartbeat_lim
         os.kill(pid, signal.SIGCONT)
     time.sleep(1.5)
     assert children(short_heartbeat_limit) == everybody[1:]
-    assert not [line for line in short_heartbeat_limit.lines if "hangs" in line]
+    assert not [line for line in short_heartbeat_limit.lines if "sent no heartbeat" in line]
 
 
 def test_busy_workers_are_not_taken_for_hanging(short_heartbeat_limit: ServerProcess, cat: bytes) -> None:
