@@ -27,8 +27,8 @@ from benchmarks.reporting.server_command import add_common, run_command
 from benchmarks.reporting.targets import judge
 from serve.printable import ArgumentParser, printable_lines
 
-# Clients and seconds of each measurement. No target is about 4 or 64 clients, and with 64 the baseline's queue takes
-# seconds to fill and to empty.
+# Clients and seconds of each measurement. There is no target for 4 and 64 clients, and with 64 the baseline's queue
+# takes seconds to fill and to empty.
 _WORKLOADS: Final = (
     Workload("photo", 1, 2.0),
     Workload("photo", 4, 2.5, rounds=2),

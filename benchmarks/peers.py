@@ -49,7 +49,7 @@ _INT8_WORKLOADS: Final = (
     Workload("large", 1, 3.0),
     Workload("large", 16, 5.0),
 )
-# No target is about fp32, so five rounds are enough.
+# There is no target for fp32, so five rounds are enough.
 _FP32_WORKLOADS: Final = (Workload("photo", 1, 2.5, rounds=5), Workload("photo", 16, 4.0, rounds=5))
 
 

@@ -27,7 +27,7 @@ class Workload:
     Attributes:
         photo: A key of the run's photographs.
         seconds: Length of the measurement in each round.
-        rounds: In how many rounds it is measured; None for all. Slow servers take long to drain a queue of 64.
+        rounds: In how many rounds it is measured; None for all. A workload without a target needs fewer.
     """
 
     photo: str

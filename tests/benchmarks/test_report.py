@@ -84,6 +84,7 @@ def test_a_busy_machine_is_reported() -> None:
     assert "Not a quiet machine" not in tables(result({OURS: ours}))
     ours["clients"]["1"]["others_cpu_share"] = spread([0.0, 0.4])
     assert "in 1 of" in tables(result({OURS: ours}))
+    assert " – but not a quiet machine: in 1 of" in describe_run(result({OURS: ours}))
 
 
 def test_columns_line_up() -> None:

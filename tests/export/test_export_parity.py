@@ -132,7 +132,7 @@ def test_an_untrained_network_is_held_to_its_logits_own_spread(
     assert metadata["weights"] == {"source": "untrained, seed 3", "sha256": None, "licence": None}
     assert metadata["opset"] == 18
     assert metadata["parity"]["photographs"] == 3
-    assert metadata["parity"]["tolerance"] > 1e-4
+    assert metadata["parity"]["tolerance"] > 1e-3  # other networks are held to 1e-4
 
 
 def test_one_broken_weight_is_refused_and_leaves_no_file(

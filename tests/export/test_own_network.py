@@ -58,7 +58,6 @@ def export(small_densenet: Network, photos: Path, tmp_path: Path, monkeypatch: p
     """Runs the command on the small network in a checkpoint; writes to `models` and returns the status."""
     monkeypatch.setitem(ARCHITECTURES, "small", small_densenet.architecture)
     monkeypatch.setattr(export_onnx, "export_graph", lambda network, side, opset: onnx.load(small.PATH))
-    monkeypatch.setattr("export.options.default_output", lambda name: tmp_path / "models" / f"{name}.onnx")
     monkeypatch.setattr(export_onnx, "default_output", lambda name: tmp_path / "models" / f"{name}.onnx")
     monkeypatch.setattr("export.parity.LOGIT_TOLERANCE", 1e-3)  # on noise its logits are in the hundreds
     monkeypatch.setattr("export.report.measure_latency", lambda contents, side, threads: dict.fromkeys(contents, 1.0))
