@@ -99,8 +99,8 @@ def test_the_simulation_goes_by_the_rate_that_was_measured_last() -> None:
     assert read_result("queueing")["service_seconds"] == queueing.SERVICE_SECONDS
 
 
-def test_a_run_of_latency_takes_about_five_minutes_as_it_says() -> None:
-    assert round(read_result("latency")["seconds"] / 60) == 5
+def test_a_run_of_latency_takes_less_than_five_minutes_as_it_says() -> None:
+    assert read_result("latency")["seconds"] < 300
 
 
 # What a document says of a size in MB, and the figures that it may be, in results' files.
