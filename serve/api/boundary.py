@@ -100,6 +100,7 @@ class Boundary:
             seconds = time.perf_counter() - record.started
             self._metrics.request_finished(exchange.route or self._template(scope), record, seconds)
             _log_access(exchange, seconds)
+            del scope[EXCHANGE]  # ends the cycle of references, so that request and body are freed at once
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Runs the handler, and turns its error into a response."""

@@ -249,6 +249,8 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.pipeline or self.pipeline[-1][0].more_body:
             self.all_connections.mark_idle(self)
         self.server_state.total_requests += 1
+        if self._running is not None:
+            self._running.body = b""  # type: ignore[assignment]  # what the application has left unread
         if self.transport.is_closing():
             return
         self.flow.resume_reading()

@@ -1,6 +1,8 @@
-"""Tests that a request whose client has gone ends quietly, wherever it is, and that errors become responses."""
+"""Tests that requests end quietly and are freed at once, wherever they are refused."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,3 +43,34 @@ def test_a_refusal_that_its_client_does_not_wait_for_ends_quietly(
             return app._metrics.render()
 
     assert b"\nserve_requests_in_progress 0.0\n" in asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("path", "status"), [("/livez", 200), ("/nowhere", 404), ("/upload", 405)])
+def test_a_request_is_freed_without_the_garbage_collector(
+    config: Config, classifier: Classifier, path: str, status: int
+) -> None:
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    async def scenario() -> bool:
+        app = create_app(Config(model=config.model), classifier)
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        head = [(b"host", b"localhost")]
+        scope = {"type": "http", "method": "GET", "path": path, "scheme": "http", "query_string": b"", "headers": head}
+        async with app.router.lifespan_context(app.router):
+            await app(scope, receive, send)
+        reference = weakref.ref(receive)
+        del receive
+        return reference() is None
+
+    statuses: list[int | None] = []
+    gc.disable()
+    try:
+        freed = asyncio.run(scenario())
+    finally:
+        gc.enable()
+    assert freed
+    assert statuses == [status, None]

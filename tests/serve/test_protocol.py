@@ -113,6 +113,18 @@ EIGHTH = b"x" * 12_500
 USUAL, LARGEST = 64 * 1024, 512 * 1024
 
 
+def test_a_body_that_was_answered_unread_takes_no_memory() -> None:
+    async def scenario(protocol: HttpProtocol, client: socket.socket) -> None:
+        client.sendall(LONG + EIGHTH)
+        assert (await received(client)).endswith(b"hello")
+        client.sendall(EIGHTH)
+        await asyncio.sleep(0.02)
+        assert protocol.cycle.more_body
+        assert not protocol.cycle.body
+
+    connected(hello, scenario)
+
+
 async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
     while (await receive()).get("more_body"):
         pass
