@@ -11,6 +11,7 @@ from serve.api.responses import server_timing
 from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
+from serve.errors import QueueFull
 from serve.imaging.malloc import trim_malloc
 from serve.model.classifier import Classifier
 from serve.model.stages import Classified, Normalised, Opened, Prepared
@@ -22,6 +23,7 @@ from serve.scheduling.message_thread import MessageThread
 from serve.scheduling.scheduler import Scheduler
 from serve.scheduling.task import Outcome
 from serve.scheduling.upload_budget import UploadBudget
+from serve.scheduling.wakeups import Wakeups
 
 # Every request is answered before the scheduler closes, so the work of a thread that is still busy is not needed.
 _CLOSING_SECONDS: Final = 0.3
@@ -45,6 +47,7 @@ class Pipeline:
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
+        self._wakeups = Wakeups()
         self.messages = MessageThread(self.config.max_queue)
         self.scheduler = self._scheduler()
         self.classifier.decoders.on_slow = self.scheduler.step_aside
@@ -81,7 +84,13 @@ class Pipeline:
             QueueFull: the queue has no room for even one image, so the body is not worth reading.
         """
         self.lifecycle.require_ready()
-        self.scheduler.require_room()
+        try:
+            self.scheduler.require_room()
+        except QueueFull:
+            self._wakeups.defer(True)
+            raise
+        if not self.scheduler.depth:
+            self._wakeups.defer(False)
         return InFlightRequest(self.lifecycle, self.uploads)
 
     def request_timeout(self, exchange: Exchange) -> float:

@@ -22,6 +22,7 @@ from serve.config.settings import Config
 from serve.model.classifier import Classifier
 from serve.problems import RULES, retry_after
 from serve.scheduling.scheduler import Scheduler
+from serve.scheduling.wakeups import Wakeups
 from tests.references import PICTURES
 
 ClientFor = Callable[..., TestClient]
@@ -466,7 +467,9 @@ def test_a_full_queue_is_a_429_with_retry_after(
             queued.set()
         return await running
 
+    deferred: list[bool] = []
     monkeypatch.setattr(Scheduler, "run", record_call)
+    monkeypatch.setattr(Wakeups, "defer", lambda _, wanted: deferred.append(wanted))
     client = client_for(max_queue=2, max_files=2, threads=1)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post_file, client, cat)
@@ -482,6 +485,8 @@ def test_a_full_queue_is_a_429_with_retry_after(
         assert first.result(10).status_code == 200
         assert [len(result["top_k"]) for result in waiting.result(10).json()["results"]] == [5, 5]
     assert gate.inferences == 3
+    assert post_file(client, cat).status_code == 200
+    assert deferred == [False, False, True, False]
 
 
 def test_an_invalid_image_is_refused_while_another_is_computed(

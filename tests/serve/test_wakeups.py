@@ -1,0 +1,57 @@
+"""Tests that the event loop's thread gives way to computation while requests are refused, and only then."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+
+from serve.scheduling.wakeups import Wakeups
+
+T = TypeVar("T")
+
+
+def on_a_thread(function: Callable[[], T]) -> T:
+    """Calls a function on a thread that ends after it, so that its scheduling policy does not matter any more."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result()
+
+
+def test_wakeups_are_deferred_and_no_longer() -> None:
+    def policies() -> list[int]:
+        wakeups = Wakeups()
+        found = [os.sched_getscheduler(0)]
+        for wanted in (True, True, False, False, True):
+            wakeups.defer(wanted)
+            found.append(os.sched_getscheduler(0))
+        return found
+
+    other, batch = os.SCHED_OTHER, os.SCHED_BATCH
+    assert on_a_thread(policies) == [other, batch, batch, other, other, batch]
+
+
+def test_a_policy_that_was_set_from_outside_is_kept() -> None:
+    def kept() -> list[int]:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        wakeups = Wakeups()
+        found = []
+        for wanted in (True, False):
+            wakeups.defer(wanted)
+            found.append(os.sched_getscheduler(0))
+        return found
+
+    assert on_a_thread(kept) == [os.SCHED_IDLE] * 2
+
+
+def test_a_system_that_does_not_allow_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = threading.Event()
+
+    def forbidden(*_: object) -> None:
+        called.set()
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    on_a_thread(lambda: Wakeups().defer(True))
+    assert called.is_set()
