@@ -42,7 +42,7 @@ from serve.config.cpus import cpu_budget
 from serve.config.hosts import AllowedHosts
 from serve.config.settings import Config
 from serve.imaging.decoders import Crop, OnSlow
-from serve.imaging.malloc import tune_malloc
+from serve.imaging.malloc import restart_with_huge_pages, tune_malloc
 from serve.imaging.preprocess import Preprocessing
 from serve.model.class_index import load_class_index
 from serve.model.classifier import Classifier
@@ -380,4 +380,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as the server does
     sys.exit(main())
