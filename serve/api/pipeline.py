@@ -11,7 +11,6 @@ from serve.api.responses import server_timing
 from serve.api.upload import UploadLimits
 from serve.config.hosts import is_same_origin
 from serve.config.settings import Config
-from serve.errors import QueueFull
 from serve.imaging.malloc import trim_malloc
 from serve.model.classifier import Classifier
 from serve.model.stages import Classified, Normalised, Opened, Prepared
@@ -59,6 +58,7 @@ class Pipeline:
             yield
         finally:
             trimming.cancel()
+            self._wakeups.defer(False)
             self.lifecycle.begin_drain()
             self.messages.close()
             self.scheduler.close(_CLOSING_SECONDS)
@@ -86,11 +86,8 @@ class Pipeline:
         self.lifecycle.require_ready()
         try:
             self.scheduler.require_room()
-        except QueueFull:
-            self._wakeups.defer(True)
-            raise
-        if not self.scheduler.depth:
-            self._wakeups.defer(False)
+        finally:
+            self._wakeups.defer(self.scheduler.limit.overflowed)
         return InFlightRequest(self.lifecycle, self.uploads)
 
     def request_timeout(self, exchange: Exchange) -> float:

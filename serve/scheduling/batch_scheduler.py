@@ -68,7 +68,7 @@ class BatchScheduler(Scheduler[Item, Prepared, Result]):
         until = time.monotonic() + self._wait_seconds
         while taken:
             self._add_to_batch(*taken)
-            until = min(until, taken[0].deadline - self._limit.item_seconds)  # so that it is not computed in vain
+            until = min(until, taken[0].deadline - self.limit.item_seconds)  # so that it is not computed in vain
             del taken
             taken = self._take_more(until) if len(self._own.batch) < self._max_batch else None
         self._finish_batch(all_cpus=self._claim_all_cpus())

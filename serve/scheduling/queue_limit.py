@@ -29,6 +29,11 @@ class QueueLimit:
         self._streams = streams
         self.item_seconds = item_seconds
 
+    @property
+    def overflowed(self) -> bool:
+        """Returns whether the queue is kept shorter because it has overflowed."""
+        return self._limit < self._max_queue
+
     def require_room(self, count: int, waiting: int, busy: int) -> None:
         """Checks that `count` items may join `waiting` others while `busy` threads are working.
 

@@ -49,7 +49,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
     ) -> None:
         self._prepare = prepare
         self._compute = compute
-        self._limit = QueueLimit(max_queue, streams, item_seconds)
+        self.limit = QueueLimit(max_queue, streams, item_seconds)
         self._tasks: deque[Task] = deque()
         self.depth = 0  # items that wait for a thread
         self._busy = 0
@@ -101,7 +101,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         with self._changed:  # reentrant
             if self._closed:
                 raise NotReady("The server is shutting down.")
-            self._limit.require_room(count, self.depth, self._busy)
+            self.limit.require_room(count, self.depth, self._busy)
 
     def is_alone(self) -> bool:
         """Returns whether one item at most has a CPU and none waits."""
@@ -240,7 +240,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
             self._busy -= 1
             self.done += 1
             if seconds is not None:
-                self._limit.record(seconds)
+                self.limit.record(seconds)
             if self._returning or (self._one_has_all_cpus and self._tasks):  # waking idle threads takes time
                 self._changed.notify_all()
             self._one_has_all_cpus = False

@@ -1,8 +1,8 @@
 """Lets threads that compute use up their time slice before the event loop's thread runs.
 
 A thread that wakes up interrupts one that computes, and for both the caches are cold afterwards. Under SCHED_BATCH
-(sched(7)) it waits for the other's slice to end, about 3 ms, and then finds several requests at once. Where a CPU is
-idle it runs at once, as before.
+(sched(7)) it waits for the other's slice to end, some milliseconds, and then finds several requests at once. Where a
+CPU is idle it still runs at once.
 """
 
 import os
@@ -13,12 +13,12 @@ _os: Final[Any] = os  # whose scheduling policies exist on Linux only
 
 
 class Wakeups:
-    """Those of one event loop's thread, on which it is created and called."""
+    """The wake-ups of one event loop's thread; create and call it on that thread."""
 
     def __init__(self) -> None:
-        self._deferred = False
-        # A policy that the operator has set is kept.
-        self._usual = hasattr(os, "SCHED_BATCH") and _os.sched_getscheduler(0) == _os.SCHED_OTHER
+        self._deferred = self._usual = False
+        with suppress(AttributeError, OSError):
+            self._usual = _os.sched_getscheduler(0) == _os.SCHED_OTHER  # one that the operator has set is kept
 
     def defer(self, wanted: bool) -> None:
         """Defers them from now on, or no longer; does nothing where the system does not allow it.

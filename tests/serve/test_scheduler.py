@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from serve.errors import DeadlinePassed, NotReady, QueueFull, UndecodableImage
+from serve.scheduling.queue_limit import QueueLimit
 from serve.scheduling.scheduler import Scheduler
 from serve.scheduling.task import Outcome
 
@@ -677,3 +678,16 @@ def test_only_so_many_items_wait_for_the_slow_lane(make: Make, work: Work, monke
 
 def test_another_thread_cannot_step_aside(make: Make) -> None:
     assert not make().step_aside(None)
+
+
+def test_a_queue_that_has_overflowed_is_kept_shorter_until_it_is_empty() -> None:
+    limit = QueueLimit(8, 1, 0.01)
+    limit.require_room(1, 7, 1)
+    assert not limit.overflowed
+    with pytest.raises(QueueFull):
+        limit.require_room(1, 8, 1)
+    assert limit.overflowed
+    limit.require_room(1, 1, 1)
+    assert limit.overflowed
+    limit.require_room(1, 0, 1)
+    assert not limit.overflowed

@@ -87,5 +87,5 @@ def test_overload_keeps_its_promises_or_each_is_seen_to_be_broken() -> None:
 def test_goodput_is_compared_with_the_capacity_around_it() -> None:
     """As on a machine that becomes slower, then faster."""
     good = phase(24_000, 300, 0.5)
-    assert verdicts(good, first=900, then=700, last=900)[4]
+    assert verdicts(good, first=1000, then=600, last=1000)[4]
     assert not verdicts(good, first=900, then=800, last=900)[4]

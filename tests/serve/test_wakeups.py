@@ -1,9 +1,10 @@
-"""Tests that the event loop's thread gives way to computation while requests are refused, and only then."""
+"""Tests that a thread's wake-ups are deferred, and no longer, where the system and the operator allow it."""
 
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -14,8 +15,9 @@ T = TypeVar("T")
 
 
 def on_a_thread(function: Callable[[], T]) -> T:
-    """Calls a function on a thread that ends after it, so that its scheduling policy does not matter any more."""
-    with ThreadPoolExecutor(1) as pool:
+    """Calls a function on a thread of the usual policy that ends after it."""
+    usual = partial(os.sched_setscheduler, 0, os.SCHED_OTHER, os.sched_param(0))
+    with ThreadPoolExecutor(1, initializer=usual) as pool:
         return pool.submit(function).result()
 
 
@@ -45,13 +47,15 @@ def test_a_policy_that_was_set_from_outside_is_kept() -> None:
     assert on_a_thread(kept) == [os.SCHED_IDLE] * 2
 
 
-def test_a_system_that_does_not_allow_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["sched_getscheduler", "sched_setscheduler"])
+def test_a_system_that_does_not_allow_it_is_no_error(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     called = threading.Event()
 
     def forbidden(*_: object) -> None:
         called.set()
         raise PermissionError
 
-    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
-    on_a_thread(lambda: Wakeups().defer(True))
+    with ThreadPoolExecutor(1) as pool:
+        monkeypatch.setattr(os, call, forbidden)
+        pool.submit(lambda: Wakeups().defer(True)).result()
     assert called.is_set()
