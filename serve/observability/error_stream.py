@@ -23,8 +23,8 @@ from typing import Final
 _DESCRIPTOR: Final = 2
 # Lines that may wait; except for tracebacks, each has at most about 3 KB.
 _MAX_WAITING: Final = 1000
-# Time to collect lines, so that a busy server's thread wakes up twenty times a second rather than for each line.
-_BATCH_SECONDS: Final = 0.05
+# Time to collect lines, so that a busy server's thread wakes up a hundred times a second rather than for each line.
+_BATCH_SECONDS: Final = 0.01
 # How long the process may wait at its end for lines to be written.
 _DRAIN_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.002
