@@ -15,7 +15,7 @@ _OVERFLOW_DIVISOR: Final = 4
 
 
 class QueueLimit:
-    """The limit on one queue. Not thread-safe: the scheduler calls it with its own lock held.
+    """The limit on one queue. `require_room` is called on one thread, `record` on others, one at a time.
 
     Args:
         max_queue: number of items that may wait.

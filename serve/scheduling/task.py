@@ -1,14 +1,15 @@
 """A call of the scheduler: its waiting items, and their outcomes."""
 
 import asyncio
-import contextlib
 import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from serve.errors import RequestError
+from serve.scheduling.loop_calls import LoopCalls
 
 Result = TypeVar("Result")
 Error = TypeVar("Error", bound=BaseException)
@@ -46,8 +47,8 @@ class Task:
         self.outcomes: list[Outcome[Any] | None] = [None] * len(items)
         self.missing = len(items)
         self.abandoned = False  # whether no one waits for the outcomes any more
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[list[Outcome[Any]]] = self._loop.create_future()
+        self._loop_calls = LoopCalls.of_running_loop()
+        self.done: asyncio.Future[list[Outcome[Any]]] = asyncio.get_running_loop().create_future()
 
     def discard(self) -> int:
         """Drops the waiting items and returns how many they were."""
@@ -57,8 +58,7 @@ class Task:
 
     def settle(self, error: RequestError | None = None) -> None:
         """Wakes the caller of `run` with the outcomes or an error; called on any thread."""
-        with contextlib.suppress(RuntimeError):  # the event loop is closed, so no caller waits any more
-            self._loop.call_soon_threadsafe(self._settle, error)
+        self._loop_calls.add(partial(self._settle, error))
 
     def _settle(self, error: RequestError | None) -> None:
         if self.done.done():  # its caller was cancelled
