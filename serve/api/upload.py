@@ -14,7 +14,7 @@ from typing import Final
 from serve.api.exchange import Exchange
 from serve.api.form import Form, UploadedFile, encoded
 from serve.errors import EmptyFile, UnboundedBody, UnsupportedBody, UploadTooLarge
-from serve.imaging.formats import SIGNATURE_BYTES, sniff_format
+from serve.imaging.formats import SIGNATURE_BYTES, Data, sniff_format
 from serve.imaging.non_images import HEAD_BYTES, describe_non_image
 from serve.scheduling.in_flight import InFlightRequest
 from serve.scheduling.upload_budget import UploadBudget
@@ -34,6 +34,7 @@ _FIELD: Final = re.compile(rb"(?:^|&)[\w.\[\]%+-]+=([^&]+)")
 # A Content-Encoding that lists no coding.
 _IDENTITY: Final = re.compile(r"[ \t,]*+(?:identity[ \t]*+(?:,[ \t,]*+|$))*+", re.IGNORECASE)
 _BODY_HEADERS: Final = (b"content-length", b"transfer-encoding")  # a request with neither has no body
+_CHUNK_BYTES: Final = 64 * 1024  # the most in the first chunk
 # Digits of a Content-Length; without leading zeros, the HTTP parser accepts at most twenty.
 _MAX_DIGITS: Final = 20
 
@@ -97,15 +98,17 @@ class Body:
             self._began = time.perf_counter()
         return chunk
 
-    async def read(self, check: Callable[[bytes], None] | None = None) -> bytearray:
+    async def read(self, check: Callable[[bytes], None] | None = None) -> Data:
         """Returns the whole body.
 
         Args:
             check: called once with the start of the body, `SIGNATURE_BYTES` or more unless the body is shorter.
         """
-        data = bytearray()
+        data: Data = b""  # to which a second chunk is added in one copy; to many, a bytearray is quicker
         while chunk := await self.next_chunk():
             unchecked = len(data) < SIGNATURE_BYTES
+            if len(data) > _CHUNK_BYTES and isinstance(data, bytes):
+                data = bytearray(data)
             data += chunk
             if check and unchecked and len(data) >= SIGNATURE_BYTES:
                 check(bytes(data[: HEAD_BYTES + 1]))

@@ -34,6 +34,14 @@ def test_a_body_in_pieces_is_put_together() -> None:
     assert upload(Chunks(b"ab", b"", b"c"), transfer_encoding="chunked") == [UploadedFile("", b"abc")]
 
 
+@pytest.mark.parametrize("sizes", [(1, 2), (65_536, 1), (65_537, 1, 2), (40_000, 40_000, 40_000, 3), (200_000,)])
+def test_a_large_body_in_pieces_is_put_together(sizes: tuple[int, ...]) -> None:
+    pieces = [bytes([number]) * size for number, size in enumerate(sizes)]
+    limits = UploadLimits(max_bytes=sum(sizes), max_files=1)
+    headers = {"content-type": "image/png", "transfer-encoding": "chunked"}
+    assert upload_of(headers, Chunks(*pieces), limits) == [UploadedFile("", b"".join(pieces))]
+
+
 @pytest.mark.parametrize("headers", [{"content_length": "100"}, {"transfer_encoding": "chunked"}])
 def test_all_pieces_together_may_be_just_as_large_as_the_limit(headers: dict[str, str]) -> None:
     assert len(upload(Chunks(b"a" * 40, b"b" * 60), **headers)[0].data) == 100

@@ -22,6 +22,7 @@ from serve.api.v2.messages import (
 )
 from serve.api.v2.outputs import EMBEDDING, LOGITS
 from serve.errors import UnknownModel
+from serve.imaging.formats import Data
 from serve.imaging.normalise import FloatArray
 from serve.model.look import Look
 from serve.model.stages import Classified, Normalised, Opened
@@ -99,7 +100,7 @@ class InferenceHandlers:
         )
 
     async def _infer(
-        self, length_header: str | None, body: bytearray, deadline: float
+        self, length_header: str | None, body: Data, deadline: float
     ) -> tuple[InferenceRequest, list[Outcome[Classified]]]:
         inference = await self._pipeline.messages.run_limited(parse_request, length_header, body, self._signature)
         # One bad image fails the request, because the protocol has one answer for all of them.

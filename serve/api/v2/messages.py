@@ -17,6 +17,7 @@ import numpy.typing as npt
 from serve.api.v2.outputs import EMBEDDING, LOGITS, RequestedOutput, read_outputs, write_output
 from serve.api.v2.tensors import IMAGE, INPUT, quote, read_floats, read_images, read_shape
 from serve.errors import BadTensor, UploadTooLarge
+from serve.imaging.formats import Data
 from serve.model.labels import Label
 
 VERSION: Final = "1"  # of the model; there is one
@@ -82,7 +83,7 @@ class InferenceRequest:
         return any(output.name == EMBEDDING for output in self.outputs)
 
 
-def parse_request(length_header: str | None, body: bytes | bytearray, signature: Signature) -> InferenceRequest:
+def parse_request(length_header: str | None, body: Data, signature: Signature) -> InferenceRequest:
     """Reads a request's body.
 
     Args:
@@ -137,9 +138,7 @@ def write_response(
     return b"".join([head, *(raw for _, raw in written)]), len(head) if is_binary else None
 
 
-def _split(
-    length_header: str | None, body: bytes | bytearray, signature: Signature
-) -> tuple[dict[str, Any], memoryview]:
+def _split(length_header: str | None, body: Data, signature: Signature) -> tuple[dict[str, Any], memoryview]:
     """Returns the JSON object at the start of a body, and the bytes after it."""
     length = len(body)
     if length_header is not None:
