@@ -12,7 +12,7 @@ from serve.errors import MethodNotAllowed, RequestError, Unauthorized
 from serve.imaging.normalise import FloatArray
 from serve.model.labels import Label
 from serve.model.look import Explanation
-from serve.model.prediction import prediction
+from serve.model.prediction import prediction_json
 from serve.model.stages import Classified
 from serve.problems import problem_body, problem_from, retry_after
 from serve.scheduling.task import Outcome
@@ -56,22 +56,22 @@ def error_response(
     return Response(body, problem["status"], headers, media_type)
 
 
-def result_entry(outcome: Outcome[Classified], model_name: str, threshold: float) -> dict[str, Any]:
+def _entry(filename: str, outcome: Outcome[Classified], model_name: str, threshold: float) -> str:
     """Returns one image's entry in a list of results: its prediction, or the problem of its `RequestError`.
 
-    Any other error is a defect, and is raised. threshold: as for `prediction`.
+    Any other error is a defect, and is raised. threshold: as for `prediction_json`.
     """
     if isinstance(outcome.error, RequestError):
-        return problem_from(outcome.error)
-    return _answer(outcome.unwrap(), model_name, threshold)
+        return _encode({"filename": filename, **problem_from(outcome.error)})
+    return f'{{"filename":{_encode(filename)},{_answer(outcome.unwrap(), model_name, threshold)[1:]}'
 
 
-def _answer(classified: Classified, model_name: str, threshold: float) -> dict[str, Any]:
+def _answer(classified: Classified, model_name: str, threshold: float) -> str:
     """Returns a prediction, with the embedding if it was wanted."""
-    answer = prediction(classified, model_name, threshold)
-    if classified.embedding is not None:
-        answer["embedding"] = _numbers(classified.embedding)
-    return answer
+    answer = prediction_json(classified, model_name, threshold)
+    if classified.embedding is None:
+        return answer
+    return f'{answer[:-1]},"embedding":{_encode(_numbers(classified.embedding))}}}'
 
 
 def explanation_body(explanation: Explanation, labels: Sequence[Label]) -> bytes:
@@ -112,19 +112,16 @@ def upload_body(
         outcomes: of the images.
         filenames: of all images, which then get a list of results; None for one prediction.
         model_name: the model's.
-        threshold: as for `prediction`.
+        threshold: as for `prediction_json`.
 
     Raises:
         Exception: a defect or, without a list, whatever the outcome has in place of a result.
     """
     if filenames is None:
-        return _encode(_answer(outcomes[0].unwrap(), model_name, threshold)).encode() + b"\n"
-    # One by one, because the encoder holds the GIL, and an image may have 20,000 classes.
-    entries = (
-        _encode({"filename": filename, **result_entry(outcome, model_name, threshold)}).encode()
-        for filename, outcome in zip(filenames, outcomes, strict=True)
-    )
-    return b'{"results":[' + b",".join(entries) + b"]}\n"
+        return f"{_answer(outcomes[0].unwrap(), model_name, threshold)}\n".encode()
+    results = zip(filenames, outcomes, strict=True)
+    entries = ",".join(_entry(filename, outcome, model_name, threshold) for filename, outcome in results)
+    return f'{{"results":[{entries}]}}\n'.encode()
 
 
 def server_timing(stages: Mapping[str, float]) -> str:

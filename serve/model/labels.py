@@ -7,7 +7,10 @@ import reprlib
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
+
+encoded: Final = json.JSONEncoder(ensure_ascii=False).encode  # a string, as JSON
 
 # Control characters, surrogates and line breaks: no name has them, and they could steer a terminal or a page.
 _FORBIDDEN_CATEGORIES: Final = {"Cc", "Cs", "Zl", "Zp"}
@@ -27,6 +30,12 @@ class Label:
 
     imagenet_id: str | None
     name: str
+
+    @cached_property
+    def json_members(self) -> str:
+        """Its members in an answer, as JSON without the braces."""
+        identifier = "" if self.imagenet_id is None else f'"imagenet_id":{encoded(self.imagenet_id)},'
+        return f'{identifier}"label":{encoded(self.name)}'
 
 
 def parse_labels(text: str, suffix: str, class_count: int) -> tuple[Label, ...]:
