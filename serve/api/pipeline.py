@@ -18,6 +18,7 @@ from serve.observability.metrics import Metrics
 from serve.scheduling.batch_scheduler import BatchScheduler
 from serve.scheduling.in_flight import InFlightRequest
 from serve.scheduling.lifecycle import Lifecycle
+from serve.scheduling.loop_calls import LoopCalls
 from serve.scheduling.message_thread import MessageThread
 from serve.scheduling.scheduler import Scheduler
 from serve.scheduling.task import Outcome
@@ -47,6 +48,7 @@ class Pipeline:
     async def lifespan(self) -> AsyncIterator[None]:
         """Starts the threads and accepts requests; on exit refuses requests and stops the threads."""
         self._wakeups = Wakeups()
+        LoopCalls.of_running_loop()  # opens its pipe: a system without descriptors fails the start, and no request
         self.messages = MessageThread(self.config.max_queue)
         self.scheduler = self._scheduler()
         self.classifier.decoders.on_slow = self.scheduler.step_aside

@@ -119,9 +119,12 @@ def upload_body(
     """
     if filenames is None:
         return f"{_answer(outcomes[0].unwrap(), model_name, threshold)}\n".encode()
-    results = zip(filenames, outcomes, strict=True)
-    entries = ",".join(_entry(filename, outcome, model_name, threshold) for filename, outcome in results)
-    return f'{{"results":[{entries}]}}\n'.encode()
+    # Encoded one by one, because in a string one emoji makes every character take four bytes.
+    entries = (
+        _entry(filename, outcome, model_name, threshold).encode()
+        for filename, outcome in zip(filenames, outcomes, strict=True)
+    )
+    return b'{"results":[' + b",".join(entries) + b"]}\n"
 
 
 def server_timing(stages: Mapping[str, float]) -> str:

@@ -34,7 +34,7 @@ _FIELD: Final = re.compile(rb"(?:^|&)[\w.\[\]%+-]+=([^&]+)")
 # A Content-Encoding that lists no coding.
 _IDENTITY: Final = re.compile(r"[ \t,]*+(?:identity[ \t]*+(?:,[ \t,]*+|$))*+", re.IGNORECASE)
 _BODY_HEADERS: Final = (b"content-length", b"transfer-encoding")  # a request with neither has no body
-_CHUNK_BYTES: Final = 64 * 1024  # the most in the first chunk
+_SMALL_BYTES: Final = 64 * 1024  # of a body so far
 # Digits of a Content-Length; without leading zeros, the HTTP parser accepts at most twenty.
 _MAX_DIGITS: Final = 20
 
@@ -104,10 +104,10 @@ class Body:
         Args:
             check: called once with the start of the body, `SIGNATURE_BYTES` or more unless the body is shorter.
         """
-        data: Data = b""  # to which a second chunk is added in one copy; to many, a bytearray is quicker
+        data: Data = b""  # adding to a small body is quickest with bytes, to a large one with a bytearray
         while chunk := await self.next_chunk():
             unchecked = len(data) < SIGNATURE_BYTES
-            if len(data) > _CHUNK_BYTES and isinstance(data, bytes):
+            if len(data) > _SMALL_BYTES and isinstance(data, bytes):
                 data = bytearray(data)
             data += chunk
             if check and unchecked and len(data) >= SIGNATURE_BYTES:

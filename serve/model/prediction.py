@@ -14,7 +14,7 @@ def prediction_json(classified: Classified, model_name: str, threshold: float = 
     """Returns the JSON answer for one image: the most probable class, the top k in descending order, the model.
 
     Classes without an id have no `imagenet_id`. The text is put together from that of the labels, which never changes:
-    encoding the whole object each time takes a tenth of the event loop's time of an upload.
+    encoding the whole object each time would take a tenth of the event loop's time of an upload.
 
     Args:
         threshold: entries of the top k with a lower probability, as written, are left out.

@@ -21,10 +21,10 @@ class LoopCalls:
     Its pipe is open as long as the loop is, or someone may still add a call.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read_end: int, write_end: int) -> None:
         self._calls: deque[Callable[[], None]] = deque()
-        self._read_end, self._write_end = os.pipe()
-        for end in (self._read_end, self._write_end):
+        self._read_end, self._write_end = read_end, write_end
+        for end in (read_end, write_end):
             os.set_blocking(end, False)
 
     @classmethod
@@ -33,12 +33,13 @@ class LoopCalls:
         loop = asyncio.get_running_loop()
         found = _of_loops.get(loop)
         if found is None:
-            found = _of_loops[loop] = cls()
+            found = cls(*os.pipe())
             loop.add_reader(found._read_end, found._make_calls)
+            _of_loops[loop] = found
         return found
 
     def add(self, call: Callable[[], None]) -> None:
-        """Has the loop make a call soon, which raises nothing; on any thread. A closed loop makes none."""
+        """Has the loop, unless it is closed, make a call soon that raises nothing; may be used on any thread."""
         self._calls.append(call)
         with suppress(BlockingIOError):  # the pipe is full, so the loop is about to wake anyway
             os.write(self._write_end, b"\0")

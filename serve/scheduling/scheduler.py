@@ -55,7 +55,7 @@ class Scheduler(Generic[Item, Prepared, Result]):
         self._busy = 0
         self._one_has_all_cpus = self._closed = False
         self.done = 0  # items completed so far, whatever their outcome
-        self._lock = threading.RLock()  # entered by itself it takes half the time
+        self._lock = threading.RLock()  # entering it takes half as long as entering the condition
         self._changed = threading.Condition(self._lock)
         self._wakes_few = True  # whether any idle thread may take a new item
         self._streams = streams
