@@ -206,7 +206,7 @@ def _part_headers(block: bytes) -> dict[str, str]:
         if len(line) > _MAX_PART_HEADER_BYTES:
             raise MalformedUpload(f"A header of a part is longer than the limit of {_MAX_PART_HEADER_BYTES} bytes.")
         name, colon, value = line.replace(b"\r\n", b"").partition(b":")
-        if not colon or not _HEADER_NAME.fullmatch(name) or {*b"\r\n"} & {*value}:
+        if not colon or not _HEADER_NAME.fullmatch(name) or b"\r" in value or b"\n" in value:
             shown = _shown(line.decode("latin-1"))
             raise _malformed(f"{shown} in a part is not a header, which is written 'Name: value' and ends with CRLF")
         headers[name.lower().decode()] = value.decode("latin-1").strip(" \t")
