@@ -1,7 +1,6 @@
 """Sessions on the engine that a model file is made for: onnxruntime's CPU provider, or OpenVINO as its plug-in."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Final
 
@@ -28,14 +27,13 @@ def int8_files(output: Path) -> dict[str, Path]:
 
 
 def require_openvino() -> None:
-    """Checks that OpenVINO's plug-in is installed.
+    """Checks that OpenVINO's plug-in can run here.
 
     Raises:
-        EngineError: it is not.
+        EngineError: it cannot.
     """
-    if not openvino_plugin.is_installed():
-        name = openvino_plugin.PLUGIN.replace("_", "-")
-        raise EngineError(f"the package {name} is not installed in {sys.prefix}; it exists for Linux on x86-64")
+    if obstacle := openvino_plugin.obstacle():
+        raise EngineError(obstacle)
 
 
 def open_session(model: bytes, threads: int) -> ort.InferenceSession:
@@ -46,7 +44,7 @@ def open_session(model: bytes, threads: int) -> ort.InferenceSession:
         threads: that compute one image; 0 leaves the number to the engine.
 
     Raises:
-        EngineError: OpenVINO's plug-in is not installed, or cannot run the file.
+        EngineError: OpenVINO's plug-in cannot run here, or cannot run the file.
     """
     if engine_of(model) == OPENVINO:
         return _open_openvino_session(model, threads)

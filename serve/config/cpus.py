@@ -63,8 +63,17 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 
 def cpu_features(root: Path = _ROOT) -> frozenset[str]:
     """Returns the names of the CPU's instruction sets, as Linux lists them; none where it does not."""
+    return frozenset(_cpu_entry("flags", root).split())
+
+
+def cpu_vendor(root: Path = _ROOT) -> str:
+    """Returns who made the CPU, such as GenuineIntel; empty where Linux does not tell."""
+    return _cpu_entry("vendor_id", root).strip()
+
+
+def _cpu_entry(name: str, root: Path) -> str:
     lines = (line.partition(":") for line in _lines(root / "proc/cpuinfo"))
-    return next((frozenset(value.split()) for name, _, value in lines if name.strip() == "flags"), frozenset())
+    return next((value for found, _, value in lines if found.strip() == name), "")
 
 
 def _affinity() -> int:

@@ -9,7 +9,7 @@ from typing import Final
 from serve.config.cpus import cpu_features
 from serve.errors import ModelError
 from serve.model.files import AUTO, QDQ_SUFFIX, find_model, qdq_file
-from serve.model.openvino_plugin import PLUGIN, is_installed
+from serve.model.openvino_plugin import obstacle as plugin_obstacle
 
 CPU: Final = "cpu"
 OPENVINO: Final = "openvino"
@@ -73,8 +73,8 @@ def _obstacle(file: Path, variant: str, features: AbstractSet[str]) -> str:
     """Returns why OpenVINO cannot run the file here; empty if it can."""
     if variant == "fp32":
         return "model_variant=fp32 is set"
-    if not is_installed():
-        return f"the plug-in {PLUGIN.replace('_', '-')} is not installed"
+    if plugin := plugin_obstacle():
+        return plugin
     if not file.name.endswith(QDQ_SUFFIX):
         return f"{file.name} is not a file *{QDQ_SUFFIX}"
     if not file.is_file():

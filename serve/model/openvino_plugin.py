@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Final
 
+from serve.config.cpus import cpu_vendor
 from serve.errors import ModelError
 
 # onnxruntime's Linux wheel sends usage statistics unless this is set before its first import.
@@ -16,13 +17,19 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime as ort
 
 PLUGIN: Final = "onnxruntime_ep_openvino"
+_VENDOR: Final = "GenuineIntel"  # of the CPUs that the plug-in offers; OpenVINO itself runs on others, too
 _BATCH_DIMENSION: Final = "batch"  # the name of N in the files that the export writes
 _loading = Lock()
 
 
-def is_installed() -> bool:
-    """Returns whether the plug-in is installed."""
-    return find_spec(PLUGIN) is not None
+def obstacle() -> str:
+    """Returns why the plug-in cannot run here; empty if it can."""
+    name = PLUGIN.replace("_", "-")
+    if find_spec(PLUGIN) is None:
+        return f"the plug-in {name} is not installed"
+    if cpu_vendor() != _VENDOR:
+        return f"the plug-in {name} runs on Intel's CPUs only"
+    return ""
 
 
 def use_openvino(

@@ -31,7 +31,7 @@ def test_a_file_names_its_engine_and_is_otherwise_the_cpu_providers() -> None:
 
 def test_without_the_plug_in_a_file_for_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_plugin, "PLUGIN", "onnxruntime_ep_absent")
-    reason = f"^the package onnxruntime-ep-absent is not installed in {sys.prefix}; it exists for Linux on x86-64$"
+    reason = "^the plug-in onnxruntime-ep-absent is not installed$"
     with pytest.raises(EngineError, match=reason):
         require_openvino()
     with pytest.raises(EngineError, match=reason):
@@ -53,7 +53,7 @@ assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, rules, 0, 0) == 0
 """
 
-if openvino_plugin.is_installed():
+if not openvino_plugin.obstacle():
 
     def run_without_sockets(code: str, model: bytes) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(

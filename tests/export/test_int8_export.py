@@ -106,7 +106,7 @@ def written(tmp_path: Path) -> list[str]:
     return sorted(path.name for path in (tmp_path / "models").iterdir())
 
 
-ALL = ["small.int8.onnx", "small.json", "small.onnx", *(["small.qdq.onnx"] if openvino_plugin.is_installed() else [])]
+ALL = ["small.int8.onnx", "small.json", "small.onnx", *(["small.qdq.onnx"] if not openvino_plugin.obstacle() else [])]
 MODELS = [name for name in ALL if name.endswith(".onnx")]
 
 
@@ -217,12 +217,12 @@ def test_where_the_plug_in_is_absent_the_export_says_so_and_an_earlier_model_for
     (tmp_path / "models" / "small.qdq.onnx").write_bytes(b"of an earlier export")
     monkeypatch.setattr("serve.model.openvino_plugin.PLUGIN", "onnxruntime_ep_absent")
     assert export("--require-int8") == 0
-    words = "export: no int8 model for OpenVINO: the package onnxruntime-ep-absent is not installed in "
+    words = "export: no int8 model for OpenVINO: the plug-in onnxruntime-ep-absent is not installed"
     assert words in capsys.readouterr().err
     assert written(tmp_path) == ["small.int8.onnx", "small.json", "small.onnx"]
 
 
-if openvino_plugin.is_installed():
+if not openvino_plugin.obstacle():
 
     def test_openvinos_model_has_its_own_figures_measured_on_openvino(
         export: Export, recorded: Path, inputs: Inputs, tmp_path: Path

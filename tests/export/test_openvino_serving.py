@@ -26,7 +26,7 @@ from tests import small_densenet as small
 from tests.export.conftest import Network
 from tests.export.test_quantize import calibrated
 
-RUNS = openvino_plugin.is_installed() and bool({"avx512_vnni", "avx_vnni"} & cpu_features())
+RUNS = not openvino_plugin.obstacle() and bool({"avx512_vnni", "avx_vnni"} & cpu_features())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.config.cpus import cgroup_quota, cpu_budget, cpu_features
+from serve.config.cpus import cgroup_quota, cpu_budget, cpu_features, cpu_vendor
 from serve.config.settings import ROOT
 
 HERE = len(os.sched_getaffinity(0))
@@ -119,8 +119,10 @@ def test_a_real_affinity_is_followed() -> None:
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
-def test_the_cpus_instruction_sets_are_those_that_linux_lists(tmp_path: Path) -> None:
-    assert cpu_features(tmp_path) == set()
+def test_the_cpus_vendor_and_instruction_sets_are_those_that_linux_lists(tmp_path: Path) -> None:
+    assert (cpu_features(tmp_path), cpu_vendor(tmp_path)) == (set(), "")
     (tmp_path / "proc").mkdir()
-    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu avx512_vnni amx_int8\nbugs\t: none\n")
+    told = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_vnni amx_int8\nbugs\t: none\n"
+    (tmp_path / "proc/cpuinfo").write_text(told)
     assert cpu_features(tmp_path) == {"fpu", "avx512_vnni", "amx_int8"}
+    assert cpu_vendor(tmp_path) == "GenuineIntel"

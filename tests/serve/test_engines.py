@@ -33,7 +33,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with all files of DenseNet-121, where the plug-in is installed."""
     for suffix in (".onnx", ".int8.onnx", ".qdq.onnx"):
         (tmp_path / f"densenet121{suffix}").write_bytes(b"")
-    monkeypatch.setattr(engine_choice, "is_installed", lambda: True)
+    monkeypatch.setattr(engine_choice, "plugin_obstacle", lambda: "")
     return tmp_path
 
 
@@ -73,11 +73,19 @@ def test_auto_takes_the_cpu_otherwise_and_openvino_is_refused(
             chosen(models, "openvino", **settings)
 
 
-def test_without_the_plug_in_the_cpu_is_taken_and_openvino_is_refused(
-    models: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "vendor", "reason"),
+    [
+        ("onnxruntime_ep_absent", "GenuineIntel", "the plug-in onnxruntime-ep-absent is not installed"),
+        ("onnxruntime", "AuthenticAMD", "the plug-in onnxruntime runs on Intel's CPUs only"),
+    ],
+)
+def test_where_the_plug_in_cannot_run_the_cpu_is_taken_and_openvino_is_refused(
+    models: Path, monkeypatch: pytest.MonkeyPatch, name: str, vendor: str, reason: str
 ) -> None:
-    monkeypatch.setattr(engine_choice, "is_installed", lambda: False)
-    reason = "the plug-in onnxruntime-ep-openvino is not installed"
+    monkeypatch.setattr(engine_choice, "plugin_obstacle", openvino_plugin.obstacle)
+    monkeypatch.setattr(openvino_plugin, "PLUGIN", name)
+    monkeypatch.setattr(openvino_plugin, "cpu_vendor", lambda: vendor)
     assert chosen(models) == EngineChoice("cpu", models / "densenet121.int8.onnx", reason)
     with pytest.raises(ModelError, match=reason):
         chosen(models, "openvino")
@@ -107,7 +115,7 @@ def test_openvinos_file_alone_is_served_on_every_cpu(models: Path, monkeypatch: 
     assert (without_vnni.engine, without_vnni.path) == ("cpu", path)
     assert without_vnni.reason.startswith("the CPU has no VNNI")
     assert chosen(models, "cpu") == EngineChoice("cpu", path, "engine=cpu is set")
-    monkeypatch.setattr(engine_choice, "is_installed", lambda: False)
+    monkeypatch.setattr(engine_choice, "plugin_obstacle", lambda: "it is not installed")
     assert chosen(models).engine == "cpu"
 
 
