@@ -32,7 +32,7 @@ COPY export/ export/
 # export.
 COPY serve/errors.py serve/printable.py serve/
 COPY serve/imaging/ serve/imaging/
-COPY serve/config/regular_file.py serve/config/
+COPY serve/config/cpus.py serve/config/regular_file.py serve/config/
 COPY serve/model/card.py serve/model/features.py serve/model/labels.py serve/model/openvino_plugin.py serve/model/postprocess.py serve/model/
 COPY tests/data/photos/ tests/data/photos/
 COPY imagenet_class_index.json ./
