@@ -1,6 +1,7 @@
 """Sessions on the engine that a model file is made for: onnxruntime's CPU provider, or OpenVINO as its plug-in."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,9 @@ def require_openvino() -> None:
         EngineError: it cannot.
     """
     if obstacle := openvino_plugin.obstacle():
-        raise EngineError(obstacle)
+        raise EngineError(
+            f"{obstacle}; it exists for Linux on x86-64 and Intel's CPUs, and was looked for in {sys.prefix}"
+        )
 
 
 def open_session(model: bytes, threads: int) -> ort.InferenceSession:

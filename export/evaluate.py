@@ -1,7 +1,6 @@
 """Measures a model: its logits on photographs, its accuracy where labels are known, its latency."""
 
 import json
-import platform
 import re
 import statistics
 import time
@@ -17,6 +16,7 @@ from export.console import Progress
 from export.engines import open_session
 from export.files import ROOT
 from export.onnx_graph import Array
+from serve.config.cpus import cpu_features, cpu_model
 from serve.imaging.normalise import to_pixels
 from serve.imaging.preprocess import Preprocessing
 
@@ -200,14 +200,5 @@ def label_of(path: Path, classes: Mapping[str, int]) -> int | None:
 
 def cpu() -> dict[str, Any]:
     """Returns the CPU's model and those of its features that decide which integer kernels run."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    present = set(flags[1].split()) if flags else set()
-    return {
-        "model": model[1] if model else platform.machine(),
-        "features": [feature for feature in _CPU_FEATURES if feature in present],
-    }
+    present = cpu_features()
+    return {"model": cpu_model(), "features": [feature for feature in _CPU_FEATURES if feature in present]}

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from serve.config.cpus import cpu_features, cpu_model
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = ROOT / "benchmarks/results"
 RUNTIME: Final = ROOT / ".venv/runtime/bin/python"
@@ -66,13 +68,10 @@ def usable_cpus() -> int:
 
 def describe_machine() -> dict[str, Any]:
     """The CPU, its features that matter for inference, memory and kernel."""
-    cpuinfo = _read(Path("/proc/cpuinfo"))
-    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    present = set(flags[1].split()) if flags else set()
+    present = cpu_features()
     memory = re.search(r"^MemTotal:\s*(\d+)", _read(Path("/proc/meminfo")), re.MULTILINE)
     return {
-        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
+        "cpu": cpu_model(),
         "features": [
             name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if name in present
         ],

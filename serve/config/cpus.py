@@ -6,6 +6,7 @@ counts as none.
 
 import math
 import os
+import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,17 +64,22 @@ def cgroup_quota(root: Path = _ROOT) -> float | None:
 
 def cpu_features(root: Path = _ROOT) -> frozenset[str]:
     """Returns the names of the CPU's instruction sets, as Linux lists them; none where it does not."""
-    return frozenset(_cpu_entry("flags", root).split())
+    return frozenset((_cpu_entry("flags", root) or _cpu_entry("Features", root)).split())  # the latter on arm64
 
 
 def cpu_vendor(root: Path = _ROOT) -> str:
     """Returns who made the CPU, such as GenuineIntel; empty where Linux does not tell."""
-    return _cpu_entry("vendor_id", root).strip()
+    return _cpu_entry("vendor_id", root)
+
+
+def cpu_model(root: Path = _ROOT) -> str:
+    """Returns the CPU's name, or its architecture where Linux does not tell the name, as on arm64."""
+    return _cpu_entry("model name", root) or platform.machine()
 
 
 def _cpu_entry(name: str, root: Path) -> str:
     lines = (line.partition(":") for line in _lines(root / "proc/cpuinfo"))
-    return next((value for found, _, value in lines if found.strip() == name), "")
+    return next((value.strip() for found, _, value in lines if found.strip() == name), "")
 
 
 def _affinity() -> int:

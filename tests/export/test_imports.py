@@ -9,7 +9,7 @@ import pytest
 from export.files import ROOT
 
 COPIED = [
-    "serve/config/regular_file.py",
+    *(f"serve/config/{name}.py" for name in ("cpus", "regular_file")),
     *(f"serve/model/{name}.py" for name in ("card", "features", "labels", "openvino_plugin", "postprocess")),
 ]
 ALLOWED = {"serve.imaging", "serve.errors", "serve.printable"} | {

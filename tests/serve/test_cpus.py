@@ -1,13 +1,14 @@
 """The CPUs that may be used: affinity, cgroup quotas of both versions, and the setting."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from serve.config.cpus import cgroup_quota, cpu_budget, cpu_features, cpu_vendor
+from serve.config.cpus import cgroup_quota, cpu_budget, cpu_features, cpu_model, cpu_vendor
 from serve.config.settings import ROOT
 
 HERE = len(os.sched_getaffinity(0))
@@ -119,10 +120,13 @@ def test_a_real_affinity_is_followed() -> None:
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout == "1\n"
 
 
-def test_the_cpus_vendor_and_instruction_sets_are_those_that_linux_lists(tmp_path: Path) -> None:
-    assert (cpu_features(tmp_path), cpu_vendor(tmp_path)) == (set(), "")
+def test_the_cpus_name_vendor_and_instruction_sets_are_those_that_linux_lists(tmp_path: Path) -> None:
+    here = platform.machine()
+    assert (cpu_model(tmp_path), cpu_vendor(tmp_path), cpu_features(tmp_path)) == (here, "", set())
     (tmp_path / "proc").mkdir()
-    told = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_vnni amx_int8\nbugs\t: none\n"
+    told = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel\t\t: 143\nmodel name\t: A CPU\nflags\t\t: fpu amx_int8\n"
     (tmp_path / "proc/cpuinfo").write_text(told)
-    assert cpu_features(tmp_path) == {"fpu", "avx512_vnni", "amx_int8"}
-    assert cpu_vendor(tmp_path) == "GenuineIntel"
+    assert (cpu_model(tmp_path), cpu_vendor(tmp_path)) == ("A CPU", "GenuineIntel")
+    assert cpu_features(tmp_path) == {"fpu", "amx_int8"}
+    (tmp_path / "proc/cpuinfo").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")  # arm64
+    assert (cpu_model(tmp_path), cpu_features(tmp_path)) == (here, {"fp", "asimd", "asimddp"})
