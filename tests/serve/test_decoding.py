@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ FRAME, SCAN, END = b"\xff\xc0\x00\x0b\x08", b"\xff\xda\x00\x08\x01", b"\xff\xd9"
 AFTER = b"more"  # after its end; no row of such a JPEG is left out
 
 
+@cache  # drawing one takes seconds
 def photograph(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """Draws noise with the 1/f spectrum of photographs, from a fixed seed.
 

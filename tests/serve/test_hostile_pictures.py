@@ -45,12 +45,17 @@ def pool(fork_server: ForkServer) -> Iterator[DecoderPool]:
     started.close()
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.fixture(scope="module", params=REFUSED)
+def refused(request: pytest.FixtureRequest) -> tuple[bytes, int]:
+    """A hostile image, which may take seconds to make, and the status that it gets."""
+    make, status = REFUSED[request.param]
+    return make(), status
+
+
 def test_a_hostile_image_is_refused_with_its_limit(
-    pool: DecoderPool, name: str, capfd: pytest.CaptureFixture[str]
+    pool: DecoderPool, refused: tuple[bytes, int], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make, status = REFUSED[name]
-    data = make()
+    data, status = refused
     assert len(data) <= 20 * 2**20
     with pytest.raises(RequestError) as refusal:
         pool.decode(data, require_format(data))
@@ -105,10 +110,10 @@ def server() -> Iterator[ServerProcess]:
         yield started
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_the_server_refuses_a_hostile_image_quickly_and_goes_on(server: ServerProcess, name: str) -> None:
-    make, status = REFUSED[name]
-    data = make()
+def test_the_server_refuses_a_hostile_image_quickly_and_goes_on(
+    server: ServerProcess, refused: tuple[bytes, int]
+) -> None:
+    data, status = refused
     tree = ProcessTree(server.process.pid)
     photo = (ROOT / "tests" / "data" / "photos" / "cat.jpg").read_bytes()
     with httpx2.Client(base_url=server.url, timeout=30) as client:

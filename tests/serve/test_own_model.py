@@ -64,22 +64,22 @@ def write_model(path: Path, classes: int, activation: str, ids: bool) -> tuple[n
     return logits, entries
 
 
-@pytest.fixture(scope="module", params=[2, 3, 20_000])
-def classes(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+# Every pair of a number of classes, an activation, and ids or none.
+PAIRS = [
+    (2, "softmax", True),
+    (2, "sigmoid", False),
+    (3, "softmax", True),
+    (3, "sigmoid", False),
+    (20_000, "softmax", False),
+    (20_000, "sigmoid", True),
+]
 
 
-@pytest.fixture(scope="module", params=["softmax", "sigmoid"])
-def activation(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module", params=[True, False], ids=["ids", "no ids"])
-def own(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, classes: int, activation: str
-) -> Iterator[Own]:
+@pytest.fixture(scope="module", params=PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}-{'ids' if pair[2] else 'no ids'}")
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+    classes, activation, ids = request.param
     path = tmp_path_factory.mktemp("own") / "mine.onnx"
-    logits, entries = write_model(path, classes, activation, request.param)
+    logits, entries = write_model(path, classes, activation, ids)
     config = Config(model=str(path), allowed_hosts=("*",))
     classifier = load_classifier(config)
     with TestClient(create_app(config, classifier)) as client:
