@@ -25,6 +25,8 @@ _WNID: Final = re.compile(r"(n\d{8})[_.]")
 _AFTER_LABEL: Final = re.compile(r"[_.\- ]")
 _CPU_FEATURES: Final = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 _ROUNDS: Final = 12
+_FEWEST_ROUNDS: Final = 4
+_SECONDS: Final = 8.0  # after which no further round begins, because a slow CPU needs no more than the fewest
 _UNTIMED: Final = 3  # the first runs after another session's find cold caches and sleeping threads
 _TIMED: Final = 8
 
@@ -161,7 +163,10 @@ def measure_latency(models: Mapping[str, bytes], side: int, threads: int) -> dic
     pixels = noise.integers(0, 256, (1, side, side, 3), np.uint8)
     images = {name: pixels if takes_pixels(session) else floats for name, session in sessions.items()}
     times: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(_ROUNDS):
+    until = time.monotonic() + _SECONDS
+    for done in range(_ROUNDS):
+        if done >= _FEWEST_ROUNDS and time.monotonic() > until:
+            break
         for name, session in sessions.items():
             time.sleep(0.05)  # the other session's threads stop spinning meanwhile
             for position in range(_UNTIMED + _TIMED):

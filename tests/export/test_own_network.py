@@ -307,10 +307,9 @@ def test_the_calibration_error_is_the_gap_between_confidence_and_accuracy() -> N
     assert MIN_LABELLED >= 50
 
 
-@pytest.mark.parametrize("name", ["densenet161", "densenet201"])  # the widest and the deepest
-def test_the_larger_densenets_are_quantized_by_the_same_passes(name: str) -> None:
+def test_the_widest_densenet_is_quantized_by_the_same_passes() -> None:
     """On small images, with random weights; the rewritten graph must give the fp32 graph's logits."""
-    whole = ARCHITECTURES[name]
+    whole = ARCHITECTURES["densenet161"]
     network = untrained(replace(whole, preprocessing=replace(whole.preprocessing, resize=64, crop=64)), images=4)
     calibration = Calibration("patterns", dict.fromkeys("abcd", ""), None)
     calibrate(network.model, network.calibration_batches, calibration, lambda done, total: None)
