@@ -61,7 +61,10 @@ class HandlerRoute(Route):
         self._allowed = sorted(self.methods or ())
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        return super().matches(scope) if scope.get("path", "").isprintable() else (Match.NONE, {})
+        match, more = super().matches(scope)
+        if match is not Match.NONE and not scope["path"].isprintable():
+            return Match.NONE, {}
+        return match, more
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope[EXCHANGE]
